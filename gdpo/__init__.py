@@ -1,0 +1,45 @@
+"""GDPO-SR: one-step diffusion super-resolution with group preferences. The public names, loaded on first use."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gdpo.data.degrade import degrade
+    from gdpo.model.naosd import NAOSD
+    from gdpo.preference.objectives import gdpo_loss
+    from gdpo.pretrain.vsd import fake_score_loss, vsd_loss
+    from gdpo.rewards.attribute_aware import attribute_aware_reward, group_advantage
+    from gdpo.rewards.complexity import detail_share
+    from gdpo.upscale.color import adain_color_fix, wavelet_color_fix
+
+# Importing torch and diffusers takes seconds; `gdpo-sr --help` must not.
+_HOME = {
+    "NAOSD": "gdpo.model.naosd",
+    "adain_color_fix": "gdpo.upscale.color",
+    "attribute_aware_reward": "gdpo.rewards.attribute_aware",
+    "degrade": "gdpo.data.degrade",
+    "detail_share": "gdpo.rewards.complexity",
+    "fake_score_loss": "gdpo.pretrain.vsd",
+    "gdpo_loss": "gdpo.preference.objectives",
+    "group_advantage": "gdpo.rewards.attribute_aware",
+    "vsd_loss": "gdpo.pretrain.vsd",
+    "wavelet_color_fix": "gdpo.upscale.color",
+}
+__all__ = [
+    "NAOSD",
+    "adain_color_fix",
+    "attribute_aware_reward",
+    "degrade",
+    "detail_share",
+    "fake_score_loss",
+    "gdpo_loss",
+    "group_advantage",
+    "vsd_loss",
+    "wavelet_color_fix",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'gdpo' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)

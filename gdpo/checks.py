@@ -1,0 +1,54 @@
+"""Argument checks that several rooms share: each raises a `ValueError` of one line that names the argument.
+
+Shapes: B batch, C channels, H height, W width.
+"""
+
+import math
+
+import torch
+
+RANGE_TOLERANCE = 1e-6  # what pyiqa allows too: the last bit of a clamp in another precision
+
+
+def check_tensor(name: str, tensor: object, shape: str) -> torch.Tensor:
+    """Return `tensor` if it is a finite floating-point tensor with one dimension per letter of `shape`, none empty."""
+    found = _check_kind(name, tensor, shape)
+    _limits(name, found)
+    return found
+
+
+def _check_kind(name: str, tensor: object, shape: str) -> torch.Tensor:
+    if not isinstance(tensor, torch.Tensor):
+        raise ValueError(f"{name} must be a torch.Tensor of shape {shape}, got {type(tensor).__name__}")
+    if tensor.ndim != len(shape) or 0 in tensor.shape:
+        raise ValueError(f"{name} must have shape {shape} and no empty dimension, got {tuple(tensor.shape)}")
+    if not tensor.is_floating_point():
+        raise ValueError(f"{name} must be a floating-point tensor, got {tensor.dtype}")
+    return tensor
+
+
+def _limits(name: str, tensor: torch.Tensor) -> tuple[float, float]:
+    """Least and greatest value, in one pass that also finds NaN."""
+    least, most = (float(end) for end in torch.aminmax(tensor.detach()))
+    if not math.isfinite(least) or not math.isfinite(most):
+        raise ValueError(f"{name} has values that are NaN or infinite")
+    return least, most
+
+
+def check_image(name: str, image: object, low: float = 0.0, high: float = 1.0) -> torch.Tensor:
+    """Return `image` if it is a finite floating-point RGB batch BCHW (C = 3) with values in [low, high]."""
+    tensor = _check_kind(name, image, "BCHW")
+    if tensor.shape[1] != 3:
+        raise ValueError(f"{name} must have 3 channels (RGB) in shape BCHW, got {tuple(tensor.shape)}")
+    least, most = _limits(name, tensor)
+    if least < low - RANGE_TOLERANCE or most > high + RANGE_TOLERANCE:
+        raise ValueError(f"{name} must lie in [{low:g}, {high:g}], got values from {least:.6g} to {most:.6g}")
+    return tensor
+
+
+def check_same_shape(name: str, tensor: torch.Tensor, other_name: str, other: torch.Tensor) -> None:
+    """Raise unless both tensors have the same shape."""
+    if tensor.shape != other.shape:
+        raise ValueError(
+            f"{name} and {other_name} must have the same shape, got {tuple(tensor.shape)} and {tuple(other.shape)}"
+        )

@@ -1,0 +1,243 @@
+"""The pipeline's configuration: one frozen, strict model per section of `params.yaml`.
+
+An unknown key, a wrong type or a value out of range is one error that names the key. A profile (profiles/*.yaml) is a set
+of values over params.yaml; nothing in the code asks which profile it is. docs/fidelity.md says where each value comes from.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Timestep = Annotated[int, Field(ge=0, le=999)]
+ColorFix = Literal["none", "adain", "wavelet"]
+Precision = Literal["fp32", "bf16"]
+
+
+def _ordered(pair: list[float]) -> list[float]:
+    if pair[0] > pair[1]:
+        raise ValueError(f"the lower end {pair[0]} lies above the upper end {pair[1]}")
+    return pair
+
+
+def _sums_to_one(shares: list[float]) -> list[float]:
+    if abs(sum(shares) - 1) > 1e-6 or min(shares) < 0:
+        raise ValueError(f"must be probabilities that add up to 1, got {shares}")
+    return shares
+
+
+def _positive(pair: list[float]) -> list[float]:
+    if pair[0] <= 0:
+        raise ValueError(f"must lie above 0, got {pair}")
+    return pair
+
+
+def _around_one(pair: list[float]) -> list[float]:
+    if not 0 < pair[0] <= 1 <= pair[1]:
+        raise ValueError(f"must go from a scale in (0, 1] to a scale of 1 or more, got {pair}")
+    return pair
+
+
+def _jpeg_quality(pair: list[float]) -> list[float]:
+    if pair[0] < 1 or pair[1] > 100:
+        raise ValueError(f"must lie in 1..100, got {pair}")
+    return pair
+
+
+def _odd(sizes: list[int]) -> list[int]:
+    if any(size < 1 or size % 2 == 0 for size in sizes):
+        raise ValueError(f"must be odd and positive, got {sizes}")
+    return sizes
+
+
+Range = Annotated[list[float], Field(min_length=2, max_length=2), AfterValidator(_ordered)]
+Above = Annotated[Range, AfterValidator(_positive)]
+AroundOne = Annotated[Range, AfterValidator(_around_one)]
+Quality = Annotated[Range, AfterValidator(_jpeg_quality)]
+OddSizes = Annotated[list[int], Field(min_length=1), AfterValidator(_odd)]
+Three = Annotated[list[float], Field(min_length=3, max_length=3), AfterValidator(_sums_to_one)]
+Six = Annotated[list[float], Field(min_length=6, max_length=6), AfterValidator(_sums_to_one)]
+
+
+class Section(BaseModel):
+    """What all sections share: frozen, no unknown keys, no silent type conversion."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Model(Section):
+    """The base model and the one-step forward pass (paper Eqs. 3-4)."""
+
+    base: str = Field(description="folder of the base model in diffusers layout")
+    t_add: Timestep = Field(250, description="timestep at which noise is added to z_LR")
+    t_diff: Timestep = Field(100, description="timestep the UNet is told, and at which x0 is predicted")
+    prompt: str = Field("clean, high-resolution, 8k,", description="appended to the tags at inference")
+    negative_prompt: str = Field(description="the unconditional side of guidance in VSD")
+
+
+class Stage(Section):
+    """The first order of the degradation (Real-ESRGAN; defaults: the values shipped with the GDPO release)."""
+
+    blur_prob: Share = 1.0
+    sinc_prob: Share = 0.1
+    blur_sigma: Above = [0.2, 3.0]
+    resize_prob: Three = Field([0.2, 0.7, 0.1], description="probabilities of up, down, keep")
+    resize_range: AroundOne = [0.3, 1.5]
+    gaussian_noise_prob: Share = Field(0.5, description="otherwise Poisson noise")
+    noise_range: Above = Field([1.0, 15.0], description="sigma of Gaussian noise, in 1/255")
+    poisson_scale_range: Above = [0.05, 2.0]
+    gray_noise_prob: Share = 0.4
+    jpeg_range: Quality = Field([60.0, 95.0], description="JPEG quality, rounded to a whole number when drawn")
+
+
+class SecondStage(Stage):
+    """The second order: its own defaults, so that setting one key leaves the others as released."""
+
+    blur_prob: Share = 0.5
+    blur_sigma: Above = [0.2, 1.5]
+    resize_prob: Three = [0.3, 0.4, 0.3]
+    resize_range: AroundOne = [0.6, 1.2]
+    noise_range: Above = [1.0, 12.0]
+    poisson_scale_range: Above = [0.05, 1.0]
+    jpeg_range: Quality = Field([60.0, 100.0], description="quality of the last JPEG")
+
+
+class Degradation(Section):
+    """Second-order degradation; defaults: the values shipped with the GDPO release, milder than Real-ESRGAN's."""
+
+    scale: Count = 4
+    kernel_sizes: OddSizes = [7, 9, 11, 13, 15, 17, 19, 21]
+    kernel_prob: Six = Field(
+        [0.45, 0.25, 0.12, 0.03, 0.12, 0.03], description="iso, aniso, generalized iso/aniso, plateau iso/aniso"
+    )
+    betag_range: AroundOne = [0.5, 4.0]
+    betap_range: AroundOne = [1.0, 2.0]
+    final_sinc_prob: Share = 0.8
+    second_prob: Share = 1.0
+    first: Stage = Stage()
+    second: SecondStage = SecondStage()
+
+
+class Degrade(Section):
+    """Stage `degrade`: photographs -> LR-HR pairs in Parquet shards."""
+
+    train: str = Field(description="a folder of photographs, or `scikit-image` for the ones that ship inside it")
+    evaluation: str = Field(description="the same for held-out photographs")
+    crop: Count = Field(512, description="side of a training HR patch in pixels, a multiple of 32")
+    stride: Count = Field(64, description="step of the sliding window")
+    evaluation_crop: Count = Field(512, description="side of an evaluation HR image; photographs are cut into tiles")
+    max_failures: Share = Field(0.02, description="share of unreadable or unusable photographs that stops the stage")
+    shard_mb: Positive = Field(192.0, description="upper size of one shard in MB")
+    degradation: Degradation = Degradation()
+
+
+class Lora(Section):
+    """LoRA on the base (released: rank 4, alpha 8, hence scaling 2)."""
+
+    rank: Count = 4
+    alpha: Count = 8
+
+
+class Optimizer(Section):
+    """AdamW with betas 0.9, 0.999 and epsilon 1e-8 (released code)."""
+
+    lr: Positive = 5e-5
+    schedule: Literal["constant", "cosine"] = Field("constant", description="cosine: one half cycle down to 0")
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    clip: Positive = Field(1.0, description="gradient-norm clip")
+
+
+class Pretrain(Section):
+    """Stage `pretrain`: NAOSD = LoRA on UNet and VAE encoder, pixel + perceptual + VSD (paper Eq. 5)."""
+
+    init: str | None = Field(None, description="model folder whose adapters start the run; None: fresh LoRA")
+    lora: Lora = Lora()
+    steps: Count = 35000
+    batch: Count = 16
+    optimizer: Optimizer = Optimizer()
+    pixel: Literal["mse", "l1"] = Field("mse", description="the paper prints L1, the release computes MSE")
+    lambda_pixel: Annotated[float, Field(ge=0)] = 1.0
+    perceptual: Literal["lpips-vgg", "structure"] = Field(
+        "lpips-vgg", description="`structure` (1 - SSIM over scales, and gradients) needs no downloaded weights"
+    )
+    lambda_perceptual: Annotated[float, Field(ge=0)] = 2.0
+    lambda_vsd: Annotated[float, Field(ge=0)] = 1.0
+    guidance: Positive = Field(7.5, description="classifier-free guidance of the real score")
+    vsd_t_range: list[int] = Field([20, 500], description="timesteps of the VSD loss, upper end excluded")
+    precision: Precision = "bf16"
+    checkpoint_every: Count = 500
+
+
+class Select(Section):
+    """Stage `select`: the training patches worth a rollout, with a score and a reason for every patch."""
+
+    count: Count = 120000
+    score: Literal["musiq", "niqe"] = Field("musiq", description="no-reference score of the HR patch that ranks")
+    min_detail: Share = Field(0.1, description="least detail share of the HR patch")
+    max_per_photo: Count = Field(20, description="quota per photograph")
+    min_hash_distance: Annotated[int, Field(ge=0, le=64)] = Field(
+        4, description="patches whose 64-bit perceptual hashes differ in fewer bits are near-duplicates"
+    )
+
+
+class Rollout(Section):
+    """Stage `rollout`: G candidates per LR image by the frozen reference, every metric of each."""
+
+    group: Annotated[int, Field(ge=2)] = Field(6, description="G, candidates per LR image")
+    fidelity: list[str] = Field(["psnr_y"], description="full-reference metrics of the reward")
+    perception: list[str] = Field(["musiq", "maniqa_koniq"], description="no-reference metrics of the reward")
+    color_fix: ColorFix = Field("none", description="colour correction before scoring")
+    grayscale: Literal["bt601", "released"] = Field("released", description="luma weights of the complexity map")
+    noises: Count = Field(1, description="noise draws per candidate whose reference error is stored")
+    noise: Literal["own", "shared"] = Field("own", description="shared: one noise for all members of a group")
+    target: Literal["added", "consistent"] = Field(
+        "added",
+        description="what eps_hat is compared with: the added noise (release), or the one that returns x0 at t_diff",
+    )
+    batch: Count = Field(8, description="candidates per forward pass")
+    precision: Precision = "bf16"
+
+
+class Finetune(Section):
+    """Stage `finetune`: GDPO on the rollouts (paper Eqs. 7-9)."""
+
+    lora: Lora = Lora()
+    steps: Count = 1500
+    batch: Count = Field(8, description="groups per optimiser step")
+    optimizer: Optimizer = Optimizer()
+    omega: Positive = Field(5000.0, description="the loss multiplies by omega / 2, on the mean squared noise error")
+    precision: Precision = "bf16"
+    checkpoint_every: Count = 10
+
+
+class Evaluate(Section):
+    """Stage `evaluate`: bicubic, NAOSD, GDPO-SR and the shuffled-advantage control on held-out photographs."""
+
+    noises: Annotated[int, Field(ge=2)] = Field(8, description="noise seeds per image, the same for every model")
+    metrics: list[str] = ["psnr_y", "ssim_y", "musiq", "maniqa_koniq"]
+    color_fix: ColorFix = "adain"
+    batch: Count = 4
+    precision: Precision = "bf16"
+
+
+class Config(Section):
+    """All of params.yaml."""
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    model: Model
+    degrade: Degrade
+    pretrain: Pretrain
+    select: Select
+    rollout: Rollout
+    finetune: Finetune
+    evaluate: Evaluate
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "Config":
+        for key in ("crop", "evaluation_crop"):
+            side = getattr(self.degrade, key)
+            if side % (8 * self.degrade.degradation.scale):
+                raise ValueError(f"degrade.{key} must be a multiple of {8 * self.degrade.degradation.scale}, got {side}")
+        return self

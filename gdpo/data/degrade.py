@@ -1,0 +1,115 @@
+"""Second-order degradation: a sharp patch -> its low-resolution image, in two steps that can be told apart.
+
+    draw    config, generator -> parameters (plain JSON; stored with the pair)
+    apply   sharp image, parameters -> low-resolution image; the same bytes every time
+
+    first   blur -> resize -> noise -> JPEG
+    second  [blur] -> resize to H/4 s -> noise
+    final   resize to H/4, [sinc], then JPEG; or JPEG, then resize and sinc
+
+Source: Real-ESRGAN, with the values of the GDPO release as defaults (gdpo/config.py). The release enlarges the result
+back to full size by a random mode; that mode is drawn here too ("enlarge"), and applied when a pair is used
+(`enlarge` in gdpo/data/shards.py).
+"""
+
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from gdpo.config import Degradation, Stage
+from gdpo.data.kernels import Draw, between, draw_final_sinc, draw_kernel, kernel, pick
+from gdpo.data.operations import MODES, blur, gaussian_noise, jpeg, poisson_noise, resize_by, resize_to, to_levels
+from gdpo.training import numpy_generator
+
+Image = TypeVar("Image", np.ndarray, torch.Tensor)
+
+
+def degrade(hr_CHW: Image, config: Degradation, rng: np.random.Generator) -> Image:
+    """Degrade one image: `apply(hr_CHW, draw(config, rng))`.
+
+    hr_CHW: float (3, H, W) in [0, 1], array or tensor. Returns the same kind, (3, H // scale, W // scale) and at least
+    one pixel, in [0, 1] on 8-bit levels. ValueError if there are not three channels.
+    """
+    return apply(hr_CHW, draw(config, rng))
+
+
+def draw(config: Degradation, rng: np.random.Generator) -> Draw:
+    """Everything random about one degradation, as plain JSON values."""
+    drawn: Draw = {"scale": config.scale, "first": _draw_stage(config, config.first, rng)}
+    drawn["first"]["jpeg"] = _draw_quality(config.first, rng)
+    drawn["second"] = _draw_stage(config, config.second, rng) if rng.random() < config.second_prob else None
+    drawn["final"] = {
+        "jpeg_last": bool(rng.random() < 0.5),
+        "mode": MODES[rng.integers(3)],
+        "sinc": draw_final_sinc(config, rng),
+        "jpeg": _draw_quality(config.second, rng),
+    }
+    drawn["enlarge"] = MODES[rng.integers(3)]
+    return drawn
+
+
+def _draw_stage(config: Degradation, stage: Stage, rng: np.random.Generator) -> Draw:
+    blurred = rng.random() < stage.blur_prob
+    return {
+        "blur": draw_kernel(config, stage, rng) if blurred else None,
+        "resize": _draw_resize(stage, rng),
+        "noise": _draw_noise(stage, rng),
+    }
+
+
+def _draw_resize(stage: Stage, rng: np.random.Generator) -> Draw:
+    low, high = stage.resize_range
+    direction = pick(rng, ("up", "down", "keep"), stage.resize_prob)
+    scale = {"up": rng.uniform(1, high), "down": rng.uniform(low, 1), "keep": 1.0}[direction]
+    return {"scale": scale, "mode": MODES[rng.integers(3)]}
+
+
+def _draw_noise(stage: Stage, rng: np.random.Generator) -> Draw:
+    """The kind and strength of the noise, and the seed its values come from."""
+    gaussian = rng.random() < stage.gaussian_noise_prob
+    return {
+        "kind": "gaussian" if gaussian else "poisson",
+        "strength": between(rng, stage.noise_range if gaussian else stage.poisson_scale_range),
+        "gray": bool(rng.random() < stage.gray_noise_prob),
+        "seed": int(rng.integers(2**62)),
+    }
+
+
+def _draw_quality(stage: Stage, rng: np.random.Generator) -> int:
+    return round(between(rng, stage.jpeg_range))
+
+
+def apply(hr_CHW: Image, drawn: Draw) -> Image:
+    """The low-resolution image of drawn parameters; shapes and ranges as in `degrade`."""
+    if hr_CHW.ndim != 3 or hr_CHW.shape[0] != 3:
+        raise ValueError(f"expected an image of shape (3, H, W), got {tuple(hr_CHW.shape)}")
+    hr = hr_CHW.detach().cpu().numpy() if isinstance(hr_CHW, torch.Tensor) else hr_CHW
+    lr = low_resolution(np.ascontiguousarray(hr.transpose(1, 2, 0), dtype=np.float32), drawn)
+    lr_CHW = np.ascontiguousarray(lr.transpose(2, 0, 1)) / np.float32(255)
+    return torch.from_numpy(lr_CHW).to(hr_CHW) if isinstance(hr_CHW, torch.Tensor) else lr_CHW
+
+
+def low_resolution(hr: np.ndarray, drawn: Draw) -> np.ndarray:
+    """`apply` on float32 (H, W, 3) in [0, 1]; returns uint8 (H // scale, W // scale, 3), at least one pixel."""
+    height, width = (max(1, side // drawn["scale"]) for side in hr.shape[:2])
+    first, second, final = drawn["first"], drawn["second"], drawn["final"]
+    image = blur(hr, kernel(first["blur"])) if first["blur"] else hr
+    image = resize_by(image, first["resize"]["scale"], first["resize"]["mode"])
+    image = jpeg(_noisy(image, first["noise"]), first["jpeg"])
+    if second:
+        image = blur(image, kernel(second["blur"])) if second["blur"] else image
+        # The release takes int(H / 4 s) of the exact quarter, before it is rounded.
+        scale = second["resize"]["scale"] / drawn["scale"]
+        size = (max(1, int(hr.shape[0] * scale)), max(1, int(hr.shape[1] * scale)))
+        image = _noisy(resize_to(image, size, second["resize"]["mode"]), second["noise"])
+    image = jpeg(image, final["jpeg"]) if not final["jpeg_last"] else image
+    image = resize_to(image, (height, width), final["mode"])
+    image = blur(image, kernel(final["sinc"])) if final["sinc"] else image
+    image = jpeg(image, final["jpeg"]) if final["jpeg_last"] else image
+    return to_levels(image)
+
+
+def _noisy(image: np.ndarray, noise: Draw) -> np.ndarray:
+    add = gaussian_noise if noise["kind"] == "gaussian" else poisson_noise
+    return add(image, noise["strength"], noise["gray"], numpy_generator(noise["seed"], "noise"))

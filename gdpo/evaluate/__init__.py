@@ -1,0 +1,1 @@
+"""Evaluation on held-out photographs: scores, statistics over images, tables."""

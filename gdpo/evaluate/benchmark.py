@@ -1,0 +1,120 @@
+"""Held-out evaluation: every model on the same photographs with the same noises, scored on what a user would save.
+
+    input     the LR image enlarged bicubically to the size of the HR image; it is also the first row, `bicubic`
+    outputs   N per image and model, noise n drawn from key (seed, "evaluate", pair id, n): the same for every model
+    scores    of the output rounded to 8 bits, against the HR image
+    reward    s' = +-(s - mean_n s_NAOSD) / sigma_NAOSD   for each metric, + where higher is better
+              R  = (1 - d) mean(fidelity s') + d mean(perception s')   with d the detail share of the HR image
+
+The attribute-aware reward of training is min-max normalised inside a group of candidates: it ranks the members of one
+group and cannot compare the groups of two models. Here the paper's weights stay, and the group's minimum and maximum
+give way to NAOSD's statistics: its mean over noises of that image, and its within-image standard deviation of that
+metric, pooled over all images. So NAOSD's mean reward is 0 by construction, and the unit is that standard deviation.
+
+Legend: B C H W batch, channels, height, width; I images; N noises.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from gdpo.data.shards import Pair, enlarge
+from gdpo.evaluate.statistics import Array, Scores, within_image_std
+from gdpo.images import to_tensor
+from gdpo.rewards.attribute_aware import attribute_aware_reward, group_advantage
+from gdpo.rewards.metrics import higher_is_better, score
+
+BASELINE, REFERENCE = "bicubic", "naosd"
+MODELS = (REFERENCE, "gdpo", "control")
+PAIRS = (("gdpo", "naosd"), ("control", "naosd"), ("gdpo", "control"), ("naosd", "bicubic"))
+REWARD = "reward"
+
+Key = tuple[int | str, ...]
+Upscaler = Callable[[torch.Tensor, list[Key]], torch.Tensor]  # (lr_up_BCHW in [0, 1], B keys) -> image_BCHW in [0, 1]
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """One held-out image: uint8 outputs (N, H, W, C) and scores {metric: (N,)} by model, the baseline's with N = 1."""
+
+    outputs: dict[str, np.ndarray]
+    scores: dict[str, dict[str, Array]]
+
+
+def noise_keys(seed: int, pair_id: str, noises: int) -> list[Key]:
+    """The generator keys of an image's noises: a model's name is no part of them."""
+    return [(seed, "evaluate", pair_id, noise) for noise in range(noises)]
+
+
+def _eight_bit(image_BCHW: torch.Tensor) -> np.ndarray:
+    levels = (image_BCHW.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
+    return levels.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def _scores(metrics: Sequence[str], output_BHWC: np.ndarray, hr_CHW: torch.Tensor) -> dict[str, Array]:
+    image_BCHW = torch.stack([to_tensor(output) for output in output_BHWC])
+    values = score(list(metrics), image_BCHW, hr_CHW.expand_as(image_BCHW))
+    return {metric: values[metric].double().cpu().numpy() for metric in metrics}
+
+
+def evaluate_image(
+    pair: Pair, upscalers: Mapping[str, Upscaler], metrics: Sequence[str], *, seed: int, noises: int, batch: int
+) -> ImageResult:
+    """Outputs and scores of the bicubic baseline and of every model on one pair; `batch` outputs at a time."""
+    height, width = pair.hr.shape[:2]
+    bicubic = enlarge(pair.lr, (height, width), "bicubic")
+    keys = noise_keys(seed, pair.id, noises)
+    outputs = {BASELINE: bicubic[None]}
+    for name, upscale in upscalers.items():
+        parts = [keys[start : start + batch] for start in range(0, noises, batch)]
+        lr_up_CHW = to_tensor(bicubic)
+        outputs[name] = np.concatenate([_eight_bit(upscale(lr_up_CHW.expand(len(part), -1, -1, -1), part)) for part in parts])
+    hr_CHW = to_tensor(pair.hr)
+    return ImageResult(outputs, {name: _scores(metrics, output, hr_CHW) for name, output in outputs.items()})
+
+
+def stack(results: Sequence[Mapping[str, Mapping[str, Array]]]) -> Scores:
+    """Per-image scores {model: {metric: (N,)}} -> {model: {metric: (I, N)}}."""
+    return {
+        model: {metric: np.stack([result[model][metric] for result in results]) for metric in metrics}
+        for model, metrics in results[0].items()
+    }
+
+
+def rewards(scores: Scores, detail_share_I: Array, fidelity: Sequence[str], perception: Sequence[str]) -> dict[str, Array]:
+    """The reward of every output, {model: (I, N)}, as the module docstring defines it.
+
+    A metric in which NAOSD has no spread at all has no unit and counts 0.
+    """
+
+    def normalised(model: str, metric: str) -> Array:
+        reference_IN = scores[REFERENCE][metric]
+        unit = within_image_std(reference_IN)
+        if unit == 0:
+            return np.zeros_like(scores[model][metric])
+        sign = 1.0 if higher_is_better(metric) else -1.0
+        shifted: Array = scores[model][metric] - reference_IN.mean(axis=1, keepdims=True)
+        return sign / unit * shifted
+
+    def mean(model: str, metrics: Sequence[str]) -> Array:
+        total: Array = sum((normalised(model, metric) for metric in metrics), np.zeros(1))
+        return total / len(metrics)
+
+    detail_I1 = np.asarray(detail_share_I, dtype=np.float64)[:, None]
+    return {model: (1 - detail_I1) * mean(model, fidelity) + detail_I1 * mean(model, perception) for model in scores}
+
+
+def group_scores(
+    values: Mapping[str, Array], detail_share: float, fidelity: Sequence[str], perception: Sequence[str]
+) -> tuple[list[float], list[float]]:
+    """One image's N outputs as a group of training: (attribute-aware rewards, advantages), one of each per output."""
+
+    def oriented(metrics: Sequence[str]) -> torch.Tensor:
+        rows = [values[metric] if higher_is_better(metric) else -values[metric] for metric in metrics]
+        return torch.from_numpy(np.stack(rows, axis=-1))[None]
+
+    share = torch.tensor([detail_share], dtype=torch.float64)
+    reward_BG = attribute_aware_reward(oriented(fidelity), oriented(perception), share)
+    return reward_BG[0].tolist(), group_advantage(reward_BG)[0].tolist()

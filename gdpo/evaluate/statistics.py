@@ -1,0 +1,135 @@
+"""Statistics of an evaluation: the image is the unit, noises are repeated measurements of it.
+
+    mean       average over images of the mean over noises; its standard error is over images
+    spread     sqrt(mean over images of the variance over noises): what one more noise changes
+    difference of two models: per image, mean over noises of a minus that of b; t interval and two-sided p over images
+
+Scores are (I, N) arrays: I images, N noises of one model and one metric. Averaging over noises before anything else
+keeps N noises of one photograph from passing for N photographs. Tiles of one photograph still count one by one: who
+reports these intervals says how many photographs they come from.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+Array = npt.NDArray[np.float64]
+Scores = dict[str, dict[str, Array]]  # model -> metric -> (I, N)
+
+LEVEL = 0.01  # a difference with p below this is called; everything else is "not significant"
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over images and its standard error (NaN with fewer than two images)."""
+
+    mean: float
+    standard_error: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A paired difference a - b over images: mean, standard error, t interval, two-sided p (NaN below two images)."""
+
+    mean: float
+    standard_error: float
+    low: float
+    high: float
+    p: float
+
+
+def _checked(scores_IN: Array) -> Array:
+    if scores_IN.ndim != 2 or not scores_IN.size:
+        raise ValueError(f"scores must be a filled (images, noises) array, got shape {scores_IN.shape}")
+    if not np.isfinite(scores_IN).all():
+        raise ValueError("scores hold a NaN or an infinity; no mean can be taken")
+    return scores_IN
+
+
+def mean_over_images(scores_IN: Array) -> Mean:
+    """Mean and standard error over the I images of the mean over the N noises."""
+    image_means = _checked(scores_IN).mean(axis=1)
+    count = len(image_means)
+    error = float(image_means.std(ddof=1)) / math.sqrt(count) if count > 1 else math.nan
+    return Mean(float(image_means.mean()), error)
+
+
+def within_image_std(scores_IN: Array) -> float:
+    """Standard deviation over noises, pooled over images: sqrt(mean_i var_i), unbiased variances; 0 with one noise."""
+    _checked(scores_IN)
+    if scores_IN.shape[1] < 2:
+        return 0.0
+    return float(math.sqrt(scores_IN.var(axis=1, ddof=1).mean()))
+
+
+def paired_difference(a_IN: Array, b_IM: Array) -> Difference:
+    """a - b, paired by image; noise counts may differ (a baseline without noise has one).
+
+    The interval and p are Student's with I - 1 degrees of freedom. Where all images differ by the same, p is 0, or 1
+    if that is no difference.
+    """
+    if len(_checked(a_IN)) != len(_checked(b_IM)):
+        raise ValueError(f"paired scores need the same images, got {len(a_IN)} and {len(b_IM)}")
+    differences = a_IN.mean(axis=1) - b_IM.mean(axis=1)
+    mean, count = float(differences.mean()), len(differences)
+    if count < 2:
+        return Difference(mean, math.nan, math.nan, math.nan, math.nan)
+    error = float(differences.std(ddof=1)) / math.sqrt(count)
+    if error == 0:
+        return Difference(mean, 0.0, mean, mean, 0.0 if mean else 1.0)
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * error
+    p = 2 * float(stats.t.sf(abs(mean) / error, count - 1))
+    return Difference(mean, error, mean - half, mean + half, p)
+
+
+def verdict(difference: Difference, higher_is_better: bool) -> str:
+    """`better` or `worse` (model a against b) when p < 0.01, otherwise `not significant`."""
+    if not difference.p < LEVEL:  # NaN, too
+        return "not significant"
+    return "better" if (difference.mean > 0) == higher_is_better else "worse"
+
+
+def _json(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _difference_row(scores: Scores, a: str, b: str, metric: str, higher: bool, unit: float) -> dict[str, Any]:
+    difference = paired_difference(scores[a][metric], scores[b][metric])
+    numbers = {key: _json(value) for key, value in vars(difference).items()}
+    effect = difference.mean / unit if unit else None
+    return {
+        "pair": f"{a}-{b}", "a": a, "b": b, "metric": metric, **numbers,
+        "effect": effect, "verdict": verdict(difference, higher),
+    }  # fmt: skip
+
+
+def summarise(
+    scores: Scores, higher_is_better: Mapping[str, bool], pairs: Sequence[tuple[str, str]], *, unit_of: str
+) -> dict[str, Any]:
+    """Means, spreads and paired differences of every metric, as plain JSON values (NaN becomes null).
+
+    `effect` of a difference is its mean in units of the within-image standard deviation of model `unit_of`.
+    """
+    units = {metric: within_image_std(values) for metric, values in scores[unit_of].items()}
+    models = {
+        model: {
+            metric: {
+                **{key: _json(value) for key, value in vars(mean_over_images(values)).items()},
+                "within_image_std": within_image_std(values),
+            }
+            for metric, values in metrics.items()
+        }
+        for model, metrics in scores.items()
+    }
+    differences = [
+        _difference_row(scores, a, b, metric, higher_is_better[metric], units[metric])
+        for a, b in pairs
+        for metric in scores[unit_of]
+    ]
+    return {"models": models, "differences": differences}

@@ -1,0 +1,172 @@
+"""Tables of an evaluation: one source for Markdown, CSV, HTML and plain text.
+
+    models_table(summary)        rows models, columns metrics: mean +- standard error over images, the best in bold
+    differences_table(summary)   rows comparison x metric: difference, interval, p, effect, verdict
+
+`summary` is what the evaluate stage writes to summary.json.
+"""
+
+import csv
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+LABELS = {"bicubic": "Bicubic", "naosd": "NAOSD", "gdpo": "GDPO-SR", "control": "Control"}
+METRIC_LABELS = {
+    "psnr_y": "PSNR-Y", "ssim_y": "SSIM-Y", "ms_ssim": "MS-SSIM", "gmsd": "GMSD", "vif": "VIF", "niqe": "NIQE",
+    "piqe": "PIQE", "entropy": "Entropy", "musiq": "MUSIQ", "maniqa_koniq": "MANIQA", "maniqa_pipal": "MANIQA (PIPAL)",
+    "lpips_alex": "LPIPS", "dists": "DISTS", "clipiqa": "CLIPIQA", "reward": "Reward",
+}  # fmt: skip
+
+Summary = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell: its text, the number to sort by (None: sort by text), and whether it is the best of its column."""
+
+    text: str
+    value: float | None = None
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A caption, column headings and rows of cells; the first column names the row."""
+
+    caption: str
+    header: list[str]
+    rows: list[list[Cell]]
+
+
+def number(value: float | None, decimals: int, *, sign: bool = False) -> str:
+    """A number with a fixed count of decimals and a real minus sign; a dash where there is none; never "-0.00"."""
+    if value is None:
+        return "–"
+    value = round(value, decimals) + 0.0
+    return f"{value:{'+' if sign else ''}.{decimals}f}".replace("-", "−")
+
+
+def _decimals(standard_error: float | None) -> int:
+    """Decimals that show two digits of the standard error, between 2 and 5."""
+    if not standard_error:
+        return 3
+    return min(max(1 - math.floor(math.log10(standard_error)), 2), 5)
+
+
+def p_text(p: float | None) -> str:
+    """A p value as printed: three decimals, `< 0.001` below that."""
+    return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def mean_text(row: Mapping[str, Any]) -> str:
+    """The mean of a difference, signed."""
+    return number(row["mean"], _decimals(row["standard_error"]), sign=True)
+
+
+def label(metric: str) -> str:
+    """The printed name of a metric or model; unknown names stand as they are."""
+    return METRIC_LABELS.get(metric, LABELS.get(metric, metric))
+
+
+def metric_heading(summary: Summary, metric: str) -> str:
+    """Label with an arrow that says which direction is better."""
+    return f"{label(metric)} {'↑' if summary['metrics'][metric]['higher_is_better'] else '↓'}"
+
+
+def models_table(summary: Summary) -> Table:
+    """Every model's mean and standard error for every metric; the best mean of a column is bold, and says no more."""
+    metrics, models = list(summary["metrics"]), summary["models"]
+    sign = {metric: 1 if summary["metrics"][metric]["higher_is_better"] else -1 for metric in metrics}
+    best = {metric: max(sign[metric] * values[metric]["mean"] for values in models.values()) for metric in metrics}
+    # One count of decimals per column, from NAOSD's standard error.
+    decimals = {metric: _decimals(models["naosd"][metric]["standard_error"]) for metric in metrics}
+
+    def cell(model: str, metric: str) -> Cell:
+        value, error = models[model][metric]["mean"], models[model][metric]["standard_error"]
+        text = f"{number(value, decimals[metric])} ± {number(error, decimals[metric])}"
+        return Cell(text, value, sign[metric] * value == best[metric])
+
+    caption = (
+        f"Mean ± standard error over {summary['images']} images of the mean over {summary['noises']} noises. Bold: "
+        "the best mean of the column. The reward is in NAOSD's within-image standard deviations."
+    )
+    rows = [[Cell(label(model)), *(cell(model, metric) for metric in metrics)] for model in models]
+    return Table(caption, ["Model", *(metric_heading(summary, metric) for metric in metrics)], rows)
+
+
+def difference(summary: Summary, pair: str, metric: str) -> Mapping[str, Any]:
+    """The row of `summary["differences"]` for a pair like `gdpo-naosd` and a metric."""
+    return next(row for row in summary["differences"] if (row["pair"], row["metric"]) == (pair, metric))
+
+
+def interval_text(row: Mapping[str, Any]) -> str:
+    """The 95 % interval of a difference."""
+    decimals = _decimals(row["standard_error"])
+    return f"{number(row['low'], decimals, sign=True)} to {number(row['high'], decimals, sign=True)}"
+
+
+def differences_table(summary: Summary) -> Table:
+    """Every paired difference with its 95 % interval, p, size in NAOSD's within-image spread, and verdict."""
+
+    def cells(row: Mapping[str, Any]) -> list[Cell]:
+        return [
+            Cell(f"{label(row['a'])} − {label(row['b'])}"),
+            Cell(metric_heading(summary, row["metric"])),
+            Cell(mean_text(row), row["mean"]),
+            Cell(interval_text(row), row["low"]),
+            Cell(p_text(row["p"]), row["p"]),
+            Cell(number(row["effect"], 2, sign=True), row["effect"]),
+            Cell(row["verdict"], best=row["verdict"] == "better"),
+        ]
+
+    caption = (
+        f"Paired by image over {summary['images']} images (mean over noises first); Student's t interval and "
+        "two-sided p, not adjusted for the number of rows. A verdict needs p < 0.01."
+    )
+    header = ["Comparison", "Metric", "Difference", "95 % interval", "p", "In NAOSD's spread", "Verdict"]
+    return Table(caption, header, [cells(row) for row in summary["differences"]])
+
+
+def to_markdown(table: Table) -> str:
+    """A GitHub-flavoured Markdown table, the caption below it."""
+    lines = ["| " + " | ".join(row) + " |" for row in ([table.header, ["---"] + ["---:"] * (len(table.header) - 1)])]
+    for row in table.rows:
+        texts = [cell.text.replace("|", "\\|") for cell in row]
+        lines.append("| " + " | ".join(f"**{t}**" if c.best else t for t, c in zip(texts, row, strict=True)) + " |")
+    return "\n".join([*lines, "", table.caption, ""])
+
+
+def to_csv(table: Table) -> str:
+    """Comma-separated values: the numbers unrounded where a cell has one, else its text."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(table.header)
+    for row in table.rows:
+        writer.writerow([cell.text if cell.value is None else repr(cell.value) for cell in row])
+    return buffer.getvalue()
+
+
+def to_html(table: Table) -> str:
+    """An HTML table, every text escaped; `data-value` carries the number to sort by."""
+
+    def cell(content: Cell, tag: str) -> str:
+        value = "" if content.value is None else f' data-value="{content.value!r}"'
+        text = f"<strong>{escape(content.text)}</strong>" if content.best else escape(content.text)
+        return f"<{tag}{value}>{text}</{tag.split()[0]}>"
+
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.header)
+    rows = [cell(row[0], 'th scope="row"') + "".join(cell(content, "td") for content in row[1:]) for row in table.rows]
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    caption = f"<caption><span>{escape(table.caption)}</span></caption>"
+    return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def to_text(table: Table) -> str:
+    """Aligned plain text for a terminal, without the caption."""
+    rows = [table.header, *([cell.text + ("*" if cell.best else "") for cell in row] for row in table.rows)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(table.header))]
+    return "\n".join("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows)

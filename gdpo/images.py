@@ -1,0 +1,132 @@
+"""Photographs in and out: files of any common kind -> 8-bit RGB arrays, tensors and PNG bytes.
+
+    read_photo    EXIF rotation applied, 16 bit scaled to 8, gray repeated, alpha laid over white, CMYK converted
+    encode_png / decode_image    the lossless bytes that shards hold
+
+Shapes: HWC uint8 arrays in RGB order outside, CHW float tensors in [0, 1] for models.
+"""
+
+import io
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from gdpo.training import written_aside
+
+_ORIENTATION = 0x0112  # the EXIF tag
+
+
+def read_photo(path: Path | str) -> np.ndarray:
+    """Read one photograph as uint8 (H, W, 3) RGB, upright. ValueError naming the file if it cannot be read."""
+    try:
+        return photo_from_bytes(Path(path).read_bytes())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: not a readable photograph ({_one_line(error)})") from error
+
+
+def photo_from_bytes(data: bytes) -> np.ndarray:
+    """The same from the bytes of a file. ValueError if they are not a readable image."""
+    try:
+        if _may_be_deep(data):
+            return _read_deep(data)
+        with Image.open(io.BytesIO(data)) as image:
+            return _rgb(ImageOps.exif_transpose(image))
+    # Pillow reports broken files with whatever its decoders hit first.
+    except (OSError, SyntaxError, EOFError, IndexError, TypeError, KeyError, Image.DecompressionBombError) as error:
+        raise ValueError(_one_line(error)) from error
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    """An upright 8-bit PIL image as uint8 (H, W, 3): transparency over white, every colour model to RGB."""
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {image.mode} have no fixed range; save it as 8 or 16 bit")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return np.array(image.convert("RGB"))
+
+
+def _may_be_deep(data: bytes) -> bool:
+    """Whether these are the first bytes of a 16-bit PNG, or of a TIFF with 16 bits per sample."""
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        return len(data) > 24 and data[24] == 16
+    if data[:4] in (b"II*\0", b"MM\0*"):
+        # IMREAD_UNCHANGED keeps the depth; PIL opens some 16-bit TIFFs only as their upper bytes, others not at all.
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        return pixels is not None and pixels.dtype == np.uint16
+    return False
+
+
+def _read_deep(data: bytes) -> np.ndarray:
+    """A 16-bit PNG or TIFF, rounded to 8 bits (65535 -> 255)."""
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None:
+        raise ValueError("broken 16-bit image")
+    eight: np.ndarray = np.round(pixels.reshape(*pixels.shape[:2], -1) / 257).astype(np.uint8)
+    channels = eight.shape[2]
+    if channels == 1:
+        eight = eight[..., 0]
+    elif channels in (3, 4):
+        eight = cv2.cvtColor(eight, cv2.COLOR_BGR2RGB if channels == 3 else cv2.COLOR_BGRA2RGBA)
+    else:
+        raise ValueError(f"{channels} channels of 16 bits")
+    image = Image.fromarray(eight)
+    image.getexif()[_ORIENTATION] = _orientation(data)
+    return _rgb(ImageOps.exif_transpose(image))
+
+
+def _orientation(data: bytes) -> int:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return int(image.getexif().get(_ORIENTATION, 1))
+    except OSError:  # a kind of 16-bit file that only OpenCV can open
+        return 1
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """uint8 (H, W, 3) RGB -> PNG bytes; the same bytes for the same pixels."""
+    return cv2.imencode(".png", cv2.cvtColor(_checked(image), cv2.COLOR_RGB2BGR))[1].tobytes()
+
+
+def decode_image(data: bytes) -> np.ndarray:
+    """8-bit PNG, JPEG or WebP bytes -> uint8 (H, W, 3) RGB, fast. ValueError if they are broken."""
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if data else None
+    if image is None:
+        raise ValueError("broken image bytes")
+    return image
+
+
+def write_png(path: Path | str, image: np.ndarray) -> None:
+    """Write uint8 (H, W, 3) RGB as a PNG file, atomically."""
+    with written_aside(Path(path)) as part:
+        part.write_bytes(encode_png(image))
+
+
+def to_tensor(image: np.ndarray) -> torch.Tensor:
+    """uint8 (H, W, 3) -> float32 (3, H, W) in [0, 1]."""
+    return torch.tensor(_checked(image)).permute(2, 0, 1).contiguous().float() / 255
+
+
+def to_uint8(image: torch.Tensor) -> np.ndarray:
+    """float (C, H, W) or (B, C, H, W) in [0, 1] -> uint8 (H, W, C) or (B, H, W, C); clamped, then rounded."""
+    levels = (image.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
+    return levels.movedim(-3, -1).contiguous().cpu().numpy()
+
+
+def resize_bicubic(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """uint8 (H, W, 3) -> uint8 (*size, 3) by PIL's antialiased bicubic (a = -0.5)."""
+    height, width = size
+    return np.array(Image.fromarray(_checked(image)).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def _checked(image: np.ndarray) -> np.ndarray:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise ValueError(f"expected a uint8 image of shape (H, W, 3), got {image.dtype} {image.shape}")
+    return image

@@ -1,0 +1,1 @@
+"""The networks: schedule, adapters, the one-step model, checkpoints."""

@@ -1,0 +1,111 @@
+"""NAOSD, the noise-aware one-step diffusion super-resolver (paper Sec. 3.1), in the paper's symbols:
+
+    z_LR = s * sample(E(x_LR))                                       encode
+    z~   = sqrt(abar_add) z_LR + sqrt(1 - abar_add) eps              inject   (Eq. 3; t_add = 250)
+    e    = UNet(z~, t_diff, c)                                       denoise  (t_diff = 100)
+    z_SR = (z~ - sqrt(1 - abar_diff) e) / sqrt(abar_diff)                     (Eq. 4)
+    I_SR = clamp(D(z_SR / s), -1, 1)                                 decode
+
+Every random tensor is an argument, so another implementation's noise can be replayed through it.
+"""
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import nn
+
+from gdpo.model import prompts
+from gdpo.model.adapters import Roles, unet_targets, vae_targets
+from gdpo.model.schedule import add_noise, predict_x0
+
+
+class NAOSD(nn.Module):
+    """UNet + VAE + text encoder with LoRA roles; x_BCHW in [-1, 1] -> image_BCHW in [-1, 1] in one step."""
+
+    def __init__(
+        self, unet: UNet2DConditionModel, vae: AutoencoderKL, text_encoder: nn.Module, tokenizer: object,
+        *, t_add: int = 250, t_diff: int = 100, prompt: str = "",
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.unet, self.vae, self.text_encoder = unet, vae, text_encoder.requires_grad_(False)
+        self.tokenizer, self.t_add, self.t_diff, self.prompt = tokenizer, t_add, t_diff, prompt
+        self.unet_roles = Roles(unet, unet_targets(unet), full="conv_in")
+        self.vae_roles = Roles(vae, vae_targets(vae))
+        self.eval()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+        base: str | Path | None = None,
+    ) -> "NAOSD":
+        """Load a model folder of ours (model.json + adapters, merged in fp32) or a diffusers folder.
+
+        base: overrides the base model that model.json names. Errors: ValueError naming the file and what is wrong.
+        """
+        from gdpo.model.checkpoints import load_model
+
+        return load_model(Path(folder), base=None if base is None else Path(base)).to(device=device, dtype=dtype)
+
+    @property
+    def scaling(self) -> float:
+        """s, read from the VAE's configuration (0.18215 for SD)."""
+        return float(self.vae.config.scaling_factor)
+
+    @property
+    def factor(self) -> int:
+        """Down-scaling of the VAE: 8 for SD, 4 for the tiny prior."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def multiple(self) -> int:
+        """Sides of x must be multiples of this, so that every level of the UNet halves evenly."""
+        return self.factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """(C, h, w) of the latent of an image of height x width pixels."""
+        return int(self.vae.config.latent_channels), height // self.factor, width // self.factor
+
+    def embed(self, texts: list[str]) -> torch.Tensor:
+        """prompt_BLD of a list of B prompts."""
+        return prompts.embed(self.tokenizer, self.text_encoder, texts)
+
+    def posterior(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scaled mean and standard deviation of the VAE posterior of x_BCHW in [-1, 1]: two (B, c, h, w) tensors."""
+        if x.ndim != 4 or x.shape[1] != 3 or x.shape[2] % self.multiple or x.shape[3] % self.multiple:
+            raise ValueError(f"x must be (B, 3, H, W) with sides a multiple of {self.multiple}, got {tuple(x.shape)}")
+        posterior = self.vae.encode(x).latent_dist
+        return self.scaling * posterior.mean, self.scaling * posterior.std
+
+    def encode(self, x: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """z_LR (B, c, h, w): a sample of the posterior with the given standard normal noise."""
+        mean, std = self.posterior(x)
+        return mean + std * noise.to(mean)
+
+    def inject(self, z: torch.Tensor, noise: torch.Tensor, t_add: int | None = None) -> torch.Tensor:
+        """z~: noise added at t_add (default: the model's)."""
+        return add_noise(z, noise.to(z), self.t_add if t_add is None else t_add)
+
+    def predict_noise(self, z_noisy: torch.Tensor, prompt: torch.Tensor, t: torch.Tensor | int | None = None) -> torch.Tensor:
+        """e = UNet(z~, t, c); t defaults to t_diff. prompt (1 or B, L, D)."""
+        t = self.t_diff if t is None else t
+        prompt = prompt.expand(len(z_noisy), -1, -1)
+        return self.unet(z_noisy, t, prompt.to(z_noisy.dtype)).sample
+
+    def denoise(self, z_noisy: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+        """z_SR from z~ (Eq. 4)."""
+        return predict_x0(z_noisy, self.predict_noise(z_noisy, prompt).to(z_noisy.dtype), self.t_diff)
+
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        """image_BCHW in [-1, 1] from the scaled latent z."""
+        return self.vae.decode(z / self.scaling).sample.clamp(-1, 1)
+
+    def forward(
+        self, x: torch.Tensor, prompt: torch.Tensor, noise: torch.Tensor, posterior_noise: torch.Tensor
+    ) -> torch.Tensor:
+        """I_SR of x (the LR image enlarged to full size); noise and posterior_noise are standard normal (B, c, h, w)."""
+        return self.decode(self.denoise(self.inject(self.encode(x, posterior_noise), noise), prompt))

@@ -1,0 +1,20 @@
+"""Prompts -> text embeddings: CLIP, padded to 77 tokens, the last hidden state after the final norm.
+
+Tags (from RAM, or a user's words) come first, then the fixed suffix of `model.prompt`; empty tags are fine.
+"""
+
+from typing import Any
+
+import torch
+
+
+def embed(tokenizer: Any, text_encoder: Any, prompts: list[str]) -> torch.Tensor:
+    """Embeddings prompt_BLD of a list of prompts: (B, 77, D), no gradient."""
+    tokens = tokenizer(prompts, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
+    with torch.no_grad():
+        return text_encoder(tokens.input_ids.to(text_encoder.device))[0]
+
+
+def compose(tags: str | None, suffix: str) -> str:
+    """The prompt of one image: "tags, suffix" (released code), or the suffix alone."""
+    return f"{tags}, {suffix}" if tags else suffix

@@ -1,0 +1,58 @@
+"""Super-resolution of a batch with seeded noise: what evaluation and rollouts call.
+
+The noise of sample i comes from its own generator, so results do not depend on batching, and the same keys give every
+model the same noise.
+"""
+
+import contextlib
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from gdpo.config import ColorFix, Precision
+from gdpo.model.naosd import NAOSD
+from gdpo.training import Key, torch_generator
+from gdpo.upscale.color import color_fix as fix_color
+
+
+def autocast(precision: Precision, device: str) -> contextlib.AbstractContextManager[Any]:
+    """bf16 autocast, or nothing for fp32."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device, dtype=torch.bfloat16)
+
+
+def pad_to_multiple(x: torch.Tensor, multiple: int) -> torch.Tensor:
+    """Extend x_BCHW at the bottom and right to multiples of `multiple`, by reflection where the image is large enough."""
+    bottom, right = -x.shape[2] % multiple, -x.shape[3] % multiple
+    mode = "reflect" if bottom < x.shape[2] and right < x.shape[3] else "replicate"
+    return F.pad(x, (0, right, 0, bottom), mode=mode) if bottom or right else x
+
+
+def draw_noise(keys: list[Key], shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(noise, posterior noise), each (len(keys), *shape): row i from the generator of keys[i]."""
+    pairs = [torch.randn((2, *shape), generator=torch_generator(*key)) for key in keys]
+    both = torch.stack(pairs, dim=1)
+    return both[0], both[1]
+
+
+@torch.no_grad()
+def super_resolve(
+    model: NAOSD, lr: torch.Tensor, keys: list[Key], *, color_fix: ColorFix, precision: Precision,
+    prompts: list[str] | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """image_BCHW in [0, 1] (float32) from LR images already enlarged to full size, lr_BCHW in [0, 1].
+
+    keys: one per sample, seeds of its noise. prompts: one per sample; None: the model's default prompt.
+    Sides that are no multiple of `model.multiple` are padded and cropped back.
+    """
+    height, width = lr.shape[-2:]
+    device = next(model.parameters()).device
+    x = pad_to_multiple(lr, model.multiple).to(device) * 2 - 1
+    noise, posterior_noise = draw_noise(keys, model.latent_shape(*x.shape[-2:]))
+    prompt = model.embed([model.prompt] if prompts is None else prompts)
+    with autocast(precision, device.type):
+        image = model(x, prompt, noise.to(device), posterior_noise.to(device))
+    image = (image.float() * 0.5 + 0.5)[..., :height, :width]
+    return fix_color(color_fix, image, lr.to(device))

@@ -1,0 +1,44 @@
+"""The noise schedule of Stable Diffusion 2.1-base, as formulas.
+
+    abar_t = prod_{s<=t} (1 - beta_s),   beta_s = linspace(sqrt(0.00085), sqrt(0.012), 1000)_s^2
+    add:  z_t = sqrt(abar_t) z + sqrt(1 - abar_t) eps
+    x0:   z   = (z_t - sqrt(1 - abar_t) eps_hat) / sqrt(abar_t)
+
+No scheduler object takes part: `DDPMScheduler.step` moved under the released code's feet (its one-step call raises an
+IndexError since diffusers 0.32) and its own default silently clips x0 to [-1, 1].
+"""
+
+from functools import cache
+
+import torch
+
+NUM_TRAIN_TIMESTEPS = 1000
+BETA_START, BETA_END = 0.00085, 0.012
+
+
+@cache
+def alphas_cumprod() -> torch.Tensor:
+    """abar_t for t = 0..999, float64 on the CPU."""
+    beta = torch.linspace(BETA_START**0.5, BETA_END**0.5, NUM_TRAIN_TIMESTEPS, dtype=torch.float64) ** 2
+    return torch.cumprod(1 - beta, 0)
+
+
+def _coefficients(t: torch.Tensor | int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """sqrt(abar_t) and sqrt(1 - abar_t), shaped to broadcast over `like` (B, ...)."""
+    index = torch.as_tensor(t, device="cpu").reshape(-1)
+    if bool((index < 0).any() | (index >= NUM_TRAIN_TIMESTEPS).any()):
+        raise ValueError(f"timestep must lie in 0..{NUM_TRAIN_TIMESTEPS - 1}, got {index.tolist()}")
+    abar = alphas_cumprod()[index].reshape(-1, *[1] * (like.ndim - 1))
+    return abar.sqrt().to(like), (1 - abar).sqrt().to(like)
+
+
+def add_noise(z: torch.Tensor, noise: torch.Tensor, t: torch.Tensor | int) -> torch.Tensor:
+    """Forward diffusion of z (B, ...) to timestep t (one int, or one per sample): the paper's Eq. 1."""
+    scale, sigma = _coefficients(t, z)
+    return scale * z + sigma * noise
+
+
+def predict_x0(z_t: torch.Tensor, eps_hat: torch.Tensor, t: torch.Tensor | int) -> torch.Tensor:
+    """x0 from the noise prediction eps_hat at timestep t: the paper's Eq. 4."""
+    scale, sigma = _coefficients(t, z_t)
+    return (z_t - sigma * eps_hat) / scale

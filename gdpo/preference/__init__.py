@@ -1,0 +1,1 @@
+"""Group preferences: rollouts, the objective, the fine-tuning loop."""

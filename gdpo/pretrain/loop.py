@@ -1,0 +1,180 @@
+"""Pretraining NAOSD (paper Sec. 3.1, Eq. 5): LoRA on the UNet and the VAE encoder.
+
+for every batch of LR-HR pairs:
+    z_SR, image = policy(x_LR)                                      policy role
+    L = pixel + 2 perceptual + 1 VSD(z_SR);  AdamW on the policy    real score: no role; fake score: `fake` role
+    L_fake = denoising loss on z_SR.detach();  AdamW on the fake score
+
+python -m tasks pretrain
+"""
+
+from pathlib import Path
+
+import torch
+
+from gdpo.config import Config
+from gdpo.data.shards import Shards, enlarge
+from gdpo.images import to_tensor
+from gdpo.model.adapters import Roles
+from gdpo.model.checkpoints import Adapters
+from gdpo.model.naosd import NAOSD
+from gdpo.model.prompts import compose
+from gdpo.model.sampling import autocast, draw_noise
+from gdpo.model.schedule import NUM_TRAIN_TIMESTEPS, add_noise
+from gdpo.pretrain.losses import perceptual_loss, pixel_loss
+from gdpo.pretrain.vsd import fake_score_loss, guided_noise, vsd_loss
+from gdpo.training import Hooks, Key, Loop, Stateful, Tensors, cosine, grad_norm, numpy_generator, torch_generator
+
+History = list[dict[str, float]]
+
+
+def pretrain(
+    model: NAOSD, pairs: Shards, config: Config, *, init: Adapters | None, folder: Path, fingerprint: str, hooks: Hooks
+) -> tuple[Adapters, History]:
+    """Train NAOSD's adapters on `pairs`; returns them and the history of loss values per step.
+
+    model: the base, without roles. init: adapters to start from (same rank). folder: where the checkpoint lives.
+    Errors: `Stopped` after a checkpoint when asked to stop; `Diverged` when a loss is not finite.
+    """
+    run = _Run(model, pairs, config, init)
+    state: dict[str, Stateful] = {
+        "policy": Tensors(run.policy),
+        "fake": Tensors(run.fake),
+        "adam": run.optimizer,
+        "adam_fake": run.optimizer_fake,
+    }
+    settings = config.pretrain
+    loop = Loop(folder, settings.steps, state, fingerprint, settings.checkpoint_every, hooks)
+    history = loop.run(run.step)
+    tensors = {name: parameter.detach().cpu().clone() for name, parameter in run.policy.items()}
+    return Adapters("naosd", tensors, settings.lora), history
+
+
+def load_into(parameters: dict[str, torch.nn.Parameter], init: Adapters) -> None:
+    """Copy adapters into freshly added ones. Errors: ValueError when names or shapes differ."""
+    if init.tensors.keys() != parameters.keys():
+        odd = sorted(init.tensors.keys() ^ parameters.keys())[0]
+        raise ValueError(f"pretrain.init: its adapters do not cover the same layers as this base model ({odd})")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            if init.tensors[name].shape != parameter.shape:
+                found, wanted = tuple(init.tensors[name].shape), tuple(parameter.shape)
+                raise ValueError(f"pretrain.init: {name} has shape {found}, pretrain.lora asks for {wanted}")
+            parameter.copy_(init.tensors[name])
+
+
+def prefixed(roles: dict[str, Roles], role: str) -> dict[str, torch.nn.Parameter]:
+    """The parameters of one role over several networks, by `<network>.<module>.<kind>`."""
+    return {f"{net}.{name}": p for net, r in roles.items() for name, p in r.parameters(role).items()}
+
+
+class _Run:
+    """One training run: the model with its roles, the optimisers, and the step function."""
+
+    def __init__(self, model: NAOSD, pairs: Shards, config: Config, init: Adapters | None) -> None:
+        self.model, self.pairs, self.config = model, pairs, config
+        settings = config.pretrain
+        model.unet_roles.add("policy", settings.lora, seed=config.seed, train_full=True)
+        model.unet_roles.add("fake", settings.lora, seed=config.seed)
+        model.vae_roles.add("policy", settings.lora, seed=config.seed)
+        self.policy = prefixed({"unet": model.unet_roles, "vae": model.vae_roles}, "policy")
+        self.fake = prefixed({"unet": model.unet_roles}, "fake")
+        if init is not None:
+            load_into(self.policy, init)
+        self.optimizer, self.optimizer_fake = (
+            torch.optim.AdamW(p.values(), lr=settings.optimizer.lr, weight_decay=settings.optimizer.weight_decay)
+            for p in (self.policy, self.fake)
+        )
+        self.device = next(model.parameters()).device
+        self.negative = model.embed([config.model.negative_prompt])
+        self._order: tuple[int, list[int]] = (-1, [])
+
+    def step(self, step: int) -> dict[str, float]:
+        """One generator step and one step of the fake score; returns the values to log."""
+        settings, seed = self.config.pretrain, self.config.seed
+        keys: list[Key] = [(seed, "pretrain", step, i) for i in range(settings.batch)]
+        hr, lr, prompts = self._batch(step)
+        prompt = self.model.embed(prompts)
+        self._schedule(step)
+        with autocast(settings.precision, self.device.type):
+            z, image = self._generate(lr, prompt, keys)
+            distillation = self._distill(z, prompt, keys)
+        values = {
+            "pixel": pixel_loss(image.float(), hr, settings.pixel),
+            "perceptual": perceptual_loss(image.float(), hr, settings.perceptual),
+            "vsd": distillation,
+        }
+        weights = (settings.lambda_pixel, settings.lambda_perceptual, settings.lambda_vsd)
+        values["loss"] = sum((w * v for w, v in zip(weights, values.values(), strict=True)), start=torch.zeros(()))
+        norm = self._update(values["loss"], self.policy, self.optimizer)
+        values["fake_loss"] = self._fake_loss(z.detach().float(), prompt, keys)
+        fake_norm = self._update(values["fake_loss"], self.fake, self.optimizer_fake)
+        floats = {name: value.item() for name, value in values.items()}
+        return {**floats, "grad_norm": norm, "fake_grad_norm": fake_norm}
+
+    def _schedule(self, step: int) -> None:
+        settings = self.config.pretrain
+        factor = cosine(step, settings.steps) if settings.optimizer.schedule == "cosine" else 1.0
+        for optimizer in (self.optimizer, self.optimizer_fake):
+            for group in optimizer.param_groups:
+                group["lr"] = settings.optimizer.lr * factor
+
+    def _update(self, loss: torch.Tensor, parameters: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> float:
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = grad_norm(list(parameters.values()), self.config.pretrain.optimizer.clip)
+        optimizer.step()
+        return norm
+
+    def _batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+        """hr_BCHW and enlarged lr_BCHW in [-1, 1], flipped at random, and the prompts (training tags come from the HR)."""
+        hr: list[torch.Tensor] = []
+        lr: list[torch.Tensor] = []
+        prompts = []
+        batch = self.config.pretrain.batch
+        for i in range(batch):
+            pair = self.pairs[self._index(step * batch + i)]
+            up = enlarge(pair.lr, pair.hr.shape[:2], pair.degradation["enlarge"])
+            flip = numpy_generator(self.config.seed, "flip", step, i).random() < 0.5
+            for images, image in ((hr, pair.hr), (lr, up)):
+                images.append(to_tensor(image[:, ::-1].copy() if flip else image))
+            prompts.append(compose(pair.tags, self.config.model.prompt))
+        return torch.stack(hr).to(self.device) * 2 - 1, torch.stack(lr).to(self.device) * 2 - 1, prompts
+
+    def _index(self, position: int) -> int:
+        epoch, offset = divmod(position, len(self.pairs))
+        if self._order[0] != epoch:
+            self._order = (epoch, self.pairs.order(self.config.seed, epoch))
+        return self._order[1][offset]
+
+    def _generate(self, lr: torch.Tensor, prompt: torch.Tensor, keys: list[Key]) -> tuple[torch.Tensor, torch.Tensor]:
+        noise, posterior_noise = draw_noise(keys, self.model.latent_shape(*lr.shape[-2:]))
+        with self.model.unet_roles.use("policy"), self.model.vae_roles.use("policy"):
+            z = self.model.encode(lr, posterior_noise.to(self.device))
+            z = self.model.denoise(self.model.inject(z, noise.to(self.device)), prompt)
+        return z, self.model.decode(z)
+
+    def _noisy(self, z: torch.Tensor, keys: list[Key], name: str, low: int, high: int) -> tuple[torch.Tensor, ...]:
+        """(z_t, noise, t) with noise and t of each sample from its own generator."""
+        generators = [torch_generator(*key, name) for key in keys]
+        t = torch.stack([torch.randint(low, high, (), generator=g) for g in generators])
+        noise = torch.stack([torch.randn(z.shape[1:], generator=g) for g in generators]).to(z)
+        return add_noise(z, noise, t), noise, t.to(z.device)
+
+    def _distill(self, z: torch.Tensor, prompt: torch.Tensor, keys: list[Key]) -> torch.Tensor:
+        settings = self.config.pretrain
+        z_t, noise, t = self._noisy(z.detach().float(), keys, "vsd", *settings.vsd_t_range)
+        with torch.no_grad():
+            with self.model.unet_roles.use("fake"):
+                eps_fake = self.model.predict_noise(z_t, prompt, t)
+            both = torch.cat([self.negative.expand_as(prompt), prompt])
+            with self.model.unet_roles.use(None):
+                negative, positive = self.model.predict_noise(z_t.repeat(2, 1, 1, 1), both, t.repeat(2)).chunk(2)
+        guided = guided_noise(positive.float(), negative.float(), settings.guidance)
+        return vsd_loss(z.float(), noise, t, eps_fake.float(), guided)
+
+    def _fake_loss(self, z: torch.Tensor, prompt: torch.Tensor, keys: list[Key]) -> torch.Tensor:
+        z_t, noise, t = self._noisy(z, keys, "fake", 0, NUM_TRAIN_TIMESTEPS)
+        with autocast(self.config.pretrain.precision, self.device.type), self.model.unet_roles.use("fake"):
+            eps_fake = self.model.predict_noise(z_t, prompt, t)
+        return fake_score_loss(eps_fake.float(), noise)

@@ -1,0 +1,63 @@
+"""The image losses of pretraining (paper Eq. 5): pixel and perceptual.
+
+    L = lambda_pixel * pixel + lambda_perceptual * perceptual + lambda_vsd * VSD
+
+The release computes MSE where the paper prints L1, and LPIPS-VGG with weight 2. `structure_loss` is the perceptual term
+that needs no downloaded weights: 1 - SSIM over three scales, plus the L1 distance of image gradients.
+"""
+
+import functools
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+
+
+def pixel_loss(image: torch.Tensor, target: torch.Tensor, kind: Literal["mse", "l1"]) -> torch.Tensor:
+    """MSE (released code) or L1 (paper) of two BCHW images in [-1, 1], mean over all elements."""
+    return F.mse_loss(image, target) if kind == "mse" else F.l1_loss(image, target)
+
+
+def ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Mean SSIM of two BCHW images in [0, 1] over 7x7 uniform windows, valid area; differentiable."""
+
+    def pool(x: torch.Tensor) -> torch.Tensor:
+        return F.avg_pool2d(x, 7, 1)
+
+    mu_a, mu_b = pool(a), pool(b)
+    var_a, var_b, cov = pool(a * a) - mu_a**2, pool(b * b) - mu_b**2, pool(a * b) - mu_a * mu_b
+    c1, c2 = 0.01**2, 0.03**2
+    return (((2 * mu_a * mu_b + c1) * (2 * cov + c2)) / ((mu_a**2 + mu_b**2 + c1) * (var_a + var_b + c2))).mean()
+
+
+def gradient_loss(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """L1 distance of the horizontal and vertical differences of two BCHW images."""
+    d = a - b
+    return (d[..., 1:] - d[..., :-1]).abs().mean() + (d[..., 1:, :] - d[..., :-1, :]).abs().mean()
+
+
+def structure_loss(image: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Perceptual loss without downloaded weights: mean over scales 1, 1/2, 1/4 of (1 - SSIM)/2, plus gradients.
+
+    image, target: BCHW in [-1, 1], sides >= 28.
+    """
+    a, b = image * 0.5 + 0.5, target * 0.5 + 0.5
+    total = gradient_loss(a, b)
+    for _ in range(3):
+        total = total + (1 - ssim(a, b)) / 6
+        a, b = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2)
+    return total
+
+
+@functools.cache
+def _lpips() -> Any:
+    import pyiqa
+
+    return pyiqa.create_metric("lpips-vgg", as_loss=True).net
+
+
+def perceptual_loss(image: torch.Tensor, target: torch.Tensor, kind: Literal["lpips-vgg", "structure"]) -> torch.Tensor:
+    """LPIPS-VGG v0.1 (released code; needs its weights), or `structure_loss`; BCHW in [-1, 1] -> scalar."""
+    if kind == "structure":
+        return structure_loss(image, target)
+    return _lpips().to(image.device)(image * 0.5 + 0.5, target * 0.5 + 0.5).mean()

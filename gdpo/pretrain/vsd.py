@@ -1,0 +1,48 @@
+"""Variational score distillation (VSD) on the latent z_SR, as released (OSEDiff's form):
+
+    t ~ U[20, 500), z_t = add_noise(z, eps, t)                        one t per sample
+    x0_fake from the fake score eps_fake(z_t, t, c_pos)
+    x0_real from eps_real = e_neg + 7.5 (e_pos - e_neg)               frozen base, classifier-free guidance
+    w = mean |z - x0_real| per sample;  g = (x0_fake - x0_real) / w
+    L_VSD = MSE(z, stopgrad(z - g))                                   gradient reaches z only
+
+and the fake score's own denoising loss on detached z, t ~ U[0, 1000). The real score is the base with no role active, the
+fake one its `fake` role: no second UNet. Unlike the release, all adapters of the fake score train (there, 17 of 258 do).
+"""
+
+import torch
+import torch.nn.functional as F
+
+from gdpo.model.schedule import add_noise, predict_x0
+
+
+def guided_noise(eps_positive: torch.Tensor, eps_negative: torch.Tensor, guidance: float) -> torch.Tensor:
+    """Classifier-free guidance: e_neg + guidance (e_pos - e_neg)."""
+    return eps_negative + guidance * (eps_positive - eps_negative)
+
+
+def vsd_loss(
+    z: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, eps_fake: torch.Tensor, eps_real: torch.Tensor
+) -> torch.Tensor:
+    """L_VSD of z (B, c, h, w) with gradient, given noise and t (B,) and both noise predictions at z_t (no gradient).
+
+    Errors: ValueError when shapes differ. Source: released code; the paper's L_VSD in Eq. 5.
+    """
+    for name, value in (("noise", noise), ("eps_fake", eps_fake), ("eps_real", eps_real)):
+        if value.shape != z.shape:
+            raise ValueError(f"{name} has shape {tuple(value.shape)}, z has {tuple(z.shape)}")
+    with torch.no_grad():
+        z_t = add_noise(z, noise, t)
+        x0_fake, x0_real = predict_x0(z_t, eps_fake.to(z), t), predict_x0(z_t, eps_real.to(z), t)
+        weight = (z - x0_real).abs().mean(dim=(1, 2, 3), keepdim=True)
+        # A sample the real score leaves exactly where it is carries no gradient; the release would divide by zero.
+        gradient = torch.where(weight > 0, (x0_fake - x0_real) / weight, torch.zeros_like(z))
+        target = z - gradient
+    return F.mse_loss(z, target)
+
+
+def fake_score_loss(eps_fake: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Denoising loss of the fake score: MSE of its noise prediction (B, c, h, w) against the added noise."""
+    if eps_fake.shape != noise.shape:
+        raise ValueError(f"eps_fake has shape {tuple(eps_fake.shape)}, noise has {tuple(noise.shape)}")
+    return F.mse_loss(eps_fake, noise.to(eps_fake))

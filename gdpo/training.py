@@ -1,0 +1,204 @@
+"""What every training loop here shares: seeds, the step loop, atomic checkpoints and exact resume.
+
+    for step in range(first, steps):          # first = 0, or where the checkpoint stopped
+        values = step_fn(step)                # draws only from generators seeded by (seed, step, sample)
+        every N steps, or when asked to stop: # write aside, then rename
+            checkpoint(step + 1, state, history)
+
+A run that is killed and started again gives the same bytes as one that was not: nothing random lives between steps, and
+everything that does live between steps (weights, optimisers, the history of logged values) is in the checkpoint.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+Key = tuple[int | str, ...]  # what seeds a generator
+
+
+class Stateful(Protocol):
+    """Anything with a state that a checkpoint can hold: an optimiser, or a `Tensors` view of weights."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state as tensors, numbers, strings and containers of them."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any], /) -> Any:
+        """Take the state back."""
+        ...
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """A named set of parameters as one checkpoint entry; loading copies in place, so optimisers keep their references."""
+
+    tensors: Mapping[str, torch.Tensor]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Detached copies by name."""
+        return {name: tensor.detach().clone() for name, tensor in self.tensors.items()}
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Copy values in; a missing or extra name is an error."""
+        if state.keys() != self.tensors.keys():
+            odd = sorted(state.keys() ^ self.tensors.keys())[:3]
+            raise ValueError(f"checkpoint and model disagree about the tensors {odd}: the model changed since it was written")
+        with torch.no_grad():
+            for name, tensor in self.tensors.items():
+                tensor.copy_(state[name])
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """The two seams between a loop and the world: where values go, and whether to stop."""
+
+    log: Callable[[int, dict[str, float]], None] = lambda step, values: None
+    should_stop: Callable[[], bool] = lambda: False
+
+
+class Stopped(Exception):
+    """Raised after a checkpoint was written because `should_stop` said so; `step` is the number of finished steps."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"stopped after a checkpoint at step {step}")
+        self.step = step
+
+
+class Diverged(ValueError):
+    """A loss or gradient became NaN or infinite; the last good checkpoint is untouched."""
+
+
+def seed_of(*key: int | str) -> int:
+    """A 63-bit seed from any tuple of numbers and names, e.g. (seed, step, sample); equal on every machine."""
+    digest = hashlib.sha256(json.dumps(key).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def torch_generator(*key: int | str) -> torch.Generator:
+    """A CPU generator seeded by `seed_of(*key)`. Noise is drawn on the CPU so that every device sees the same."""
+    return torch.Generator().manual_seed(seed_of(*key))
+
+
+def numpy_generator(*key: int | str) -> np.random.Generator:
+    """A NumPy generator seeded by `seed_of(*key)`."""
+    return np.random.default_rng(seed_of(*key))
+
+
+def noise_like_batch(keys: list[Key], shape: tuple[int, ...]) -> torch.Tensor:
+    """Standard normal noise (len(keys), *shape), row i from its own generator: independent of batching and of rank."""
+    return torch.stack([torch.randn(shape, generator=torch_generator(*key)) for key in keys])
+
+
+@contextmanager
+def written_aside(target: Path) -> Iterator[Path]:
+    """A temporary path beside `target` (file or folder) that replaces it on success and vanishes on failure."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        part = scratch / target.name
+        yield part
+        if part.is_file():
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
+        if target.is_dir() and not target.is_symlink():
+            os.replace(target, scratch / "old")
+        os.replace(part, target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@dataclass
+class Loop:
+    """A resumable loop over optimiser steps.
+
+    folder: where `checkpoint.pt` lives (outside the stage's outputs); fingerprint: text that names everything the run
+    depends on (configuration and input hashes): a checkpoint of another fingerprint is ignored, not resumed.
+    """
+
+    folder: Path
+    steps: int
+    state: Mapping[str, Stateful]
+    fingerprint: str
+    checkpoint_every: int
+    hooks: Hooks = field(default_factory=Hooks)
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    @property
+    def path(self) -> Path:
+        """The checkpoint file."""
+        return self.folder / "checkpoint.pt"
+
+    def resume(self) -> int:
+        """Load the checkpoint if there is one of this run; returns the number of finished steps."""
+        if not self.path.exists():
+            return 0
+        try:
+            saved = torch.load(self.path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise ValueError(f"{self.path}: unreadable checkpoint ({error}); delete it to start again") from error
+        if saved["fingerprint"] != self.fingerprint:
+            return 0
+        for name, part in self.state.items():
+            part.load_state_dict(saved["state"][name])
+        self.history[:] = saved["history"]
+        return int(saved["step"])
+
+    def save(self, step: int) -> None:
+        """Write the checkpoint aside, then rename it."""
+        content = {
+            "step": step,
+            "fingerprint": self.fingerprint,
+            "history": self.history,
+            "state": {name: part.state_dict() for name, part in self.state.items()},
+        }
+        with written_aside(self.path) as part:
+            torch.save(content, part)
+
+    def run(self, step_fn: Callable[[int], dict[str, float]]) -> list[dict[str, float]]:
+        """Run `step_fn(step)` for every step that is left and return the history of what it returned.
+
+        Raises `Stopped` (after a checkpoint) when asked to stop, and `Diverged` when a returned value is not finite.
+        """
+        first = self.resume()
+        for row in self.history:
+            self.hooks.log(int(row["step"]), row)
+        for step in range(first, self.steps):
+            values = step_fn(step)
+            bad = [name for name, value in values.items() if not np.isfinite(value)]
+            if bad:
+                raise Diverged(f"{bad[0]} is not finite at step {step}; the last good checkpoint is {self.path}")
+            self.history.append({"step": float(step), **values})
+            self.hooks.log(step, self.history[-1])
+            done = step + 1
+            if self.hooks.should_stop():
+                self.save(done)
+                raise Stopped(done)
+            if done % self.checkpoint_every == 0 and done < self.steps:
+                self.save(done)
+        return self.history
+
+    def finish(self) -> None:
+        """Forget the checkpoint once the outputs are safely written."""
+        self.path.unlink(missing_ok=True)
+
+
+def cosine(step: int, steps: int, *, warmup: int = 0) -> float:
+    """Learning-rate factor: linear warm-up, then half a cosine from 1 to 0."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + float(np.cos(np.pi * (step - warmup) / max(steps - warmup, 1))))
+
+
+def grad_norm(parameters: list[torch.nn.Parameter], clip: float) -> float:
+    """Clip the joint gradient norm to `clip` in place and return the norm before clipping."""
+    return float(torch.nn.utils.clip_grad_norm_(parameters, clip))

@@ -1,0 +1,1 @@
+"""From a photograph to its enlargement: colour correction, tiling and the pipeline."""

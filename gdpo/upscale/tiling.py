@@ -1,0 +1,100 @@
+"""Work on an image in overlapping tiles and blend the results: the tile, not the image, decides the memory needed.
+
+    starts   evenly spread over the axis, so that every overlap is at least the one asked for
+    weight   of tile i along one axis = rise_i - rise_(i+1); rise goes linearly from 0 to 1 over half the overlap, in
+             its middle: no tile counts near its own border, where it lacks context, and all weights sum to 1
+
+One tile that covers the image has weight 1 everywhere: the result is then the function's own, bit for bit.
+
+Lengths are in latent cells; a factor turns them into pixels. Shapes: B batch, C channels, H W.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import ceil
+
+import torch
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The tiles of one axis: where each starts, their common side, and the width of the blend between neighbours."""
+
+    starts: tuple[int, ...]
+    side: int
+    ramp: float
+
+    @property
+    def length(self) -> int:
+        """Cells that the tiles cover."""
+        return self.starts[-1] + self.side
+
+    def weight(self, index: int, factor: int) -> torch.Tensor:
+        """Weight of tile `index` at each of its side * factor points."""
+        return self._rise(index, index, factor) - self._rise(index, index + 1, factor)
+
+    def _rise(self, tile: int, edge: int, factor: int) -> torch.Tensor:
+        """From 0 to 1 across the overlap of tiles edge - 1 and edge, at the points of `tile`."""
+        points = (torch.arange(self.side * factor) + 0.5) / factor + self.starts[tile]
+        if edge == 0:
+            return torch.ones_like(points)
+        if edge == len(self.starts):
+            return torch.zeros_like(points)
+        middle = (self.starts[edge] + self.starts[edge - 1] + self.side) / 2
+        return ((points - middle) / self.ramp + 0.5).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class Window:
+    """One tile of the plane, in latent cells."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    def cut(self, plane: torch.Tensor, factor: int) -> torch.Tensor:
+        """The tile's part of plane (..., H * factor, W * factor)."""
+        rows = slice(self.top * factor, (self.top + self.height) * factor)
+        return plane[..., rows, self.left * factor : (self.left + self.width) * factor]
+
+
+def plan(length: int, tile: int, overlap: int, unit: int) -> Axis:
+    """Tiles of one axis of `length` cells; tile, overlap and length are multiples of `unit`, and so is every start.
+
+    overlap: least overlap of neighbours, at most a third of the tile.
+    """
+    assert 0 < overlap <= tile // 3 and not any(value % unit for value in (length, tile, overlap)), (
+        tile,
+        overlap,
+        unit,
+    )
+    if length <= tile:
+        return Axis((0,), length, overlap / 2)
+    gaps = ceil((length - tile) / (tile - overlap))
+    starts = tuple(index * (length - tile) // gaps // unit * unit for index in range(gaps + 1))
+    return Axis(starts, tile, overlap / 2)
+
+
+def blend(
+    rows: Axis,
+    columns: Axis,
+    factor: int,
+    run: Callable[[Window], torch.Tensor],
+    on_tile: Callable[[], None] = lambda: None,
+) -> torch.Tensor:
+    """Run a function on every tile and blend what it returns: B C (rows * factor) (columns * factor), on the CPU.
+
+    run: from a window to its tile, B C (height * factor) (width * factor); on_tile: called after each.
+    """
+    out = torch.empty(0)
+    for i, top in enumerate(rows.starts):
+        for j, left in enumerate(columns.starts):
+            window = Window(top, left, rows.side, columns.side)
+            tile = run(window).float().cpu()
+            if not out.numel():
+                out = torch.zeros(*tile.shape[:2], rows.length * factor, columns.length * factor)
+            weight = rows.weight(i, factor)[:, None] * columns.weight(j, factor)
+            window.cut(out, factor).add_(tile * weight)
+            on_tile()
+    return out

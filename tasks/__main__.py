@@ -1,0 +1,162 @@
+"""The command line: `python -m tasks COMMAND`, installed as `gdpo-sr COMMAND`.
+
+    stages   what dvc.yaml runs. Module `tasks.NAME` has  run(config: Config, root: Path, hooks: Hooks) -> None
+             (finetune also takes the name of the run). --params, --profile and --set choose the values.
+    tools    what people run. Module `tasks.NAME` has     EXAMPLE: str,
+             add_arguments(parser: argparse.ArgumentParser) -> None,  main(args: argparse.Namespace) -> int
+
+Only the module of the command that runs is imported, so `--help` is quick. Exit codes: 0; 1 failure, in one line that
+names the file or key; 2 usage or parameters; 143 stopped by SIGTERM or SIGINT after a checkpoint: the same command
+resumes. GDPO_DEBUG=1 shows the traceback behind the one line.
+"""
+
+import argparse
+import importlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gdpo.training import Stopped
+
+# name -> module, help, the --set of the example
+STAGES = {
+    "degrade": ("tasks.degrade", "photographs -> LR-HR pairs in Parquet shards", "degrade.train=photos/train"),
+    "pretrain": ("tasks.pretrain", "train NAOSD: LoRA on UNet and VAE encoder", "pretrain.steps=10"),
+    "select": ("tasks.select", "choose the patches worth a rollout", "select.count=64"),
+    "rollout": ("tasks.rollout", "make and score G candidates per LR image", "rollout.group=4"),
+    "finetune": ("tasks.finetune", "GDPO on the rollouts, or its shuffled control", "finetune.omega=5000.0"),
+    "evaluate": ("tasks.evaluate", "compare the models on held-out photographs", "evaluate.noises=16"),
+    "report": ("tasks.report", "write reports/index.html", "seed=0"),
+}
+# name -> module, help
+TOOLS = {
+    "upscale": ("tasks.upscale", "super-resolve a photograph x4"),
+    "prior": ("tasks.prior", "train the tiny prior that ships in assets/tiny-sd"),
+    "summary": ("tasks.summary", "print the table of the last evaluation"),
+    "profile": ("tasks.profile", "write the values of profiles/NAME.yaml into params.yaml"),
+}
+STOPPED = 143
+
+
+def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
+    """The parser of all commands; of the tools, only the chosen one's module is imported for its arguments."""
+    parser = argparse.ArgumentParser(
+        prog="gdpo-sr",
+        description="One-step diffusion super-resolution post-trained with GDPO.",
+        epilog="example: gdpo-sr upscale photo.jpg -o out.png",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (_, text, setting) in STAGES.items():
+        example = f"example: gdpo-sr {name} --set {setting}"
+        _add_stage_arguments(commands.add_parser(name, help=text, description=text, epilog=example), name)
+    for name, (module, text) in TOOLS.items():
+        command = commands.add_parser(name, help=text, description=text)
+        if name == chosen:
+            tool = importlib.import_module(module)
+            command.epilog = f"example: {tool.EXAMPLE}"
+            tool.add_arguments(command)
+    return parser
+
+
+def _add_stage_arguments(parser: argparse.ArgumentParser, name: str) -> None:
+    parser.add_argument("--params", type=Path, default="params.yaml", metavar="FILE", help="default: params.yaml")
+    parser.add_argument("--profile", metavar="NAME", help="lay profiles/NAME.yaml over the parameters")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="lay one value over the parameters, as YAML"
+    )
+    if name == "finetune":
+        parser.add_argument(
+            "--run", choices=["gdpo", "control"], default="gdpo", help="control: advantages shuffled inside each group"
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    # The base model is a folder; no library may look for a newer one.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    stop = StopFlag()
+    args = build_parser(argv[0] if argv else None).parse_args(argv)
+    try:
+        if args.command in TOOLS:
+            return int(importlib.import_module(TOOLS[args.command][0]).main(args))
+        with stop:
+            return _run_stage(args, stop)
+    except (ValueError, OSError) as error:
+        if os.environ.get("GDPO_DEBUG") == "1":
+            traceback.print_exc()
+        return _fail(error)
+
+
+def _fail(error: ValueError | OSError) -> int:
+    from tasks.params import BadParams
+
+    text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+    sys.stderr.write(f"gdpo-sr: {' '.join(text.split())}\n")
+    return 2 if isinstance(error, BadParams) else 1
+
+
+def _run_stage(args: argparse.Namespace, stop: "StopFlag") -> int:
+    """Parameters, hooks, the stage; `Stopped` becomes exit code 143."""
+    from tasks import params
+
+    config = params.load(args.params, args.profile, args.set)
+    from gdpo.training import Hooks, Stopped
+    from tasks.recorder import Recorder
+
+    run: Callable[..., None] = importlib.import_module(STAGES[args.command][0]).run
+    names = [args.run] if args.command == "finetune" else []
+    root = Path.cwd()
+    work = root.joinpath("work", args.command, *names)
+    total = getattr(getattr(config, args.command, None), "steps", None)
+    try:
+        with Recorder(work, " ".join([args.command, *names]), total) as recorder:
+            if stop():
+                raise Stopped(0)
+            run(config, root, Hooks(log=recorder.log, should_stop=stop), *names)
+    except Stopped as stopped:
+        sys.stderr.write(f"gdpo-sr: {_stopped_line(stopped, root, work)}\n")
+        return STOPPED
+    return 0
+
+
+def _stopped_line(stopped: "Stopped", root: Path, work: Path) -> str:
+    checkpoints = sorted(work.glob("**/checkpoint.pt"), key=lambda path: path.stat().st_mtime)
+    if not checkpoints:
+        return "stopped, nothing half-written is left; the same command starts again"
+    checkpoint = checkpoints[-1].relative_to(root)
+    return f"stopped at step {stopped.step}, checkpoint in {checkpoint}; the same command resumes"
+
+
+class StopFlag:
+    """`should_stop` for the loops: true once SIGTERM or SIGINT arrived. A second Ctrl-C ends at once."""
+
+    def __init__(self) -> None:
+        self._stop = False
+
+    def __call__(self) -> bool:
+        """Whether a signal arrived."""
+        return self._stop
+
+    def __enter__(self) -> "StopFlag":
+        self._old = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._stop = True
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

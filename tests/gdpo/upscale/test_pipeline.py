@@ -1,0 +1,123 @@
+"""Sizes, seeds and seams: with a fake model that looks only at its neighbourhood, and once with the real classes."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from gdpo.model.naosd import NAOSD
+from gdpo.model.tiny import tiny_autoencoder, tiny_text_encoder, tiny_tokenizer, tiny_unet
+from gdpo.upscale.pipeline import upscale
+from gdpo.upscale.tiling import Window, blend, plan
+from tests.gdpo.upscale.fake_model import FakeModel
+
+
+def _photo(height: int, width: int) -> Any:
+    rng = np.random.default_rng(height * 1000 + width)
+    coarse = rng.integers(0, 256, (height // 4 + 1, width // 4 + 1, 3))
+    return np.kron(coarse, np.ones((4, 4, 1)))[:height, :width].astype(np.uint8)
+
+
+@pytest.mark.parametrize(("length", "tile", "overlap"), [(8, 8, 2), (24, 12, 4), (100, 12, 4), (50, 48, 12), (74, 24, 8)])
+def test_tiles_cover_the_axis_and_their_weights_sum_to_one(length: int, tile: int, overlap: int) -> None:
+    axis = plan(length, tile, overlap, 2)
+    assert axis.length == length and axis.side == min(tile, length)
+    assert all(start % 2 == 0 for start in axis.starts)
+    steps = np.diff(axis.starts)
+    assert len(steps) == 0 or (steps.max() <= tile - overlap and steps.min() > 0)
+    for factor in (1, 4):
+        total = torch.zeros(length * factor)
+        for index, start in enumerate(axis.starts):
+            weight = axis.weight(index, factor)
+            assert weight.min() >= 0
+            total[start * factor : (start + axis.side) * factor] += weight
+        torch.testing.assert_close(total, torch.ones_like(total))
+
+
+def test_tiles_that_disagree_meet_without_a_step() -> None:
+    rows, columns = plan(40, 16, 4, 2), plan(16, 16, 4, 2)
+    assert len(rows.starts) == 3
+    out = blend(rows, columns, 4, lambda window: torch.full((1, 1, 64, 64), float(window.top)))
+    largest = max(np.diff(rows.starts))
+    assert float(out.diff(dim=2).abs().max()) <= largest / (rows.ramp * 4) + 1e-4
+    assert float(out[0, 0, 0, 0]) == 0 and float(out[0, 0, -1, 0]) == rows.starts[-1]
+
+
+def test_a_window_cuts_pixels_by_its_factor() -> None:
+    plane = torch.arange(64.0).reshape(1, 1, 8, 8)
+    assert torch.equal(Window(1, 2, 2, 1).cut(plane, 2), plane[:, :, 2:6, 4:6])
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 30), (17, 1), (5, 7), (24, 16), (33, 50)])
+@pytest.mark.parametrize("scale", [4, 2.5])
+def test_the_output_has_exactly_the_scaled_size(size: tuple[int, int], scale: float) -> None:
+    out = upscale(FakeModel(), _photo(*size), scale=scale)  # type: ignore[arg-type]
+    assert out.shape == (round(size[0] * scale), round(size[1] * scale), 3) and out.dtype == np.uint8
+
+
+@pytest.mark.parametrize("color_fix", ["none", "adain", "wavelet"])
+def test_tiled_equals_untiled_and_the_tile_bounds_the_work(color_fix: str) -> None:
+    photo, whole, tiled = _photo(60, 85), FakeModel(), FakeModel()
+    expected = upscale(whole, photo, color_fix=color_fix, tile=2048)  # type: ignore[arg-type]
+    found = upscale(tiled, photo, color_fix=color_fix, tile=128)  # type: ignore[arg-type]
+    assert whole.largest == 344 and tiled.largest == 128
+    assert np.abs(expected.astype(int) - found.astype(int)).max() <= 1
+
+
+def test_one_tile_is_the_model_alone() -> None:
+    model, photo = FakeModel(), _photo(24, 32)
+    exact = upscale(model, photo, tile=128)  # type: ignore[arg-type]
+    assert np.array_equal(exact, upscale(model, photo, tile=4096))  # type: ignore[arg-type]
+
+
+def test_the_seed_decides_the_noise() -> None:
+    runs = [upscale(FakeModel(), _photo(24, 24), seed=seed) for seed in (3, 3, 4)]  # type: ignore[arg-type]
+    assert np.array_equal(runs[0], runs[1]) and not np.array_equal(runs[0], runs[2])
+
+
+@pytest.mark.parametrize("t_add", [None, 0, 900])
+def test_t_add_reaches_the_model(t_add: int | None) -> None:
+    model, default = FakeModel(), FakeModel()
+    found = upscale(model, _photo(24, 24), t_add=t_add, color_fix="none")  # type: ignore[arg-type]
+    assert model.seen_t_add == t_add
+    expected = upscale(default, _photo(24, 24), color_fix="none")  # type: ignore[arg-type]
+    assert np.array_equal(found, expected) == (t_add is None)
+
+
+def test_colours_follow_the_photograph() -> None:
+    photo = np.full((20, 20, 3), (200, 80, 30), np.uint8)
+    out = upscale(FakeModel(), photo, color_fix="wavelet")  # type: ignore[arg-type]
+    assert np.abs(out.mean((0, 1)) - (200, 80, 30)).max() < 3
+
+
+def test_progress_counts_every_tile_of_three_passes() -> None:
+    calls: list[tuple[int, int]] = []
+    upscale(FakeModel(), _photo(60, 20), tile=128, on_tile=lambda *call: calls.append(call))  # type: ignore[arg-type]
+    assert calls == [(i, len(calls)) for i in range(1, len(calls) + 1)] and len(calls) == 9
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"scale": 0.0}, r"^scale "),
+        ({"scale": float("nan")}, r"^scale "),
+        ({"tile": 24}, r"^tile must be at least 32"),
+    ],
+)
+def test_bad_arguments_are_named(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        upscale(FakeModel(), _photo(8, 8), **options)  # type: ignore[arg-type]
+
+
+def test_the_real_classes_run_tiled_and_whole_alike() -> None:
+    torch.manual_seed(0)
+    tokenizer = tiny_tokenizer()
+    model = NAOSD(tiny_unet(), tiny_autoencoder(), tiny_text_encoder(tokenizer), tokenizer, prompt="sharp")
+    photo = _photo(9, 30)
+    whole = upscale(model, photo, tile=512)
+    assert whole.shape == (36, 120, 3)
+    assert np.array_equal(whole, upscale(model, photo, tile=128))
+    tiled = upscale(model, photo, tile=64)
+    assert tiled.shape == whole.shape and np.abs(tiled.astype(int) - whole.astype(int)).mean() < 20
+    assert upscale(model, _photo(3, 1)).shape == (12, 4, 3)

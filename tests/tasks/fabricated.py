@@ -1,0 +1,104 @@
+"""Made-up outputs of every stage before `report`, with names that try to break out of the page and of the folder."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gdpo.evaluate.statistics import summarise
+from gdpo.images import write_png
+
+NAMES = ["<script>alert(1)</script>", "../../\"quoted\" & 'single'", "plain.png-01", "$x_1$ ÿ"]
+HIGHER = {"psnr_y": True, "niqe": False, "reward": True}
+VIEWS = ("lr", "bicubic", "naosd", "gdpo", "control", "hr")
+PAIRS = [("gdpo", "naosd"), ("control", "naosd"), ("gdpo", "control"), ("naosd", "bicubic")]
+
+
+def scores(images: int, noises: int, gain: float = 3.0) -> dict[str, dict[str, np.ndarray]]:
+    """Scores of four models; GDPO-SR is better than NAOSD by `gain` within-image standard deviations."""
+    rng = np.random.default_rng(0)
+    level = {"psnr_y": 24.0, "niqe": 3.2, "reward": 0.0}
+    spread = {"psnr_y": 0.2, "niqe": 0.1, "reward": 0.7}
+    shift = {"bicubic": -3.0, "naosd": 0.0, "gdpo": gain, "control": 0.05}
+    image = {metric: rng.normal(0, 0.1, (images, 1)) for metric in HIGHER}
+    return {
+        model: {
+            metric: level[metric]
+            + image[metric]
+            + (1 if higher else -1) * shift[model] * spread[metric]
+            + rng.normal(0, spread[metric], (images, 1 if model == "bicubic" else noises))
+            for metric, higher in HIGHER.items()
+        }
+        for model in shift
+    }
+
+
+def _lines(path: Path, steps: int, keys: tuple[str, ...]) -> None:
+    rng = np.random.default_rng(len(path.parent.name))
+    path.parent.mkdir(parents=True)
+    rows = [{"step": s, **{key: float(np.exp(-s / 30) + rng.normal(0, 0.05)) for key in keys}} for s in range(steps)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _json(path: Path, content: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def _evaluation(out: Path, names: list[str], noises: int, pictures: dict[str, np.ndarray] | None) -> None:
+    values, rng = scores(len(names), noises), np.random.default_rng(3)
+    files = []
+    for index, name in enumerate(names):
+        folder = f"{index:03d}-image"
+        for view in (*VIEWS, *(f"candidates/{n}" for n in range(noises if index == 0 else 0))):
+            side = 8 if view == "lr" else 32
+            made = rng.integers(0, 256, (side, side, 3)).astype(np.uint8)
+            target = out / "images" / folder / f"{view}.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_png(target, (pictures or {}).get(f"{index}/{view.split('/')[0]}", made))
+        side = pictures[f"{index}/hr"].shape[0] if pictures else 32
+        row = {"id": name, "source": f"photo{index % 3}", "folder": folder, "height": side, "width": side}
+        files.append({**row, "detail_share": 0.4})
+    rows = [
+        {"image": names[i], "model": model, "noise": n, **{m: float(v[i, n]) for m, v in metrics.items()}}
+        for model, metrics in values.items()
+        for i in range(len(names))
+        for n in range(next(iter(metrics.values())).shape[1])
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), out / "per_image.parquet")
+    members = [
+        {"metrics": {"psnr_y": 24.0 + n, "niqe": 3.0}, "reward": n / noises, "advantage": n - 1.0} for n in range(noises)
+    ]
+    _json(out / "candidates.json", [{"image": names[0], "folder": "000-image", "members": members}])
+    summary = {
+        "images": len(names), "photographs": 3, "noises": noises, "files": files,
+        "reward": {"fidelity": ["psnr_y"], "perception": ["niqe"]},
+        "metrics": {metric: {"higher_is_better": higher} for metric, higher in HIGHER.items()},
+        **summarise(values, HIGHER, PAIRS, unit_of="naosd"),
+    }  # fmt: skip
+    _json(out / "summary.json", summary)
+
+
+def outputs(root: Path, names: list[str] = NAMES, noises: int = 3, pictures: dict[str, np.ndarray] | None = None) -> None:
+    """Write all inputs of the report under `root`; pictures: {"<index>/<view>": uint8 image} in place of noise."""
+    _evaluation(root / "reports/evaluate", names, noises, pictures)
+    _lines(root / "reports/pretrain/metrics.jsonl", 40, ("loss", "vsd"))
+    for run in ("gdpo", "control"):
+        _lines(root / "reports/finetune" / run / "metrics.jsonl", 60, ("loss", "implicit_accuracy"))
+    _json(
+        root / "reports/degrade/report.json",
+        {"train": {"photographs": 5, "pairs": 900}, "failed": [{"name": names[0]}]},
+    )
+    _json(root / "data/selected/report.json", {"kept": 192, "reasons": {"too flat": 12, names[0]: 1}})
+    rng = np.random.default_rng(4)
+    groups = [
+        {
+            "id": str(i), "reward": rng.random(6).tolist() if i else [0.0] * 6,
+            "metrics": {"psnr_y": rng.normal(24, 0.2, 6).tolist(), "niqe": rng.normal(3, 0.1, 6).tolist()},
+        }
+        for i in range(30)
+    ]  # fmt: skip
+    (root / "data/rollouts").mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(groups), root / "data/rollouts/0.parquet")

@@ -1,0 +1,164 @@
+"""params.yaml -> Config: layers, YAML 1.2, one line per mistake."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tasks import params
+from tasks.params import BadParams
+
+
+@pytest.fixture
+def file(root: Path, tmp_path: Path) -> Path:
+    """A copy of params.yaml that a test may spoil."""
+    return Path(shutil.copy(root / "params.yaml", tmp_path))
+
+
+def changed(file: Path, old: str, new: str) -> Path:
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new, 1))
+    return file
+
+
+def profile(file: Path, name: str, text: str) -> None:
+    folder = file.parent / "profiles"
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.yaml").write_text(text)
+
+
+def message(file: Path, **layers: object) -> str:
+    with pytest.raises(BadParams) as caught:
+        params.load(file, **layers)  # type: ignore[arg-type]
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def test_the_shipped_file_is_valid(root: Path) -> None:
+    config = params.load(root / "params.yaml")
+    assert config.model.base == "assets/tiny-sd"
+
+
+@pytest.mark.parametrize("text", ["5e-5", "5.0e-5", "0.00005"])
+def test_exponents_without_a_dot_are_floats(file: Path, text: str) -> None:
+    config = params.load(file, overrides=[f"pretrain.optimizer.lr={text}"])
+    assert config.pretrain.optimizer.lr == 5e-5
+
+
+def test_later_layers_win_and_mappings_merge(file: Path) -> None:
+    profile(file, "p", "finetune: {omega: 7.5, lora: {rank: 2}}\nseed: 3\n")
+    before = params.load(file)
+    config = params.load(file, "p", ["seed=4", "rollout.perception=[niqe]"])
+    assert (config.seed, config.finetune.omega, config.finetune.lora.rank) == (4, 7.5, 2)
+    assert config.finetune.lora.alpha == before.finetune.lora.alpha
+    assert config.rollout.perception == ["niqe"]
+    assert config.evaluate == before.evaluate
+
+
+def test_a_wrong_type_names_key_and_value(file: Path) -> None:
+    text = message(file, overrides=["rollout.group='six'"])
+    assert text == "--set rollout.group='six': rollout.group: Input should be a valid integer (got 'six')"
+
+
+@pytest.mark.parametrize("value", ["six", "6.0", "true", "null", "[6]"])
+def test_no_silent_conversion(file: Path, value: str) -> None:
+    assert "rollout.group: Input should be a valid integer" in message(file, overrides=[f"rollout.group={value}"])
+
+
+def test_a_value_out_of_range_says_the_range(file: Path) -> None:
+    text = message(file, overrides=["rollout.group=1"])
+    assert text.endswith("rollout.group: Input should be greater than or equal to 2 (got 1)")
+
+
+def test_the_file_at_fault_is_named(file: Path) -> None:
+    profile(file, "p", "finetune: {omega: -1.0}\n")
+    assert message(file, profile="p").startswith("profiles/p.yaml: finetune.omega: Input should be greater than 0")
+    assert message(changed(file, "seed: 0", "seed: -1")).startswith("params.yaml: seed: ")
+
+
+def test_an_unknown_key_suggests_and_lists(file: Path) -> None:
+    text = message(file, overrides=["rollout.grup=6"])
+    assert "rollout.grup: unknown key; did you mean group?" in text
+    assert "Allowed here: group, fidelity" in text
+    nested = message(file, overrides=["pretrain.optimizer.learning_rate=1e-4"])
+    assert "Allowed here: lr, " in nested
+    assert "did you mean rollout?" in message(file, overrides=["rolout.group=6"])
+
+
+def test_a_missing_key_is_named(file: Path) -> None:
+    text = message(changed(file, "  base: assets/tiny-sd\n", ""))
+    assert text == "params.yaml: model.base: missing (folder of the base model in diffusers layout)"
+
+
+def test_a_rule_over_several_keys_is_one_line(file: Path) -> None:
+    assert message(file, overrides=["degrade.crop=100"]) == "params.yaml: degrade.crop must be a multiple of 32, got 100"
+
+
+def test_further_mistakes_are_counted(file: Path) -> None:
+    assert message(file, overrides=["seed=x", "rollout.group=1"]).endswith("(and 1 more)")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("seed: 0\nseed: 1\n", 'found duplicate key "seed"'),
+        ("model: {base: x\n", "not YAML"),
+        ("\tseed: 0\n", "not YAML"),
+        ("- 1\n", "must be a mapping of sections, is a list"),
+        ("", "must be a mapping of sections, is empty"),
+        ("seed: \x00\n", "not YAML"),
+    ],
+)
+def test_malformed_files_are_one_line(file: Path, text: str, expected: str) -> None:
+    file.write_text(text)
+    found = message(file)
+    assert found.startswith("params.yaml: ")
+    assert expected in found
+
+
+def test_not_text(file: Path) -> None:
+    file.write_bytes(b"seed: \xff\xfe")
+    assert "not UTF-8 text" in message(file)
+
+
+def test_a_missing_file_or_profile_is_named(file: Path) -> None:
+    assert message(file.parent / "none.yaml").endswith("none.yaml: No such file or directory")
+    profile(file, "paper", "seed: 0\n")
+    assert message(file, profile="papier") == "profiles/papier.yaml: no such profile; there is paper"
+
+
+@pytest.mark.parametrize("text", ["seed", "=3", "a..b=3", "seed=[1"])
+def test_a_malformed_setting_is_refused(file: Path, text: str) -> None:
+    assert message(file, overrides=[text]).startswith(f"--set {text}: ")
+
+
+def test_a_setting_below_a_plain_value_is_refused(file: Path) -> None:
+    assert "seed: Input should be a valid integer" in message(file, overrides=["seed.deep=1"])
+
+
+def test_a_profile_is_written_into_the_file_with_its_comments(file: Path) -> None:
+    profile(file, "p", "finetune: {omega: 7.5, optimizer: {lr: 5.0e-5}}\nrollout:\n  perception: [musiq, maniqa_koniq]\n")
+    before = file.read_text()
+    params.apply_profile(file, "p")
+    assert params.load(file) == params.load(file, "p")
+    comments = [line for line in before.splitlines() if line.startswith("#")]
+    assert comments
+    assert [line for line in file.read_text().splitlines() if line.startswith("#")] == comments
+    changed_lines = set(before.splitlines()) - set(file.read_text().splitlines())
+    assert len(changed_lines) <= 3
+    assert sorted(path.name for path in file.parent.iterdir()) == ["params.yaml", "profiles"]
+
+
+def test_an_invalid_profile_changes_nothing(file: Path) -> None:
+    profile(file, "p", "finetune: {omega: -1.0}\n")
+    before = file.read_bytes()
+    with pytest.raises(BadParams, match=r"^profiles/p\.yaml: finetune\.omega: "):
+        params.apply_profile(file, "p")
+    assert file.read_bytes() == before
+
+
+def test_the_shipped_profiles_are_valid(root: Path) -> None:
+    for path in sorted((root / "profiles").glob("*.yaml")):
+        params.load(root / "params.yaml", path.stem)

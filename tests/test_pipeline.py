@@ -1,0 +1,186 @@
+"""dvc.yaml against the code: commands, parameters, code dependencies, outputs.
+
+    python tests/test_pipeline.py --write      # rewrite each stage's code deps and params in dvc.yaml from the imports
+
+The code deps of a stage are the modules of ours that tasks/<stage>.py imports, directly or through others. Left out:
+the command line itself (it changes no result), and gdpo/config.py: the values in params.yaml are tracked by section,
+while an edit to that file would rerun every stage. So after changing a *default* there that params.yaml does not set:
+`dvc repro --force STAGE`.
+"""
+
+import ast
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parents[1]
+OURS = ("gdpo", "tasks")
+PLUMBING = {"gdpo/__init__.py", "gdpo/config.py", "tasks/__init__.py"}
+SECTIONS = ["seed", "model", "degrade", "pretrain", "select", "rollout", "finetune", "evaluate"]
+
+
+def dvc_yaml() -> dict[str, Any]:
+    """The stages as written, matrix not expanded."""
+    stages: dict[str, Any] = YAML(typ="safe", pure=True).load(ROOT / "dvc.yaml")["stages"]
+    return stages
+
+
+def module_file(name: str) -> Path | None:
+    """The file of a dotted module name of ours, if that is one."""
+    path = ROOT.joinpath(*name.split("."))
+    candidates = (path.with_suffix(".py"), path / "__init__.py")
+    return next((file for file in candidates if file.is_file()), None)
+
+
+def imported_files(file: Path) -> set[Path]:
+    """The files of ours that one file imports anywhere, with the packages they lie in."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    ours = {name for name in names if name.split(".")[0] in OURS}
+    ours |= {".".join(name.split(".")[:depth]) for name in ours for depth in range(1, name.count(".") + 1)}
+    return {found for name in ours if (found := module_file(name))}
+
+
+def closure(file: Path) -> list[str]:
+    """Every file of ours that `file` needs, itself included; no plumbing, no __init__.py that is only a text."""
+    done: set[Path] = set()
+    todo = {file}
+    while todo:
+        current = todo.pop()
+        done.add(current)
+        if current.relative_to(ROOT).as_posix() not in PLUMBING:
+            todo |= imported_files(current) - done
+    names = {path.relative_to(ROOT).as_posix() for path in done if len(ast.parse(path.read_text()).body) > 1}
+    return sorted((names | {file.relative_to(ROOT).as_posix()}) - PLUMBING)
+
+
+def sections(file: Path) -> list[str]:
+    """The sections a stage reads: `config.<section>` in every module of its closure that knows the whole `Config`."""
+    read: set[str] = set()
+    for name in closure(file):
+        nodes = list(ast.walk(ast.parse((ROOT / name).read_text())))
+        imported = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.module == "gdpo.config"]
+        if "Config" in [alias.name for node in imported for alias in node.names]:
+            read |= {
+                node.attr
+                for node in nodes
+                if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "config"
+            }
+    return [name for name in SECTIONS if name in read]
+
+
+def stage_file(name: str) -> Path:
+    """The module of a stage."""
+    return ROOT / "tasks" / f"{name}.py"
+
+
+def is_code(dep: str) -> bool:
+    """Whether a dependency is one of our modules."""
+    return dep.endswith(".py")
+
+
+def outs(stage: dict[str, Any]) -> list[str]:
+    """The outputs of a stage, matrix values filled in."""
+    values = stage.get("matrix", {}).get("run", [""])
+    return [out.replace("${item.run}", value) for out in stage["outs"] for value in values if value or "${" not in out]
+
+
+STAGES = dvc_yaml()
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_runs_its_own_command(name: str) -> None:
+    from tasks.__main__ import STAGES as commands
+
+    assert STAGES[name]["cmd"].split("--")[0].split() == ["python", "-m", "tasks", name]
+    assert commands[name][0] == f"tasks.{name}"
+    assert stage_file(name).is_file()
+
+
+def test_every_stage_command_is_in_dvc_yaml() -> None:
+    from tasks.__main__ import STAGES as commands
+
+    assert list(commands) == list(STAGES)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_code_dependencies_are_the_import_closure(name: str) -> None:
+    listed = [dep for dep in STAGES[name]["deps"] if is_code(dep)]
+    expected = closure(stage_file(name))
+    text = "\n".join(f"      - {dep}" for dep in expected)
+    assert listed == expected, f"dvc.yaml, stage {name}; `python tests/test_pipeline.py --write`, or list:\n{text}"
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_parameters_are_the_sections_the_stage_reads(name: str) -> None:
+    assert STAGES[name].get("params", []) == sections(stage_file(name))
+
+
+def test_the_sections_are_those_of_the_configuration(sample_config: Any) -> None:
+    assert list(type(sample_config).model_fields) == SECTIONS
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_paths_a_stage_names_are_its_dependencies_or_outputs(name: str) -> None:
+    stage = STAGES[name]
+    literals = {
+        node.value.rstrip("/")
+        for node in ast.walk(ast.parse(stage_file(name).read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        if re.fullmatch(r"(data|models|reports|assets)/[\w./-]+", node.value)
+    }
+    known = [dep for dep in stage["deps"] if not is_code(dep)] + outs(stage)
+    known += [str(Path(path).parent) for path in known if "${" not in path]  # a stage may name the folder of its outputs
+    odd = [path for path in literals if not any(path == place or path.startswith(place + "/") for place in known)]
+    assert not odd, f"{name} names {odd}: neither in its deps nor in its outs"
+
+
+def test_every_data_dependency_is_an_output_or_a_tracked_file() -> None:
+    made = [out for stage in STAGES.values() for out in outs(stage)]
+    for name, stage in STAGES.items():
+        for dep in stage["deps"]:
+            known = dep in made or dep.startswith("${model.base}") or (ROOT / dep).exists() or dep.startswith("assets/")
+            assert known or any(dep.startswith(out + "/") for out in made), f"{name}: nothing makes {dep}"
+
+
+def test_outputs_are_disjoint_and_outside_work() -> None:
+    everything = [Path(out) for stage in STAGES.values() for out in outs(stage)]
+    for out in everything:
+        assert out.parts[0] in ("data", "models", "reports")
+        assert not [other for other in everything if other != out and out in other.parents]
+    assert len(set(everything)) == len(everything)
+
+
+def write() -> None:
+    """Rewrite code deps and params of every stage in dvc.yaml; data deps, comments and everything else stay."""
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 4096
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    document = yaml.load(ROOT / "dvc.yaml")
+    for name, stage in document["stages"].items():
+        if not stage_file(name).is_file():
+            print(f"{name}: no tasks/{name}.py yet")
+            continue
+        data = [dep for dep in stage.get("deps", []) if not is_code(dep)]
+        values = {"deps": closure(stage_file(name)) + data, "params": sections(stage_file(name))}
+        place = list(stage).index("cmd") + 1
+        for offset, (key, value) in enumerate(values.items()):
+            stage.pop(key, None)
+            stage.insert(place + offset, key, value)
+    yaml.dump(document, ROOT / "dvc.yaml")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] != ["--write"]:
+        sys.exit("usage: python tests/test_pipeline.py --write")
+    write()
