@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gdpo.data.degrade import degrade
     from gdpo.model.naosd import NAOSD
+    from gdpo.model.released import load_released_checkpoint
     from gdpo.preference.objectives import gdpo_loss
     from gdpo.pretrain.vsd import fake_score_loss, vsd_loss
     from gdpo.rewards.attribute_aware import attribute_aware_reward, group_advantage
@@ -22,6 +23,7 @@ _HOME = {
     "fake_score_loss": "gdpo.pretrain.vsd",
     "gdpo_loss": "gdpo.preference.objectives",
     "group_advantage": "gdpo.rewards.attribute_aware",
+    "load_released_checkpoint": "gdpo.model.released",
     "vsd_loss": "gdpo.pretrain.vsd",
     "wavelet_color_fix": "gdpo.upscale.color",
 }
@@ -34,6 +36,7 @@ __all__ = [
     "fake_score_loss",
     "gdpo_loss",
     "group_advantage",
+    "load_released_checkpoint",
     "vsd_loss",
     "wavelet_color_fix",
 ]

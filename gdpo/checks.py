@@ -10,6 +10,10 @@ import torch
 RANGE_TOLERANCE = 1e-6  # what pyiqa allows too: the last bit of a clamp in another precision
 
 
+class NotFinite(ValueError):
+    """An argument has NaN or infinite values; a training loop takes it for divergence."""
+
+
 def check_tensor(name: str, tensor: object, shape: str) -> torch.Tensor:
     """Return `tensor` if it is a finite floating-point tensor with one dimension per letter of `shape`, none empty."""
     found = _check_kind(name, tensor, shape)
@@ -31,7 +35,7 @@ def _limits(name: str, tensor: torch.Tensor) -> tuple[float, float]:
     """Least and greatest value, in one pass that also finds NaN."""
     least, most = (float(end) for end in torch.aminmax(tensor.detach()))
     if not math.isfinite(least) or not math.isfinite(most):
-        raise ValueError(f"{name} has values that are NaN or infinite")
+        raise NotFinite(f"{name} has values that are NaN or infinite")
     return least, most
 
 

@@ -46,6 +46,12 @@ def _jpeg_quality(pair: list[float]) -> list[float]:
     return pair
 
 
+def _timesteps(pair: list[int]) -> list[int]:
+    if not 0 <= pair[0] < pair[1] <= 1000:
+        raise ValueError(f"must be a lower and a greater upper end in 0..1000, got {pair}")
+    return pair
+
+
 def _odd(sizes: list[int]) -> list[int]:
     if any(size < 1 or size % 2 == 0 for size in sizes):
         raise ValueError(f"must be odd and positive, got {sizes}")
@@ -56,6 +62,7 @@ Range = Annotated[list[float], Field(min_length=2, max_length=2), AfterValidator
 Above = Annotated[Range, AfterValidator(_positive)]
 AroundOne = Annotated[Range, AfterValidator(_around_one)]
 Quality = Annotated[Range, AfterValidator(_jpeg_quality)]
+Timesteps = Annotated[list[int], Field(min_length=2, max_length=2), AfterValidator(_timesteps)]
 OddSizes = Annotated[list[int], Field(min_length=1), AfterValidator(_odd)]
 Three = Annotated[list[float], Field(min_length=3, max_length=3), AfterValidator(_sums_to_one)]
 Six = Annotated[list[float], Field(min_length=6, max_length=6), AfterValidator(_sums_to_one)]
@@ -165,7 +172,7 @@ class Pretrain(Section):
     lambda_perceptual: Annotated[float, Field(ge=0)] = 2.0
     lambda_vsd: Annotated[float, Field(ge=0)] = 1.0
     guidance: Positive = Field(7.5, description="classifier-free guidance of the real score")
-    vsd_t_range: list[int] = Field([20, 500], description="timesteps of the VSD loss, upper end excluded")
+    vsd_t_range: Timesteps = Field([20, 500], description="timesteps of the VSD loss, upper end excluded")
     precision: Precision = "bf16"
     checkpoint_every: Count = 500
 
@@ -197,7 +204,7 @@ class Rollout(Section):
         description="what eps_hat is compared with: the added noise (release), or the one that returns x0 at t_diff",
     )
     batch: Count = Field(8, description="candidates per forward pass")
-    precision: Precision = "bf16"
+    precision: Precision = Field("bf16", description="of the candidates, and of the noise errors of reference and policy")
 
 
 class Finetune(Section):
@@ -208,7 +215,6 @@ class Finetune(Section):
     batch: Count = Field(8, description="groups per optimiser step")
     optimizer: Optimizer = Optimizer()
     omega: Positive = Field(5000.0, description="the loss multiplies by omega / 2, on the mean squared noise error")
-    precision: Precision = "bf16"
     checkpoint_every: Count = 10
 
 

@@ -23,6 +23,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from gdpo.checks import NotFinite
+
 Key = tuple[int | str, ...]  # what seeds a generator
 
 
@@ -144,9 +146,11 @@ class Loop:
             return 0
         try:
             saved = torch.load(self.path, map_location="cpu", weights_only=True)
+            fingerprint = saved["fingerprint"]
         except Exception as error:
-            raise ValueError(f"{self.path}: unreadable checkpoint ({error}); delete it to start again") from error
-        if saved["fingerprint"] != self.fingerprint:
+            why = str(error).partition(".")[0]  # torch goes on to advise loading it unsafely
+            raise ValueError(f"{self.path}: unreadable checkpoint ({why}); delete it to start again") from error
+        if fingerprint != self.fingerprint:
             return 0
         for name, part in self.state.items():
             part.load_state_dict(saved["state"][name])
@@ -173,10 +177,13 @@ class Loop:
         for row in self.history:
             self.hooks.log(int(row["step"]), row)
         for step in range(first, self.steps):
-            values = step_fn(step)
+            try:
+                values = step_fn(step)
+            except NotFinite as error:
+                raise self._diverged(step, str(error)) from error
             bad = [name for name, value in values.items() if not np.isfinite(value)]
             if bad:
-                raise Diverged(f"{bad[0]} is not finite at step {step}; the last good checkpoint is {self.path}")
+                raise self._diverged(step, f"{bad[0]} is not finite")
             self.history.append({"step": float(step), **values})
             self.hooks.log(step, self.history[-1])
             done = step + 1
@@ -187,9 +194,9 @@ class Loop:
                 self.save(done)
         return self.history
 
-    def finish(self) -> None:
-        """Forget the checkpoint once the outputs are safely written."""
-        self.path.unlink(missing_ok=True)
+    def _diverged(self, step: int, what: str) -> Diverged:
+        kept = f"the last good checkpoint is {self.path}" if self.path.exists() else "there is no checkpoint yet"
+        return Diverged(f"step {step}: {what}; {kept}")
 
 
 def cosine(step: int, steps: int, *, warmup: int = 0) -> float:

@@ -37,6 +37,10 @@ STAGES = {
 # name -> module, help
 TOOLS = {
     "upscale": ("tasks.upscale", "super-resolve a photograph x4"),
+    "import-weights": ("tasks.import_weights", "released .pkl files or merged folders -> a model folder"),
+    "export": ("tasks.export", "a model folder -> merged diffusers folder, or LoRA file"),
+    "cost": ("tasks.cost", "count parameters and MACs of a model"),
+    "doctor": ("tasks.doctor", "check that this machine has what a profile needs"),
     "prior": ("tasks.prior", "train the tiny prior that ships in assets/tiny-sd"),
     "summary": ("tasks.summary", "print the table of the last evaluation"),
     "profile": ("tasks.profile", "write the values of profiles/NAME.yaml into params.yaml"),

@@ -18,12 +18,12 @@ from tasks.runs import fingerprint, write_history
 def run(config: Config, root: Path, hooks: Hooks, name: str = "gdpo") -> None:
     """Train `name` ("gdpo" or "control") and write its model folder and history.
 
-    Errors: ValueError naming the file or key; `Stopped` after a checkpoint in work/finetune-<name>.
+    Errors: ValueError naming the file or key; `Stopped` after a checkpoint in work/finetune/<name>.
     """
     groups = read_rollouts(config, root)
     base, naosd = root / config.model.base, root / "models/naosd"
     model = load_model(naosd, base)
-    work = root / f"work/finetune-{name}"
+    work = root / "work/finetune" / name
     settings = {
         "name": name,
         "seed": config.seed,

@@ -108,7 +108,7 @@ def _override(text: str) -> Tree:
         raise BadParams(f"--set {text}: the value is not YAML: {_problem(error)}") from error
     for part in reversed(parts):
         tree = {part: tree}
-    return tree  # type: ignore[no-any-return]  # at least one part
+    return tree
 
 
 def _merge(base: Tree, over: Tree) -> Tree:

@@ -1,7 +1,7 @@
 """Tool `prior`: train the tiny prior, its NIQE statistics and its NAOSD, from a folder of photographs.
 
     photographs    per folder, ordered by the hash of the file name: 1/7 for choices, 1/7 for evidence, the rest trains
-    autoencoder, denoiser    gdpo/pretrain/prior.py
+    autoencoder, denoiser, decoder    gdpo/pretrain/prior.py
     niqe.mat       statistics of the training photographs
     naosd/         the stages degrade and pretrain, long, from fresh adapters (profiles/prior.yaml)
     card.json      data, steps, seconds, held-out figures; README.md beside it is written by hand
@@ -13,16 +13,18 @@ import argparse
 import hashlib
 import json
 import math
-import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 
 from gdpo.config import Config
 from gdpo.images import read_photo
+from gdpo.model.checkpoints import read_adapters, save_model
 from gdpo.training import Hooks, Loop, Stateful, Tensors, torch_generator, written_aside
 from tasks.params import load
 from tasks.recorder import Recorder
@@ -31,6 +33,7 @@ EXAMPLE = "gdpo-sr prior photos/ -o assets/tiny-sd"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 AUTOENCODER = {"steps": 7000, "batch": 8, "size": 64, "lr": 1e-3, "kl_weight": 2e-4}
 DENOISER = {"steps": 2600, "batch": 16, "lr": 1.5e-3}
+DECODER = {"steps": 4000, "batch": 8, "size": 64, "lr": 8e-4, "adversarial": 0.5}
 BANK = {"size": 96, "clean": 5000, "bad": 1200}
 
 
@@ -72,7 +75,7 @@ def main(args: argparse.Namespace) -> int:
     _train_naosd(args.output, parts["train"])
     card = {
         "photographs": {name: [path.name for path in paths] for name, paths in parts.items()},
-        "autoencoder": AUTOENCODER, "denoiser": DENOISER, "latent_bank": BANK, "seed": 0,
+        "autoencoder": AUTOENCODER, "denoiser": DENOISER, "decoder": DECODER, "latent_bank": BANK, "seed": 0,
         "seconds": round(time.monotonic() - started), "held_out": held_out_figures(args.output, held_out),
     }  # fmt: skip
     (args.output / "card.json").write_text(json.dumps(card, indent=1) + "\n")
@@ -111,6 +114,7 @@ def _train_prior(photos: list[np.ndarray], output: Path) -> None:
         int(DENOISER["steps"]),
         denoiser_step(unet, text_encoder, ids, adam, scaled, seed=0, **DENOISER),  # type: ignore[arg-type]
     )
+    _sharpen_decoder(vae, photos)
     with written_aside(output) as part:
         part.mkdir()
         for name, network in (("vae", vae), ("unet", unet), ("text_encoder", text_encoder)):
@@ -118,6 +122,23 @@ def _train_prior(photos: list[np.ndarray], output: Path) -> None:
         tokenizer.save_pretrained(part / "tokenizer")
         (part / "scheduler").mkdir()
         (part / "scheduler/scheduler_config.json").write_text(json.dumps(tiny.SCHEDULER, indent=1) + "\n")
+
+
+def _sharpen_decoder(vae: AutoencoderKL, photos: list[np.ndarray]) -> None:
+    from gdpo.pretrain.prior import PatchDiscriminator, decoder_step
+
+    torch.manual_seed(1)
+    judge = PatchDiscriminator()
+    decoder = {n: p for n, p in vae.named_parameters() if n.startswith(("decoder.", "post_quant_conv."))}
+    for parameter in decoder.values():
+        parameter.requires_grad_(True)
+    adams = tuple(
+        torch.optim.AdamW(parameters, lr=DECODER["lr"], betas=(0.5, 0.99), weight_decay=1e-4)
+        for parameters in (decoder.values(), judge.parameters())
+    )
+    state = {"decoder": Tensors(decoder), "judge": judge, "adam": adams[0], "adam_judge": adams[1]}
+    step_fn = decoder_step(vae, judge, adams, photos, seed=0, **DECODER)  # type: ignore[arg-type]
+    _run("decoder", state, int(DECODER["steps"]), step_fn)
 
 
 def _run(name: str, state: dict[str, Stateful], steps: int, step_fn: Callable[[int], dict[str, float]]) -> None:
@@ -146,8 +167,9 @@ def _train_naosd(output: Path, photos: list[Path]) -> None:
     if not (root / "data/shards/train").is_dir():
         degrade.run(config, root, Hooks())
     pretrain.run(config, root, Hooks())
-    shutil.rmtree(output / "naosd", ignore_errors=True)
-    shutil.copytree(root / "models/naosd", output / "naosd")
+    halved = [replace(a, tensors={n: t.half() for n, t in a.tensors.items()}) for a in read_adapters(root / "models/naosd")]
+    model = config.model
+    save_model(output / "naosd", output, halved, t_add=model.t_add, t_diff=model.t_diff, prompt=model.prompt)
 
 
 def held_out_figures(folder: Path, photos: list[np.ndarray]) -> dict[str, float]:

@@ -30,6 +30,14 @@ def root() -> Path:
     return ROOT
 
 
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A diffusers folder of random weights (tests/tiny.py); not to be written to."""
+    from tests import tiny
+
+    return tiny.write_base(tmp_path_factory.mktemp("tiny") / "base")
+
+
 @pytest.fixture
 def sample_config() -> Any:
     """The configuration in params.yaml as it stands."""

@@ -76,11 +76,15 @@ class Roles:
         self.active: list[str] = []
         self.full = full
         self._layers: dict[str, LoraLayer] = {}
+        self._plain_conv: nn.Conv2d | None = None
         self._role_conv: RoleConv | None = None
 
     def add(self, role: str, lora: Lora, *, seed: int, train_full: bool = False) -> None:
         """Inject the adapters of `role`: A ~ N(0, (1/rank)^2), B = 0 (peft's "gaussian"), drawn from (seed, role, name)."""
         config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=self.targets, init_lora_weights="gaussian")
+        vars(self.network).pop("peft_config", None)  # peft's note of earlier roles, at which it warns
+        if self.full is not None and self._plain_conv is not None:
+            self._layers[self.full].base_layer = self._plain_conv  # peft makes the new adapter in its image
         inject_adapter_in_model(config, self.network, adapter_name=role)
         self._layers = {n: m for n, m in self.network.named_modules() if isinstance(m, LoraLayer)}
         for name, layer in self._layers.items():
@@ -89,9 +93,11 @@ class Roles:
             noise = torch.randn(a.shape, generator=torch_generator(seed, "lora", role, name))
             with torch.no_grad():
                 a.copy_(noise / lora.rank)
-        if self.full is not None and self._role_conv is None:
+        if self.full is not None:
             layer = self._layers[self.full]
-            self._role_conv = RoleConv(layer.base_layer, self.active)
+            if self._role_conv is None:
+                self._plain_conv = layer.base_layer
+                self._role_conv = RoleConv(layer.base_layer, self.active)
             layer.base_layer = self._role_conv
         if train_full and self._role_conv is not None:
             self._role_conv.own(role)
@@ -131,13 +137,18 @@ def merge_adapters(network: nn.Module, tensors: dict[str, torch.Tensor], scaling
     """Add LoRA deltas, and put full replacements, into the plain weights of `network`, in fp32, in place.
 
     tensors: `<module>.lora_A|lora_B` and `<module>.weight|bias`, as `Roles.parameters` names them.
-    Errors: ValueError naming a module the network does not have, or whose shapes do not fit.
+    Errors: ValueError naming a module the network does not have, whose shapes do not fit, or half of whose pair is missing.
     """
     modules = dict(network.named_modules())
     weights = dict(network.named_parameters())
     with torch.no_grad():
         for name, value in tensors.items():
-            if name.endswith((".weight", ".bias")):
+            module_name, _, kind = name.rpartition(".")
+            if kind not in ("lora_A", "lora_B", "weight", "bias") or (
+                kind == "lora_B" and f"{module_name}.lora_A" not in tensors
+            ):
+                raise ValueError(f"adapter {name}: not a pair of lora_A and lora_B, nor a weight or bias")
+            if kind in ("weight", "bias"):
                 if name not in weights or weights[name].shape != value.shape:
                     raise ValueError(f"the base model has no parameter {name} of shape {tuple(value.shape)}")
                 weights[name].copy_(value)
@@ -148,7 +159,8 @@ def merge_adapters(network: nn.Module, tensors: dict[str, torch.Tensor], scaling
             module, b = modules.get(module_name), tensors.get(f"{module_name}.lora_B")
             if module is None or b is None or not isinstance(module, nn.Linear | nn.Conv2d):
                 raise ValueError(f"the base model has no layer {module_name} for this adapter")
-            delta = (b.float().flatten(1) @ a.float().flatten(1)) * scaling
-            if delta.numel() != module.weight.numel():
+            weight = module.weight
+            if a.shape[1:] != weight.shape[1:] or b.shape[:2] != (weight.shape[0], a.shape[0]) or b[0, 0].numel() != 1:
                 raise ValueError(f"adapter {module_name} has shapes {tuple(a.shape)}, {tuple(b.shape)}: not this base model's")
+            delta = (b.float().flatten(1) @ a.float().flatten(1)) * scaling
             module.weight.copy_((module.weight.float() + delta.reshape(module.weight.shape)).to(module.weight.dtype))

@@ -39,7 +39,10 @@ class Adapters:
     lora: Lora
 
     def merge_into(self, model: NAOSD) -> None:
-        """Merge into the plain weights of `model` (no roles added yet)."""
+        """Merge into the plain weights of `model` (no roles added yet). Errors: as `merge_adapters`."""
+        stray = [name for name in self.tensors if not name.startswith(("unet.", "vae."))]
+        if stray:
+            raise ValueError(f"adapter {stray[0]} belongs to neither the UNet nor the VAE")
         for prefix, network in (("unet.", model.unet), ("vae.", model.vae)):
             part = {name.removeprefix(prefix): value for name, value in self.tensors.items() if name.startswith(prefix)}
             merge_adapters(network, part, self.lora.alpha / self.lora.rank)
@@ -75,13 +78,17 @@ def check_scheduler(folder: Path) -> None:
             raise ValueError(f"{path}: {key} is {found!r}, NAOSD needs {value!r} (an SD2.1-base model, not the 768-v one)")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, *needed: str) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid JSON ({error})") from None
+    missing = [key for key in needed if not isinstance(found, dict) or key not in found]
+    if missing or not isinstance(found, dict):
+        raise ValueError(f"{path}: {missing[0] if missing else 'a mapping'} is missing; fetch or make it again")
+    return found
 
 
 def load_base(folder: Path) -> NAOSD:
@@ -97,17 +104,21 @@ def load_base(folder: Path) -> NAOSD:
     }
     parts: dict[str, Any] = {}
     for name, kind in kinds.items():
-        options = {} if name == "tokenizer" else {"use_safetensors": True, "torch_dtype": torch.float32}
+        network = {"use_safetensors": True, "torch_dtype": torch.float32, "output_loading_info": True}
+        options = {} if name == "tokenizer" else network
         try:
-            parts[name] = kind.from_pretrained(folder / name, local_files_only=True, **options)
+            loaded = kind.from_pretrained(folder / name, local_files_only=True, **options)
+            parts[name], info = loaded if options else (loaded, {})
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise ValueError(f"{folder / name}: cannot be loaded ({str(error).splitlines()[0]})") from error
+        if info.get("missing_keys"):  # the libraries would fill them with random numbers
+            raise ValueError(f"{folder / name}: its weights lack {min(info['missing_keys'])}")
     return NAOSD(parts["unet"], parts["vae"], parts["text_encoder"], parts["tokenizer"])
 
 
 def read_adapters(folder: Path) -> list[Adapters]:
     """The adapters of a model folder of ours, in merging order."""
-    card = _read_json(folder / "model.json")
+    card = _read_json(folder / "model.json", "adapters")
     found = []
     for entry in card["adapters"]:
         path = folder / entry["file"]
@@ -129,7 +140,7 @@ def load_model(folder: Path, base: Path | None = None) -> NAOSD:
     path = folder / "model.json"
     if not path.exists():
         return load_base(folder)
-    card = _read_json(path)
+    card = _read_json(path, "base", "base_sha256", "t_add", "t_diff", "prompt")
     base = base or Path(os.path.normpath(folder / card["base"]))
     if not base.is_dir():
         raise ValueError(f"{path}: its base model {base} is not there; pass base=, or put the folder back")

@@ -15,6 +15,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 
+from gdpo.checks import check_image, check_same_shape, check_tensor
 from gdpo.model import prompts
 from gdpo.model.adapters import Roles, unet_targets, vae_targets
 from gdpo.model.schedule import add_noise, predict_x0
@@ -74,20 +75,25 @@ class NAOSD(nn.Module):
         """prompt_BLD of a list of B prompts."""
         return prompts.embed(self.tokenizer, self.text_encoder, texts)
 
-    def posterior(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scaled mean and standard deviation of the VAE posterior of x_BCHW in [-1, 1]: two (B, c, h, w) tensors."""
+    def _check_sides(self, x: torch.Tensor) -> None:
         if x.ndim != 4 or x.shape[1] != 3 or x.shape[2] % self.multiple or x.shape[3] % self.multiple:
             raise ValueError(f"x must be (B, 3, H, W) with sides a multiple of {self.multiple}, got {tuple(x.shape)}")
+
+    def posterior(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scaled mean and standard deviation of the VAE posterior of x_BCHW in [-1, 1]: two (B, c, h, w) tensors."""
+        self._check_sides(x)
         posterior = self.vae.encode(x).latent_dist
         return self.scaling * posterior.mean, self.scaling * posterior.std
 
     def encode(self, x: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """z_LR (B, c, h, w): a sample of the posterior with the given standard normal noise."""
         mean, std = self.posterior(x)
+        check_same_shape("noise", noise, "the latent of x", mean)
         return mean + std * noise.to(mean)
 
     def inject(self, z: torch.Tensor, noise: torch.Tensor, t_add: int | None = None) -> torch.Tensor:
         """z~: noise added at t_add (default: the model's)."""
+        check_same_shape("noise", noise, "z", z)
         return add_noise(z, noise.to(z), self.t_add if t_add is None else t_add)
 
     def predict_noise(self, z_noisy: torch.Tensor, prompt: torch.Tensor, t: torch.Tensor | int | None = None) -> torch.Tensor:
@@ -107,5 +113,17 @@ class NAOSD(nn.Module):
     def forward(
         self, x: torch.Tensor, prompt: torch.Tensor, noise: torch.Tensor, posterior_noise: torch.Tensor
     ) -> torch.Tensor:
-        """I_SR of x (the LR image enlarged to full size); noise and posterior_noise are standard normal (B, c, h, w)."""
+        """I_SR of x (the LR image enlarged to full size); noise and posterior_noise are standard normal (B, c, h, w).
+
+        Errors: ValueError naming the argument for a wrong shape or range, or NaN.
+        """
+        check_image("x", x, -1.0, 1.0)
+        self._check_sides(x)
+        check_tensor("prompt", prompt, "BLD")
+        if len(prompt) not in (1, len(x)):
+            raise ValueError(f"prompt must hold 1 or {len(x)} prompts, got {len(prompt)}")
+        wanted = (len(x), *self.latent_shape(*x.shape[2:]))
+        for name, value in (("noise", noise), ("posterior_noise", posterior_noise)):
+            if check_tensor(name, value, "BCHW").shape != wanted:
+                raise ValueError(f"{name} must have the shape of the latent of x, {wanted}, got {tuple(value.shape)}")
         return self.decode(self.denoise(self.inject(self.encode(x, posterior_noise), noise), prompt))

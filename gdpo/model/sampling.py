@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from gdpo.checks import check_image
 from gdpo.config import ColorFix, Precision
 from gdpo.model.naosd import NAOSD
 from gdpo.training import Key, torch_generator
@@ -45,8 +46,12 @@ def super_resolve(
     """image_BCHW in [0, 1] (float32) from LR images already enlarged to full size, lr_BCHW in [0, 1].
 
     keys: one per sample, seeds of its noise. prompts: one per sample; None: the model's default prompt.
-    Sides that are no multiple of `model.multiple` are padded and cropped back.
+    Sides that are no multiple of `model.multiple` are padded and cropped back. Errors: ValueError naming the argument.
     """
+    check_image("lr", lr)
+    for name, values in (("keys", keys), ("prompts", keys if prompts is None else prompts)):
+        if len(values) != len(lr):
+            raise ValueError(f"{name} must have one entry per image, {len(lr)}, got {len(values)}")
     height, width = lr.shape[-2:]
     device = next(model.parameters()).device
     x = pad_to_multiple(lr, model.multiple).to(device) * 2 - 1

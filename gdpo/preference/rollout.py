@@ -106,11 +106,13 @@ def rollout(model: NAOSD, pairs: list[Pair], config: Rollout, *, seed: int) -> I
     for b, pair in enumerate(pairs):
         part = slice(b * size, (b + 1) * size)
         raw = {name: values[part].tolist() for name, values in metrics.items()}
-        if not all(np.isfinite(values).all() for values in raw.values()):
-            raise ValueError(f"pair {pair.id}: a metric of its candidates is not finite")
+        bad = [name for name, values in raw.items() if not np.isfinite(values).all()]
+        if bad:
+            raise ValueError(f"pair {pair.id}: metric {bad[0]} of its candidates is not finite")
         reward, advantage = reward_of(raw, float(shares[b]), config)
-        # Rounded as they are stored, so that errors computed from the file are the same.
-        latents = Latents(mean[part].half().float(), std[part].half().float())
+        # Rounded and laid out as they are stored (the encoder's output may be channels-last, which other kernels take), so
+        # that errors computed from the file are the same bits.
+        latents = Latents(mean[part].half().float().contiguous(), std[part].half().float().contiguous())
         prompt = model.embed([prompts[b]])
         errors = [
             noise_errors(model, latents, prompt, config, seed=seed, group=pair.id, visit=visit).tolist()

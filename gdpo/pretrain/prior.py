@@ -2,7 +2,8 @@
 
     autoencoder   L1 + L1 of 8x8 means + 0.5 (1 - SSIM) + kl_weight * KL    on crops, randomly down-scaled and flipped
     denoiser      || eps - eps_hat(z_t, t, prompt) ||^2    on its latents; the prompt says clean or degraded
-    both          AdamW, one cosine cycle, everything seeded by (seed, step)
+    decoder       reconstruction + hinge adversarial term, encoder frozen
+    all           AdamW, one cosine cycle, everything seeded by (seed, step)
 
     python -m tasks prior PHOTOS assets/tiny-sd     # makes the folder that ships in assets/
 
@@ -10,6 +11,7 @@ It stands in for SD2.1-base in the sample profile, so that every later stage run
 The two prompts make classifier-free guidance, and with it the VSD loss, mean something at this scale.
 """
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -17,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from gdpo.config import Degradation
 from gdpo.data.degrade import degrade
@@ -84,6 +87,64 @@ def autoencoder_step(
         optimizer.step()
         values = {"loss": loss, "l1": l1, "tone": tone, "ssim": similarity, "kl": kl}
         return {**{name: value.item() for name, value in values.items()}, "grad_norm": norm}
+
+    return step_fn
+
+
+class PatchDiscriminator(nn.Sequential):
+    """Real or decoded, per patch: (B, 3, H, W) in [-1, 1] -> (B, 1, H/8, W/8) logits. Trained beside the decoder, not kept."""
+
+    def __init__(self, width: int = 32) -> None:
+        widths = [3, width, 2 * width, 3 * width]
+        layers: list[nn.Module] = []
+        for before, after in itertools.pairwise(widths):
+            layers += [spectral_norm(nn.Conv2d(before, after, 4, 2, 1)), nn.LeakyReLU(0.2)]
+        super().__init__(*layers, spectral_norm(nn.Conv2d(widths[-1], 1, 3, 1, 1)))
+
+
+def decoder_step(
+    vae: AutoencoderKL,
+    judge: PatchDiscriminator,
+    optimizers: tuple[torch.optim.Optimizer, torch.optim.Optimizer],
+    photos: Photos,
+    *,
+    size: int,
+    batch: int,
+    steps: int,
+    seed: int,
+    lr: float,
+    adversarial: float,
+) -> Callable[[int], dict[str, float]]:
+    """The step function that sharpens the decoder: reconstruction plus a hinge adversarial term, as SD's own VAE was made.
+
+    The encoder stays, so latents keep their meaning for a denoiser trained on them. At the image, the adversarial gradient
+    gets `adversarial` times the norm of the reconstruction gradient.
+    """
+    adam, adam_judge = optimizers
+    parameters = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
+
+    def step_fn(step: int) -> dict[str, float]:
+        x = crop_batch(photos, size, batch, seed, "decoder", step)
+        for group in (*adam.param_groups, *adam_judge.param_groups):
+            group["lr"] = lr * cosine(step, steps, warmup=100)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            with torch.no_grad():
+                z = vae.encode(x).latent_dist.sample(generator=torch_generator(seed, "decoder-posterior", step))
+            y = vae.decode(z).sample.float()
+        image = y.detach().requires_grad_()
+        rebuilt = (image - x).abs().mean() + 0.5 * (1 - ssim(image * 0.5 + 0.5, x * 0.5 + 0.5))
+        fooled = -judge(image).mean()
+        toward_photo, toward_judge = (torch.autograd.grad(value, image)[0] for value in (rebuilt, fooled))
+        weight = adversarial * min(1.0, step / 300) * toward_photo.norm() / (toward_judge.norm() + 1e-12)
+        adam.zero_grad()
+        y.backward(toward_photo + weight * toward_judge)
+        norm = grad_norm(parameters, 1.0)
+        adam.step()
+        judged = F.relu(1 - judge(x)).mean() + F.relu(1 + judge(y.detach())).mean()
+        adam_judge.zero_grad()
+        judged.backward()
+        adam_judge.step()
+        return {"rebuilt": rebuilt.item(), "fooled": fooled.item(), "judged": judged.item(), "grad_norm": norm}
 
     return step_fn
 

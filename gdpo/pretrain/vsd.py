@@ -13,6 +13,7 @@ fake one its `fake` role: no second UNet. Unlike the release, all adapters of th
 import torch
 import torch.nn.functional as F
 
+from gdpo.checks import check_same_shape, check_tensor
 from gdpo.model.schedule import add_noise, predict_x0
 
 
@@ -26,11 +27,14 @@ def vsd_loss(
 ) -> torch.Tensor:
     """L_VSD of z (B, c, h, w) with gradient, given noise and t (B,) and both noise predictions at z_t (no gradient).
 
-    Errors: ValueError when shapes differ. Source: released code; the paper's L_VSD in Eq. 5.
+    Errors: ValueError naming the argument for a wrong or differing shape, or NaN. Source: released code; the paper's L_VSD
+    in Eq. 5.
     """
+    check_tensor("z", z, "BCHW")
     for name, value in (("noise", noise), ("eps_fake", eps_fake), ("eps_real", eps_real)):
-        if value.shape != z.shape:
-            raise ValueError(f"{name} has shape {tuple(value.shape)}, z has {tuple(z.shape)}")
+        check_same_shape(name, check_tensor(name, value, "BCHW"), "z", z)
+    if t.shape != z.shape[:1]:
+        raise ValueError(f"t must have one timestep per sample, shape {tuple(z.shape[:1])}, got {tuple(t.shape)}")
     with torch.no_grad():
         z_t = add_noise(z, noise, t)
         x0_fake, x0_real = predict_x0(z_t, eps_fake.to(z), t), predict_x0(z_t, eps_real.to(z), t)
@@ -42,7 +46,9 @@ def vsd_loss(
 
 
 def fake_score_loss(eps_fake: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """Denoising loss of the fake score: MSE of its noise prediction (B, c, h, w) against the added noise."""
-    if eps_fake.shape != noise.shape:
-        raise ValueError(f"eps_fake has shape {tuple(eps_fake.shape)}, noise has {tuple(noise.shape)}")
+    """Denoising loss of the fake score: MSE of its noise prediction (B, c, h, w) against the added noise.
+
+    Errors: ValueError naming the argument for a wrong or differing shape, or NaN.
+    """
+    check_same_shape("eps_fake", check_tensor("eps_fake", eps_fake, "BCHW"), "noise", check_tensor("noise", noise, "BCHW"))
     return F.mse_loss(eps_fake, noise.to(eps_fake))

@@ -1,0 +1,35 @@
+"""The picture of the README: bicubic | NAOSD | GDPO-SR | HR for held-out photographs of the last evaluation.
+
+python benchmarks/picture.py        # reads reports/evaluate, writes docs/picture.webp
+"""
+
+import json
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+REPO = Path(__file__).resolve().parents[1]
+COLUMNS = {"bicubic": "LR, bicubic x4", "naosd": "NAOSD", "gdpo": "GDPO-SR", "hr": "HR"}
+SHOWN = ("chelsea-00", "coffee-01", "rocket-00")
+ZOOM, GAP, HEAD = 2, 8, 28
+
+
+def main() -> None:
+    """Draw and write the picture."""
+    folder = REPO / "reports/evaluate"
+    files = {entry["id"]: entry for entry in json.loads((folder / "summary.json").read_text())["files"]}
+    side = next(iter(files.values()))["height"] * ZOOM
+    width, height = len(COLUMNS) * (side + GAP) - GAP, HEAD + len(SHOWN) * (side + GAP) - GAP
+    canvas = Image.new("RGB", (width, height), "white")
+    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(20)
+    for column, (name, title) in enumerate(COLUMNS.items()):
+        pen.text((column * (side + GAP) + side // 2, HEAD // 2), title, fill="black", font=font, anchor="mm")
+        for row, image in enumerate(SHOWN):
+            tile = Image.open(folder / "images" / files[image]["folder"] / f"{name}.png")
+            at = (column * (side + GAP), HEAD + row * (side + GAP))
+            canvas.paste(tile.resize((side, side), Image.Resampling.NEAREST), at)
+    canvas.save(REPO / "docs/picture.webp", quality=86, method=6)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,238 @@
+"""Model folders: round trips, and one line that names the file for everything that is wrong with one."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from gdpo import NAOSD
+from gdpo.config import Lora
+from gdpo.model.checkpoints import Adapters, base_hashes, load_base, load_model, read_adapters, save_model
+from gdpo.training import torch_generator
+from tests import tiny
+
+LORA = Lora(rank=2, alpha=4)
+UNET = "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def base(tiny_base: Path, tmp_path: Path) -> Path:
+    """A base folder of the test's own."""
+    return Path(shutil.copytree(tiny_base, tmp_path / "base"))
+
+
+@cache
+def adapters(name: str = "naosd") -> Adapters:
+    model = tiny.model()
+    model.unet_roles.add("policy", LORA, seed=0, train_full=True)
+    model.vae_roles.add("policy", LORA, seed=0)
+    tensors = {}
+    for net, roles in (("unet", model.unet_roles), ("vae", model.vae_roles)):
+        for key, p in roles.parameters("policy").items():
+            moved = p.detach() + 0.1 * torch.randn(p.shape, generator=torch_generator(name, net, key))
+            tensors[f"{net}.{key}"] = moved
+    return Adapters(name, tensors, LORA)
+
+
+@pytest.fixture
+def folder(base: Path, tmp_path: Path) -> Path:
+    """models/naosd over the test's base."""
+    save_model(tmp_path / "models/naosd", base, [adapters()], t_add=200, t_diff=90, prompt="crisp")
+    return tmp_path / "models/naosd"
+
+
+def image(model: NAOSD) -> torch.Tensor:
+    noise = torch.randn(2, 1, 4, 8, 8, generator=torch_generator("noise"))
+    x = torch.rand(1, 3, 32, 32, generator=torch_generator("x")) * 2 - 1
+    with torch.no_grad():
+        return model(x, model.embed(["a"]), noise[0], noise[1])
+
+
+def test_a_diffusers_folder_loads_as_it_was_written(tiny_base: Path) -> None:
+    model = NAOSD.from_pretrained(tiny_base)
+    # Weights lie elsewhere in memory than fresh ones, and kernels go by their alignment: not the same bits.
+    assert torch.allclose(image(model), image(tiny.model()), atol=1e-5)
+    assert not any(p.requires_grad for p in model.parameters())
+    assert (model.t_add, model.t_diff) == (250, 100)
+
+
+def test_a_model_folder_keeps_its_adapters_and_settings(base: Path, folder: Path) -> None:
+    given = adapters()
+    (found,) = read_adapters(folder)
+    assert (found.name, found.lora) == ("naosd", LORA)
+    assert found.tensors.keys() == given.tensors.keys()
+    assert all(torch.equal(found.tensors[name], given.tensors[name]) for name in given.tensors)
+    model = NAOSD.from_pretrained(folder)
+    assert (model.t_add, model.t_diff, model.prompt) == (200, 90, "crisp")
+    wanted = load_base(base)
+    given.merge_into(wanted)
+    wanted.t_add, wanted.t_diff = 200, 90
+    assert torch.equal(image(model), image(wanted))
+    assert not torch.equal(image(model), image(load_base(base)))
+
+
+def test_adapters_are_merged_in_their_order(base: Path, tmp_path: Path) -> None:
+    """Both replace conv_in: the later one stays."""
+    first, second = adapters("naosd"), adapters("gdpo")
+    folder = tmp_path / "models/gdpo"
+    save_model(folder, base, [first, second], t_add=250, t_diff=100, prompt="")
+    assert [a.name for a in read_adapters(folder)] == ["naosd", "gdpo"]
+    wanted = load_base(base)
+    first.merge_into(wanted)
+    second.merge_into(wanted)
+    assert torch.equal(image(load_model(folder)), image(wanted))
+
+
+def test_the_same_adapters_give_the_same_bytes(base: Path, tmp_path: Path) -> None:
+    given = adapters()
+    backwards = Adapters(given.name, dict(reversed(given.tensors.items())), given.lora)
+    for name, each in (("a", given), ("b", backwards)):
+        save_model(tmp_path / "models" / name, base, [each], t_add=250, t_diff=100, prompt="")
+    a, b = (list(tiny.tree(tmp_path / "models" / name).values()) for name in "ab")
+    assert a == b
+
+
+def test_model_and_base_move_together(base: Path, folder: Path, tmp_path: Path) -> None:
+    before = image(load_model(folder))
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    shutil.move(base, moved / "base")
+    with pytest.raises(ValueError, match=r"model.json: its base model .*base is not there; pass base="):
+        load_model(folder)
+    assert torch.equal(image(NAOSD.from_pretrained(folder, base=moved / "base")), before)
+    shutil.move(tmp_path / "models", moved / "models")
+    assert torch.equal(image(load_model(moved / "models/naosd")), before)
+
+
+def test_half_precision_and_merging_in_fp32(folder: Path) -> None:
+    model = NAOSD.from_pretrained(folder, dtype=torch.bfloat16)
+    full = NAOSD.from_pretrained(folder)
+    for half, whole in zip(model.unet.parameters(), full.unet.parameters(), strict=True):
+        assert torch.equal(half, whole.bfloat16())
+
+
+def test_a_base_that_changed_is_refused(base: Path, folder: Path) -> None:
+    tensors = load_file(base / UNET)
+    tensors["conv_in.bias"] += 1
+    save_file(tensors, base / UNET)
+    with pytest.raises(ValueError, match=r"model.json: made for another base model than .*base \(SHA-256 differs\)"):
+        load_model(folder)
+
+
+def set_json(name: str, **values: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        content = {**json.loads((folder / name).read_text()), **values}
+        (folder / name).write_text(json.dumps({key: value for key, value in content.items() if value is not ...}))
+
+    return change
+
+
+def cut(name: str) -> Callable[[Path], None]:
+    return lambda folder: os.truncate(folder / name, (folder / name).stat().st_size // 2)
+
+
+def remove(name: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
+
+    return change
+
+
+def write(name: str, text: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        (folder / name).write_text(text)
+
+    return change
+
+
+def drop_tensor(folder: Path) -> None:
+    tensors = load_file(folder / UNET)
+    del tensors["mid_block.resnets.0.conv1.weight"]
+    save_file(tensors, folder / UNET, metadata={"format": "pt"})
+
+
+SCHEDULER = "scheduler/scheduler_config.json"
+VAE = "vae/diffusion_pytorch_model.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (set_json(SCHEDULER, prediction_type="v_prediction"), "scheduler_config.json: prediction_type is 'v_prediction'"),
+        (set_json(SCHEDULER, clip_sample=...), "scheduler_config.json: clip_sample is True"),
+        (set_json(SCHEDULER, clip_sample=True), "scheduler_config.json: clip_sample is True"),
+        (set_json(SCHEDULER, beta_schedule="linear"), "scheduler_config.json: beta_schedule is 'linear'"),
+        (set_json(SCHEDULER, beta_end=0.02), "scheduler_config.json: beta_end is 0.02"),
+        (write(SCHEDULER, "{"), "scheduler_config.json: not valid JSON"),
+        (write(SCHEDULER, "[]"), "scheduler_config.json: a mapping is missing"),
+        (remove(SCHEDULER), "scheduler_config.json: no such file"),
+        (remove(UNET), "unet: cannot be loaded"),
+        (remove("unet/config.json"), "unet: cannot be loaded"),
+        (remove("text_encoder"), "text_encoder: cannot be loaded"),
+        (remove("tokenizer"), "tokenizer: cannot be loaded"),
+        (cut(UNET), "unet: cannot be loaded"),
+        (cut(VAE), "vae: cannot be loaded"),
+        (cut("text_encoder/model.safetensors"), "text_encoder: cannot be loaded"),
+        (set_json("vae/config.json", latent_channels=3), "vae: cannot be loaded"),
+        (drop_tensor, "unet: its weights lack mid_block.resnets.0.conv1.weight"),
+    ],
+)
+def test_a_bad_base_is_refused_by_the_name_of_its_file(base: Path, change: Callable[[Path], None], says: str) -> None:
+    change(base)
+    with pytest.raises(ValueError, match=says) as caught:
+        NAOSD.from_pretrained(base)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nowhere: no such model folder"):
+        NAOSD.from_pretrained(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"unet/diffusion_pytorch_model.safetensors: no such file; model.base must be"):
+        base_hashes(tmp_path)
+
+
+def point_to(file: str) -> Callable[[Path], None]:
+    return set_json("model.json", adapters=[{"file": file, "rank": 2, "alpha": 4}])
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (point_to("../naosd.safetensors"), r"model.json: adapter file '../naosd.safetensors' is not inside the folder"),
+        (point_to("sub/naosd.safetensors"), r"model.json: adapter file 'sub/naosd.safetensors' is not inside"),
+        (point_to("/naosd.safetensors"), r"model.json: adapter file '/naosd.safetensors' is not inside"),
+        (point_to("other.safetensors"), r"other.safetensors: unreadable adapters"),
+        (cut("naosd.safetensors"), r"naosd.safetensors: unreadable adapters"),
+        (write("naosd.safetensors", "not tensors"), r"naosd.safetensors: unreadable adapters"),
+        (write("model.json", "{"), r"model.json: not valid JSON"),
+        (set_json("model.json", adapters=...), r"model.json: adapters is missing"),
+        (set_json("model.json", base_sha256=...), r"model.json: base_sha256 is missing"),
+    ],
+)
+def test_a_bad_model_folder_is_refused_by_the_name_of_its_file(
+    folder: Path, change: Callable[[Path], None], says: str
+) -> None:
+    change(folder)
+    with pytest.raises(ValueError, match=says):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("unet.nowhere.lora_A", "the base model has no layer nowhere"),
+        ("text.layer.weight", "adapter text.layer.weight belongs to neither"),
+    ],
+)
+def test_foreign_tensors_in_an_adapter_file_are_refused(folder: Path, name: str, says: str) -> None:
+    tensors = load_file(folder / "naosd.safetensors")
+    save_file({**tensors, name: torch.zeros(2, 2)}, folder / "naosd.safetensors")
+    with pytest.raises(ValueError, match=says):
+        load_model(folder)

@@ -1,0 +1,209 @@
+"""The pretraining loop on tiny inputs: what it trains, what it draws, and where it refuses to start."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from gdpo.config import Config, Lora
+from gdpo.data.shards import Shards, write_shards
+from gdpo.model.checkpoints import Adapters
+from gdpo.model.naosd import NAOSD
+from gdpo.pretrain import loop
+from gdpo.pretrain.loop import History, _Run, load_into, pretrain
+from gdpo.training import Diverged, Hooks, Stopped
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Shards:
+    folder = tmp_path_factory.mktemp("shards") / "train"
+    write_shards(folder, (tiny.pair(i) for i in range(5)), 1.0)
+    return Shards(folder)
+
+
+def train(pairs: Shards, folder: Path, *, init: Adapters | None = None, hooks: Hooks | None = None, **settings: Any) -> Any:
+    config = tiny.settings(pretrain=settings)
+    return pretrain(
+        tiny.model(), pairs, config, init=init, folder=folder, fingerprint="test", hooks=hooks or Hooks()
+    )  # fmt: skip
+
+
+def same(a: tuple[Adapters, History], b: tuple[Adapters, History]) -> bool:
+    equal = all(torch.equal(a[0].tensors[name], b[0].tensors[name]) for name in a[0].tensors)
+    return a[0].tensors.keys() == b[0].tensors.keys() and equal and a[1] == b[1]
+
+
+def started(pairs: Shards, **settings: Any) -> tuple[NAOSD, _Run]:
+    model = tiny.model()
+    return model, _Run(model, pairs, tiny.settings(pretrain=settings), None)
+
+
+def test_two_runs_in_one_process_are_identical_and_a_third_seed_is_not(pairs: Shards, tmp_path: Path) -> None:
+    first, second = (train(pairs, tmp_path / name, steps=3) for name in "ab")
+    assert same(first, second)
+    other = tiny.settings(pretrain={"steps": 3}).model_copy(update={"seed": 1})
+    third = pretrain(tiny.model(), pairs, other, init=None, folder=tmp_path / "c", fingerprint="", hooks=Hooks())
+    assert third[1][0]["loss"] != first[1][0]["loss"]
+
+
+def test_everything_that_should_train_does_and_nothing_else(pairs: Shards) -> None:
+    model, run = started(pairs)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    values = [run.step(step) for step in range(2)]  # B is zero at first, so A moves only in the second step
+    trained = {id(p) for p in (*run.policy.values(), *run.fake.values())}
+    for name, p in model.named_parameters():
+        assert torch.equal(p, before[name]) == (id(p) not in trained), name
+    names = set(run.policy)
+    assert {"unet.conv_in.weight", "unet.conv_in.bias", "unet.conv_in.lora_A", "vae.quant_conv.lora_B"} <= names
+    assert not [name for name in names if "decoder" in name or "post_quant" in name]
+    assert {name for name in names if name.startswith("unet.")} - set(run.fake) == {"unet.conv_in.weight", "unet.conv_in.bias"}
+    assert all(np.isfinite(list(row.values())).all() for row in values)
+
+
+def test_the_loss_is_the_weighted_sum_and_its_gradient_norm_that_before_clipping(pairs: Shards) -> None:
+    weights = {"lambda_pixel": 0.5, "lambda_perceptual": 3.0, "lambda_vsd": 0.25}
+    _, run = started(pairs, **weights, optimizer={"lr": 1e-3, "clip": 1e-3})
+    row = run.step(0)
+    assert row["loss"] == pytest.approx(0.5 * row["pixel"] + 3 * row["perceptual"] + 0.25 * row["vsd"], rel=1e-5)
+    assert row["grad_norm"] > 1e-2  # not the clipped 1e-3
+
+
+def test_vsd_reaches_the_encoder_and_not_the_fake_score(pairs: Shards) -> None:
+    _, run = started(pairs, lambda_pixel=0.0, lambda_perceptual=0.0)
+    seen: list[dict[str, bool]] = []
+    update = run._update
+
+    def spy(loss: torch.Tensor, parameters: Any, optimizer: Any) -> float:
+        for p in (*run.policy.values(), *run.fake.values()):
+            p.grad = None
+        norm = update(loss, parameters, optimizer)
+        sets = {"policy": run.policy, "fake": run.fake}
+        seen.append({f"{name}.{key}": p.grad is not None for name, some in sets.items() for key, p in some.items()})
+        return norm
+
+    run._update = spy  # type: ignore[method-assign]
+    run.step(0)
+    generator, fake = seen
+    assert generator["policy.vae.quant_conv.lora_B"] and generator["policy.unet.conv_in.lora_B"]
+    assert not any(got for name, got in generator.items() if name.startswith("fake."))
+    assert all(got == name.startswith("fake.") for name, got in fake.items())
+
+
+def test_every_sample_draws_its_own_timestep_and_noise(pairs: Shards) -> None:
+    _, run = started(pairs)
+    z = torch.zeros(3, 4, 8, 8)
+    keys = [(0, "pretrain", 0, i) for i in range(3)]
+    z_t, noise, t = run._noisy(z, keys, "vsd", 20, 500)  # type: ignore[arg-type]
+    assert ((t >= 20) & (t < 500)).all() and len(set(t.tolist())) == 3
+    assert not torch.equal(noise[0], noise[1])
+    alone = run._noisy(z[1:2], keys[1:2], "vsd", 20, 500)  # type: ignore[arg-type]
+    assert torch.equal(alone[1][0], noise[1]) and alone[2][0] == t[1]
+    assert torch.equal(alone[0][0], z_t[1])
+    drawn = torch.stack([run._noisy(z[:1], [(0, s)], "vsd", 20, 22)[2] for s in range(40)])
+    assert set(drawn.flatten().tolist()) == {20, 21}  # the upper end is excluded
+
+
+def test_batches_visit_every_pair_once_per_epoch(pairs: Shards) -> None:
+    _, run = started(pairs)
+    order = [run._index(position) for position in range(10)]
+    assert sorted(order[:5]) == sorted(order[5:]) == list(range(5))
+    assert [run._index(position) for position in (7, 2, 9)] == [order[7], order[2], order[9]]
+
+
+def test_lr_and_hr_are_flipped_together(pairs: Shards) -> None:
+    _, run = started(pairs, batch=5)
+    flipped = set()
+    for step in range(4):
+        hr, lr, prompts = run._batch(step)
+        assert hr.shape == lr.shape == (5, 3, 32, 32) and prompts == ["sharp"] * 5
+        assert hr.min() >= -1 and hr.max() <= 1
+        for i in range(5):
+            pair = pairs[run._index(step * 5 + i)]
+            plain = torch.from_numpy(pair.hr).permute(2, 0, 1).float() / 127.5 - 1
+            is_flipped = torch.allclose(hr[i], plain.flip(-1), atol=1e-5)
+            flipped.add(is_flipped)
+            assert is_flipped or torch.allclose(hr[i], plain, atol=1e-5)
+            near = torch.nn.functional.avg_pool2d(hr[i : i + 1] - lr[i : i + 1], 8)
+            assert near.abs().mean() < 0.15  # the LR shows the same side
+    assert flipped == {True, False}
+
+
+def test_training_tags_come_before_the_prompt(tmp_path: Path) -> None:
+    tagged = tiny.pair(0)
+    write_shards(tmp_path / "train", [type(tagged)(**{**vars(tagged), "tags": "cat, grass"})], 1.0)
+    _, run = started(Shards(tmp_path / "train"), batch=1)
+    assert run._batch(0)[2] == ["cat, grass, sharp"]
+
+
+def test_cosine_schedule_ends_low(pairs: Shards) -> None:
+    _, run = started(pairs, steps=10, optimizer={"lr": 1e-3, "schedule": "cosine"})
+    rates = []
+    for step in (0, 5, 9):
+        run._schedule(step)
+        rates.append([group["lr"] for adam in (run.optimizer, run.optimizer_fake) for group in adam.param_groups])
+    assert rates == [pytest.approx([value] * 2) for value in (1e-3, 5e-4, 1e-3 * 0.0244717)]
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 5])
+def test_stopped_and_resumed_gives_the_same_adapters(pairs: Shards, tmp_path: Path, stop_after: int) -> None:
+    straight = train(pairs, tmp_path / "straight", steps=5)
+    seen: list[int] = []
+    hooks = Hooks(log=lambda step, _: seen.append(step), should_stop=lambda: len(seen) == stop_after)
+    with pytest.raises(Stopped):
+        train(pairs, tmp_path / "cut", steps=5, hooks=hooks)
+    assert same(train(pairs, tmp_path / "cut", steps=5), straight)
+
+
+def test_a_start_from_adapters_begins_where_they_are(pairs: Shards, tmp_path: Path) -> None:
+    adapters, history = train(pairs, tmp_path / "a", steps=2)
+    again, more = train(pairs, tmp_path / "b", steps=1, init=adapters, optimizer={"lr": 1e-12, "weight_decay": 0.0})
+    assert all(torch.allclose(again.tensors[name], adapters.tensors[name], atol=1e-9) for name in adapters.tensors)
+    assert more[0]["pixel"] != history[0]["pixel"]
+
+
+def test_adapters_that_do_not_fit_are_refused_by_name(pairs: Shards, tmp_path: Path) -> None:
+    adapters, _ = train(pairs, tmp_path, steps=1)
+    wanted = started(pairs)[1].policy
+    cut = {name: tensor for name, tensor in adapters.tensors.items() if name != "vae.quant_conv.lora_A"}
+    with pytest.raises(ValueError, match=r"pretrain.init: .* do not cover the same layers .*\(vae.quant_conv.lora_A\)"):
+        load_into(wanted, Adapters("naosd", cut, Lora(rank=2, alpha=4)))
+    other = {**adapters.tensors, "unet.conv_in.lora_A": torch.zeros(3, 4, 3, 3)}
+    with pytest.raises(ValueError, match=r"unet.conv_in.lora_A has shape \(3, 4, 3, 3\), pretrain.lora asks for \(2, 4, 3, 3\)"):
+        load_into(wanted, Adapters("naosd", other, Lora(rank=3, alpha=4)))
+
+
+@pytest.mark.parametrize("where", ["pixel_loss", "vsd_loss"])
+def test_divergence_names_the_step_and_keeps_the_checkpoint(
+    pairs: Shards, tmp_path: Path, monkeypatch: Any, where: str
+) -> None:
+    calls = []
+    true = getattr(loop, where)
+
+    def sometimes_nan(z: torch.Tensor, *rest: Any) -> torch.Tensor:
+        calls.append(0)
+        return true(z * torch.nan if len(calls) == 4 else z, *rest)
+
+    monkeypatch.setattr(loop, where, sometimes_nan)
+    with pytest.raises(Diverged, match=r"step 3: .* the last good checkpoint is .*checkpoint.pt"):
+        train(pairs, tmp_path)
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert saved["step"] == 2
+    assert all(bool(torch.isfinite(p).all()) for p in saved["state"]["policy"].values())
+
+
+def test_half_precision_trains_too(pairs: Shards, tmp_path: Path) -> None:
+    _, half = train(pairs, tmp_path / "half", steps=2, precision="bf16")
+    _, full = train(pairs, tmp_path / "full", steps=2)
+    assert half[0]["loss"] == pytest.approx(full[0]["loss"], rel=0.05)
+    assert half[0]["loss"] != full[0]["loss"]
+
+
+def test_the_configuration_names_every_value_the_history_has(pairs: Shards, tmp_path: Path) -> None:
+    _, history = train(pairs, tmp_path, steps=1)
+    assert set(history[0]) == {
+        "step", "loss", "pixel", "perceptual", "vsd", "fake_loss", "grad_norm", "fake_grad_norm",
+    }  # fmt: skip
+    assert isinstance(tiny.settings(), Config)

@@ -1,0 +1,76 @@
+"""Strict sections: what is wrong is named by its key; defaults are the paper's or the release's."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from gdpo.config import Config, Finetune, Lora, Model, Optimizer, Pretrain, Rollout
+from tests import tiny
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("pretrain", "step", 3),
+        ("pretrain", "steps", 0),
+        ("pretrain", "steps", 3.0),
+        ("pretrain", "steps", "3"),
+        ("pretrain", "steps", True),
+        ("pretrain", "pixel", "huber"),
+        ("pretrain", "lambda_vsd", -1.0),
+        ("pretrain", "lambda_vsd", float("nan")),
+        ("pretrain", "vsd_t_range", [500, 20]),
+        ("pretrain", "vsd_t_range", [20]),
+        ("pretrain", "vsd_t_range", [20, 1001]),
+        ("pretrain", "vsd_t_range", [-1, 20]),
+        ("pretrain", "precision", "fp16"),
+        ("model", "t_add", 1000),
+        ("model", "t_diff", -1),
+        ("rollout", "group", 1),
+        ("rollout", "noise", "other"),
+        ("finetune", "omega", 0.0),
+        ("finetune", "omega", float("inf")),
+        ("evaluate", "noises", 1),
+        ("degrade", "max_failures", 1.5),
+        ("select", "min_hash_distance", 65),
+    ],
+)
+def test_a_bad_value_names_its_key(section: str, key: str, value: Any) -> None:
+    with pytest.raises(ValidationError) as caught:
+        tiny.settings(**{section: {key: value}})
+    assert [error["loc"][:2] for error in caught.value.errors()] == [(section, key)]
+
+
+def test_nested_keys_are_named() -> None:
+    with pytest.raises(ValidationError) as caught:
+        tiny.settings(finetune={"optimizer": {"lr": 0.0}})
+    assert caught.value.errors()[0]["loc"] == ("finetune", "optimizer", "lr")
+
+
+@pytest.mark.parametrize("key", ["crop", "evaluation_crop"])
+def test_crops_fit_the_scale(key: str) -> None:
+    with pytest.raises(ValidationError, match=rf"degrade.{key} must be a multiple of 32, got 40"):
+        tiny.settings(degrade={key: 40})
+
+
+def test_a_section_is_frozen() -> None:
+    config = tiny.settings()
+    with pytest.raises(ValidationError):
+        config.finetune.steps = 3  # type: ignore[misc]
+
+
+def test_whole_numbers_pass_for_reals_and_survive_a_round_trip() -> None:
+    config = tiny.settings(finetune={"omega": 500})
+    assert config.finetune.omega == 500.0
+    assert Config.model_validate(config.model_dump()) == config
+
+
+def test_defaults_are_the_published_ones() -> None:
+    assert (Model(base="b", negative_prompt="n").t_add, Model(base="b", negative_prompt="n").t_diff) == (250, 100)
+    assert (Lora().rank, Lora().alpha) == (4, 8)
+    assert (Optimizer().lr, Optimizer().weight_decay, Optimizer().clip) == (5e-5, 1e-2, 1.0)
+    assert (Pretrain().pixel, Pretrain().lambda_perceptual, Pretrain().guidance) == ("mse", 2.0, 7.5)
+    assert Pretrain().vsd_t_range == [20, 500]
+    assert (Rollout().group, Rollout().noise, Rollout().target, Rollout().grayscale) == (6, "own", "added", "released")
+    assert (Finetune().omega, Finetune().steps, Finetune().batch) == (5000.0, 1500, 8)
