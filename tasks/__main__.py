@@ -12,6 +12,7 @@ resumes. GDPO_DEBUG=1 shows the traceback behind the one line.
 
 import argparse
 import importlib
+import logging
 import os
 import signal
 import sys
@@ -85,6 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     # The base model is a folder; no library may look for a newer one.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    # peft imports it; it warns that an optional 4-bit kernel, which nothing here uses, cannot be downloaded.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     stop = StopFlag()
     args = build_parser(argv[0] if argv else None).parse_args(argv)
     try:

@@ -136,7 +136,7 @@ def _sharpen_decoder(vae: AutoencoderKL, photos: list[np.ndarray]) -> None:
         torch.optim.AdamW(parameters, lr=DECODER["lr"], betas=(0.5, 0.99), weight_decay=1e-4)
         for parameters in (decoder.values(), judge.parameters())
     )
-    state = {"decoder": Tensors(decoder), "judge": judge, "adam": adams[0], "adam_judge": adams[1]}
+    state: dict[str, Stateful] = {"decoder": Tensors(decoder), "judge": judge, "adam": adams[0], "adam_judge": adams[1]}
     step_fn = decoder_step(vae, judge, adams, photos, seed=0, **DECODER)  # type: ignore[arg-type]
     _run("decoder", state, int(DECODER["steps"]), step_fn)
 

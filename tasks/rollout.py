@@ -72,7 +72,10 @@ def _selected(root: Path) -> list[Pair]:
         raise ValueError(f"{path}: no such file; run the select stage")
     shards = Shards(root / "data/shards/train")
     index = {id_: i for i, id_ in enumerate(shards.ids)}
-    ids = pq.read_table(path, columns=["id"]).column("id").to_pylist()
+    try:
+        ids = pq.read_table(path, columns=["id"]).column("id").to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{path}: damaged manifest ({error}); run the select stage again") from error
     missing = [id_ for id_ in ids if id_ not in index]
     if missing:
         raise ValueError(f"{path}: patch {missing[0]} is not in data/shards/train; run the select stage again")

@@ -46,7 +46,9 @@ SETTINGS: dict[str, Any] = {
 
 def settings(**sections: dict[str, Any]) -> Config:
     """The tiny configuration with a few keys of each section replaced: settings(pretrain={"steps": 3})."""
-    merged = {name: {**value, **sections.get(name, {})} if isinstance(value, dict) else value for name, value in SETTINGS.items()}
+    merged = {
+        name: {**value, **sections.get(name, {})} if isinstance(value, dict) else value for name, value in SETTINGS.items()
+    }
     return Config.model_validate(merged)
 
 

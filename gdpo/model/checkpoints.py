@@ -19,12 +19,15 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from gdpo.config import Lora
 from gdpo.model.adapters import merge_adapters
 from gdpo.model.naosd import NAOSD
 from gdpo.model.schedule import BETA_END, BETA_START, NUM_TRAIN_TIMESTEPS
 from gdpo.training import written_aside
+
+disable_progress_bar()  # the stages have their own, and loading takes no time worth one
 
 Tensors = dict[str, torch.Tensor]
 WEIGHTS = ("unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors")

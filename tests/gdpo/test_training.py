@@ -185,7 +185,7 @@ def test_nan_found_by_an_argument_check_is_divergence_too(tmp_path: Path) -> Non
         check_tensor("policy_error_BG", torch.full((1, 2), float("nan")), "BG")
         return {}
 
-    with pytest.raises(Diverged, match="step 0: policy_error_BG has values that are NaN.*; there is no checkpoint yet"):
+    with pytest.raises(Diverged, match=r"step 0: policy_error_BG has values that are NaN.*; there is no checkpoint yet"):
         Training(tmp_path).loop.run(step_fn)
 
 

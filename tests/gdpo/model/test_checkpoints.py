@@ -216,9 +216,7 @@ def point_to(file: str) -> Callable[[Path], None]:
         (set_json("model.json", base_sha256=...), r"model.json: base_sha256 is missing"),
     ],
 )
-def test_a_bad_model_folder_is_refused_by_the_name_of_its_file(
-    folder: Path, change: Callable[[Path], None], says: str
-) -> None:
+def test_a_bad_model_folder_is_refused_by_the_name_of_its_file(folder: Path, change: Callable[[Path], None], says: str) -> None:
     change(folder)
     with pytest.raises(ValueError, match=says):
         load_model(folder)

@@ -150,9 +150,7 @@ def test_stopped_and_resumed_gives_the_same_adapters(
     assert same(train(groups, tmp_path / "cut", **settings), straight)
 
 
-def test_divergence_names_the_step_and_keeps_the_checkpoint(
-    groups: list[Group], tmp_path: Path, monkeypatch: Any
-) -> None:
+def test_divergence_names_the_step_and_keeps_the_checkpoint(groups: list[Group], tmp_path: Path, monkeypatch: Any) -> None:
     calls = []
     true = loop.noise_errors
 

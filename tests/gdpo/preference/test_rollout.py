@@ -73,9 +73,7 @@ def test_seeds_change_the_candidates(model: NAOSD, groups: list[Group]) -> None:
     assert other.metrics["psnr_y"] != pytest.approx(groups[0].metrics["psnr_y"], rel=1e-4)
 
 
-def test_rows_survive_parquet_and_give_the_same_errors_to_the_bit(
-    model: NAOSD, groups: list[Group], tmp_path: Path
-) -> None:
+def test_rows_survive_parquet_and_give_the_same_errors_to_the_bit(model: NAOSD, groups: list[Group], tmp_path: Path) -> None:
     described = schema(CONFIG, json.dumps({"seed": 0}))
     pq.write_table(pa.Table.from_pylist([to_row(group) for group in groups], schema=described), tmp_path / "a.parquet")
     table = pq.read_table(tmp_path / "a.parquet")

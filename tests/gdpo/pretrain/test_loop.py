@@ -144,17 +144,17 @@ def test_cosine_schedule_ends_low(pairs: Shards) -> None:
     for step in (0, 5, 9):
         run._schedule(step)
         rates.append([group["lr"] for adam in (run.optimizer, run.optimizer_fake) for group in adam.param_groups])
-    assert rates == [pytest.approx([value] * 2) for value in (1e-3, 5e-4, 1e-3 * 0.0244717)]
+    assert rates == [pytest.approx([value] * 2, rel=1e-4) for value in (1e-3, 5e-4, 1e-3 * 0.0244717)]
 
 
-@pytest.mark.parametrize("stop_after", [1, 3, 5])
+@pytest.mark.parametrize("stop_after", [1, 4])
 def test_stopped_and_resumed_gives_the_same_adapters(pairs: Shards, tmp_path: Path, stop_after: int) -> None:
-    straight = train(pairs, tmp_path / "straight", steps=5)
+    straight = train(pairs, tmp_path / "straight", steps=4)
     seen: list[int] = []
     hooks = Hooks(log=lambda step, _: seen.append(step), should_stop=lambda: len(seen) == stop_after)
     with pytest.raises(Stopped):
-        train(pairs, tmp_path / "cut", steps=5, hooks=hooks)
-    assert same(train(pairs, tmp_path / "cut", steps=5), straight)
+        train(pairs, tmp_path / "cut", steps=4, hooks=hooks)
+    assert same(train(pairs, tmp_path / "cut", steps=4), straight)
 
 
 def test_a_start_from_adapters_begins_where_they_are(pairs: Shards, tmp_path: Path) -> None:
@@ -171,7 +171,9 @@ def test_adapters_that_do_not_fit_are_refused_by_name(pairs: Shards, tmp_path: P
     with pytest.raises(ValueError, match=r"pretrain.init: .* do not cover the same layers .*\(vae.quant_conv.lora_A\)"):
         load_into(wanted, Adapters("naosd", cut, Lora(rank=2, alpha=4)))
     other = {**adapters.tensors, "unet.conv_in.lora_A": torch.zeros(3, 4, 3, 3)}
-    with pytest.raises(ValueError, match=r"unet.conv_in.lora_A has shape \(3, 4, 3, 3\), pretrain.lora asks for \(2, 4, 3, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"unet.conv_in.lora_A has shape \(3, 4, 3, 3\), pretrain.lora asks for \(2, 4, 3, 3\)"
+    ):
         load_into(wanted, Adapters("naosd", other, Lora(rank=3, alpha=4)))
 
 
