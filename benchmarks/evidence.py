@@ -51,15 +51,13 @@ def main() -> int:
     args = parser.parse_args()
     tables, units, seconds = [], [], []
     for seed in range(1, args.seeds + 1):
-        started = time.monotonic()
         config = configured(args.photos, seed)
         root = REPO / "work/evidence" / str(seed)
         run_stages(config, root)
         scores = root / "reports/evaluate/per_image.parquet"
         tables.append(read_table(scores))
         units.append(within_image_std(read_table(scores, tiles=True)["naosd"]["reward"]))
-        seconds.append(round(time.monotonic() - started))
-        sys.stderr.write(f"seed {seed}: {seconds[-1]} s\n")
+        seconds.append(int((root / "seconds").read_text()))
     result = {
         "photographs": args.photos if args.photos == "scikit-image" else sorted(p.name for p in Path(args.photos).rglob("*.*")),
         "seeds": [compared(table, unit) for table, unit in zip(tables, units, strict=True)],
@@ -104,7 +102,7 @@ def centres(photos: Path) -> Path:
 
 
 def run_stages(config: Config, root: Path) -> None:
-    """Every stage whose output is missing below `root`."""
+    """Every stage whose output is missing below `root`; its file `seconds` adds up what they took."""
     steps: list[tuple[str, Any]] = [
         ("reports/degrade", degrade.run), ("models/naosd", pretrain.run), ("data/selected", select.run),
         ("data/rollouts", rollout.run), ("models/gdpo", finetune.run),
@@ -112,7 +110,10 @@ def run_stages(config: Config, root: Path) -> None:
     ]  # fmt: skip
     for output, stage in steps:
         if not (root / output).exists():
+            started = time.monotonic()
             stage(config, root, Hooks())
+            spent = int((root / "seconds").read_text()) if (root / "seconds").exists() else 0
+            (root / "seconds").write_text(str(spent + round(time.monotonic() - started)))
 
 
 def read_table(path: Path, *, tiles: bool = False) -> Table:

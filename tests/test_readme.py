@@ -16,7 +16,7 @@ def commands(text: str) -> list[str]:
     """The lines of the fenced `sh` blocks, continued lines joined, without comments, prompts and blank lines."""
     blocks = re.findall(r"^```sh\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [line for line in lines if shlex.split(line, comments=True)]
+    return [re.sub(r"\s+#.*", "", line) for line in lines if shlex.split(line, comments=True)]
 
 
 def targets() -> set[str]:
