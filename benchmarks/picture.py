@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 REPO = Path(__file__).resolve().parents[1]
 COLUMNS = {"bicubic": "LR, bicubic x4", "naosd": "NAOSD", "gdpo": "GDPO-SR", "hr": "HR"}
-SHOWN = ("chelsea-00", "coffee-01", "rocket-00")
+SHOWN = ("chelsea-00", "coffee-01", "rocket-11")
 ZOOM, GAP, HEAD = 2, 8, 28
 
 
