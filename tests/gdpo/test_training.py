@@ -11,6 +11,7 @@ from gdpo.checks import check_tensor
 from gdpo.training import (
     Diverged,
     Hooks,
+    Key,
     Loop,
     Stopped,
     Tensors,
@@ -38,7 +39,7 @@ def test_generators_follow_their_key() -> None:
 
 
 def test_noise_of_a_sample_does_not_depend_on_its_batch() -> None:
-    keys = [(0, "n", i) for i in range(4)]
+    keys: list[Key] = [(0, "n", i) for i in range(4)]
     whole = noise_like_batch(keys, (2, 3))
     assert whole.shape == (4, 2, 3)
     for i, key in enumerate(keys):
@@ -77,7 +78,7 @@ class Training:
     def __init__(self, folder: Path, steps: int = 9, every: int = 4, fingerprint: str = "a", **hooks: Any) -> None:
         self.weight = torch.nn.Parameter(torch.zeros(3, 3))
         self.adam = torch.optim.AdamW([self.weight], lr=0.1)
-        state = {"weight": Tensors({"w": self.weight}), "adam": self.adam}
+        state: dict[str, Any] = {"weight": Tensors({"w": self.weight}), "adam": self.adam}
         self.loop = Loop(folder, steps, state, fingerprint, every, Hooks(**hooks))
         self.visited: list[int] = []
 

@@ -4,6 +4,7 @@ forks.py    reads [folder, argument, ...] as JSON per line; forks, runs the comm
             and its exit code when it ends (negative: the signal that killed it)
 """
 
+import importlib
 import json
 import os
 import runpy
@@ -41,16 +42,16 @@ class Forks:
 
     def close(self) -> None:
         assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.close()
+        self._process.terminate()
         self._process.wait()
+        self._process.stdin.close()
         self._process.stdout.close()
 
 
 def serve() -> None:
-    import tasks.finetune
-    import tasks.params
-    import tasks.pretrain  # noqa: F401
-
+    # What the stages import, pandas (by way of pyarrow) among it.
+    for name in ("pyarrow.dataset", "tasks.finetune", "tasks.params", "tasks.pretrain"):
+        importlib.import_module(name)
     for line in sys.stdin:
         folder, *arguments = json.loads(line)
         process = os.fork()

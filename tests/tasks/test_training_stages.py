@@ -281,7 +281,7 @@ def forks() -> Iterator[Forks]:
 
 
 def wait_for(happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not happened():
         assert time.monotonic() < deadline, "the stage did not get there in time"
         time.sleep(0.002)

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 
@@ -20,7 +19,7 @@ LORA = Lora(rank=2, alpha=4)
 
 @pytest.fixture(scope="module")
 def sd_unet() -> UNet2DConditionModel:
-    with init_empty_weights():
+    with torch.device("meta"):
         return UNet2DConditionModel(
             sample_size=64, cross_attention_dim=1024, attention_head_dim=(5, 10, 20, 20), use_linear_projection=True
         )
@@ -28,7 +27,7 @@ def sd_unet() -> UNet2DConditionModel:
 
 @pytest.fixture(scope="module")
 def sd_vae() -> AutoencoderKL:
-    with init_empty_weights():
+    with torch.device("meta"):
         return AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
             block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4,
@@ -37,7 +36,7 @@ def sd_vae() -> AutoencoderKL:
 
 def lora_parameters(network: nn.Module, names: list[str], rank: int) -> int:
     """Of A (rank, in, k, k) and B (out, rank, 1, 1) on every layer, counted by hand."""
-    weights = [network.get_submodule(name).weight for name in names]
+    weights = [network.get_parameter(f"{name}.weight") for name in names]
     return sum(rank * (w[0].numel() + w.shape[0]) for w in weights)
 
 
@@ -71,7 +70,7 @@ def test_roles_on_sd21_base_hold_what_the_targets_say(sd_unet: UNet2DConditionMo
     # Four million normal numbers are of no use on the meta device.
     monkeypatch.setattr("gdpo.model.adapters.torch.randn", lambda shape, generator: torch.empty(shape, device="meta"))
     roles = Roles(sd_unet, unet_targets(sd_unet), full="conv_in")
-    with init_empty_weights():
+    with torch.device("meta"):
         roles.add("policy", Lora(), seed=0, train_full=True)
     parameters = roles.parameters("policy")
     loras = {name: p for name, p in parameters.items() if ".lora_" in name}
@@ -208,7 +207,7 @@ def test_role_conv_uses_the_weights_of_the_active_role() -> None:
         active[:] = ["fake"]  # owns nothing: the base
         assert torch.equal(conv(x), base(x))
         active[:] = ["policy"]
-        wanted = nn.functional.conv2d(x, 2 * base.weight, base.bias + 1, 2, 1)
+        wanted = nn.functional.conv2d(x, 2 * base.weight, conv.biases["policy"], 2, 1)
         assert torch.equal(conv(x), wanted)
 
 

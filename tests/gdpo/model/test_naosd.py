@@ -76,7 +76,7 @@ def test_half_precision_runs(model: NAOSD) -> None:
 
 def wrong(name: str, given: dict[str, torch.Tensor]) -> dict[str, Any]:
     x, noise = given["x"], given["noise"]
-    return {
+    cases: dict[str, dict[str, Any]] = {
         "x channels": {"x": x[:, :1]},
         "x sides": {"x": x[..., :36]},
         "x range": {"x": x * 3},
@@ -89,7 +89,8 @@ def wrong(name: str, given: dict[str, torch.Tensor]) -> dict[str, Any]:
         "prompt shape": {"prompt": given["prompt"][0]},
         "prompt batch": {"prompt": given["prompt"][:1].expand(3, -1, -1)},
         "prompt kind": {"prompt": "sharp"},
-    }[name]
+    }
+    return cases[name]
 
 
 @pytest.mark.parametrize(

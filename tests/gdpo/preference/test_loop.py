@@ -75,7 +75,8 @@ def test_training_prefers_the_better_candidates(groups: list[Group], tmp_path: P
 def test_the_control_shuffles_inside_groups_only(groups: list[Group]) -> None:
     found = shuffled(groups, 0)
     assert [sorted(a) for a in found] == [sorted(group.advantage) for group in groups]
-    assert found != [group.advantage for group in groups]
+    orders = {tuple(group.advantage.index(a) for a in one) for group, one in zip(groups, found, strict=True)}
+    assert len(orders) > 1, "every group has an order of its own"
     assert found == shuffled(groups, 0)
     assert found != shuffled(groups, 1)
     assert shuffled(groups[2:3], 0) == found[2:3]  # by group, not by position
@@ -136,12 +137,11 @@ def test_two_runs_are_identical(groups: list[Group], tmp_path: Path) -> None:
     assert same(*(train(groups, tmp_path / name, steps=3) for name in "ab"))
 
 
-@pytest.mark.parametrize("stop_after", [1, 4, 5])
-@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+@pytest.mark.parametrize(("schedule", "stop_after"), [("constant", 1), ("cosine", 4), ("constant", 5)])
 def test_stopped_and_resumed_gives_the_same_adapters(
-    groups: list[Group], tmp_path: Path, stop_after: int, schedule: str
+    groups: list[Group], tmp_path: Path, schedule: str, stop_after: int
 ) -> None:
-    settings = {"steps": 5, "optimizer": {"lr": 1e-4, "schedule": schedule}}
+    settings: dict[str, Any] = {"steps": 5, "optimizer": {"lr": 1e-4, "schedule": schedule}}
     straight = train(groups, tmp_path / "straight", **settings)
     seen: list[int] = []
     hooks = Hooks(log=lambda step, _: seen.append(step), should_stop=lambda: len(seen) == stop_after)
