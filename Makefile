@@ -45,12 +45,13 @@ clean:  ## remove .venv and the tools' caches; keep data, models, reports and DV
 .PHONY: .venv
 .venv: .venv/installed
 
-# uv installs the pinned set: pip's resolver needs more than ten minutes for it. The stamp makes the second call free.
+# uv installs the pinned set: pip's resolver needs more than ten minutes for it. Compiled once, here, because every stage is a
+# process of its own that imports torch and diffusers. The stamp makes the second call free.
 .venv/installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 12) else \
 	    "needs Python 3.11 or 3.12, found %d.%d; name one with: make PYTHON=python3.12" % v)'
 	$(PYTHON) -m venv .venv
 	$(VENV)/python -m pip install --quiet --disable-pip-version-check uv
-	$(VENV)/uv pip install --quiet --python $(VENV)/python --require-hashes -r requirements.lock
+	$(VENV)/uv pip install --quiet --python $(VENV)/python --compile-bytecode --require-hashes -r requirements.lock
 	$(VENV)/uv pip install --quiet --python $(VENV)/python --no-deps --no-build-isolation -e .
 	@touch $@
