@@ -63,7 +63,7 @@ def main() -> int:
         "seeds": [compared(table, unit) for table, unit in zip(tables, units, strict=True)],
         "pooled": (summary := compared(pooled(tables), float(np.mean(units)))),
         "claims": claims(summary),
-        "params": configured("", 0).model_dump(exclude={"degrade"}),
+        "params": load(REPO / "params.yaml").model_dump(exclude={"seed"}),
         "machine": machine(),
         "seconds": seconds,
     }
@@ -82,7 +82,7 @@ def configured(photos: str, seed: int) -> Config:
     plain["seed"] = seed
     plain["model"]["base"] = str(REPO / plain["model"]["base"])
     plain["pretrain"]["init"] = plain["pretrain"]["init"] and str(REPO / plain["pretrain"]["init"])
-    if photos and photos != "scikit-image":
+    if photos != "scikit-image":
         plain["degrade"]["evaluation"] = str(centres(Path(photos)))
     return Config.model_validate(plain)
 

@@ -112,8 +112,6 @@ def test_adapters_to_start_from_are_followed(place: Path) -> None:
 def test_the_sample_profile_needs_nothing_that_is_not_here(
     root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if not (root / "assets/tiny-sd/naosd/model.json").is_file():
-        pytest.skip("assets/tiny-sd/naosd is not trained yet")
     monkeypatch.chdir(root)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     code, result = check(capsys)
