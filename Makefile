@@ -12,7 +12,7 @@ export DO_NOT_TRACK := 1
 export GX_ANALYTICS_ENABLED := false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint lock flow profile clean
+.PHONY: help demo test fleet-test lint lock flow setup train profile clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z.]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -24,6 +24,9 @@ demo: .venv  ## run the sample pipeline (what is up to date is not run again), p
 test: .venv  ## run the tests
 	python -m pytest
 
+fleet-test: .venv  ## run the tests against real servers and workers (ten minutes)
+	python -m pytest -m orchestration
+
 lint: .venv  ## style, formatting, types
 	ruff check .
 	ruff format --check .
@@ -31,6 +34,13 @@ lint: .venv  ## style, formatting, types
 
 flow: .venv  ## run the same stages as a Prefect flow
 	python -m flows.pipeline
+
+setup: .venv  ## pools, deployments, automations on the Prefect server at PREFECT_API_URL
+	python -m flows.setup
+
+train: .venv  ## fine-tune, evaluate and publish on a GPU worker of that server
+	@echo "prefect deployment run gdpo-train/a100 --watch"
+	@prefect deployment run gdpo-train/a100 --watch
 
 profile: .venv  ## make profile PROFILE=paper: write profiles/paper.yaml into params.yaml
 	python -m tasks profile $(PROFILE)

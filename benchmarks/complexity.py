@@ -1,10 +1,13 @@
 """Times `detail_map` against the loop over cells that the release runs, on one thread and the same photographs.
 
-    python benchmarks/complexity.py        # prints seconds, the ratio, and whether the maps are equal
+    OMP_NUM_THREADS=1 python -m benchmarks.complexity [--rounds 9]     # milliseconds, the ratio, and pixels that differ
 
-The photographs are those that ship inside scikit-image, cut to 512x512.
+The photographs are those that ship inside scikit-image, cut to 512x512. Both take turns, photograph by photograph, and
+processor time is counted, so that a busy machine slows both alike; the ratio is the median over the rounds.
 """
 
+import argparse
+import os
 import time
 from typing import Any
 
@@ -36,26 +39,30 @@ def cell_by_cell(gray: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def main() -> None:
-    """Best of three runs of each, over all photographs."""
+    """Milliseconds of both per photograph, their ratio, and how many pixels differ."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9)
+    rounds = parser.parse_args().rounds
+    if os.environ.get("OMP_NUM_THREADS") != "1":
+        parser.error("one core is measured: set OMP_NUM_THREADS=1, which NumPy reads when it starts")
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     photos = [np.ascontiguousarray(getattr(skimage.data, name)()[:512, :512, :3]) for name in PHOTOS]
-    images = [torch.from_numpy(photo).permute(2, 0, 1)[None] / 255 for photo in photos]
-    grays = [cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY) for photo in photos]
-    seconds, maps = {}, {}
-    for name, run in (
-        ("loop", lambda: [cell_by_cell(gray) for gray in grays]),
-        ("ours", lambda: [detail_map(image)[0].numpy() for image in images]),
-    ):
-        times = []
-        for _ in range(3):
-            start = time.perf_counter()
-            maps[name] = run()
-            times.append(time.perf_counter() - start)
-        seconds[name] = min(times) / len(photos)
-    different = sum(int((a != b).sum()) for a, b in zip(maps["loop"], maps["ours"], strict=True))
-    print(f"loop {seconds['loop'] * 1e3:.1f} ms, ours {seconds['ours'] * 1e3:.1f} ms per photograph")
-    print(f"ratio {seconds['loop'] / seconds['ours']:.1f}, pixels that differ {different}")
+    seconds = np.zeros((rounds + 1, 2))
+    different = 0
+    for i in range(rounds + 1):
+        for photo in photos:
+            gray, image = cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY), torch.from_numpy(photo).permute(2, 0, 1)[None] / 255
+            start = time.process_time()
+            plain = cell_by_cell(gray)
+            middle = time.process_time()
+            ours = detail_map(image)[0].numpy()
+            seconds[i] += middle - start, time.process_time() - middle
+            different += int((plain != ours).sum())
+    loop, ours_ms = 1e3 * np.median(seconds[1:], axis=0) / len(photos)  # the first round warms up
+    ratios = seconds[1:, 0] / seconds[1:, 1]
+    print(f"loop {loop:.1f} ms, ours {ours_ms:.1f} ms per photograph")
+    print(f"ratio {np.median(ratios):.1f} (rounds {ratios.min():.1f} to {ratios.max():.1f}), pixels that differ {different}")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from gdpo.evaluate.statistics import Difference, paired_difference, within_image
 from gdpo.images import read_photo, write_png
 from gdpo.rewards.metrics import higher_is_better
 from gdpo.training import Hooks, written_aside
-from tasks import degrade, evaluate, finetune, pretrain, rollout, select
+from tasks import degrade, evaluate, finetune, index, pretrain, rollout, select
 from tasks.params import load
 from tasks.prior import SUFFIXES
 
@@ -54,7 +54,7 @@ def main() -> int:
         config = configured(args.photos, seed)
         root = REPO / "work/evidence" / str(seed)
         run_stages(config, root)
-        scores = root / "reports/evaluate/per_image.parquet"
+        scores = root / "reports/evaluate/sample/per_image.parquet"
         tables.append(read_table(scores))
         units.append(within_image_std(read_table(scores, tiles=True)["naosd"]["reward"]))
         seconds.append(int((root / "seconds").read_text()))
@@ -83,7 +83,7 @@ def configured(photos: str, seed: int) -> Config:
     plain["model"]["base"] = str(REPO / plain["model"]["base"])
     plain["pretrain"]["init"] = plain["pretrain"]["init"] and str(REPO / plain["pretrain"]["init"])
     if photos != "scikit-image":
-        plain["degrade"]["evaluation"] = str(centres(Path(photos)))
+        plain["degrade"]["evaluation"] = [{"path": str(centres(Path(photos)))}]
     return Config.model_validate(plain)
 
 
@@ -104,9 +104,10 @@ def centres(photos: Path) -> Path:
 def run_stages(config: Config, root: Path) -> None:
     """Every stage whose output is missing below `root`; its file `seconds` adds up what they took."""
     steps: list[tuple[str, Any]] = [
-        ("reports/degrade", degrade.run), ("models/naosd", pretrain.run), ("data/selected", select.run),
-        ("data/rollouts", rollout.run), ("models/gdpo", finetune.run),
-        ("models/control", lambda c, r, h: finetune.run(c, r, h, "control")), ("reports/evaluate", evaluate.run),
+        ("data/photos", index.run), ("reports/degrade", degrade.run), ("models/naosd", pretrain.run),
+        ("data/selected", select.run), ("data/rollouts", rollout.run), ("models/gdpo", finetune.run),
+        ("models/control", lambda c, r, h: finetune.run(c, r, h, "control")),
+        ("reports/evaluate/sample", lambda c, r, h: evaluate.run(c, r, h, "sample")),
     ]  # fmt: skip
     for output, stage in steps:
         if not (root / output).exists():

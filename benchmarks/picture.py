@@ -1,6 +1,6 @@
 """The picture of the README: bicubic | NAOSD | GDPO-SR | HR for held-out photographs of the last evaluation.
 
-python benchmarks/picture.py        # reads reports/evaluate, writes docs/picture.webp
+python benchmarks/picture.py        # reads reports/evaluate/sample, writes docs/picture.webp
 """
 
 import json
@@ -16,7 +16,7 @@ ZOOM, GAP, HEAD = 2, 8, 28
 
 def main() -> None:
     """Draw and write the picture."""
-    folder = REPO / "reports/evaluate"
+    folder = REPO / "reports/evaluate/sample"
     files = {entry["id"]: entry for entry in json.loads((folder / "summary.json").read_text())["files"]}
     side = next(iter(files.values()))["height"] * ZOOM
     width, height = len(COLUMNS) * (side + GAP) - GAP, HEAD + len(SHOWN) * (side + GAP) - GAP

@@ -1,35 +1,122 @@
-"""The whole pipeline as a Prefect flow: every stage of dvc.yaml in order, each one `dvc repro --single-item STAGE`.
+"""The whole pipeline as a Prefect flow: every stage of dvc.yaml after those it depends on.
 
-    python -m flows.pipeline        # with PREFECT_API_URL on that server; without, on a temporary one
+    python -m flows.pipeline                            all stages here, one after another; without a server a temporary one
+    prefect deployment run gdpo-pipeline/head           the same graph, a run of `gdpo-stage` per stage on the workers' pools
 
-Leaves a table artifact with the evaluation and a link to the report.
+Fanned out, a stage starts when the stages it reads are done, so matrix parts run side by side, as many as there are
+workers. This process holds the ledger (dvc.lock) and sends each run the entries it needs; the data goes through the DVC
+remote and never through here.
 """
 
 import signal
 import sys
+import threading
+import time
 from pathlib import Path
+from typing import cast
+from uuid import UUID
 
-from prefect import flow
-from prefect.artifacts import create_link_artifact, create_table_artifact
+from prefect import flow, get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound
+from prefect.futures import PrefectFuture
+from prefect.states import Cancelling
 
-from flows.repro import StageFailed, repro, stages
-from tasks import summary
+from flows.publish import publish
+from flows.repro import StageFailed, commit_of, graph, repro
+from flows.workplace import ROOT, Ledger, read_ledger, write_ledger
+from tasks.__main__ import GPU_STAGES
+
+POLL_S = 2.0
 
 
 @flow(name="gdpo-pipeline")
-def pipeline(root: Path | None = None) -> None:
-    """Run what is not up to date, then publish the results. root: the repository, by default the working folder."""
-    root = (root or Path.cwd()).resolve()
-    for stage in stages(root):
-        repro(stage, root)
-    publish(root)
+def pipeline(
+    root: Path | None = None, fan_out: bool = False, cpu: str = "gdpo-stage/cpu", gpu: str = "gdpo-stage/a100"
+) -> None:
+    """Run what is not up to date, then publish the results.
+
+    root: the repository, by default the one this is installed from. fan_out: as runs of the deployments `cpu` and `gpu`
+    rather than here.
+    """
+    root = (root or ROOT).resolve()
+    edges = graph(root)
+    if fan_out:
+        _fan_out(root, edges, cpu, gpu)
+    else:
+        for stage in edges:
+            repro(stage, root)
+    publish(root, share=fan_out)
 
 
-def publish(root: Path) -> None:
-    """The artifacts of the run, from the files the stages wrote."""
-    table, verdict = summary.artifact(summary.read(root))
-    create_table_artifact(key="gdpo-evaluation", table=table, description=verdict)
-    create_link_artifact(key="gdpo-report", link=(root / summary.REPORT).as_uri(), link_text=str(summary.REPORT))
+def _fan_out(root: Path, edges: dict[str, set[str]], cpu: str, gpu: str) -> None:
+    fleet = _Fleet(root, commit_of(root))
+    futures: dict[str, PrefectFuture[None]] = {}
+    try:
+        for stage, inputs in edges.items():
+            deployment = gpu if stage.partition("@")[0] in GPU_STAGES else cpu
+            waits = [futures[name] for name in inputs]
+            futures[stage] = dispatch.submit(stage, sorted(inputs), deployment, fleet, wait_for=waits)  # type: ignore[call-overload]
+        for future in futures.values():
+            future.wait()
+    except BaseException:
+        fleet.cancel()
+        raise
+    failed = [stage for stage, future in futures.items() if not future.state.is_completed()]
+    if failed:
+        others = f" (not made either: {', '.join(failed[1:])})" if failed[1:] else ""
+        raise StageFailed(f"{futures[failed[0]].state.message}{others}")
+
+
+class _Fleet:
+    """The runs under way, and the ledger as it grows."""
+
+    def __init__(self, root: Path, commit: str) -> None:
+        self.root, self.commit = root, commit
+        self.running: dict[UUID, str] = {}
+        self._ledger = threading.Lock()
+
+    def entries(self, stages: list[str]) -> Ledger:
+        """What the ledger says of `stages`."""
+        with self._ledger:
+            known = read_ledger(self.root)
+        return {stage: known[stage] for stage in stages}
+
+    def add(self, entries: Ledger) -> None:
+        """Note what a stage made."""
+        with self._ledger:
+            write_ledger(self.root, entries)
+
+    def cancel(self) -> None:
+        """Cancel the runs under way: Prefect does not hand a cancellation down to another deployment's runs."""
+        with get_client(sync_client=True) as client:
+            for run in list(self.running):
+                client.set_flow_run_state(run, Cancelling(message="the pipeline run was cancelled"))
+
+
+@task(task_run_name="{stage} on {deployment}", cache_policy=NO_CACHE)
+def dispatch(stage: str, inputs: list[str], deployment: str, fleet: _Fleet) -> None:
+    """One run of `gdpo-stage`, waited for. Raises `StageFailed` with the run's message if it does not complete."""
+    parameters = {"stage": stage, "ledger": fleet.entries(inputs), "commit": fleet.commit}
+    try:
+        run = cast(FlowRun, run_deployment(deployment, parameters=parameters, timeout=0, flow_run_name=stage))
+    except ObjectNotFound as error:
+        raise StageFailed(f"there is no deployment {deployment}: python -m flows.setup makes it") from error
+    fleet.running[run.id] = stage
+    get_run_logger().info("%s waits for a worker as run %s", stage, run.name)
+    with get_client(sync_client=True) as client:
+        while True:
+            state = client.read_flow_run(run.id).state
+            if state is not None and state.is_final():
+                break
+            time.sleep(POLL_S)
+    del fleet.running[run.id]
+    if not state.is_completed():
+        raise StageFailed(f"stage {stage}: {state.name}: {state.message}")
+    fleet.add(state.result())
 
 
 def main() -> int:
@@ -37,7 +124,7 @@ def main() -> int:
     # By default SIGTERM would end this process alone and leave the stage's behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        pipeline()
+        pipeline(Path.cwd())
     except StageFailed as error:
         sys.stderr.write(f"{error}\n")
         return 1

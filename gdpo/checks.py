@@ -5,6 +5,7 @@ Shapes: B batch, C channels, H height, W width.
 
 import math
 
+import numpy as np
 import torch
 
 RANGE_TOLERANCE = 1e-6  # what pyiqa allows too: the last bit of a clamp in another precision
@@ -50,9 +51,34 @@ def check_image(name: str, image: object, low: float = 0.0, high: float = 1.0) -
     return tensor
 
 
+def check_picture(name: str, image: object) -> None:
+    """Raise unless `image` is a finite floating-point array or tensor (3, H, W) with values in [0, 1], no dimension empty."""
+    if not isinstance(image, np.ndarray | torch.Tensor):
+        raise ValueError(f"{name} must be an array or tensor of shape (3, H, W), got {type(image).__name__}")
+    if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
+        raise ValueError(f"{name} must have shape (3, H, W) and no empty dimension, got {tuple(image.shape)}")
+    if not (image.is_floating_point() if isinstance(image, torch.Tensor) else np.issubdtype(image.dtype, np.floating)):
+        raise ValueError(f"{name} must be of a floating-point type, in [0, 1], got {image.dtype}")
+    least, most = float(image.min()), float(image.max())
+    if not math.isfinite(least) or not math.isfinite(most):
+        raise NotFinite(f"{name} has values that are NaN or infinite")
+    if least < -RANGE_TOLERANCE or most > 1 + RANGE_TOLERANCE:
+        raise ValueError(f"{name} must lie in [0, 1], got values from {least:.6g} to {most:.6g}")
+
+
 def check_same_shape(name: str, tensor: torch.Tensor, other_name: str, other: torch.Tensor) -> None:
     """Raise unless both tensors have the same shape."""
     if tensor.shape != other.shape:
         raise ValueError(
             f"{name} and {other_name} must have the same shape, got {tuple(tensor.shape)} and {tuple(other.shape)}"
         )
+
+
+def check_device(name: str, device: object) -> None:
+    """Raise ValueError unless `device` names a device of torch that is here."""
+    try:
+        kind = torch.device(device).type  # type: ignore[call-overload]
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"{name} must be a device of torch such as 'cpu' or 'cuda:0', got {device!r}") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"{name} is {str(device)!r}, and torch sees no such device here")

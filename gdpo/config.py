@@ -4,14 +4,18 @@ An unknown key, a wrong type or a value out of range is one error that names the
 of values over params.yaml; nothing in the code asks which profile it is. docs/fidelity.md says where each value comes from.
 """
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
+Part = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Timestep = Annotated[int, Field(ge=0, le=999)]
+Noises = Annotated[int, Field(ge=2)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=40)]  # part of a path
 ColorFix = Literal["none", "adain", "wavelet"]
 Precision = Literal["fp32", "bf16"]
 
@@ -58,6 +62,15 @@ def _odd(sizes: list[int]) -> list[int]:
     return sizes
 
 
+def _base_source(text: str) -> str:
+    pinned = r"hf://[\w.-]+/[\w.-]+@[0-9a-f]{40}"
+    if "://" in text and not re.fullmatch(rf"s3://[^/\s]+(/\S*)?|{pinned}", text):
+        raise ValueError(f"must be a folder, s3://bucket/prefix or hf://owner/name@ and a whole commit, got {text!r}")
+    return text
+
+
+BaseSource = Annotated[str, Field(min_length=1), AfterValidator(_base_source)]
+Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Range = Annotated[list[float], Field(min_length=2, max_length=2), AfterValidator(_ordered)]
 Above = Annotated[Range, AfterValidator(_positive)]
 AroundOne = Annotated[Range, AfterValidator(_around_one)]
@@ -78,10 +91,19 @@ class Model(Section):
     """The base model and the one-step forward pass (paper Eqs. 3-4)."""
 
     base: str = Field(description="folder of the base model in diffusers layout")
-    t_add: Timestep = Field(250, description="timestep at which noise is added to z_LR")
+    t_add: Timestep | None = Field(250, description="timestep at which noise is added to z_LR; null: none is (OSEDiff)")
     t_diff: Timestep = Field(100, description="timestep the UNet is told, and at which x0 is predicted")
     prompt: str = Field("clean, high-resolution, 8k,", description="appended to the tags at inference")
+    training_prompt: str = Field("", description="appended to the tags in training, in pretraining and in rollouts")
     negative_prompt: str = Field(description="the unconditional side of guidance in VSD")
+    tagger: str | None = Field(None, description="folder of the tagger (`gdpo-sr import-weights`); null: prompts without tags")
+
+
+class Fetch(Section):
+    """Tool `fetch`: where the base model comes from. No stage reads it: another source of the same bytes changes nothing."""
+
+    base: list[BaseSource] = Field([], description="tried in order: a folder, s3://bucket/prefix, hf://owner/name@commit")
+    hashes: dict[str, Hash] = Field({}, description="SHA-256 of files of the base model that must be these and no others")
 
 
 class Stage(Section):
@@ -127,16 +149,41 @@ class Degradation(Section):
     second: SecondStage = SecondStage()
 
 
-class Degrade(Section):
-    """Stage `degrade`: photographs -> LR-HR pairs in Parquet shards."""
+class Photographs(Section):
+    """One source of photographs."""
 
-    train: str = Field(description="a folder of photographs, or `scikit-image` for the ones that ship inside it")
-    evaluation: str = Field(description="the same for held-out photographs")
+    path: str = Field(min_length=1, description="a folder tree, s3://bucket/prefix, or scikit-image: those it ships with")
+    first: Count | None = Field(None, description="take only so many, in the order of their names")
+    resize: Count | None = Field(None, description="resize to this shorter side in pixels, by antialiased bicubic")
+
+
+def _parts(names: list[str]) -> list[str]:
+    odd = [name for name in names if not re.fullmatch(r"[a-z0-9_-]+", name) or name == "evaluation"]
+    if odd or len(set(names)) < len(names):
+        raise ValueError(f"must be different names of a-z, 0-9, _ and -, and not `evaluation`, got {names}")
+    return names
+
+
+Sources = Annotated[list[Photographs], Field(min_length=1)]
+Parts = Annotated[list[str], Field(min_length=1), AfterValidator(_parts)]
+
+
+class Degrade(Section):
+    """Stages `index` and `degrade`: photographs -> LR-HR pairs in Parquet shards."""
+
+    train: Sources = Field(description="where the photographs come from; names of all but the first start with the folder's")
+    evaluation: Sources = Field(description="the same for held-out photographs")
+    parts: Parts = Field(["00"], description="one run of `degrade` each; their number changes no pair")
     crop: Count = Field(512, description="side of a training HR patch in pixels, a multiple of 32")
     stride: Count = Field(64, description="step of the sliding window")
     evaluation_crop: Count = Field(512, description="side of an evaluation HR image; photographs are cut into tiles")
     max_failures: Share = Field(0.02, description="share of unreadable or unusable photographs that stops the stage")
     shard_mb: Positive = Field(192.0, description="upper size of one shard in MB")
+    version: Annotated[int, Field(ge=0)] = Field(0, description="of the data set: another number, all degradations anew")
+    epoch: Annotated[int, Field(ge=0)] = Field(0, description="pass over the patches; in each they are degraded anew")
+    tags: Literal["none", "hr", "lr"] = Field(
+        "none", description="training pairs are tagged by the HR patch (RAM, as released) or the enlarged LR one (with DAPE)"
+    )
     degradation: Degradation = Degradation()
 
 
@@ -180,13 +227,26 @@ class Pretrain(Section):
 class Select(Section):
     """Stage `select`: the training patches worth a rollout, with a score and a reason for every patch."""
 
-    count: Count = 120000
-    score: Literal["musiq", "niqe"] = Field("musiq", description="no-reference score of the HR patch that ranks")
+    rule: Literal["quality", "difficulty"] = Field(
+        "quality", description="quality: the best HR patches first; difficulty: the worst results of NAOSD first"
+    )
+    count: Count | None = Field(120000, description="patches to select at most; null: as many as pass the rule")
+    score: Literal["musiq", "niqe"] = Field("musiq", description="rule quality: no-reference score of the HR patch")
+    best: Part = Field(1.0, description="rule quality: only the best share of all scores may be selected")
+    difficulty: str = Field(
+        "psnr_y", description="rule difficulty: metric of NAOSD's output, against the HR patch if it needs a reference"
+    )
+    worst: Part = Field(0.3, description="rule difficulty: only the worst share of all scores may be selected")
     min_detail: Share = Field(0.1, description="least detail share of the HR patch")
     max_per_photo: Count = Field(20, description="quota per photograph")
     min_hash_distance: Annotated[int, Field(ge=0, le=64)] = Field(
         4, description="patches whose 64-bit perceptual hashes differ in fewer bits are near-duplicates"
     )
+
+    @property
+    def metric(self) -> str:
+        """The name of the score that ranks the patches."""
+        return self.score if self.rule == "quality" else self.difficulty
 
 
 class Rollout(Section):
@@ -218,20 +278,54 @@ class Finetune(Section):
     checkpoint_every: Count = 10
 
 
-class Evaluate(Section):
-    """Stage `evaluate`: bicubic, NAOSD, GDPO-SR and the shuffled-advantage control on held-out photographs."""
+class Pairs(Section):
+    """A benchmark of ready-made LR-HR pairs: two folders, paired by file name."""
 
-    noises: Annotated[int, Field(ge=2)] = Field(8, description="noise seeds per image, the same for every model")
+    lr: str = Field(description="folder of LR images; each is enlarged bicubically to the size of its HR image")
+    hr: str = Field(description="folder of HR images")
+    noises: Noises | None = Field(None, description="noise seeds per image on this benchmark; null: evaluate.noises")
+    peers: dict[Name, str] = Field({}, description="method -> folder of its outputs, named like the HR images")
+
+
+class Evaluate(Section):
+    """Stage `evaluate`: bicubic and every model on each benchmark, the same noises for all models."""
+
+    benchmarks: Annotated[list[Name], Field(min_length=1)] = Field(
+        ["sample"], description="sample: the held-out shards; others by their name in evaluate.pairs; the first is the main one"
+    )
+    pairs: dict[Name, Pairs] = Field({}, description="benchmark -> its folders")
+    models: Annotated[dict[Name, str], Field(min_length=1)] = Field(
+        {"naosd": "models/naosd", "gdpo": "models/gdpo", "control": "models/control"},
+        description="name -> model folder; the first is the reference: it gives the reward its zero and its unit",
+    )
+    noises: Noises = Field(8, description="noise seeds per image, the same for every model")
     metrics: list[str] = ["psnr_y", "ssim_y", "musiq", "maniqa_koniq"]
     color_fix: ColorFix = "adain"
     batch: Count = 4
     precision: Precision = "bf16"
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> "Evaluate":
+        unknown = [name for name in self.benchmarks if name != "sample" and name not in self.pairs]
+        if unknown:
+            raise ValueError(f"benchmark {unknown[0]} has no folders; give evaluate.pairs.{unknown[0]}: {{lr: ..., hr: ...}}")
+        if len(set(self.benchmarks)) < len(self.benchmarks) or "sample" in self.pairs:
+            raise ValueError("a benchmark is named twice (sample is the held-out shards)")
+        reserved = {"bicubic", "lr", "hr", "candidates"}
+        peers = [name for pairs in self.pairs.values() for name in pairs.peers]
+        taken = [name for name in self.models if name in reserved]
+        taken += [name for name in peers if name in {*reserved, *self.models}]
+        if taken:
+            raise ValueError(f"{taken[0]} is taken; give the model or peer another name")
+        return self
 
 
 class Config(Section):
     """All of params.yaml."""
 
     seed: Annotated[int, Field(ge=0)] = 0
+    allow_cpu: bool = Field(False, description="let the stages that need a GPU run without one")
+    fetch: Fetch = Fetch()
     model: Model
     degrade: Degrade
     pretrain: Pretrain
@@ -239,6 +333,12 @@ class Config(Section):
     rollout: Rollout
     finetune: Finetune
     evaluate: Evaluate
+
+    @model_validator(mode="after")
+    def _tags_have_a_tagger(self) -> "Config":
+        if self.degrade.tags != "none" and self.model.tagger is None:
+            raise ValueError(f"degrade.tags is {self.degrade.tags}, which needs the folder of a tagger in model.tagger")
+        return self
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> "Config":

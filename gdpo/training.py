@@ -12,6 +12,7 @@ everything that does live between steps (weights, optimisers, the history of log
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -103,9 +104,13 @@ def noise_like_batch(keys: list[Key], shape: tuple[int, ...]) -> torch.Tensor:
 
 @contextmanager
 def written_aside(target: Path) -> Iterator[Path]:
-    """A temporary path beside `target` (file or folder) that replaces it on success and vanishes on failure."""
+    """A temporary path beside `target` (file or folder) that replaces it on success and vanishes on failure.
+
+    After a SIGKILL it stays, in a folder with a leading dot, until the next writer of the same target clears it away.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    _clear_left_behind(target)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.{os.getpid()}.", dir=target.parent))
     try:
         part = scratch / target.name
         yield part
@@ -117,6 +122,25 @@ def written_aside(target: Path) -> Iterator[Path]:
         os.replace(part, target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _clear_left_behind(target: Path) -> None:
+    """Remove the scratch folders beside `target` whose process is gone."""
+    pattern = re.compile(re.escape(f".{target.name}.") + r"(\d+)\.[a-z0-9_]{8}")
+    for path in target.parent.iterdir():
+        found = pattern.fullmatch(path.name)
+        if found and not _is_running(int(found[1])):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 @dataclass

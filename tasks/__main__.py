@@ -1,13 +1,13 @@
 """The command line: `python -m tasks COMMAND`, installed as `gdpo-sr COMMAND`.
 
     stages   what dvc.yaml runs. Module `tasks.NAME` has  run(config: Config, root: Path, hooks: Hooks) -> None
-             (finetune also takes the name of the run). --params, --profile and --set choose the values.
+             (degrade and finetune also take the name of the part or run). --params, --profile and --set choose the values.
     tools    what people run. Module `tasks.NAME` has     EXAMPLE: str,
              add_arguments(parser: argparse.ArgumentParser) -> None,  main(args: argparse.Namespace) -> int
 
 Only the module of the command that runs is imported, so `--help` is quick. Exit codes: 0; 1 failure, in one line that
-names the file or key; 2 usage or parameters; 143 stopped by SIGTERM or SIGINT after a checkpoint: the same command
-resumes. GDPO_DEBUG=1 shows the traceback behind the one line.
+names the file or key; 2 usage or parameters; 3 the stage needs a GPU; 4 a regression (evaluate --against); 143 stopped by
+SIGTERM or SIGINT after a checkpoint: the same command resumes. GDPO_DEBUG=1 shows the traceback behind the one line.
 """
 
 import argparse
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 # name -> module, help, the --set of the example
 STAGES = {
-    "degrade": ("tasks.degrade", "photographs -> LR-HR pairs in Parquet shards", "degrade.train=photos/train"),
+    "index": ("tasks.index", "find the photographs that can be used, share them out", "degrade.parts=[a,b]"),
+    "degrade": ("tasks.degrade", "photographs -> LR-HR pairs in Parquet shards", "degrade.shard_mb=8.0"),
     "pretrain": ("tasks.pretrain", "train NAOSD: LoRA on UNet and VAE encoder", "pretrain.steps=10"),
     "select": ("tasks.select", "choose the patches worth a rollout", "select.count=64"),
     "rollout": ("tasks.rollout", "make and score G candidates per LR image", "rollout.group=4"),
@@ -35,18 +36,28 @@ STAGES = {
     "evaluate": ("tasks.evaluate", "compare the models on held-out photographs", "evaluate.noises=16"),
     "report": ("tasks.report", "write reports/index.html", "seed=0"),
 }
+# A stage's option that says which of its outputs to make (dvc.yaml runs it once for each).
+CHOICE = {"degrade": "part", "finetune": "run", "evaluate": "benchmark"}
+# Those whose models need a GPU at full size; `allow_cpu` lets them run without.
+GPU_STAGES = ("pretrain", "select", "rollout", "finetune", "evaluate")
 # name -> module, help
 TOOLS = {
     "upscale": ("tasks.upscale", "super-resolve a photograph x4"),
+    "score": ("tasks.score", "score a folder of images against references"),
     "import-weights": ("tasks.import_weights", "released .pkl files or merged folders -> a model folder"),
     "export": ("tasks.export", "a model folder -> merged diffusers folder, or LoRA file"),
     "cost": ("tasks.cost", "count parameters and MACs of a model"),
+    "fetch": ("tasks.fetch", "the base model, from the first source that has it"),
     "doctor": ("tasks.doctor", "check that this machine has what a profile needs"),
     "prior": ("tasks.prior", "train the tiny prior that ships in assets/tiny-sd"),
     "summary": ("tasks.summary", "print the table of the last evaluation"),
+    "tables": ("tasks.tables", "print or write the paper's tables, our figures beside the paper's"),
+    "promote": ("tasks.promote", "make a published run the promoted one"),
+    "browse": ("tasks.browse", "look through the published runs and models in a browser"),
     "profile": ("tasks.profile", "write the values of profiles/NAME.yaml into params.yaml"),
 }
 STOPPED = 143
+NEEDS_GPU = 3
 
 
 def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
@@ -75,6 +86,14 @@ def _add_stage_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="lay one value over the parameters, as YAML"
     )
+    if name == "degrade":
+        parser.add_argument("--part", metavar="NAME", help="one of degrade.parts, or evaluation; default: all of them")
+    if name == "evaluate":
+        parser.add_argument("--benchmark", metavar="NAME", help="sample, or one of evaluate.pairs; default: the first")
+        parser.add_argument(
+            *("--against",), metavar="RUN",
+            help="then compare with a run: latest (the promoted one), or a per_image.parquet; exit code 4 on a regression",
+        )  # fmt: skip
     if name == "finetune":
         parser.add_argument(
             "--run", choices=["gdpo", "control"], default="gdpo", help="control: advantages shuffled inside each group"
@@ -114,26 +133,54 @@ def _run_stage(args: argparse.Namespace, stop: "StopFlag") -> int:
     from tasks import params
 
     config = params.load(args.params, args.profile, args.set)
+    if args.command in GPU_STAGES and not config.allow_cpu and not _has_gpu():
+        return _fail_without_gpu(args)
     from gdpo.training import Hooks, Stopped
     from tasks.recorder import Recorder
 
     run: Callable[..., None] = importlib.import_module(STAGES[args.command][0]).run
-    names = [args.run] if args.command == "finetune" else []
+    chosen = getattr(args, CHOICE.get(args.command, ""), None)
+    against = getattr(args, "against", None)
+    names = [chosen] if chosen else []
     root = Path.cwd()
     work = root.joinpath("work", args.command, *names)
     total = getattr(getattr(config, args.command, None), "steps", None)
+    if against:
+        from tasks.against import check, place
+
+        place(config, root, chosen, against)  # what is not there is said before the work
     try:
         with Recorder(work, " ".join([args.command, *names]), total) as recorder:
             if stop():
                 raise Stopped(0)
-            run(config, root, Hooks(log=recorder.log, should_stop=stop), *names)
+            options = {"keep": True} if against else {}
+            run(config, root, Hooks(log=recorder.log, should_stop=stop), *names, **options)
     except Stopped as stopped:
         sys.stderr.write(f"gdpo-sr: {_stopped_line(stopped, root, work)}\n")
         return STOPPED
-    return 0
+    return check(config, root, chosen, against) if against else 0
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _fail_without_gpu(args: argparse.Namespace) -> int:
+    """Say where the stage can run, and how its outputs come here."""
+    stage = os.environ.get("DVC_STAGE", args.command)
+    sys.stderr.write(
+        f"gdpo-sr: {stage} needs a GPU and there is none here (allow_cpu: true lets it run on the CPU); run it on a worker, "
+        f"then fetch what it made:\n  prefect deployment run gdpo-stage/a100 -p stage={stage} --watch\n"
+        f"  dvc repro --pull {stage}\n"
+    )
+    return NEEDS_GPU
 
 
 def _stopped_line(stopped: "Stopped", root: Path, work: Path) -> str:
+    for kept in work.glob("**/fingerprint"):  # evaluate, image by image
+        return f"stopped after image {stopped.step}, kept in {kept.parent.relative_to(root)}; the same command resumes"
     checkpoints = sorted(work.glob("**/checkpoint.pt"), key=lambda path: path.stat().st_mtime)
     if not checkpoints:
         return "stopped, nothing half-written is left; the same command starts again"

@@ -1,24 +1,22 @@
 """Tool `doctor`: does this machine have what the parameters (and a profile over them) need?
 
-    artefacts    base model, adapters to start from, weights of every metric and loss named, photographs
+    artefacts    base model, adapters to start from, tagger, weights of every metric and loss named, photographs
     machine      Python, packages against pyproject.toml, CPU, memory, disk, GPU
 
-Reads parameters and file names only: no weights, no network. Exit code 1 if something needed is missing. Weights of the
-tagger are listed too, as not needed: no stage reads them yet.
+Reads parameters, file names and the headers of the base's weights: no network but for photographs in S3. Exit code 1 if
+something needed is missing. `--shards` reads the pairs instead, every row. What the tagger's folder is made of is listed
+while that folder is not whole.
 """
 
 import argparse
 import json
-import os
-import platform
-import shutil
 import sys
-import tomllib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from tasks.machine import examine
 
 if TYPE_CHECKING:
     from gdpo.config import Config
@@ -45,6 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The parameters to check for."""
     parser.add_argument("--params", type=Path, default="params.yaml", metavar="FILE", help="default: params.yaml")
     parser.add_argument("--profile", metavar="NAME", help="lay profiles/NAME.yaml over the parameters")
+    parser.add_argument(
+        "--shards", type=Path, nargs="?", const="data/shards", metavar="FOLDER",
+        help="read every row of the shards below FOLDER instead, and list what is damaged; default: data/shards",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -52,6 +54,10 @@ def main(args: argparse.Namespace) -> int:
     """Print the findings; 1 if anything needed is missing. BadParams as for any command."""
     from tasks import params
 
+    if args.shards is not None:
+        from tasks.doctor_data import scan
+
+        return scan(args.shards, args.json)
     root = Path.cwd()
     artefacts = list(needed(params.load(args.params, args.profile), root))
     machine = examine(root)
@@ -67,39 +73,28 @@ def main(args: argparse.Namespace) -> int:
 
 def needed(config: "Config", root: Path) -> Iterator[Artefact]:
     """Everything the configuration names that is not made by a stage, in the order of the pipeline."""
-    from gdpo.model.sources import LPIPS_VGG
+    from tasks.doctor_data import pairs, photographs
 
-    yield from _photographs(config, root)
-    yield from _base(config.model.base, root)
+    yield from photographs(config, root)
+    yield from _base(config, root)
     if config.pretrain.init is not None:
         yield from _init(root / config.pretrain.init, root)
-    if config.pretrain.perceptual == "lpips-vgg":
-        yield from (_file("pretrain.perceptual", _hub() / name, root) for name in LPIPS_VGG)
     yield from _metrics(config, root)
-    yield from _tagger(root)
+    yield from _tagger(config.model.tagger, root)
+    yield from pairs(config, root)
 
 
-def _photographs(config: "Config", root: Path) -> Iterator[Artefact]:
-    from gdpo.data.sources import photographs
+def _base(config: "Config", root: Path) -> Iterator[Artefact]:
+    """The files of a diffusers folder that `load_base` reads: are they whole, and is the schedule the right one?"""
+    from safetensors import SafetensorError, safe_open
 
-    for key, spec in (("train", config.degrade.train), ("evaluation", config.degrade.evaluation)):
-        try:
-            found = photographs(spec, key, root)  # type: ignore[arg-type]
-        except ValueError as error:
-            yield Artefact(f"degrade.{key}", spec, MISSING, 0, "yours", "a folder of photographs", str(error))
-        else:
-            size = sum(photo.path.stat().st_size for photo in found)
-            yield Artefact(f"degrade.{key}", f"{spec} ({len(found)} files)", FOUND, size, "of each photograph", "")
-
-
-def _base(base: str, root: Path) -> Iterator[Artefact]:
-    """The files of a diffusers folder that `load_base` reads, and whether its schedule is the right one."""
     from gdpo.model.checkpoints import check_scheduler
-    from gdpo.model.sources import BASE_FILES, BASE_LICENCE, BASE_SOURCES, Source
+    from gdpo.model.sources import BASE_FILES, BASE_LICENCE, VOCABULARY, Source
 
+    base, sources = config.model.base, "; or ".join(config.fetch.base) or "fetch.base names no source"
     ours = base.startswith("assets/")
     licence = f"{base}/README.md" if ours else BASE_LICENCE
-    where = "git checkout of this repository" if ours else "; or ".join(BASE_SOURCES)
+    where = "git checkout of this repository" if ours else f"`gdpo-sr fetch` ({sources})"
     for name, size in BASE_FILES.items():
         artefact = _file("model.base", root / base / name, root, Source(0 if ours else size, licence, where))
         if name == "scheduler/scheduler_config.json" and artefact.state == FOUND:
@@ -107,10 +102,16 @@ def _base(base: str, root: Path) -> Iterator[Artefact]:
                 check_scheduler(root / base)
             except ValueError as error:
                 artefact = replace(artefact, state=BAD, problem=str(error))
+        if name.endswith(".safetensors") and artefact.state == FOUND:
+            try:
+                with safe_open(root / base / name, "pt"):  # reads the header and compares it with the length
+                    pass
+            except SafetensorError as error:
+                artefact = replace(artefact, state=BAD, problem=f"damaged or cut short ({error})")
         yield artefact
     vocabulary = [root / base / "tokenizer" / name for name in ("tokenizer.json", "vocab.json")]
     there = next((path for path in vocabulary if path.is_file()), vocabulary[0])
-    yield _file("model.base", there, root, Source(0, licence, where))
+    yield _file("model.base", there, root, Source(0 if ours else VOCABULARY, licence, where))
 
 
 def _init(folder: Path, root: Path) -> Iterator[Artefact]:
@@ -129,33 +130,50 @@ def _init(folder: Path, root: Path) -> Iterator[Artefact]:
 
 
 def _metrics(config: "Config", root: Path) -> Iterator[Artefact]:
-    """The weights of every metric that a stage computes, each file once."""
-    from gdpo.rewards.metrics import METRICS, NIQE_FILE
+    """The weights of every metric: first those of losses and metrics of a stage, each file once, then the others."""
+    from gdpo.model.sources import LPIPS_VGG
+    from gdpo.rewards.metrics import METRICS, files
 
     asked: dict[str, list[str]] = {
-        "select.score": [config.select.score],
+        "select.score" if config.select.rule == "quality" else "select.difficulty": [config.select.metric],
         "rollout.fidelity": config.rollout.fidelity,
         "rollout.perception": config.rollout.perception,
         "evaluate.metrics": config.evaluate.metrics,
     }
     keys: dict[Path, list[str]] = {}
+    if config.pretrain.perceptual == "lpips-vgg":
+        keys = {_hub() / name: ["pretrain.perceptual"] for name in LPIPS_VGG}
     for key, names in asked.items():
         for name in names:
             if name not in METRICS:
                 raise ValueError(f"{key}: unknown metric {name!r}; known are {', '.join(METRICS)}")
-            for path in [NIQE_FILE] if name == "niqe" else [_hub() / file for file in METRICS[name].weights]:
+            for path in files(name):
                 keys.setdefault(path, []).append(f"{key} ({name})")
     for path, who in keys.items():
         yield _file(", ".join(who), path, root)
+    for name in METRICS:
+        for path in files(name):
+            if path not in keys:
+                artefact = _file(f"gdpo-sr score --metrics {name}", path, root)
+                yield artefact if artefact.state == FOUND else replace(artefact, state=UNUSED)
 
 
-def _tagger(root: Path) -> Iterator[Artefact]:
-    from gdpo.model.sources import TAGGER, source_of
+def _tagger(folder: str | None, root: Path) -> Iterator[Artefact]:
+    """The tagger's folder, and while it is not whole what it is made of."""
+    from gdpo.model.sources import TAGGER, Source, source_of
+    from gdpo.model.tagger import COMMAND, FILES
 
+    made = [] if folder is None else [
+        _file("model.tagger", root / folder / name, root, Source(size, "Apache-2.0", f"`{COMMAND.format(folder)}`"))
+        for name, size in FILES.items()
+    ]  # fmt: skip
+    yield from made
+    if made and all(artefact.state == FOUND for artefact in made):
+        return
+    note = f"read once, to make {folder}" if folder else "model.tagger is null: prompts have no tags"
     for name in TAGGER:
         source = source_of(Path(name))
-        note = "no stage reads it yet: pairs have no tags, the prompt is model.prompt alone"
-        yield Artefact("(tagger)", name, UNUSED, source.size, source.licence, source.where, note)
+        yield Artefact("(model.tagger)", name, UNUSED, source.size, source.licence, source.where, note)
 
 
 def _hub() -> Path:
@@ -173,51 +191,6 @@ def _file(key: str, path: Path, root: Path, source: "Source | None" = None) -> A
         return Artefact(key, shown, FOUND, path.stat().st_size, known.licence, known.where)
     problem = "empty file" if path.is_file() else ""
     return Artefact(key, shown, MISSING, known.size, known.licence, known.where, problem)
-
-
-def examine(root: Path) -> dict[str, Any]:
-    """What runs here: versions, processors, memory, disk, GPUs; "problems" lists what does not fit pyproject.toml."""
-    import torch
-
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-    versions, problems = _versions(root)
-    return {
-        "python": platform.python_version(),
-        "packages": versions,
-        "cpus": os.cpu_count(),
-        "memory": memory,
-        "disk_free": shutil.disk_usage(root).free,
-        "cuda": torch.version.cuda,
-        "gpus": [{"name": gpu.name, "memory": gpu.total_memory} for gpu in gpus],
-        "problems": problems,
-    }
-
-
-def _versions(root: Path) -> tuple[dict[str, str], list[str]]:
-    """Installed versions of what pyproject.toml asks for, and one line per package (or Python) that does not fit."""
-    from packaging.requirements import Requirement
-    from packaging.specifiers import SpecifierSet
-
-    path = root / "pyproject.toml"
-    if not path.is_file():
-        return {}, [f"{path.name}: no such file; run this in the repository"]
-    project = tomllib.loads(path.read_text())["project"]
-    versions: dict[str, str] = {}
-    problems = []
-    if not SpecifierSet(project["requires-python"]).contains(platform.python_version()):
-        problems.append(f"Python is {platform.python_version()}, pyproject.toml asks for {project['requires-python']}")
-    for text in project["dependencies"]:
-        requirement = Requirement(text)
-        try:
-            found = metadata.version(requirement.name)
-        except metadata.PackageNotFoundError:
-            problems.append(f"{requirement.name} is not installed; `make .venv` installs everything")
-            continue
-        versions[requirement.name] = found
-        if not requirement.specifier.contains(found, prereleases=True):
-            problems.append(f"{requirement.name} is {found}, pyproject.toml asks for {requirement.specifier}")
-    return versions, problems
 
 
 def describe(artefacts: list[Artefact], machine: dict[str, Any], fine: bool) -> str:

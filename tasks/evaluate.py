@@ -1,60 +1,124 @@
-"""Stage `evaluate`: bicubic, NAOSD, GDPO-SR and the control on held-out photographs, the same noises for all.
+"""Stage `evaluate`: bicubic and every model of evaluate.models on one benchmark, the same noises for all.
 
-    python -m tasks evaluate
+    python -m tasks evaluate --benchmark sample                     the held-out shards, data/shards/evaluation
+    python -m tasks evaluate --benchmark realsr                     the folders of evaluate.pairs.realsr
+    python -m tasks evaluate --benchmark sample --against latest    and compare with the promoted run (tasks/against.py)
 
-Reads data/shards/evaluation and models/{naosd,gdpo,control}; writes reports/evaluate (see tasks/evaluation_files.py).
-gdpo/evaluate/benchmark.py says what is scored and how the reward is defined.
+Writes reports/evaluate/<benchmark> (see tasks/evaluation_files.py). A stopped or killed run goes on with the image it
+was at. gdpo/evaluate/benchmark.py says what is scored and how the reward is defined.
 """
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from gdpo.config import Config
-from gdpo.data.shards import Shards
-from gdpo.evaluate.benchmark import MODELS, Upscaler, evaluate_image, stack
-from gdpo.evaluate.statistics import Array
+from gdpo.data.shards import Pair, Shards
+from gdpo.evaluate.benchmark import Upscaler, evaluate_image
+from gdpo.evaluate.pairs import PairFolder
 from gdpo.model.naosd import NAOSD
 from gdpo.model.sampling import super_resolve
-from gdpo.rewards.metrics import check_available
+from gdpo.rewards import fid
+from gdpo.rewards.metrics import METRICS, check_available
 from gdpo.training import Hooks, Stopped, written_aside
-from tasks.evaluation_files import describe, folder_name, write_candidates, write_images, write_results
+from tasks import tags
+from tasks.evaluation_files import Done, Kept, candidates, describe, folder_name, has_pictures, is_current, write_results
+from tasks.origin import origin
+from tasks.runs import device, fingerprint
 
+SAMPLE = "sample"
 CANDIDATE_IMAGES = 3  # images, each the first of a photograph, whose whole group of candidates is kept for the report
 
 
-def run(config: Config, root: Path, hooks: Hooks) -> None:
-    """Evaluate every model on every held-out pair; raises `Stopped` between images, and then leaves nothing behind."""
-    settings = config.evaluate
-    metrics = list(dict.fromkeys([*settings.metrics, *config.rollout.fidelity, *config.rollout.perception]))
+def run(config: Config, root: Path, hooks: Hooks, benchmark: str | None = None, *, keep: bool = False) -> None:
+    """Evaluate every model on every pair of a benchmark (None: the first of evaluate.benchmarks).
+
+    keep: leave the results alone if they are there and come from the same code, weights, data and settings.
+    Raises `Stopped` between images; what is done stays in work/evaluate/<benchmark>, and the same call goes on from there.
+    Errors: ValueError naming the metric whose weights are missing, the folder, or every pair that cannot be used.
+    """
+    benchmark = benchmark or config.evaluate.benchmarks[0]
+    metrics = list(dict.fromkeys([*config.evaluate.metrics, *config.rollout.fidelity, *config.rollout.perception]))
     check_available(metrics)
-    pairs = Shards(root / "data/shards/evaluation")
-    if not len(pairs):
-        raise ValueError("data/shards/evaluation: no pairs; check degrade.evaluation and degrade.evaluation_crop")
-    upscalers = _upscalers(config, root)
-    scores: list[dict[str, dict[str, Array]]] = []
-    images: list[dict[str, Any]] = []
-    candidates: list[dict[str, Any]] = []
-    with written_aside(root / "reports/evaluate") as out:
-        for index in range(len(pairs)):
-            pair = pairs[index]
-            result = evaluate_image(pair, upscalers, metrics, seed=config.seed, noises=settings.noises, batch=settings.batch)
-            folder = out / "images" / folder_name(index, pair.id)
-            write_images(folder, pair, result)
-            if len(candidates) < CANDIDATE_IMAGES and pair.source not in {image["source"] for image in images}:
-                candidates.append(write_candidates(folder, pair, result, config))
-            scores.append(result.scores)
-            images.append(describe(pair, folder.name))
-            hooks.log(index, {metric: float(values.mean()) for metric, values in result.scores["gdpo"].items()})
-            if hooks.should_stop():
-                raise Stopped(index + 1)
-        write_results(out, config, stack(scores), images, candidates)
+    pairs, folders = open_pairs(config, root, benchmark, metrics)
+    found = origin(config, root, benchmark, metrics, folders)
+    if keep and is_current(root / "reports/evaluate" / benchmark, found):
+        return
+    kept = Kept(root / "work/evaluate" / benchmark, fingerprint(found, []))
+    ways: dict[str, Upscaler] = {}
+    images: list[Done] = []
+    shown = list(config.evaluate.models)[:2][-1]  # GDPO-SR, usually
+    for index, image in enumerate(pairs.ids):
+        done = kept.read(folder_name(index, image))
+        if done is None:
+            ways = ways or upscalers(config, root, _models(config, root))
+            done = _evaluate(config, pairs, index, ways, found, images, kept)
+        images.append(done)
+        means = {metric: float(values.mean()) for metric, values in done.scores[shown].items()}
+        hooks.log(index, {"of": len(pairs.ids), **means})
+        if hooks.should_stop():
+            raise Stopped(index + 1)
+    with written_aside(root / "reports/evaluate" / benchmark) as out:
+        write_results(out, config, found, images, kept)
+    kept.remove()
 
 
-def _upscalers(config: Config, root: Path) -> dict[str, Upscaler]:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+def open_pairs(config: Config, root: Path, name: str, metrics: list[str]) -> tuple[Shards | PairFolder, list[Path]]:
+    """The pairs of a benchmark, and the folders they come from. ValueError as `run`."""
+    if name == SAMPLE:
+        folder = root / "data/shards/evaluation"
+        pairs: Shards | PairFolder = Shards(folder)
+        if not pairs.ids:
+            raise ValueError("data/shards/evaluation: no pairs; check degrade.evaluation and degrade.evaluation_crop")
+        folders = [folder]
+    elif name in config.evaluate.pairs:
+        known = config.evaluate.pairs[name]
+        peers = {method: root / folder for method, folder in known.peers.items()}
+        least = max(METRICS[metric].min_side for metric in metrics)
+        folders = [root / known.lr, root / known.hr]
+        pairs = PairFolder.checked(name, folders[0], folders[1], peers, least)
+    else:
+        raise ValueError(f"evaluate.pairs.{name}: no such benchmark; there is {', '.join([SAMPLE, *config.evaluate.pairs])}")
+    if "fid" in metrics and len(pairs.ids) < 2:
+        raise ValueError(f"benchmark {name}: fid compares sets of images, and this has one; leave fid out of evaluate.metrics")
+    return pairs, folders
+
+
+def _evaluate(
+    config: Config, pairs: Shards | PairFolder, index: int, ways: dict[str, Upscaler], found: dict[str, Any],
+    before: list[Done], kept: Kept,
+) -> Done:  # fmt: skip
+    """Outputs, scores and files of one image."""
+    pair: Pair = pairs[index]
+    peers = pairs.peer(index) if isinstance(pairs, PairFolder) else {}
+    metrics = [metric for metric in found["metrics"] if not METRICS[metric].per_set]
+    result = evaluate_image(
+        pair, ways, metrics, seed=config.seed, noises=found["noises"], batch=config.evaluate.batch, peers=peers
+    )
+    features = {}
+    if "fid" in found["metrics"]:
+        sets = {**result.outputs, "hr": pair.hr[None]}
+        features = {name: fid.features(outputs, device()) for name, outputs in sets.items()}
+    entry, pictures = describe(pair, folder_name(index, pair.id)), has_pictures(index, len(pairs.ids))
+    group = None
+    new = pair.source not in {done.entry["source"] for done in before}
+    if pictures and new and sum(done.group is not None for done in before) < CANDIDATE_IMAGES:
+        reference = next(iter(ways))
+        group = candidates(pair, entry["folder"], reference, result.scores[reference], config)
+    done = Done(entry, result.scores, group)
+    kept.write(done, pair, result, features, pictures=pictures)
+    return done
+
+
+def _models(config: Config, root: Path) -> dict[str, NAOSD]:
+    folders = config.evaluate.models.items()
+    return {name: NAOSD.from_pretrained(root / folder, device=str(device())) for name, folder in folders}
+
+
+def upscalers(config: Config, root: Path, models: Mapping[str, NAOSD]) -> dict[str, Upscaler]:
+    """How each model is run: colour correction, precision and tags are those of the configuration."""
     settings: Any = {"color_fix": config.evaluate.color_fix, "precision": config.evaluate.precision}
-    models = {name: NAOSD.from_pretrained(root / "models" / name, device=device) for name in MODELS}
-    return {name: partial(super_resolve, model, **settings) for name, model in models.items()}
+    tagger = tags.load(config.model.tagger, root, dape=True)
+    upscale = super_resolve if tagger is None else partial(tags.with_tags, tagger)
+    return {name: partial(upscale, model, **settings) for name, model in models.items()}

@@ -12,7 +12,7 @@ from gdpo.preference.loop import finetune
 from gdpo.preference.rollout import Group, from_row
 from gdpo.training import Hooks
 from tasks.rollout import header
-from tasks.runs import fingerprint, write_history
+from tasks.runs import device, fingerprint, write_history
 
 
 def run(config: Config, root: Path, hooks: Hooks, name: str = "gdpo") -> None:
@@ -22,7 +22,7 @@ def run(config: Config, root: Path, hooks: Hooks, name: str = "gdpo") -> None:
     """
     groups = read_rollouts(config, root)
     base, naosd = root / config.model.base, root / "models/naosd"
-    model = load_model(naosd, base)
+    model = load_model(naosd, base).to(device())
     work = root / "work/finetune" / name
     settings = {
         "name": name,

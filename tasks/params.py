@@ -10,8 +10,7 @@ import difflib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
@@ -52,6 +51,7 @@ def apply_profile(path: Path, name: str) -> Path:
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = 4096
+    yaml.representer.add_representer(type(None), lambda out, _: out.represent_scalar("tag:yaml.org,2002:null", "null"))
     document = yaml.load(path)
     _merge(document, values)
     part = path.with_name(f".{path.name}.part")
@@ -59,6 +59,15 @@ def apply_profile(path: Path, name: str) -> Path:
         yaml.dump(document, file)
     os.replace(part, path)
     return source
+
+
+def profile_of(path: Path) -> str:
+    """The profile whose every value the file `path` has; "sample" if there is none: the values it comes with."""
+    present = read(path)
+    for source in sorted((path.parent / "profiles").glob("*.yaml")):
+        if _merge(_copied(present), read(source)) == present:
+            return source.stem
+    return "sample"
 
 
 def profile_path(path: Path, name: str) -> Path:
@@ -171,8 +180,10 @@ def _model_at(loc: tuple[str | int, ...]) -> type[BaseModel]:
     """The section that the last key of `loc` stands in."""
     model: type[BaseModel] = Config
     for part in loc[:-1]:
+        if part not in model.model_fields:  # a place in a list, or a key of a mapping
+            continue
         annotation = model.model_fields[str(part)].annotation
-        options = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+        options = get_args(annotation) or (annotation,)
         model = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
     return model
 

@@ -7,7 +7,7 @@ from gdpo.data.shards import Shards
 from gdpo.model.checkpoints import base_hashes, load_base, read_adapters, save_model
 from gdpo.pretrain.loop import pretrain
 from gdpo.training import Hooks
-from tasks.runs import fingerprint, write_history
+from tasks.runs import device, fingerprint, write_history
 
 
 def run(config: Config, root: Path, hooks: Hooks) -> None:
@@ -33,7 +33,9 @@ def run(config: Config, root: Path, hooks: Hooks) -> None:
         },
         [root / "data/shards/train"] + ([] if settings.init is None else [root / settings.init]),
     )
-    adapters, history = pretrain(load_base(base), pairs, config, init=init, folder=work, fingerprint=name, hooks=hooks)
+    adapters, history = pretrain(
+        load_base(base).to(device()), pairs, config, init=init, folder=work, fingerprint=name, hooks=hooks
+    )
     write_history(root / "reports/pretrain", history)
     model = config.model
     save_model(root / "models/naosd", base, [adapters], t_add=model.t_add, t_diff=model.t_diff, prompt=model.prompt)

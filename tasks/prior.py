@@ -151,7 +151,7 @@ def _run(name: str, state: dict[str, Stateful], steps: int, step_fn: Callable[[i
 
 
 def _train_naosd(output: Path, photos: list[Path]) -> None:
-    from tasks import degrade, pretrain
+    from tasks import degrade, index, pretrain
 
     root = Path("work/prior/naosd")
     links = root / "photos"
@@ -162,9 +162,10 @@ def _train_naosd(output: Path, photos: list[Path]) -> None:
             link.symlink_to(path.resolve())
     plain = load(Path("params.yaml"), profile="prior").model_dump()
     plain["model"]["base"] = str(output.resolve())
-    plain["degrade"]["train"] = str(links.resolve())
+    plain["degrade"]["train"] = [{"path": str(links.resolve())}]
     config = Config.model_validate(plain)
     if not (root / "data/shards/train").is_dir():
+        index.run(config, root, Hooks())
         degrade.run(config, root, Hooks())
     pretrain.run(config, root, Hooks())
     halved = [replace(a, tensors={n: t.half() for n, t in a.tensors.items()}) for a in read_adapters(root / "models/naosd")]

@@ -1,6 +1,6 @@
 """What a person sees of a running loop: work/<stage>/metrics.jsonl, and a progress bar or a line now and then.
 
-    {"step": 12, "loss": 0.691, ...}     one line per step, readable while the stage runs; never a DVC output
+    {"step": 12, "of": 64, "loss": 0.691, ...}     one line per step, readable while the stage runs; never a DVC output
 
 The file is opened for writing at the first value. A resumed loop replays its history through `log`
 (gdpo.training.Loop), so the file is whole again after an interruption. The metrics under reports/ are another matter:
@@ -32,7 +32,9 @@ class Recorder:
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Note the values of one step (0-based)."""
-        row = {"step": step} | {name: value for name, value in values.items() if name != "step"}
+        of = {"of": self.total} if self.total else {}
+        row = {"step": step, **of} | {name: value for name, value in values.items() if name != "step"}
+        self.total = int(row["of"]) if "of" in row else None  # a stage may count its steps only after it has begun
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("w", encoding="utf-8", buffering=1)
@@ -63,5 +65,5 @@ class Recorder:
 
 def _text(row: dict[str, float]) -> str:
     """The first four values, short."""
-    named = [(name, value) for name, value in row.items() if name != "step"][:4]
+    named = [(name, value) for name, value in row.items() if name not in ("step", "of")][:4]
     return " ".join(f"{name} {value:.4g}" if math.isfinite(value) else f"{name} {value}" for name, value in named)

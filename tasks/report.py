@@ -1,78 +1,181 @@
-"""Stage `report`: reports/index.html and reports/assets, a static page that needs no network and no server.
+"""Stage `report`: reports/index.html, reports/pages and reports/assets, a static site without network or server.
 
     python -m tasks report
 
-Reads what the other stages wrote and renders tasks/templates/index.html. Links are relative, so the page works from a
-file, from a bucket or behind a prefix; the same inputs give the same bytes. Names of photographs are escaped.
+    index.html                        verdict, what changed since the promoted run, slider, main table, promises
+    pages/benchmark-<name>.html       every picture, tables, paired differences, groups of candidates, complexity maps
+    pages/tables.html                 the paper's tables with our figures beside the paper's
+    pages/training.html               curves of both trainings and of the control; what the rollouts hold
+    pages/data.html                   photographs, pairs, selection with reasons, links to Data Docs
+    pages/provenance.html             parameters, versions, commit and hashes of what was scored
+
+Reads what the other stages wrote and promoted/, which is in git; renders tasks/templates. Links are relative, so the
+site works from a file, from a bucket or behind a prefix; the same inputs give the same bytes. Names are escaped.
 """
 
 import json
 import platform
+import re
+import shutil
 from importlib.metadata import version
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
+from urllib.parse import quote
 
 import jinja2
 from markupsafe import Markup
 
 from gdpo.config import Config
-from gdpo.evaluate import tables
-from gdpo.evaluate.verdict import claims, headline, verdict_sentence
+from gdpo.evaluate import tables, verdict
 from gdpo.training import Hooks, written_aside
-from tasks import figures, sections, summary
+from tasks import curves, figures, sections
+from tasks.gallery import Gallery, read_text
+from tasks.tables import paper_tables, write
 
 VERSIONS = ("torch", "diffusers", "transformers", "peft", "pyiqa", "numpy", "pyarrow", "pillow")
+TEMPLATES = Path(__file__).parent / "templates"
+Page = dict[str, Any]  # what one template shows
 
 
 def run(config: Config, root: Path, hooks: Hooks) -> None:
-    """Write reports/assets and reports/index.html; a missing input is a ValueError that names it."""
+    """Write reports/assets, reports/pages and reports/index.html; a missing input is a ValueError that names it."""
     with written_aside(root / "reports/assets") as assets:
         (assets / "figures").mkdir(parents=True)
-        page = _render(_context(config, root, assets))
+        for name in ("style.css", "report.js"):
+            shutil.copyfile(TEMPLATES / name, assets / name)
+        texts = _render(_pages(config, root, assets))
+    with written_aside(root / "reports/pages") as folder:
+        folder.mkdir()
+        for name, text in texts.items():
+            if name != "index":
+                _write(folder / f"{name}.html", text)
     with written_aside(root / "reports/index.html") as part:
-        part.write_text(page, encoding="utf-8")
+        _write(part, texts["index"])
 
 
-def summary_text(root: Path) -> str:
-    """The table, the verdict and the path of the page as plain text: what a run ends with."""
-    return summary.text(summary.read(root), root)
+def _write(path: Path, text: str) -> None:
+    path.write_bytes(text.encode("utf-8", "replace"))  # a file's name may hold bytes that are no text
 
 
-def _render(context: dict[str, Any]) -> str:
+def _render(pages: dict[str, Page]) -> dict[str, str]:
+    """{page: HTML}; the first benchmark's page comes second in the menu, after the summary."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("index.html").render(context)
+    addresses = {name: "index.html" if name == "index" else quote(f"pages/{name}.html") for name in pages}
+    menu = [(name, page["title"], addresses[name]) for name, page in pages.items()]
+    texts = {}
+    for name, page in pages.items():
+        template = environment.get_template(f"{page['template']}.html")
+        texts[name] = template.render(page, name=name, menu=menu, base="" if name == "index" else "../", label=tables.label)
+    return texts
 
 
-def _context(config: Config, root: Path, assets: Path) -> dict[str, Any]:
-    results = dict(summary.read(root))
-    _forest(assets / "figures/differences.svg", results)
+def _pages(config: Config, root: Path, assets: Path) -> dict[str, Page]:
+    """{file stem: content}, in the order of the menu."""
+    benchmarks = {name: _benchmark(config, root, assets, name) for name in config.evaluate.benchmarks}
+    first = next(iter(benchmarks.values()))
     return {
-        "headline": headline(results),
-        "verdict": verdict_sentence(results),
-        "claims": claims(results),
+        "index": {**first, "template": "index", "title": "Summary", "benchmarks": list(benchmarks.values())},
+        **{f"benchmark-{name}": page for name, page in benchmarks.items()},
+        "tables": _paper(root, assets),
+        "training": _training(config, root, assets),
+        "data": _data(config, root),
+        "provenance": _provenance(config, root, list(benchmarks)),
+    }
+
+
+def _benchmark(config: Config, root: Path, assets: Path, name: str) -> Page:
+    results = json.loads(read_text(root, f"reports/evaluate/{name}/summary.json"))
+    gallery = Gallery(root, name, results)
+    forest = assets / "figures" / name / "differences.svg"
+    return {
+        "template": "benchmark",
+        "title": name,
+        "address": quote(f"pages/benchmark-{name}.html"),
+        "headline": verdict.headline(results),
+        "gain": verdict.gain(results),
+        "claims": verdict.claims(results),
+        "since": _since(root, name, results),
         "summary": results,
         "metric_headings": [tables.metric_heading(results, metric) for metric in results["metrics"]],
-        "label": tables.label,
-        "tables": _tables(assets, results),
-        "viewer": sections.viewer(root, assets, results),
-        "candidates": sections.candidates(root, assets),
-        "maps": sections.maps(root, assets, results, config.rollout.grayscale),
-        "pretrain": sections.curves(root, assets, "pretrain", {"naosd": "pretrain"}),
-        "finetune": sections.curves(
-            root, assets, "finetune", {"gdpo": "finetune/gdpo", "control": "finetune/control"}
-        ),
-        "rollouts": sections.rollouts(root, assets),
-        "degrade": sections.counts(root, "reports/degrade/report.json"),
-        "select": sections.counts(root, "data/selected/report.json"),
-        "params": json.dumps(_params(config), indent=2),
+        "tables": _tables(assets, name, results),
+        "sets": _sets(results),
+        "forest": _asset("figures", name, "differences.svg") if _forest(forest, results, results["reference"]) else None,
+        "viewer_data": gallery.viewer(assets),
+        "candidates": gallery.candidates(assets),
+        "maps": gallery.maps(assets, config.rollout.grayscale),
+    }
+
+
+def _since(root: Path, benchmark: str, results: dict[str, Any]) -> dict[str, Any] | None:
+    found = sections.since(root, benchmark, results)
+    if found is None:
+        return None
+    changes, moved = found
+    known = sections.origins(root / f"reports/evaluate/{benchmark}/per_image.parquet")
+    table = verdict.changes_table(results, changes)
+    return {"sentence": verdict.change_sentence(changes), "table": _html(table), "moved": moved, "known": bool(known)}
+
+
+def _paper(root: Path, assets: Path) -> Page:
+    found = paper_tables(root)
+    write(found, assets / "paper")
+    shown = [
+        {
+            "name": table.name,
+            "caption": table.caption,
+            "html": _html(table),
+            "address": _asset("paper", table.name),
+        }
+        for table in found
+    ]
+    return {"template": "tables", "title": "Paper", "tables": shown}
+
+
+def _training(config: Config, root: Path, assets: Path) -> Page:
+    groups = curves.read_groups(root)
+    return {
+        "template": "training",
+        "title": "Training",
+        "finetune": curves.trainings(root, assets, "finetune", {"gdpo": "finetune/gdpo", "control": "finetune/control"}),
+        "batches": curves.batches(root, assets, groups, config.seed, config.finetune.batch),
+        "pretrain": curves.trainings(root, assets, "pretrain", {"naosd": "pretrain"}),
+        "rollouts": curves.rollouts(assets, groups),
+    }
+
+
+def _data(config: Config, root: Path) -> Page:
+    parts = [*config.degrade.parts, "evaluation"]
+    select = json.loads(read_text(root, "data/selected/report.json"))
+    return {
+        "template": "data",
+        "title": "Data",
+        "reasons": sections.reasons(select["reasons"]),
+        "select": sections.flat({key: value for key, value in select.items() if key != "reasons"}),
+        "photographs": sections.photographs(root),
+        "degrade": sections.parts(root, parts),
+        "data_docs": sections.data_docs(root, [*(f"degrade/{part}" for part in parts), "select", "rollout"]),
+    }
+
+
+def _provenance(config: Config, root: Path, names: list[str]) -> Page:
+    return {
+        "template": "provenance",
+        "title": "Provenance",
+        "origins": [(name, sections.origins(root / f"reports/evaluate/{name}/per_image.parquet")) for name in names],
         "versions": [("Python", ".".join(platform.python_version_tuple()[:2])), *((n, version(n)) for n in VERSIONS)],
-    }  # fmt: skip
+        "params": re.sub(r"\[[^][{}]*\]", _one_line, json.dumps(_params(config), indent=2)),
+    }
+
+
+def _one_line(numbers: re.Match[str]) -> str:
+    return re.sub(r"\n *", " ", numbers[0]).replace("[ ", "[").replace(" ]", "]")
 
 
 def _params(config: Config) -> dict[str, Any]:
@@ -83,27 +186,49 @@ def _params(config: Config) -> dict[str, Any]:
     return {"seed": config.seed, **{type(stage).__name__.lower(): stage.model_dump() for stage in stages}}
 
 
-def _tables(assets: Path, results: dict[str, Any]) -> dict[str, Markup]:
+def _asset(*parts: str) -> str:
+    """The address of a file under reports/assets, relative to reports/."""
+    return quote("/".join(["assets", *parts]))
+
+
+def _html(table: tables.Table) -> Markup:
+    return Markup(tables.to_html(table))  # every text in it is escaped
+
+
+def _tables(assets: Path, benchmark: str, results: dict[str, Any]) -> dict[str, Any]:
     """The tables as HTML for the page, and as Markdown and CSV files to take away."""
-    (assets / "tables").mkdir()
-    found = {}
+    folder = assets / "tables" / benchmark
+    folder.mkdir(parents=True)
+    found: dict[str, Any] = {}
     for name, table in (("models", tables.models_table(results)), ("differences", tables.differences_table(results))):
-        (assets / f"tables/{name}.md").write_text(tables.to_markdown(table), encoding="utf-8")
-        (assets / f"tables/{name}.csv").write_text(tables.to_csv(table), encoding="utf-8")
-        found[name] = Markup(tables.to_html(table))  # every text in it is escaped
+        (folder / f"{name}.md").write_text(tables.to_markdown(table), encoding="utf-8")
+        (folder / f"{name}.csv").write_text(tables.to_csv(table), encoding="utf-8")
+        found[name] = {"html": _html(table), "address": _asset("tables", benchmark, name)}
     return found
 
 
-def _forest(path: Path, results: dict[str, Any]) -> None:
-    """GDPO-SR and the control against NAOSD in its within-image standard deviations, right being better."""
+def _sets(results: dict[str, Any]) -> list[tuple[str, str]]:
+    """(metric and model, mean ± standard deviation over noises) of what is measured on all images at once, as FID is."""
+    found = results.get("sets", {})
+    return [
+        (f"{tables.label(metric)}, {tables.label(model)}", f"{mean(v):.2f} ± {stdev(v) if len(v) > 1 else 0:.2f}")
+        for metric, models in found.items()
+        for model, v in models.items()
+    ]
+
+
+def _forest(path: Path, results: dict[str, Any], reference: str) -> bool:
+    """Every model against the reference in its within-image standard deviations, right being better."""
     rows = []
     for metric, properties in results["metrics"].items():
-        unit = results["models"]["naosd"][metric]["within_image_std"]
+        unit = results["models"][reference][metric]["within_image_std"]
         sign = 1 if properties["higher_is_better"] else -1
-        for model in ("gdpo", "control"):
-            row = tables.difference(results, f"{model}-naosd", metric)
-            if unit and row["low"] is not None:
+        for model in results["models"]:
+            row = verdict.find(results, f"{model}-{reference}", metric)
+            if unit and row and row["low"] is not None:
                 mean, low, high = (sign * row[key] / unit for key in ("mean", "low", "high"))
                 rows.append((tables.label(metric), model, mean, low, high))
     if rows:
+        path.parent.mkdir(parents=True, exist_ok=True)
         figures.forest(path, rows)
+    return bool(rows)

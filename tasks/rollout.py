@@ -16,7 +16,8 @@ from gdpo.model.checkpoints import load_model
 from gdpo.preference.rollout import Group, rollout, schema, to_row
 from gdpo.rewards.metrics import check_available
 from gdpo.training import Hooks, Stopped, written_aside
-from tasks.runs import fingerprint
+from tasks.checks import check_rollouts
+from tasks.runs import device, fingerprint
 
 ROW_GROUP = 64
 
@@ -26,6 +27,7 @@ def header(config: Config, root: Path) -> dict[str, object]:
     return {
         "seed": config.seed,
         "rollout": config.rollout.model_dump(),
+        "training_prompt": config.model.training_prompt,
         "reference": fingerprint({}, [root / "models/naosd"]),
     }
 
@@ -35,7 +37,7 @@ def run(config: Config, root: Path, hooks: Hooks) -> None:
     settings = config.rollout
     check_available([*settings.fidelity, *settings.perception])
     pairs = _selected(root)
-    model = load_model(root / "models/naosd", root / config.model.base)
+    model = load_model(root / "models/naosd", root / config.model.base).to(device())
     described = schema(settings, json.dumps(header(config, root), sort_keys=True))
     with written_aside(root / "data/rollouts") as part:
         part.mkdir()
@@ -49,6 +51,7 @@ def run(config: Config, root: Path, hooks: Hooks) -> None:
                 if len(rows) == ROW_GROUP or done == len(pairs):
                     writer.write_table(pa.Table.from_pylist(rows, schema=described))
                     rows = []
+        check_rollouts(part, root, settings)
 
 
 def _groups(model: object, pairs: list[Pair], config: Config) -> Iterator[Group]:
@@ -61,7 +64,8 @@ def _groups(model: object, pairs: list[Pair], config: Config) -> Iterator[Group]
             if pair.hr.shape != batch[0].hr.shape:
                 break
             batch.append(pair)
-        yield from rollout(model, batch, config.rollout, seed=config.seed)  # type: ignore[arg-type]
+        prompt = config.model.training_prompt
+        yield from rollout(model, batch, config.rollout, seed=config.seed, prompt=prompt)  # type: ignore[arg-type]
         start += len(batch)
 
 

@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from gdpo.training import written_aside
 
 
@@ -20,6 +22,11 @@ def fingerprint(settings: dict[str, Any], inputs: list[Path]) -> str:
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
+
+
+def device() -> torch.device:
+    """Where a stage computes: the GPU that CUDA_VISIBLE_DEVICES leaves first, or the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def write_history(folder: Path, history: list[dict[str, float]]) -> None:

@@ -1,4 +1,4 @@
-"""Print what the last evaluation showed, from reports/evaluate/summary.json: `gdpo-sr summary`."""
+"""Print what the last evaluation of a benchmark showed, from reports/evaluate/<benchmark>/summary.json: `gdpo-sr summary`."""
 
 import argparse
 import json
@@ -8,33 +8,37 @@ from typing import Any
 
 from gdpo.evaluate.tables import differences_table, models_table, to_text
 from gdpo.evaluate.verdict import verdict_sentence
+from tasks.params import load
 
-EXAMPLE = "gdpo-sr summary"
-SUMMARY = Path("reports/evaluate/summary.json")
+EXAMPLE = "gdpo-sr summary --benchmark sample"
+SAMPLE = "sample"  # the benchmark where nothing says another
 REPORT = Path("reports/index.html")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--json` for programs."""
+    """Which benchmark, and `--json` for programs."""
+    parser.add_argument("--benchmark", metavar="NAME", help="default: the first of evaluate.benchmarks in params.yaml")
     parser.add_argument("--json", action="store_true", help="print summary.json itself")
 
 
 def main(args: argparse.Namespace) -> int:
     """Two tables, the verdict and where the report is; or the JSON."""
-    summary = read(Path.cwd())
+    summary = read(Path.cwd(), args.benchmark)
     print(json.dumps(summary, indent=2) if args.json else text(summary, Path.cwd()))
     return 0
 
 
-def read(root: Path) -> Mapping[str, Any]:
-    """The summary that the evaluate stage wrote under `root`."""
-    path = root / SUMMARY
-    if not path.is_file():
-        raise ValueError(f"{SUMMARY}: not there yet; `dvc repro` makes it")
+def read(root: Path, benchmark: str | None = None) -> Mapping[str, Any]:
+    """The summary of a benchmark that the evaluate stage wrote under `root`; None: the first in root/params.yaml."""
+    params = root / "params.yaml"
+    first = load(params).evaluate.benchmarks[0] if benchmark is None and params.is_file() else SAMPLE
+    path = Path("reports/evaluate", benchmark or first, "summary.json")
+    if not (root / path).is_file():
+        raise ValueError(f"{path}: not there yet; `dvc repro` makes it")
     try:
-        summary: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        summary: Mapping[str, Any] = json.loads((root / path).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{SUMMARY}: not JSON ({error}); `dvc checkout` brings it back") from error
+        raise ValueError(f"{path}: not JSON ({error}); `dvc checkout` brings it back") from error
     return summary
 
 

@@ -46,7 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         *("--tile",), type=_whole(1, None), default=512, metavar="PX",
         help="side of a tile in output pixels: less needs less memory; default: 512",
     )  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="print output, size and seconds as JSON")
+    parser.add_argument("--prompt", default="", metavar="WORDS", help='what is in the photograph: "a lighthouse, rocks"')
+    parser.add_argument(
+        *("--tagger",), type=Path, default=None, metavar="FOLDER",
+        help="let RAM with DAPE say what is in it; the folder is made by `gdpo-sr import-weights`; default: no tags",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print output, size, prompt and seconds as JSON")
 
 
 def _whole(low: int, high: int | None) -> Callable[[str], int]:
@@ -70,20 +75,27 @@ def main(args: argparse.Namespace) -> int:
 
     from gdpo.images import read_photo
     from gdpo.model.naosd import NAOSD
+    from gdpo.model.tagger import Tagger
     from gdpo.upscale.pipeline import upscale
 
     photo = read_photo(args.photo)
     start = time.perf_counter()
-    model = NAOSD.from_pretrained(args.model, device="cuda" if torch.cuda.is_available() else "cpu")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tagger = None if args.tagger is None else Tagger.from_folder(args.tagger, dape=True, device=device)
+    model = NAOSD.from_pretrained(args.model, device=device)
+    prompts: list[str] = []
     with tqdm(desc="upscale", unit="tile", disable=None) as bar:  # only on a terminal
         image = upscale(
             model, photo, scale=args.scale, seed=args.seed, t_add=args.t_add,
-            color_fix=args.color_fix, tile=args.tile, on_tile=lambda done, total: _advance(bar, total),
+            color_fix=args.color_fix, tile=args.tile, tagger=tagger, words=args.prompt, on_prompt=prompts.append,
+            on_tile=lambda done, total: _advance(bar, total),
         )  # fmt: skip
     _write(args.output, image)
     height, width = image.shape[:2]
-    result = {"output": str(args.output), "size": [width, height], "seconds": round(time.perf_counter() - start, 3)}
-    line = json.dumps(result) if args.json else f"{args.output}: {width}x{height} in {result['seconds']} s"
+    seconds = round(time.perf_counter() - start, 3)
+    result = {"output": str(args.output), "size": [width, height], "prompt": prompts[0], "seconds": seconds}
+    told = f"; prompt: {prompts[0]}" if tagger else ""
+    line = json.dumps(result) if args.json else f"{args.output}: {width}x{height} in {seconds} s{told}"
     sys.stdout.write(f"{line}\n")
     return 0
 

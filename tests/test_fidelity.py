@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs/fidelity.md").read_text()
 TINY = TEXT.split("## Tiny scale")[1]
 SECTIONS = tuple(Config.model_fields)
+PLAIN = {name for name, field in Config.model_fields.items() if field.annotation in (int, bool)}  # keys without a section
 
 
 def leaves(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -35,7 +36,7 @@ def paper() -> Config:
 def named(text: str) -> set[str]:
     """The configuration keys in backticks."""
     words = re.findall(r"`([a-z_]+(?:\.[a-z_]+)*)`", text)
-    return {word for word in words if word == "seed" or (word.split(".")[0] in SECTIONS and "." in word)}
+    return {word for word in words if word in PLAIN or (word.split(".")[0] in SECTIONS and "." in word)}
 
 
 def rows(text: str) -> list[list[str]]:
@@ -89,6 +90,7 @@ def test_the_paper_profile_has_the_published_values(paper: Config) -> None:
     for part in (pretrain, finetune):
         assert (part.lora.rank, part.lora.alpha) == (4, 8)
         assert (part.optimizer.schedule, part.optimizer.weight_decay, part.optimizer.clip) == ("constant", 1e-2, 1.0)
+    assert (paper.degrade.tags, paper.model.training_prompt) == ("hr", "")
     assert paper.evaluate.color_fix == "adain"
     assert "maniqa_pipal" in paper.evaluate.metrics
 

@@ -20,6 +20,8 @@ from ruamel.yaml import YAML
 ROOT = Path(__file__).parents[1]
 OURS = ("gdpo", "tasks")
 PLUMBING = {"gdpo/__init__.py", "gdpo/config.py", "tasks/__init__.py"}
+ALONE = "model.tagger"  # tracked by itself where a stage reads nothing else of its section: a prompt changes no pair
+OUTSIDE = {"allow_cpu", "fetch"}  # where a stage may run, and how the base model gets here: neither changes an output
 SECTIONS = ["seed", "model", "degrade", "pretrain", "select", "rollout", "finetune", "evaluate"]
 
 
@@ -70,17 +72,24 @@ def sections(file: Path) -> list[str]:
         nodes = list(ast.walk(ast.parse((ROOT / name).read_text())))
         imported = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.module == "gdpo.config"]
         if "Config" in [alias.name for node in imported for alias in node.names]:
-            read |= {
-                node.attr
-                for node in nodes
-                if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "config"
-            }
-    return [name for name in SECTIONS if name in read]
+            below = {id(node.value): node.attr for node in nodes if isinstance(node, ast.Attribute)}
+            for node in nodes:
+                if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "config":
+                    key = f"{node.attr}.{below.get(id(node))}"
+                    read.add(key if key == ALONE else node.attr)
+    section = ALONE.partition(".")[0]
+    alone = ALONE in read and section not in read
+    return [ALONE if alone and name == section else name for name in SECTIONS if name in read or (alone and name == section)]
 
 
-def stage_file(name: str) -> Path:
+def command(stage: dict[str, Any]) -> str:
+    """The name of our command that a stage runs; several stages may share one."""
+    return str(stage["cmd"].split()[3])
+
+
+def stage_file(stage: dict[str, Any]) -> Path:
     """The module of a stage."""
-    return ROOT / "tasks" / f"{name}.py"
+    return ROOT / "tasks" / f"{command(stage)}.py"
 
 
 def is_code(dep: str) -> bool:
@@ -88,10 +97,19 @@ def is_code(dep: str) -> bool:
     return dep.endswith(".py")
 
 
+def filled(stage: dict[str, Any], paths: list[str]) -> list[str]:
+    """Paths of a stage for all values of its matrix, which may lie in params.yaml."""
+    for key, values in stage.get("matrix", {}).items():
+        if isinstance(values, str):
+            section, _, name = values.strip("${}").partition(".")
+            values = YAML(typ="safe", pure=True).load(ROOT / "params.yaml")[section][name]
+        paths = [path.replace(f"${{item.{key}}}", value) for path in paths for value in values]
+    return list(dict.fromkeys(paths))
+
+
 def outs(stage: dict[str, Any]) -> list[str]:
     """The outputs of a stage, matrix values filled in."""
-    values = stage.get("matrix", {}).get("run", [""])
-    return [out.replace("${item.run}", value) for out in stage["outs"] for value in values if value or "${" not in out]
+    return filled(stage, stage["outs"])
 
 
 STAGES = dvc_yaml()
@@ -101,32 +119,34 @@ STAGES = dvc_yaml()
 def test_a_stage_runs_its_own_command(name: str) -> None:
     from tasks.__main__ import STAGES as commands
 
-    assert STAGES[name]["cmd"].split("--")[0].split() == ["python", "-m", "tasks", name]
-    assert commands[name][0] == f"tasks.{name}"
-    assert stage_file(name).is_file()
+    ours = command(STAGES[name])
+    assert STAGES[name]["cmd"].split("--")[0].split() == ["python", "-m", "tasks", ours]
+    assert name.partition("-")[0] == ours
+    assert commands[ours][0] == f"tasks.{ours}"
+    assert stage_file(STAGES[name]).is_file()
 
 
 def test_every_stage_command_is_in_dvc_yaml() -> None:
     from tasks.__main__ import STAGES as commands
 
-    assert list(commands) == list(STAGES)
+    assert list(commands) == list(dict.fromkeys(command(stage) for stage in STAGES.values()))
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_code_dependencies_are_the_import_closure(name: str) -> None:
     listed = [dep for dep in STAGES[name]["deps"] if is_code(dep)]
-    expected = closure(stage_file(name))
+    expected = closure(stage_file(STAGES[name]))
     text = "\n".join(f"      - {dep}" for dep in expected)
     assert listed == expected, f"dvc.yaml, stage {name}; `python tests/test_pipeline.py --write`, or list:\n{text}"
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_parameters_are_the_sections_the_stage_reads(name: str) -> None:
-    assert STAGES[name].get("params", []) == sections(stage_file(name))
+    assert STAGES[name].get("params", []) == sections(stage_file(STAGES[name]))
 
 
 def test_the_sections_are_those_of_the_configuration(sample_config: Any) -> None:
-    assert list(type(sample_config).model_fields) == SECTIONS
+    assert [name for name in type(sample_config).model_fields if name not in OUTSIDE] == SECTIONS
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -134,11 +154,12 @@ def test_paths_a_stage_names_are_its_dependencies_or_outputs(name: str) -> None:
     stage = STAGES[name]
     literals = {
         node.value.rstrip("/")
-        for node in ast.walk(ast.parse(stage_file(name).read_text()))
+        for node in ast.walk(ast.parse(stage_file(stage).read_text()))
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
         if re.fullmatch(r"(data|models|reports|assets)/[\w./-]+", node.value)
     }
-    known = [dep for dep in stage["deps"] if not is_code(dep)] + outs(stage)
+    same = [other for other in STAGES.values() if command(other) == command(stage)]
+    known = [path for other in same for path in filled(other, other["deps"]) + outs(other) if not is_code(path)]
     known += [str(Path(path).parent) for path in known if "${" not in path]  # a stage may name the folder of its outputs
     odd = [path for path in literals if not any(path == place or path.startswith(place + "/") for place in known)]
     assert not odd, f"{name} names {odd}: neither in its deps nor in its outs"
@@ -147,8 +168,9 @@ def test_paths_a_stage_names_are_its_dependencies_or_outputs(name: str) -> None:
 def test_every_data_dependency_is_an_output_or_a_tracked_file() -> None:
     made = [out for stage in STAGES.values() for out in outs(stage)]
     for name, stage in STAGES.items():
-        for dep in stage["deps"]:
-            known = dep in made or dep.startswith("${model.base}") or (ROOT / dep).exists() or dep.startswith("assets/")
+        for dep in filled(stage, stage["deps"]):
+            known = dep in made or any(out.startswith(dep + "/") for out in made)
+            known = known or dep.startswith("${model.base}") or (ROOT / dep).exists() or dep.startswith("assets/")
             assert known or any(dep.startswith(out + "/") for out in made), f"{name}: nothing makes {dep}"
 
 
@@ -168,11 +190,11 @@ def write() -> None:
     yaml.indent(mapping=2, sequence=4, offset=2)
     document = yaml.load(ROOT / "dvc.yaml")
     for name, stage in document["stages"].items():
-        if not stage_file(name).is_file():
-            print(f"{name}: no tasks/{name}.py yet")
+        if not stage_file(stage).is_file():
+            print(f"{name}: no {stage_file(stage)} yet")
             continue
         data = [dep for dep in stage.get("deps", []) if not is_code(dep)]
-        values = {"deps": closure(stage_file(name)) + data, "params": sections(stage_file(name))}
+        values = {"deps": closure(stage_file(stage)) + data, "params": sections(stage_file(stage))}
         place = list(stage).index("cmd") + 1
         for offset, (key, value) in enumerate(values.items()):
             stage.pop(key, None)

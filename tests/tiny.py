@@ -27,9 +27,10 @@ from gdpo.training import numpy_generator, torch_generator
 WIDTH = 8
 SIDE = 32
 SETTINGS: dict[str, Any] = {
+    "allow_cpu": True,
     "seed": 0,
-    "model": {"base": "base", "prompt": "sharp", "negative_prompt": "blurry"},
-    "degrade": {"train": "photos", "evaluation": "photos", "crop": SIDE, "evaluation_crop": SIDE},
+    "model": {"base": "base", "prompt": "sharp", "training_prompt": "sharp", "negative_prompt": "blurry"},
+    "degrade": {"train": [{"path": "photos"}], "evaluation": [{"path": "photos"}], "crop": SIDE, "evaluation_crop": SIDE},
     "pretrain": {
         "lora": {"rank": 2, "alpha": 4}, "steps": 6, "batch": 2, "optimizer": {"lr": 1e-3}, "perceptual": "structure",
         "precision": "fp32", "checkpoint_every": 2,

@@ -1,6 +1,6 @@
 """Second-order degradation: a sharp patch -> its low-resolution image, in two steps that can be told apart.
 
-    draw    config, generator -> parameters (plain JSON; stored with the pair)
+    draw    config, generator -> parameters (plain JSON; stored with the pair); each patch has a generator of its own
     apply   sharp image, parameters -> low-resolution image; the same bytes every time
 
     first   blur -> resize -> noise -> JPEG
@@ -17,6 +17,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from gdpo.checks import check_picture
 from gdpo.config import Degradation, Stage
 from gdpo.data.kernels import Draw, between, draw_final_sinc, draw_kernel, kernel, pick
 from gdpo.data.operations import MODES, blur, gaussian_noise, jpeg, poisson_noise, resize_by, resize_to, to_levels
@@ -29,9 +30,19 @@ def degrade(hr_CHW: Image, config: Degradation, rng: np.random.Generator) -> Ima
     """Degrade one image: `apply(hr_CHW, draw(config, rng))`.
 
     hr_CHW: float (3, H, W) in [0, 1], array or tensor. Returns the same kind, (3, H // scale, W // scale) and at least
-    one pixel, in [0, 1] on 8-bit levels. ValueError if there are not three channels.
+    one pixel, in [0, 1] on 8-bit levels. Errors: ValueError naming the argument for a wrong shape, type or range, or NaN.
     """
+    if not isinstance(rng, np.random.Generator):
+        raise ValueError(f"rng must be a numpy.random.Generator, got {type(rng).__name__}")
     return apply(hr_CHW, draw(config, rng))
+
+
+def patch_generator(version: int, patch: str, epoch: int = 0) -> np.random.Generator:
+    """What everything about one patch is drawn from: dataset version, patch id, and epoch (pass over the patches).
+
+    The first epoch has no number in its key: a data set that was made before there were epochs is epoch 0 of its version.
+    """
+    return numpy_generator(version, "degrade", patch, *([epoch] if epoch else []))
 
 
 def draw(config: Degradation, rng: np.random.Generator) -> Draw:
@@ -82,8 +93,7 @@ def _draw_quality(stage: Stage, rng: np.random.Generator) -> int:
 
 def apply(hr_CHW: Image, drawn: Draw) -> Image:
     """The low-resolution image of drawn parameters; shapes and ranges as in `degrade`."""
-    if hr_CHW.ndim != 3 or hr_CHW.shape[0] != 3:
-        raise ValueError(f"expected an image of shape (3, H, W), got {tuple(hr_CHW.shape)}")
+    check_picture("hr_CHW", hr_CHW)
     hr = hr_CHW.detach().cpu().numpy() if isinstance(hr_CHW, torch.Tensor) else hr_CHW
     lr = low_resolution(np.ascontiguousarray(hr.transpose(1, 2, 0), dtype=np.float32), drawn)
     lr_CHW = np.ascontiguousarray(lr.transpose(2, 0, 1)) / np.float32(255)
@@ -94,7 +104,8 @@ def low_resolution(hr: np.ndarray, drawn: Draw) -> np.ndarray:
     """`apply` on float32 (H, W, 3) in [0, 1]; returns uint8 (H // scale, W // scale, 3), at least one pixel."""
     height, width = (max(1, side // drawn["scale"]) for side in hr.shape[:2])
     first, second, final = drawn["first"], drawn["second"], drawn["final"]
-    image = blur(hr, kernel(first["blur"])) if first["blur"] else hr
+    image = hr * np.float32(255)
+    image = blur(image, kernel(first["blur"])) if first["blur"] else image
     image = resize_by(image, first["resize"]["scale"], first["resize"]["mode"])
     image = jpeg(_noisy(image, first["noise"]), first["jpeg"])
     if second:
@@ -112,4 +123,4 @@ def low_resolution(hr: np.ndarray, drawn: Draw) -> np.ndarray:
 
 def _noisy(image: np.ndarray, noise: Draw) -> np.ndarray:
     add = gaussian_noise if noise["kind"] == "gaussian" else poisson_noise
-    return add(image, noise["strength"], noise["gray"], numpy_generator(noise["seed"], "noise"))
+    return add(image, noise["strength"], noise["gray"], noise["seed"])

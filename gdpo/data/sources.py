@@ -1,25 +1,27 @@
 """Where photographs come from, and the patches that are cut from them.
 
-    photographs("folder" | "scikit-image", split) -> [Photo]        sorted by name, nothing is read yet
-    usable(photos, ...) -> (photo, pixels), one at a time           the others go to the census, with the reason
+    photographs("folder" | "scikit-image", split)    sorted by name; nothing is read yet
+    part_of(name, parts)                             by the hash of the name: a new photograph moves none of the others
+    sliding_windows, centred_tiles                   the patches of a training and of a held-out photograph
 
-One photograph is in memory at a time, however many there are.
+A name follows from the file's own place and nothing else. gdpo/data/census.py says which photographs can be used.
 """
 
 import hashlib
 import importlib.util
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import numpy as np
 
-from gdpo.data.shards import Box
-from gdpo.images import read_photo
+from gdpo.data.schema import Box
+from gdpo.images import photo_from_bytes, read_photo, resize_bicubic
 
 Split = Literal["train", "evaluation"]
+Read = Callable[[], bytes]
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 # The colour photographs that ship in scikit-image's wheel.
 SCIKIT_IMAGE: dict[Split, tuple[str, ...]] = {
@@ -30,27 +32,38 @@ SCIKIT_IMAGE: dict[Split, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Photo:
-    """One photograph: a name that can be a file name, unique in its set, and where it lies."""
+    """One photograph.
+
+    name: unique in its set, can be a file name; source: the `path` of its `Photographs`; file: its place in there;
+    resize: to this shorter side; read: its bytes from elsewhere than the file system.
+    """
 
     name: str
-    path: Path
+    path: Path | str
+    source: str = ""
+    file: str = ""
+    resize: int | None = None
+    read: Read | None = None
 
     def load(self) -> np.ndarray:
-        """The pixels, uint8 (H, W, 3) RGB. ValueError naming the file if it cannot be read."""
-        return read_photo(self.path)
+        """The pixels, uint8 (H, W, 3) RGB. ValueError naming the file if it is no photograph; OSError from `read`."""
+        return resized(self.original(), self.resize)
+
+    def original(self) -> np.ndarray:
+        """The pixels before `resize`."""
+        return read_photo(self.path) if self.read is None else photo_from_bytes(self.read(), str(self.path))
 
 
-@dataclass
-class Census:
-    """What became of the photographs of a split: content hash -> name of those used, and who was skipped and why."""
+def resized(pixels: np.ndarray, side: int | None) -> np.ndarray:
+    """uint8 (H, W, 3) at a shorter side of `side` pixels, its shape kept; None leaves it alone.
 
-    used: dict[str, str] = field(default_factory=dict)
-    skipped: list[dict[str, str]] = field(default_factory=list)
-
-    def counts(self) -> dict[str, int]:
-        """How many photographs were used, and how many skipped for each reason."""
-        reasons = Counter(row["reason"] for row in self.skipped)
-        return {"used": len(self.used), **dict(sorted(reasons.items()))}
+    Source: "FFHQ resized to 512" (released code's README, which does not say how: here by antialiased bicubic).
+    """
+    height, width = pixels.shape[:2]
+    shorter = min(height, width)
+    if side is None or side == shorter:
+        return pixels
+    return resize_bicubic(pixels, (round(height * side / shorter), round(width * side / shorter)))
 
 
 def photographs(spec: str, split: Split, root: Path = Path()) -> list[Photo]:
@@ -60,19 +73,33 @@ def photographs(spec: str, split: Split, root: Path = Path()) -> list[Photo]:
     not count).
     """
     if spec == "scikit-image":
-        return [Photo(name.partition(".")[0], _scikit_image_data() / name) for name in SCIKIT_IMAGE[split]]
+        return [Photo(file.partition(".")[0], place(spec, file, root), spec, file) for file in SCIKIT_IMAGE[split]]
     folder = root / spec
     if not folder.is_dir():
         raise ValueError(f"{spec}: no such folder (degrade.{split})")
-    paths = [p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file() and p.name[0] != "."]
-    if not paths:
-        raise ValueError(f"{spec}: no photograph in this folder (degrade.{split}; {', '.join(sorted(SUFFIXES))})")
-    flat = {path: "__".join(path.relative_to(folder).parts) for path in paths}
-    stems = Counter(Path(name).stem for name in flat.values())
-    named = {path: Path(name).stem if stems[Path(name).stem] == 1 else name for path, name in flat.items()}
-    return sorted((Photo(name, path) for path, name in named.items()), key=lambda photo: photo.name)
+    files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    return [Photo(name, folder / file, spec, file) for name, file in named(files, f"{spec} (degrade.{split})")]
 
 
+def named(files: Iterable[str], where: str) -> list[tuple[str, str]]:
+    """(name, file) of the image files among paths with `/`, sorted. A name is the path without suffix, `__` for `/`.
+
+    Files that differ in their suffix only get the same name; the census takes the first of them. ValueError if there is
+    no image file, saying `where`.
+    """
+    places = [PurePosixPath(file) for file in files]
+    chosen = [place for place in places if place.suffix.lower() in SUFFIXES and place.name[0] != "."]
+    if not chosen:
+        raise ValueError(f"{where}: no photograph here ({', '.join(sorted(SUFFIXES))})")
+    return sorted(("__".join(place.with_suffix("").parts), str(place)) for place in chosen)
+
+
+def place(spec: str, file: str, root: Path) -> Path:
+    """Where a file of `spec` lies on this machine."""
+    return _scikit_image_data() / file if spec == "scikit-image" else root / spec / file
+
+
+@cache
 def _scikit_image_data() -> Path:
     found = importlib.util.find_spec("skimage")
     if found is None or not found.submodule_search_locations:
@@ -80,57 +107,9 @@ def _scikit_image_data() -> Path:
     return Path(found.submodule_search_locations[0]) / "data"
 
 
-def usable(
-    photos: list[Photo], min_side: int, max_failures: float, census: Census, held_out: Mapping[str, str] | None = None
-) -> Iterator[tuple[Photo, np.ndarray]]:
-    """Yield (photo, uint8 (H, W, 3)) for each photograph that can be used; write the others to `census`.
-
-    Skipped: "unreadable", "too small" (a side below `min_side`), "duplicate" (the pixels of an earlier one). The first
-    two are failures; more than the share `max_failures` of them is a ValueError that names the first. So is a
-    photograph whose pixels are among `held_out` (content hash -> name): it must not be trained on.
-    """
-    first, failures = "", 0
-    for photo in photos:
-        pixels, reason, detail = _load(photo, min_side)
-        if pixels is None:
-            failures += 1
-            first = first or detail
-            census.skipped.append({"name": photo.name, "reason": reason, "detail": detail})
-            if failures > max_failures * len(photos):
-                raise ValueError(
-                    f"{first}; {failures} of {len(photos)} photographs cannot be used, "
-                    f"degrade.max_failures allows {max_failures:g} of them"
-                )
-            continue
-        digest = content_hash(pixels)
-        if held_out and digest in held_out:
-            raise ValueError(
-                f"{photo.path}: is the evaluation photograph {held_out[digest]} too; "
-                "degrade.train and degrade.evaluation must have no photograph in common"
-            )
-        if digest in census.used:
-            detail = f"{photo.path}: the same pixels as {census.used[digest]}"
-            census.skipped.append({"name": photo.name, "reason": "duplicate", "detail": detail})
-            continue
-        census.used[digest] = photo.name
-        yield photo, pixels
-
-
-def _load(photo: Photo, min_side: int) -> tuple[np.ndarray | None, str, str]:
-    """The pixels, or None with the reason and one line about it."""
-    try:
-        pixels = photo.load()
-    except ValueError as error:
-        return None, "unreadable", str(error)
-    height, width = pixels.shape[:2]
-    if min(height, width) < min_side:
-        return None, "too small", f"{photo.path}: {width}x{height} pixels, a patch needs {min_side}x{min_side}"
-    return pixels, "", ""
-
-
-def content_hash(pixels: np.ndarray) -> str:
-    """SHA-256 of a uint8 image's size and pixels: equal for the same picture in another lossless file."""
-    return hashlib.sha256(repr(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes()).hexdigest()
+def part_of(name: str, parts: Sequence[str]) -> str:
+    """The part that a photograph of this name belongs to, whatever other photographs there are."""
+    return parts[int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % len(parts)]
 
 
 def sliding_windows(height: int, width: int, side: int, stride: int) -> list[Box]:

@@ -1,15 +1,16 @@
 """Held-out evaluation: every model on the same photographs with the same noises, scored on what a user would save.
 
     input     the LR image enlarged bicubically to the size of the HR image; it is also the first row, `bicubic`
+    peers     other methods' outputs for the same image, one each, as they are
     outputs   N per image and model, noise n drawn from key (seed, "evaluate", pair id, n): the same for every model
     scores    of the output rounded to 8 bits, against the HR image
-    reward    s' = +-(s - mean_n s_NAOSD) / sigma_NAOSD   for each metric, + where higher is better
+    reward    s' = +-(s - mean_n s_ref) / sigma_ref   for each metric, + where higher is better
               R  = (1 - d) mean(fidelity s') + d mean(perception s')   with d the detail share of the HR image
 
 The attribute-aware reward of training is min-max normalised inside a group of candidates: it ranks the members of one
 group and cannot compare the groups of two models. Here the paper's weights stay, and the group's minimum and maximum
-give way to NAOSD's statistics: its mean over noises of that image, and its within-image standard deviation of that
-metric, pooled over all images. So NAOSD's mean reward is 0 by construction, and the unit is that standard deviation.
+give way to the statistics of a reference model, NAOSD: its mean over noises of that image, and its within-image standard
+deviation of that metric, pooled over all images. So its mean reward is 0 by construction, and the unit is that deviation.
 
 Legend: B C H W batch, channels, height, width; I images; N noises.
 """
@@ -27,8 +28,6 @@ from gdpo.rewards.attribute_aware import attribute_aware_reward, group_advantage
 from gdpo.rewards.metrics import higher_is_better, score
 
 BASELINE, REFERENCE = "bicubic", "naosd"
-MODELS = (REFERENCE, "gdpo", "control")
-PAIRS = (("gdpo", "naosd"), ("control", "naosd"), ("gdpo", "control"), ("naosd", "bicubic"))
 REWARD = "reward"
 
 Key = tuple[int | str, ...]
@@ -37,7 +36,7 @@ Upscaler = Callable[[torch.Tensor, list[Key]], torch.Tensor]  # (lr_up_BCHW in [
 
 @dataclass(frozen=True)
 class ImageResult:
-    """One held-out image: uint8 outputs (N, H, W, C) and scores {metric: (N,)} by model, the baseline's with N = 1."""
+    """One image: uint8 outputs (N, H, W, C) and scores {metric: (N,)} by model; N = 1 for the baseline and for peers."""
 
     outputs: dict[str, np.ndarray]
     scores: dict[str, dict[str, Array]]
@@ -46,6 +45,15 @@ class ImageResult:
 def noise_keys(seed: int, pair_id: str, noises: int) -> list[Key]:
     """The generator keys of an image's noises: a model's name is no part of them."""
     return [(seed, "evaluate", pair_id, noise) for noise in range(noises)]
+
+
+def comparisons(models: Sequence[str]) -> list[tuple[str, str]]:
+    """The pairs that are compared: every model with the first, the second with every later one, the first with bicubic.
+
+    [naosd, gdpo, control] gives gdpo-naosd, control-naosd, gdpo-control, naosd-bicubic.
+    """
+    first, *others = models
+    return [*((name, first) for name in others), *((others[0], name) for name in others[1:]), (first, BASELINE)]
 
 
 def _eight_bit(image_BCHW: torch.Tensor) -> np.ndarray:
@@ -59,20 +67,37 @@ def _scores(metrics: Sequence[str], output_BHWC: np.ndarray, hr_CHW: torch.Tenso
     return {metric: values[metric].double().cpu().numpy() for metric in metrics}
 
 
+def _checked(pair: Pair, scores: dict[str, dict[str, Array]]) -> dict[str, dict[str, Array]]:
+    """The scores, if all are numbers: one that is none would spoil every mean of the run."""
+    for model, metrics in scores.items():
+        for metric, values in metrics.items():
+            if not np.isfinite(values).all():
+                raise ValueError(
+                    f"image {pair.id}: {metric} of {model} is not a finite number; leave out the image or the metric"
+                )
+    return scores
+
+
 def evaluate_image(
-    pair: Pair, upscalers: Mapping[str, Upscaler], metrics: Sequence[str], *, seed: int, noises: int, batch: int
-) -> ImageResult:
-    """Outputs and scores of the bicubic baseline and of every model on one pair; `batch` outputs at a time."""
+    pair: Pair, upscalers: Mapping[str, Upscaler], metrics: Sequence[str], *, seed: int, noises: int, batch: int,
+    peers: Mapping[str, np.ndarray] | None = None,
+) -> ImageResult:  # fmt: skip
+    """Outputs and scores of the bicubic baseline, of peers and of every model on one pair; `batch` outputs at a time.
+
+    peers: {method: uint8 output of the HR image's size}. Errors: ValueError naming image, metric and model for a score
+    that is not finite; what `gdpo.rewards.metrics.score` raises.
+    """
     height, width = pair.hr.shape[:2]
     bicubic = enlarge(pair.lr, (height, width), "bicubic")
     keys = noise_keys(seed, pair.id, noises)
-    outputs = {BASELINE: bicubic[None]}
+    outputs = {BASELINE: bicubic[None], **{name: output[None] for name, output in (peers or {}).items()}}
     for name, upscale in upscalers.items():
         parts = [keys[start : start + batch] for start in range(0, noises, batch)]
         lr_up_CHW = to_tensor(bicubic)
         outputs[name] = np.concatenate([_eight_bit(upscale(lr_up_CHW.expand(len(part), -1, -1, -1), part)) for part in parts])
     hr_CHW = to_tensor(pair.hr)
-    return ImageResult(outputs, {name: _scores(metrics, output, hr_CHW) for name, output in outputs.items()})
+    scores = {name: _scores(metrics, output, hr_CHW) for name, output in outputs.items()}
+    return ImageResult(outputs, _checked(pair, scores))
 
 
 def stack(results: Sequence[Mapping[str, Mapping[str, Array]]]) -> Scores:
@@ -83,14 +108,16 @@ def stack(results: Sequence[Mapping[str, Mapping[str, Array]]]) -> Scores:
     }
 
 
-def rewards(scores: Scores, detail_share_I: Array, fidelity: Sequence[str], perception: Sequence[str]) -> dict[str, Array]:
+def rewards(
+    scores: Scores, detail_share_I: Array, fidelity: Sequence[str], perception: Sequence[str], reference: str = REFERENCE
+) -> dict[str, Array]:
     """The reward of every output, {model: (I, N)}, as the module docstring defines it.
 
-    A metric in which NAOSD has no spread at all has no unit and counts 0.
+    A metric in which the reference has no spread at all has no unit and counts 0.
     """
 
     def normalised(model: str, metric: str) -> Array:
-        reference_IN = scores[REFERENCE][metric]
+        reference_IN = scores[reference][metric]
         unit = within_image_std(reference_IN)
         if unit == 0:
             return np.zeros_like(scores[model][metric])

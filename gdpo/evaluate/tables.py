@@ -9,16 +9,18 @@
 import csv
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from statistics import fmean, stdev
 from typing import Any
 
 LABELS = {"bicubic": "Bicubic", "naosd": "NAOSD", "gdpo": "GDPO-SR", "control": "Control"}
 METRIC_LABELS = {
     "psnr_y": "PSNR-Y", "ssim_y": "SSIM-Y", "ms_ssim": "MS-SSIM", "gmsd": "GMSD", "vif": "VIF", "niqe": "NIQE",
     "piqe": "PIQE", "entropy": "Entropy", "musiq": "MUSIQ", "maniqa_koniq": "MANIQA", "maniqa_pipal": "MANIQA (PIPAL)",
-    "lpips_alex": "LPIPS", "dists": "DISTS", "clipiqa": "CLIPIQA", "reward": "Reward",
+    "lpips_alex": "LPIPS", "dists": "DISTS", "clipiqa": "CLIPIQA", "afine": "A-FINE",
+    "fid": "FID", "niqe_pyiqa": "NIQE (published)", "reward": "Reward",
 }  # fmt: skip
 
 Summary = Mapping[str, Any]
@@ -35,11 +37,16 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A caption, column headings and rows of cells; the first column names the row."""
+    """A caption, column headings and rows of cells; the first column names the row.
+
+    name: of a file of it, where it has one; notes: sentences below it.
+    """
 
     caption: str
     header: list[str]
     rows: list[list[Cell]]
+    name: str = ""
+    notes: Sequence[str] = ()
 
 
 def number(value: float | None, decimals: int, *, sign: bool = False) -> str:
@@ -52,7 +59,7 @@ def number(value: float | None, decimals: int, *, sign: bool = False) -> str:
 
 def _decimals(standard_error: float | None) -> int:
     """Decimals that show two digits of the standard error, between 2 and 5."""
-    if not standard_error:
+    if not standard_error or standard_error < 1e-9:  # a reference's own reward: 0 by construction, but for rounding
         return 3
     return min(max(1 - math.floor(math.log10(standard_error)), 2), 5)
 
@@ -82,8 +89,9 @@ def models_table(summary: Summary) -> Table:
     metrics, models = list(summary["metrics"]), summary["models"]
     sign = {metric: 1 if summary["metrics"][metric]["higher_is_better"] else -1 for metric in metrics}
     best = {metric: max(sign[metric] * values[metric]["mean"] for values in models.values()) for metric in metrics}
-    # One count of decimals per column, from NAOSD's standard error.
-    decimals = {metric: _decimals(models["naosd"][metric]["standard_error"]) for metric in metrics}
+    # One count of decimals per column, from the reference's standard error.
+    reference = models[summary.get("reference", "naosd")]
+    decimals = {metric: _decimals(reference[metric]["standard_error"]) for metric in metrics}
 
     def cell(model: str, metric: str) -> Cell:
         value, error = models[model][metric]["mean"], models[model][metric]["standard_error"]
@@ -92,10 +100,28 @@ def models_table(summary: Summary) -> Table:
 
     caption = (
         f"Mean ± standard error over {summary['images']} images of the mean over {summary['noises']} noises. Bold: "
-        "the best mean of the column. The reward is in NAOSD's within-image standard deviations."
+        f"the best mean of the column. The reward is in {label(summary.get('reference', 'naosd'))}'s within-image standard "
+        "deviations."
     )
-    rows = [[Cell(label(model)), *(cell(model, metric) for metric in metrics)] for model in models]
-    return Table(caption, ["Model", *(metric_heading(summary, metric) for metric in metrics)], rows)
+    sets = summary.get("sets", {})
+    if sets:
+        caption += f" {', '.join(map(label, sets))}: of all images together, mean ± standard error over the noises."
+    rows = [
+        [Cell(label(model)), *(cell(model, metric) for metric in metrics), *(_set_cell(sets[name], model) for name in sets)]
+        for model in models
+    ]
+    header = ["Model", *(metric_heading(summary, metric) for metric in metrics), *(f"{label(name)} ↓" for name in sets)]
+    return Table(caption, header, rows)
+
+
+def _set_cell(values: Mapping[str, Sequence[float]], model: str) -> Cell:
+    """A distance of whole sets of images (FID), one value per noise: the least mean is the best."""
+    if model not in values:
+        return Cell("–")
+    means = {name: fmean(found) for name, found in values.items()}
+    error = stdev(values[model]) / math.sqrt(len(values[model])) if len(values[model]) > 1 else None
+    text = f"{number(means[model], 2)} ± {number(error, 2)}"
+    return Cell(text, means[model], means[model] == min(means.values()))
 
 
 def difference(summary: Summary, pair: str, metric: str) -> Mapping[str, Any]:
@@ -137,7 +163,7 @@ def to_markdown(table: Table) -> str:
     for row in table.rows:
         texts = [cell.text.replace("|", "\\|") for cell in row]
         lines.append("| " + " | ".join(f"**{t}**" if c.best else t for t, c in zip(texts, row, strict=True)) + " |")
-    return "\n".join([*lines, "", table.caption, ""])
+    return "\n".join([*lines, "", table.caption, *(f"- {note}" for note in table.notes), ""])
 
 
 def to_csv(table: Table) -> str:
@@ -162,7 +188,9 @@ def to_html(table: Table) -> str:
     rows = [cell(row[0], 'th scope="row"') + "".join(cell(content, "td") for content in row[1:]) for row in table.rows]
     body = "".join(f"<tr>{row}</tr>" for row in rows)
     caption = f"<caption><span>{escape(table.caption)}</span></caption>"
-    return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    notes = "".join(f"<li>{escape(note)}</li>" for note in table.notes)
+    below = f"<ul>{notes}</ul>" if notes else ""
+    return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{below}"
 
 
 def to_text(table: Table) -> str:

@@ -175,8 +175,8 @@ def reward_networks() -> dict[str, nn.Module]:
     from pyiqa.archs.maniqa_arch import MANIQA
     from pyiqa.archs.musiq_arch import MUSIQ
 
-    from gdpo.rewards import metrics
+    from gdpo.rewards.networks import offline
 
-    with metrics._no_download_by_timm():
+    with offline("maniqa_arch"):
         maniqa = MANIQA(pretrained=False)
     return {"MUSIQ": MUSIQ(pretrained=False).to("meta").eval(), "MANIQA": maniqa.to("meta").eval()}

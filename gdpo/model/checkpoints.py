@@ -8,7 +8,7 @@ whose own weights are named by their SHA-256, so adapters cannot land on another
 """
 
 import hashlib
-import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +16,14 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from gdpo.config import Lora
 from gdpo.model.adapters import merge_adapters
+from gdpo.model.card import NAME, Card, Entry, base_of, read_card, read_json
 from gdpo.model.naosd import NAOSD
 from gdpo.model.schedule import BETA_END, BETA_START, NUM_TRAIN_TIMESTEPS
 from gdpo.training import written_aside
@@ -30,6 +31,7 @@ from gdpo.training import written_aside
 disable_progress_bar()  # the stages have their own, and loading takes no time worth one
 
 Tensors = dict[str, torch.Tensor]
+FLOATS = ("F16", "BF16", "F32", "F64")  # as the header of a safetensors file calls them
 WEIGHTS = ("unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors")
 
 
@@ -68,7 +70,7 @@ def base_hashes(folder: Path) -> dict[str, str]:
 def check_scheduler(folder: Path) -> None:
     """Refuse a base whose schedule is not SD2.1-base's: other betas, v-prediction, or clipped samples."""
     path = folder / "scheduler" / "scheduler_config.json"
-    config = _read_json(path)
+    config = read_json(path)
     expected = {
         "prediction_type": "epsilon", "clip_sample": False, "beta_schedule": "scaled_linear", "beta_start": BETA_START,
         "beta_end": BETA_END, "num_train_timesteps": NUM_TRAIN_TIMESTEPS,
@@ -81,17 +83,22 @@ def check_scheduler(folder: Path) -> None:
             raise ValueError(f"{path}: {key} is {found!r}, NAOSD needs {value!r} (an SD2.1-base model, not the 768-v one)")
 
 
-def _read_json(path: Path, *needed: str) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from None
-    missing = [key for key in needed if not isinstance(found, dict) or key not in found]
-    if missing or not isinstance(found, dict):
-        raise ValueError(f"{path}: {missing[0] if missing else 'a mapping'} is missing; fetch or make it again")
-    return found
+def _check_weight(path: Path, name: str, tensor: torch.Tensor) -> None:
+    """Refuse what a damaged or quantised file holds: whole numbers, NaN, infinity."""
+    if not tensor.is_floating_point():
+        raise ValueError(f"{path}: {name} is of type {tensor.dtype}, weights are floating-point")
+    if tensor.numel() and not all(math.isfinite(end) for end in torch.aminmax(tensor.detach())):
+        raise ValueError(f"{path}: {name} has values that are NaN or infinite")
+
+
+def _check_types(folder: Path) -> None:
+    """Refuse files with whole numbers for weights, which the libraries would cast without a word."""
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 - it is no mapping
+                kind = file.get_slice(name).get_dtype()
+                if kind not in FLOATS and not name.endswith("position_ids"):
+                    raise ValueError(f"{path.name}: {name} is of type {kind}, weights are floating-point")
 
 
 def load_base(folder: Path) -> NAOSD:
@@ -105,33 +112,40 @@ def load_base(folder: Path) -> NAOSD:
         "text_encoder": CLIPTextModel,
         "tokenizer": CLIPTokenizer,
     }
-    parts: dict[str, Any] = {}
-    for name, kind in kinds.items():
-        network = {"use_safetensors": True, "torch_dtype": torch.float32, "output_loading_info": True}
-        options = {} if name == "tokenizer" else network
-        try:
-            loaded = kind.from_pretrained(folder / name, local_files_only=True, **options)
-            parts[name], info = loaded if options else (loaded, {})
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            raise ValueError(f"{folder / name}: cannot be loaded ({str(error).splitlines()[0]})") from error
-        if info.get("missing_keys"):  # the libraries would fill them with random numbers
-            raise ValueError(f"{folder / name}: its weights lack {min(info['missing_keys'])}")
+    parts = {name: _load_part(folder / name, kind, network=name != "tokenizer") for name, kind in kinds.items()}
     return NAOSD(parts["unet"], parts["vae"], parts["text_encoder"], parts["tokenizer"])
 
 
+def _load_part(folder: Path, kind: Any, *, network: bool) -> Any:
+    """One part of a diffusers folder in fp32, complete and finite; ValueError naming the folder and the tensor."""
+    try:
+        _check_types(folder)
+        if not network:
+            return kind.from_pretrained(folder, local_files_only=True)
+        loaded, info = kind.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, torch_dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{folder}: cannot be loaded ({str(error).splitlines()[0]})") from error
+    if info.get("missing_keys"):  # the libraries would fill them with random numbers
+        raise ValueError(f"{folder}: its weights lack {min(info['missing_keys'])}")
+    for name, weight in loaded.named_parameters():
+        _check_weight(folder, name, weight)
+    return loaded
+
+
 def read_adapters(folder: Path) -> list[Adapters]:
-    """The adapters of a model folder of ours, in merging order."""
-    card = _read_json(folder / "model.json", "adapters")
+    """The adapters of a model folder of ours, in merging order. Errors: ValueError naming the file and the tensor."""
     found = []
-    for entry in card["adapters"]:
-        path = folder / entry["file"]
-        if path.parent != folder:
-            raise ValueError(f"{folder / 'model.json'}: adapter file {entry['file']!r} is not inside the folder")
+    for entry in read_card(folder).adapters:
+        path = folder / entry.file
         try:
             tensors = load_file(path)
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{path}: unreadable adapters ({error}); fetch or train the model again") from error
-        found.append(Adapters(path.stem, tensors, Lora(rank=entry["rank"], alpha=entry["alpha"])))
+        for name, tensor in tensors.items():
+            _check_weight(path, name, tensor)
+        found.append(Adapters(path.stem, tensors, Lora(rank=entry.rank, alpha=entry.alpha)))
     return found
 
 
@@ -140,36 +154,31 @@ def load_model(folder: Path, base: Path | None = None) -> NAOSD:
 
     Errors: ValueError naming the file when something is missing, unreadable, or made for another base model.
     """
-    path = folder / "model.json"
-    if not path.exists():
+    if not (folder / NAME).exists():
         return load_base(folder)
-    card = _read_json(path, "base", "base_sha256", "t_add", "t_diff", "prompt")
-    base = base or Path(os.path.normpath(folder / card["base"]))
+    card, path = read_card(folder), folder / NAME
+    base = base or base_of(folder)
     if not base.is_dir():
         raise ValueError(f"{path}: its base model {base} is not there; pass base=, or put the folder back")
-    if base_hashes(base) != card["base_sha256"]:
+    if base_hashes(base) != card.base_sha256:
         raise ValueError(f"{path}: made for another base model than {base} (SHA-256 differs)")
     model = load_base(base)
     for adapters in read_adapters(folder):
         adapters.merge_into(model)
-    model.t_add, model.t_diff, model.prompt = card["t_add"], card["t_diff"], card["prompt"]
+    model.t_add, model.t_diff, model.prompt = card.t_add, card.t_diff, card.prompt
     return model
 
 
-def save_model(folder: Path, base: Path, adapters: list[Adapters], *, t_add: int, t_diff: int, prompt: str) -> None:
+def save_model(folder: Path, base: Path, adapters: list[Adapters], *, t_add: int | None, t_diff: int, prompt: str) -> None:
     """Write a model folder of ours, aside and then renamed; `base` is remembered relative to the folder."""
-    card = {
-        "format": 1,
-        "base": os.path.relpath(base, folder),
-        "base_sha256": base_hashes(base),
-        "t_add": t_add,
-        "t_diff": t_diff,
-        "prompt": prompt,
-        "adapters": [{"file": f"{a.name}.safetensors", "rank": a.lora.rank, "alpha": a.lora.alpha} for a in adapters],
-    }
+    entries = [Entry(file=f"{a.name}.safetensors", rank=a.lora.rank, alpha=a.lora.alpha) for a in adapters]
+    card = Card(
+        format=1, base=os.path.relpath(base, folder), base_sha256=base_hashes(base), t_add=t_add, t_diff=t_diff, prompt=prompt,
+        adapters=entries,
+    )  # fmt: skip
     with written_aside(folder) as part:
         part.mkdir()
         for a in adapters:
             tensors = {name: a.tensors[name].detach().cpu().contiguous() for name in sorted(a.tensors)}
             save_file(tensors, part / f"{a.name}.safetensors")
-        (part / "model.json").write_text(json.dumps(card, indent=1) + "\n")
+        card.write(part)

@@ -10,13 +10,12 @@ A diffusers folder written here is also a model folder: its model.json names its
 is written before everything is checked, and what exists is never replaced.
 """
 
-import json
-import os
 import shutil
 from pathlib import Path
 
 from safetensors.torch import save_file
 
+from gdpo.model.card import NAME, Card, base_of
 from gdpo.model.checkpoints import Tensors, base_hashes, load_base, load_model, read_adapters, save_model
 from gdpo.model.naosd import NAOSD
 from gdpo.model.released import Merged, Released, check_against, load_released_checkpoint
@@ -25,11 +24,11 @@ from gdpo.training import written_aside
 REST = ("text_encoder", "tokenizer", "scheduler")
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
 # What the published weights were trained and are run with: t_add, t_diff, suffix of the prompt.
-SETTINGS = {
+SETTINGS: dict[str, tuple[int | None, int, str]] = {
     "naosd": (250, 100, "clean, high-resolution, 8k,"),
     "gdpo": (250, 100, "clean, high-resolution, 8k,"),
     "merged": (250, 100, "clean, high-resolution, 8k,"),
-    "osediff": (0, 999, ""),
+    "osediff": (None, 999, ""),  # no noise is injected
 }
 
 
@@ -49,8 +48,6 @@ def import_released(source: Path, target: Path, base: Path) -> tuple[str, ...]:
         _save_merged(target, merged, base)
         return ()
     _save_adapters(source, target, base, found)
-    if found.adapters.name == "osediff":
-        return (*found.notes, "OSEDiff injects no noise; t_add 0 is the nearest setting of NAOSD and still adds a little")
     return found.notes
 
 
@@ -58,7 +55,7 @@ def _save_adapters(source: Path, target: Path, base: Path, found: Released) -> N
     name = found.adapters.name
     t_add, t_diff, prompt = SETTINGS[name]
     chain = []
-    if not (base / "model.json").exists():
+    if not (base / NAME).exists():
         model = load_base(base)
     elif name == "gdpo":
         model, chain, base = load_model(base), read_adapters(base), base_of(base)
@@ -69,12 +66,6 @@ def _save_adapters(source: Path, target: Path, base: Path, found: Released) -> N
         raise ValueError(f"{source}: the model it is put on already has adapters called {name}")
     check_against(source, found, model)
     save_model(target, base, [*chain, found.adapters], t_add=t_add, t_diff=t_diff, prompt=prompt)
-
-
-def base_of(folder: Path) -> Path:
-    """The diffusers folder below a model folder: what its model.json names, or the folder itself."""
-    card = folder / "model.json"
-    return Path(os.path.normpath(folder / json.loads(card.read_text())["base"])) if card.exists() else folder
 
 
 def export_merged(folder: Path, target: Path) -> None:
@@ -94,11 +85,10 @@ def _save_merged(target: Path, model: NAOSD, base: Path) -> None:
             network.save_pretrained(part / name, safe_serialization=True)
         for name in REST:
             shutil.copytree(base / name, part / name, ignore=shutil.ignore_patterns("*.bin", "*.ckpt", "*.fp16.*"))
-        card = {
-            "format": 1, "base": ".", "base_sha256": base_hashes(part), "t_add": model.t_add, "t_diff": model.t_diff,
-            "prompt": model.prompt, "adapters": [],
-        }  # fmt: skip
-        (part / "model.json").write_text(json.dumps(card, indent=1) + "\n")
+        Card(
+            format=1, base=".", base_sha256=base_hashes(part), t_add=model.t_add, t_diff=model.t_diff, prompt=model.prompt,
+            adapters=[],
+        ).write(part)  # fmt: skip
 
 
 def export_lora(folder: Path, target: Path) -> None:
@@ -109,11 +99,11 @@ def export_lora(folder: Path, target: Path) -> None:
     as NAOSD's is (`conv_in` trained in full, VAE adapters).
     """
     _refuse_existing(target)
-    if not (folder / "model.json").exists():
-        raise ValueError(f"{folder / 'model.json'}: no such file, so there are no adapters to export; use --format merged")
+    if not (folder / NAME).exists():
+        raise ValueError(f"{folder / NAME}: no such file, so there are no adapters to export; use --format merged")
     chain = read_adapters(folder)
     if not chain:
-        raise ValueError(f"{folder / 'model.json'}: lists no adapters to export; use --format merged")
+        raise ValueError(f"{folder / NAME}: lists no adapters to export; use --format merged")
     adapters = chain[-1]
     odd = [name for name in adapters.tensors if not (name.startswith("unet.") and name.endswith((".lora_A", ".lora_B")))]
     if odd:

@@ -1,7 +1,7 @@
 """NAOSD, the noise-aware one-step diffusion super-resolver (paper Sec. 3.1), in the paper's symbols:
 
     z_LR = s * sample(E(x_LR))                                       encode
-    z~   = sqrt(abar_add) z_LR + sqrt(1 - abar_add) eps              inject   (Eq. 3; t_add = 250)
+    z~   = sqrt(abar_add) z_LR + sqrt(1 - abar_add) eps              inject   (Eq. 3; t_add = 250, None: z~ = z_LR)
     e    = UNet(z~, t_diff, c)                                       denoise  (t_diff = 100)
     z_SR = (z~ - sqrt(1 - abar_diff) e) / sqrt(abar_diff)                     (Eq. 4)
     I_SR = clamp(D(z_SR / s), -1, 1)                                 decode
@@ -15,10 +15,10 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 
-from gdpo.checks import check_image, check_same_shape, check_tensor
+from gdpo.checks import check_device, check_image, check_same_shape, check_tensor
 from gdpo.model import prompts
 from gdpo.model.adapters import Roles, unet_targets, vae_targets
-from gdpo.model.schedule import add_noise, predict_x0
+from gdpo.model.schedule import add_noise, check_timestep, predict_x0
 
 
 class NAOSD(nn.Module):
@@ -26,7 +26,7 @@ class NAOSD(nn.Module):
 
     def __init__(
         self, unet: UNet2DConditionModel, vae: AutoencoderKL, text_encoder: nn.Module, tokenizer: object,
-        *, t_add: int = 250, t_diff: int = 100, prompt: str = "",
+        *, t_add: int | None = 250, t_diff: int = 100, prompt: str = "",
     ) -> None:  # fmt: skip
         super().__init__()
         self.unet, self.vae, self.text_encoder = unet, vae, text_encoder.requires_grad_(False)
@@ -46,10 +46,14 @@ class NAOSD(nn.Module):
     ) -> "NAOSD":
         """Load a model folder of ours (model.json + adapters, merged in fp32) or a diffusers folder.
 
-        base: overrides the base model that model.json names. Errors: ValueError naming the file and what is wrong.
+        base: overrides the base model that model.json names. Errors: ValueError naming the argument, or the file and what is
+        wrong in it.
         """
         from gdpo.model.checkpoints import load_model
 
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise ValueError(f"dtype must be a floating-point type of torch, got {dtype!r}")
+        check_device("device", device)
         return load_model(Path(folder), base=None if base is None else Path(base)).to(device=device, dtype=dtype)
 
     @property
@@ -75,26 +79,55 @@ class NAOSD(nn.Module):
         """prompt_BLD of a list of B prompts."""
         return prompts.embed(self.tokenizer, self.text_encoder, texts)
 
-    def _check_sides(self, x: torch.Tensor) -> None:
-        if x.ndim != 4 or x.shape[1] != 3 or x.shape[2] % self.multiple or x.shape[3] % self.multiple:
-            raise ValueError(f"x must be (B, 3, H, W) with sides a multiple of {self.multiple}, got {tuple(x.shape)}")
+    def _check(self, name: str, tensor: object) -> torch.Tensor:
+        """Return `tensor` if it is finite, (B, C, H, W) and, where nothing casts it, of the model's own type."""
+        found, wanted = check_tensor(name, tensor, "BCHW"), next(self.unet.parameters()).dtype
+        if found.dtype != wanted and not torch.is_autocast_enabled(found.device.type):
+            raise ValueError(f"{name} must be of the model's type, {wanted}, got {found.dtype}")
+        return found
 
-    def posterior(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _check_latent(self, name: str, tensor: object) -> torch.Tensor:
+        found, channels = self._check(name, tensor), int(self.vae.config.latent_channels)
+        if found.shape[1] != channels:
+            raise ValueError(f"{name} must have the VAE's {channels} channels in shape BCHW, got {tuple(found.shape)}")
+        return found
+
+    def _check_image(self, name: str, image: object) -> torch.Tensor:
+        x = self._check(name, check_image(name, image, -1.0, 1.0))
+        if x.shape[2] % self.multiple or x.shape[3] % self.multiple:
+            raise ValueError(f"{name} must have sides that are a multiple of {self.multiple}, got {tuple(x.shape)}")
+        return x
+
+    def posterior(self, x_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Scaled mean and standard deviation of the VAE posterior of x_BCHW in [-1, 1]: two (B, c, h, w) tensors."""
-        self._check_sides(x)
-        posterior = self.vae.encode(x).latent_dist
+        posterior = self.vae.encode(self._check_image("x_BCHW", x_BCHW)).latent_dist
         return self.scaling * posterior.mean, self.scaling * posterior.std
 
-    def encode(self, x: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """z_LR (B, c, h, w): a sample of the posterior with the given standard normal noise."""
+    def encode(self, x_BCHW: torch.Tensor, noise: torch.Tensor | torch.Generator) -> torch.Tensor:
+        """z_LR (B, c, h, w): a sample of the posterior of x_BCHW in [-1, 1].
+
+        noise: standard normal (B, c, h, w), or the generator to draw it from. Errors: ValueError naming the argument.
+        """
+        x = self._check_image("x_BCHW", x_BCHW)
+        wanted = (len(x), *self.latent_shape(*x.shape[2:]))
+        if isinstance(noise, torch.Generator):
+            noise = torch.randn(wanted, generator=noise, device=noise.device)
+        elif check_tensor("noise", noise, "BCHW").shape != wanted:
+            raise ValueError(f"noise must have the shape of the latent of x_BCHW, {wanted}, got {tuple(noise.shape)}")
         mean, std = self.posterior(x)
-        check_same_shape("noise", noise, "the latent of x", mean)
         return mean + std * noise.to(mean)
 
     def inject(self, z: torch.Tensor, noise: torch.Tensor, t_add: int | None = None) -> torch.Tensor:
-        """z~: noise added at t_add (default: the model's)."""
-        check_same_shape("noise", noise, "z", z)
-        return add_noise(z, noise.to(z), self.t_add if t_add is None else t_add)
+        """z~: z with standard normal noise added at t_add (None: the model's own).
+
+        A model whose own t_add is None injects nothing and returns z: OSEDiff. Errors: ValueError naming the argument.
+        """
+        check_same_shape("noise", check_tensor("noise", noise, "BCHW"), "z", self._check_latent("z", z))
+        t_add = self.t_add if t_add is None else t_add
+        if t_add is None:
+            return z
+        check_timestep("t_add", t_add)
+        return add_noise(z, noise.to(z), t_add)
 
     def predict_noise(self, z_noisy: torch.Tensor, prompt: torch.Tensor, t: torch.Tensor | int | None = None) -> torch.Tensor:
         """e = UNet(z~, t, c); t defaults to t_diff. prompt (1 or B, L, D)."""
@@ -102,28 +135,34 @@ class NAOSD(nn.Module):
         prompt = prompt.expand(len(z_noisy), -1, -1)
         return self.unet(z_noisy, t, prompt.to(z_noisy.dtype)).sample
 
-    def denoise(self, z_noisy: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
-        """z_SR from z~ (Eq. 4)."""
-        return predict_x0(z_noisy, self.predict_noise(z_noisy, prompt).to(z_noisy.dtype), self.t_diff)
+    def denoise(self, z: torch.Tensor, prompt_BLD: torch.Tensor) -> torch.Tensor:
+        """z_SR from z~ (Eq. 4). prompt_BLD: 1 or B prompts. Errors: ValueError naming the argument."""
+        self._check_latent("z", z)
+        self._check_prompt(prompt_BLD, len(z))
+        return predict_x0(z, self.predict_noise(z, prompt_BLD).to(z.dtype), self.t_diff)
+
+    def _check_prompt(self, prompt: object, batch: int) -> None:
+        found, width = check_tensor("prompt_BLD", prompt, "BLD"), int(self.unet.config.cross_attention_dim)
+        if len(found) not in (1, batch):
+            raise ValueError(f"prompt_BLD must hold 1 or {batch} prompts, got {len(found)}")
+        if found.shape[2] != width:
+            raise ValueError(f"prompt_BLD must have the UNet's width {width} in shape BLD, got {tuple(found.shape)}")
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
-        """image_BCHW in [-1, 1] from the scaled latent z."""
-        return self.vae.decode(z / self.scaling).sample.clamp(-1, 1)
+        """image_BCHW in [-1, 1] from the scaled latent z. Errors: ValueError naming the argument."""
+        return self.vae.decode(self._check_latent("z", z) / self.scaling).sample.clamp(-1, 1)
 
     def forward(
-        self, x: torch.Tensor, prompt: torch.Tensor, noise: torch.Tensor, posterior_noise: torch.Tensor
+        self, x_BCHW: torch.Tensor, prompt_BLD: torch.Tensor, noise: torch.Tensor, posterior_noise: torch.Tensor
     ) -> torch.Tensor:
-        """I_SR of x (the LR image enlarged to full size); noise and posterior_noise are standard normal (B, c, h, w).
+        """I_SR of x_BCHW (the LR image enlarged to full size); noise and posterior_noise are standard normal (B, c, h, w).
 
-        Errors: ValueError naming the argument for a wrong shape or range, or NaN.
+        Errors: ValueError naming the argument for a wrong shape, type or range, or NaN.
         """
-        check_image("x", x, -1.0, 1.0)
-        self._check_sides(x)
-        check_tensor("prompt", prompt, "BLD")
-        if len(prompt) not in (1, len(x)):
-            raise ValueError(f"prompt must hold 1 or {len(x)} prompts, got {len(prompt)}")
+        x = self._check_image("x_BCHW", x_BCHW)
+        self._check_prompt(prompt_BLD, len(x))
         wanted = (len(x), *self.latent_shape(*x.shape[2:]))
         for name, value in (("noise", noise), ("posterior_noise", posterior_noise)):
             if check_tensor(name, value, "BCHW").shape != wanted:
-                raise ValueError(f"{name} must have the shape of the latent of x, {wanted}, got {tuple(value.shape)}")
-        return self.decode(self.denoise(self.inject(self.encode(x, posterior_noise), noise), prompt))
+                raise ValueError(f"{name} must have the shape of the latent of x_BCHW, {wanted}, got {tuple(value.shape)}")
+        return self.decode(self.denoise(self.inject(self.encode(x, posterior_noise), noise), prompt_BLD))

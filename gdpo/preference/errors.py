@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from gdpo.checks import check_same_shape, check_tensor
 from gdpo.config import Rollout
 from gdpo.model.naosd import NAOSD
 from gdpo.model.sampling import autocast
@@ -33,13 +34,24 @@ def consistent_target(z_noisy: torch.Tensor, z: torch.Tensor, t_diff: int) -> to
     return (z_noisy - abar**0.5 * z) / (1 - abar) ** 0.5
 
 
+def _check(latents: Latents) -> None:
+    mean, std = (check_tensor(f"latents.{name}", getattr(latents, name), "BCHW") for name in ("mean", "std"))
+    check_same_shape("latents.std", std, "latents.mean", mean)
+    if bool((std < 0).any()):
+        raise ValueError("latents.std must not be negative")
+
+
 def noise_errors(
     model: NAOSD, latents: Latents, prompt: torch.Tensor, config: Rollout, *, seed: int, group: str, visit: int
 ) -> torch.Tensor:
     """m_G, float64, with gradient where gradients are on. visit: which of the stored noises (0..config.noises-1).
 
     The noises come from (seed, group id, visit, candidate), or without the candidate when `noise` is "shared".
+    Errors: ValueError naming the argument, also for a model without noise injection (OSEDiff's).
     """
+    if model.t_add is None:
+        raise ValueError("model.t_add is null: GDPO compares errors at the noise a model injects, and this one injects none")
+    _check(latents)
     size, shape = len(latents.mean), tuple(latents.mean.shape[1:])
     members = [0] * size if config.noise == "shared" else list(range(size))
     posterior = noise_like_batch([(seed, "re-encode", group, visit, i) for i in range(size)], shape)

@@ -7,6 +7,8 @@ The paper prints omega and a sum over the latent; the release multiplies the *me
 Legend: B images (groups), G candidates.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -29,6 +31,8 @@ def gdpo_logit(
         raise ValueError(
             f"policy_error_BG, reference_error_BG and advantage_BG differ in shape: {[tuple(x.shape) for x in errors]}"
         )
+    if isinstance(omega, bool) or not isinstance(omega, int | float) or not 0 < omega < math.inf:
+        raise ValueError(f"omega must be a positive number, got {omega!r}")
     return -0.5 * omega * (advantage_BG * (policy_error_BG - reference_error_BG)).sum(dim=1)
 
 
@@ -37,6 +41,6 @@ def gdpo_loss(
 ) -> torch.Tensor:
     """The GDPO loss, a scalar; ln 2 when policy and reference agree.
 
-    Errors: ValueError naming the argument for a wrong or differing shape, or NaN.
+    Errors: ValueError naming the argument for a wrong or differing shape, NaN, or an omega that is not positive.
     """
     return -F.logsigmoid(gdpo_logit(policy_error_BG, reference_error_BG, advantage_BG, omega)).mean()

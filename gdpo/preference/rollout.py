@@ -86,15 +86,16 @@ def reward_of(metrics: dict[str, list[float]], share: float, config: Rollout) ->
 
 
 @torch.no_grad()
-def rollout(model: NAOSD, pairs: list[Pair], config: Rollout, *, seed: int) -> Iterator[Group]:
+def rollout(model: NAOSD, pairs: list[Pair], config: Rollout, *, seed: int, prompt: str | None = None) -> Iterator[Group]:
     """The groups of a few pairs of one size, computed together: len(pairs) * G candidates in one forward pass.
 
-    model: the frozen reference, adapters merged. Errors: ValueError naming the pair whose scores are not finite.
+    model: the frozen reference, adapters merged. prompt: what follows the tags, for the candidates and (stored) for all noise
+    errors, as released; None: the model's own. Errors: ValueError naming the pair whose scores are not finite.
     """
     size = config.group
     lr = torch.stack([to_tensor(enlarge(p.lr, p.hr.shape[:2], p.degradation["enlarge"])) for p in pairs])
     hr = torch.stack([to_tensor(p.hr) for p in pairs])
-    prompts = [compose(p.tags, model.prompt) for p in pairs]
+    prompts = [compose(p.tags, model.prompt if prompt is None else prompt) for p in pairs]
     keys: list[Key] = [(seed, "rollout", p.id, i) for p in pairs for i in range(size)]
     repeated = [prompt for prompt in prompts for _ in range(size)]
     plain = super_resolve(
@@ -113,9 +114,9 @@ def rollout(model: NAOSD, pairs: list[Pair], config: Rollout, *, seed: int) -> I
         # Rounded and laid out as they are stored (the encoder's output may be channels-last, which other kernels take), so
         # that errors computed from the file are the same bits.
         latents = Latents(mean[part].half().float().contiguous(), std[part].half().float().contiguous())
-        prompt = model.embed([prompts[b]])
+        embedded = model.embed([prompts[b]])
         errors = [
-            noise_errors(model, latents, prompt, config, seed=seed, group=pair.id, visit=visit).tolist()
+            noise_errors(model, latents, embedded, config, seed=seed, group=pair.id, visit=visit).tolist()
             for visit in range(config.noises)
         ]
         stored = Latents(latents.mean.to("cpu"), latents.std.to("cpu"))

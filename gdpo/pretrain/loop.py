@@ -21,7 +21,7 @@ from gdpo.model.naosd import NAOSD
 from gdpo.model.prompts import compose
 from gdpo.model.sampling import autocast, draw_noise
 from gdpo.model.schedule import NUM_TRAIN_TIMESTEPS, add_noise
-from gdpo.pretrain.losses import perceptual_loss, pixel_loss
+from gdpo.pretrain.losses import check_perceptual, perceptual_loss, pixel_loss
 from gdpo.pretrain.vsd import fake_score_loss, guided_noise, vsd_loss
 from gdpo.training import Hooks, Key, Loop, Stateful, Tensors, cosine, grad_norm, numpy_generator, torch_generator
 
@@ -34,8 +34,10 @@ def pretrain(
     """Train NAOSD's adapters on `pairs`; returns them and the history of loss values per step.
 
     model: the base, without roles. init: adapters to start from (same rank). folder: where the checkpoint lives.
-    Errors: `Stopped` after a checkpoint when asked to stop; `Diverged` when a loss is not finite.
+    Errors: `Stopped` after a checkpoint when asked to stop; `Diverged` when a loss is not finite; ValueError when weights
+    of the perceptual loss are missing, before anything is trained.
     """
+    check_perceptual(config.pretrain.perceptual)
     run = _Run(model, pairs, config, init)
     state: dict[str, Stateful] = {
         "policy": Tensors(run.policy),
@@ -73,6 +75,7 @@ class _Run:
 
     def __init__(self, model: NAOSD, pairs: Shards, config: Config, init: Adapters | None) -> None:
         self.model, self.pairs, self.config = model, pairs, config
+        model.t_add, model.t_diff = config.model.t_add, config.model.t_diff
         settings = config.pretrain
         model.unet_roles.add("policy", settings.lora, seed=config.seed, train_full=True)
         model.unet_roles.add("fake", settings.lora, seed=config.seed)
@@ -138,7 +141,7 @@ class _Run:
             flip = numpy_generator(self.config.seed, "flip", step, i).random() < 0.5
             for images, image in ((hr, pair.hr), (lr, up)):
                 images.append(to_tensor(image[:, ::-1].copy() if flip else image))
-            prompts.append(compose(pair.tags, self.config.model.prompt))
+            prompts.append(compose(pair.tags, self.config.model.training_prompt))
         return torch.stack(hr).to(self.device) * 2 - 1, torch.stack(lr).to(self.device) * 2 - 1, prompts
 
     def _index(self, position: int) -> int:

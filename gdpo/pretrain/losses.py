@@ -7,10 +7,13 @@ that needs no downloaded weights: 1 - SSIM over three scales, plus the L1 distan
 """
 
 import functools
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+
+from gdpo.model.sources import LPIPS_VGG
 
 
 def pixel_loss(image: torch.Tensor, target: torch.Tensor, kind: Literal["mse", "l1"]) -> torch.Tensor:
@@ -47,6 +50,14 @@ def structure_loss(image: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         total = total + (1 - ssim(a, b)) / 6
         a, b = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2)
     return total
+
+
+def check_perceptual(kind: Literal["lpips-vgg", "structure"]) -> None:
+    """Raise ValueError naming the first weights that `perceptual_loss` needs and that are not there, and their place."""
+    for name in LPIPS_VGG if kind == "lpips-vgg" else ():
+        path = Path(torch.hub.get_dir()) / name
+        if not path.is_file():
+            raise ValueError(f"pretrain.perceptual is lpips-vgg and {path.name} is missing; put it into {path.parent}")
 
 
 @functools.cache

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from gdpo.checks import check_same_shape, check_tensor
-from gdpo.model.schedule import add_noise, predict_x0
+from gdpo.model.schedule import add_noise, check_timestep, predict_x0
 
 
 def guided_noise(eps_positive: torch.Tensor, eps_negative: torch.Tensor, guidance: float) -> torch.Tensor:
@@ -27,14 +27,16 @@ def vsd_loss(
 ) -> torch.Tensor:
     """L_VSD of z (B, c, h, w) with gradient, given noise and t (B,) and both noise predictions at z_t (no gradient).
 
-    Errors: ValueError naming the argument for a wrong or differing shape, or NaN. Source: released code; the paper's L_VSD
-    in Eq. 5.
+    Errors: ValueError naming the argument for a wrong or differing shape, a timestep outside 0..999, or NaN. Source: released
+    code; the paper's L_VSD in Eq. 5.
     """
     check_tensor("z", z, "BCHW")
     for name, value in (("noise", noise), ("eps_fake", eps_fake), ("eps_real", eps_real)):
         check_same_shape(name, check_tensor(name, value, "BCHW"), "z", z)
-    if t.shape != z.shape[:1]:
-        raise ValueError(f"t must have one timestep per sample, shape {tuple(z.shape[:1])}, got {tuple(t.shape)}")
+    if not isinstance(t, torch.Tensor) or t.shape != z.shape[:1]:
+        found = tuple(t.shape) if isinstance(t, torch.Tensor) else type(t).__name__
+        raise ValueError(f"t must have one timestep per sample, shape {tuple(z.shape[:1])}, got {found}")
+    check_timestep("t", t)
     with torch.no_grad():
         z_t = add_noise(z, noise, t)
         x0_fake, x0_real = predict_x0(z_t, eps_fake.to(z), t), predict_x0(z_t, eps_real.to(z), t)

@@ -28,6 +28,8 @@ def attribute_aware_reward(
     Errors: ValueError naming the argument for a wrong shape, NaN, or a share outside [0, 1].
     """
     for name, value in (("fidelity_BGF", fidelity_BGF), ("perception_BGN", perception_BGN)):
+        if not isinstance(value, torch.Tensor):
+            raise ValueError(f"{name} must be a torch.Tensor of shape (B, G, metrics), got {type(value).__name__}")
         if value.ndim != 3 or not value.is_floating_point() or not bool(torch.isfinite(value).all()):
             raise ValueError(f"{name} must be a finite float tensor of shape (B, G, metrics), got {tuple(value.shape)}")
     share = check_tensor("detail_share_B", detail_share_B, "B")

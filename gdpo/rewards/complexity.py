@@ -6,18 +6,25 @@
     detail where H * (pixels of the cell) > 50;  share = detail pixels / pixels
 
 Resize and Sobel are linear and separable, so each gradient of a cell P is one product A P B^T with matrices of 64
-rows. In 8-bit grey levels its entries are multiples of 2^-14 below 2^10: exact in float32. What is rounded after that
-matters only to cells within `RECHECK` bits of the threshold, and those are counted again in float64. Two bounds spare
-most cells the full count: a flat cell has all its gradients in the first bin, and a quarter of the 64x64 points often
-proves that no bin holds as many as one must in a cell below the threshold.
+rows. In 8-bit grey levels its entries are multiples of 2^-14 below 2^10: exact in float32. Only the side of the
+threshold matters, so a cell goes through four tests, each dearer than the one before and for the cells left by it:
 
-    share_B = detail_share(image_BCHW)          # python benchmarks/complexity.py times it against the per-cell loop
+    flat       the steps between its pixels reach so few bins that the entropy cannot exceed the threshold
+    split      of the points whose Sobel window lies between the same four pixels, so many are below some bin's edge and
+               so many above it that no bin can hold as many points as one must in a cell below the threshold
+    coarse     all points counted in the first three bins and one for the rest, which bounds the entropy on both sides
+    exact      the histogram itself, in float64, also for whatever is within `RECHECK` bits of the threshold, where the
+               rounding of the tests before could matter
+
+    share_B = detail_share(image_BCHW)          # benchmarks/complexity.py times it against the per-cell loop
 
 Shapes: B batch, C channels, H W pixels; in the private functions N cells of h x w pixels.
 """
 
+from collections.abc import Callable
 from functools import cache
-from typing import Literal
+from itertools import pairwise
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -31,32 +38,35 @@ Grayscale = Literal["bt601", "released"]
 _CONVERSIONS = {"bt601": cv2.COLOR_RGB2GRAY, "released": cv2.COLOR_BGR2GRAY}
 CELL = 10
 SIDE = 64
+POINTS = SIDE * SIDE
 BINS = 256  # the upper half of 512: a magnitude is never negative
 BINS_PER_LEVEL = 512 / 11 / 255
 THRESHOLD = 50.0
 RECHECK = 0.02
-CHUNK = 32  # cells at a time: their 64x64 points stay in the processor's cache
+COARSE = 3  # bins that are counted singly; the cells below the threshold have nearly all points in the first
+CHUNKS = {"split": 512, "coarse": 64, "exact": 16}  # cells at a time
+Cells = NDArray[np.uint8]
 
 
-def detail_share(image: torch.Tensor, grayscale: Grayscale = "bt601") -> torch.Tensor:
+def detail_share(image_BCHW: torch.Tensor, grayscale: Grayscale = "bt601") -> torch.Tensor:
     """Share of detail pixels rho_d of each image, unrounded (the release rounds it to 2 decimals).
 
-    image: BCHW, RGB in [0, 1]; grayscale: correct luma weights ("bt601") or the release's swapped ones ("released").
+    image_BCHW: RGB in [0, 1]; grayscale: correct luma weights ("bt601") or the release's swapped ones ("released").
     Returns share_B in [0, 1], float64, on the image's device; the share of smooth pixels rho_s is 1 - share_B.
     Raises ValueError naming the argument.
     """
-    return detail_map(image, grayscale).double().mean((1, 2))
+    return detail_map(image_BCHW, grayscale).double().mean((1, 2))
 
 
-def detail_map(image: torch.Tensor, grayscale: Grayscale = "bt601") -> torch.Tensor:
+def detail_map(image_BCHW: torch.Tensor, grayscale: Grayscale = "bt601") -> torch.Tensor:
     """Which pixels are detail: boolean BHW on the image's device. Arguments and errors as in `detail_share`."""
-    check_image("image", image)
+    check_image("image_BCHW", image_BCHW)
     if grayscale not in _CONVERSIONS:
         raise ValueError(f"grayscale must be one of {', '.join(_CONVERSIONS)}, got {grayscale!r}")
-    pixels = image.detach().to("cpu", torch.promote_types(image.dtype, torch.float32)) * 255
+    pixels = image_BCHW.detach().to("cpu", torch.promote_types(image_BCHW.dtype, torch.float32)) * 255
     rgb = pixels.byte().permute(0, 2, 3, 1).contiguous().numpy()
     maps = [_detail_map(cv2.cvtColor(one, _CONVERSIONS[grayscale])) for one in rgb]
-    return torch.from_numpy(np.stack(maps)).to(image.device)
+    return torch.from_numpy(np.stack(maps)).to(image_BCHW.device)
 
 
 def _detail_map(gray: NDArray[np.uint8]) -> NDArray[np.bool_]:
@@ -78,77 +88,135 @@ def _bands(length: int) -> list[tuple[slice, int]]:
     return [(part, side) for part, side in parts if part.stop > part.start]
 
 
-def _is_detail(cells: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Whether entropy * area exceeds the threshold, for cells N h w."""
-    area = cells.shape[1] * cells.shape[2]
-    bits = THRESHOLD / area
-    if bits >= np.log2(BINS):
-        return np.zeros(len(cells), bool)
-    detail = ~_surely_one_bin(cells)
+def _is_detail(cells: Cells) -> NDArray[np.bool_]:
+    """Whether entropy * area exceeds the threshold, for cells N h w: the four tests of the module's head."""
+    bits = THRESHOLD / (cells.shape[1] * cells.shape[2])
+    detail = ~_surely_flat(cells, bits)
     left = np.flatnonzero(detail)
-    left = left[~_surely_detail(cells[left], bits)]
-    entropy = _entropy(cells[left], np.float32)
-    near = np.abs(entropy - bits) < RECHECK
-    entropy[near] = _entropy(cells[left[near]], np.float64)
-    detail[left] = entropy * area > THRESHOLD
+    left = left[~_in_chunks(lambda some: _surely_detail(some, bits), cells[left], CHUNKS["split"])]
+    low, high = _in_chunks(_entropy_bounds, cells[left], CHUNKS["coarse"]).T
+    detail[left] = low > bits
+    left = left[(low <= bits + RECHECK) & (high >= bits - RECHECK)]
+    detail[left] = _in_chunks(_entropy, cells[left], CHUNKS["exact"]) > bits
     return detail
 
 
-def _surely_one_bin(cells: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Cells so flat that every gradient falls into the first bin: |g_x| <= 1.25 max|dx| after the enlargement."""
-    levels = cells.astype(np.int16)
-    steps = [np.abs(np.diff(levels, axis=axis)).max((1, 2), initial=0).astype(np.float64) for axis in (1, 2)]
-    slope = [8 * side / SIDE for side in cells.shape[1:]]
-    bound: NDArray[np.float64] = np.hypot(steps[0] * slope[0], steps[1] * slope[1]) * BINS_PER_LEVEL
-    return bound < 0.999
+def _in_chunks(test: Callable[[Cells], NDArray[Any]], cells: Cells, size: int) -> NDArray[Any]:
+    """`test` on any number of cells, also none, so many at a time that what it computes stays in the processor's cache."""
+    return np.concatenate([test(cells[i : i + size]) for i in range(0, max(len(cells), 1), size)])
 
 
-def _surely_detail(cells: NDArray[np.uint8], bits: float) -> NDArray[np.bool_]:
-    """Cells whose entropy must exceed `bits`, from every second row and column of the 64x64 points.
+def _surely_flat(cells: Cells, bits: float) -> NDArray[np.bool_]:
+    """Cells whose gradients reach so few bins that `bits` cannot be exceeded: |g_x| <= 1.25 max|dx| when enlarged."""
+    levels = cells.transpose(1, 2, 0).astype(np.int16)
+    reach = np.zeros(len(cells))
+    for axis in (0, 1):
+        step = np.abs(np.diff(levels, axis=axis)).max((0, 1), initial=0)
+        reach += (step * (8 * levels.shape[axis] / SIDE * BINS_PER_LEVEL)) ** 2
+    bins = np.minimum(np.floor(np.sqrt(reach) * 1.001) + 1, BINS)
+    return np.asarray(np.log2(bins) <= bits)
 
-    If at most the share m of all points lies in one bin, the entropy is at least -m log2 m - (1 - m) log2(1 - m) for
-    m >= 1/2. The points not looked at may all lie in the fullest bin: m = (count + 3/4 of all) / all.
+
+def _surely_detail(cells: Cells, bits: float) -> NDArray[np.bool_]:
+    """Cells whose entropy must exceed `bits`, from the points whose Sobel window lies between the same four pixels.
+
+    Of all the points there, x2 and y2 (squared derivatives, in bins) depend on three indices instead of four: g_x is the
+    same for all columns between two pixels, g_y for all rows. Two edges are tried: that of the first bin and the one
+    nearest the mean. If `need` points are below an edge and as many above it, every bin misses at least so many.
     """
-    points = (SIDE // 2) ** 2
-    share = 0.75 + 0.25 * np.arange(1, points) / points
-    enough = -share * np.log2(share) - (1 - share) * np.log2(1 - share) > bits + RECHECK
-    fullest = _in_chunks(cells, np.float32, 2).max(1)
-    return np.asarray(np.append(enough, False)[fullest - 1], bool)
+    need = _points_missed(bits)
+    if need > POINTS // 2 or not len(cells):
+        return np.zeros(len(cells), bool)
+    (smooth_y, bands_y, slope_y), (smooth_x, bands_x, slope_x) = (_between_pixels(side) for side in cells.shape[1:])
+    levels = np.ascontiguousarray(cells.transpose(1, 2, 0)).astype(np.float32)
+    h, w, number = levels.shape
+    across = smooth_y @ (np.diff(levels, axis=1) * slope_x).reshape(h, (w - 1) * number)
+    x2 = np.square(across).reshape(-1, w - 1, number)  # row of points, pair of columns of pixels, cell
+    y2 = np.square(smooth_x @ (np.diff(levels, axis=0) * slope_y))  # pair of rows of pixels, column of points, cell
+    middle_y, middle_x = ([(band.start + band.stop) // 2 for band in bands] for bands in (bands_y, bands_x))
+    mean = np.sqrt(x2[middle_y] + y2[:, middle_x]).mean((0, 1))
+    edge = np.square(np.maximum(np.rint(0.95 * mean), 1))
+    below = np.zeros((2, number), np.int64)
+    wide = [band.stop - band.start for band in bands_x]
+    for row, band_y in enumerate(bands_y):
+        squares = x2[band_y].repeat(wide, axis=1)  # row and column of points, cell
+        squares += y2[row]
+        squares = squares.reshape(-1, number)
+        below[0] += _count(squares < 1)
+        below[1] += _count(squares < edge)
+    known = len(smooth_y) * len(smooth_x)
+    return np.asarray((np.minimum(below, known - below) >= need).any(0), bool)
 
 
-def _entropy(cells: NDArray[np.uint8], dtype: type[np.floating]) -> NDArray[np.float64]:
+def _points_missed(bits: float) -> int:
+    """The least number of points that, if no bin can hold them all with the rest, lifts the entropy above `bits`.
+
+    If the fullest bin misses the share s <= 1/2 of the points, the entropy is at least -s log2 s - (1 - s) log2(1 - s).
+    """
+    share = np.arange(1, POINTS // 2 + 1) / POINTS
+    entropy = -share * np.log2(share) - (1 - share) * np.log2(1 - share + 1e-12)
+    return 1 + int(np.count_nonzero(entropy <= bits + RECHECK))
+
+
+def _count(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """How many of at most 255 rows are true, in each column; in bytes, which is what makes it fast."""
+    return np.asarray(np.add.reduce(mask.view(np.uint8), axis=0, dtype=np.uint8))
+
+
+def _entropy_bounds(cells: Cells) -> NDArray[np.float64]:
+    """Bounds N x (low, high) in bits: what is beyond the first bins is one bin, or spread evenly over all others."""
+    gradient_x, gradient_y = _gradients(cells, np.float32)
+    squares = np.square(gradient_x, out=gradient_x)
+    squares += np.square(gradient_y, out=gradient_y)
+    edges = [np.float32((edge / BINS_PER_LEVEL) ** 2) for edge in range(1, COARSE + 1)]
+    below = [_count(squares < edge).reshape(-1, SIDE).sum(1, dtype=np.int64) for edge in edges]
+    share = np.diff(np.stack(below, 1), axis=1, prepend=0, append=POINTS) / POINTS
+    low = -(share * np.log2(share + 1e-10)).sum(1)
+    return np.stack([low, low + share[:, -1] * np.log2(BINS - COARSE)], 1)
+
+
+def _entropy(cells: Cells) -> NDArray[np.float64]:
     """Entropy in bits of each cell's gradient histogram, with the release's epsilons."""
-    share = _in_chunks(cells, dtype, 1) / (SIDE * SIDE + 1e-5)
-    return np.asarray(-(share * np.log2(share + 1e-10)).sum(1), np.float64)
+    number = len(cells)
+    bins = cv2.magnitude(*_gradients(cells, np.float64)) * BINS_PER_LEVEL if number else np.empty((SIDE, 0))
+    index = bins.astype(np.int64).reshape(SIDE, number, SIDE) + (BINS * np.arange(number))[:, None]
+    share = np.bincount(index.ravel(), minlength=BINS * number).reshape(number, BINS) / (POINTS + 1e-5)
+    return np.asarray(-(share * np.log2(share + 1e-10)).sum(1))
 
 
-def _in_chunks(cells: NDArray[np.uint8], dtype: type[np.floating], step: int) -> NDArray[np.int64]:
-    """`_counts` of any number of cells, also none."""
-    out = np.empty((len(cells), BINS), np.int64)
-    for i in range(0, len(cells), CHUNK):
-        out[i : i + CHUNK] = _counts(cells[i : i + CHUNK], dtype, step)
-    return out
-
-
-def _counts(cells: NDArray[np.uint8], dtype: type[np.floating], step: int) -> NDArray[np.int64]:
-    """Histogram N x 256 of the gradient magnitude at every `step`-th row and column of the enlarged cells."""
+def _gradients(cells: Cells, dtype: type[np.floating]) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    """g_x and g_y in grey levels at all points of the enlarged cells: (64, N * 64), row of points first."""
     number, h, w = cells.shape
-    derive_y, smooth_y = (matrix[::step].astype(dtype) for matrix in _gradient_matrices(h))
-    derive_x, smooth_x = (matrix[::step].astype(dtype) for matrix in _gradient_matrices(w))
-    points = len(derive_y)
+    (derive_y, smooth_y), (derive_x, smooth_x) = (_gradient_matrices(side) for side in (h, w))
     rows = cells.transpose(1, 0, 2).reshape(h * number, w).astype(dtype)
-    gradient_x = smooth_y @ (rows @ derive_x.T).reshape(h, number * points)
-    gradient_y = derive_y @ (rows @ smooth_x.T).reshape(h, number * points)
-    bins = cv2.magnitude(gradient_x, gradient_y) * dtype(BINS_PER_LEVEL)
-    index = bins.astype(np.int64).reshape(points, number, points)
-    index += (BINS * np.arange(number))[:, None]
-    return np.bincount(index.ravel(), minlength=BINS * number).reshape(number, BINS)
+    across = (rows @ derive_x.T.astype(dtype)).reshape(h, number * SIDE)
+    along = (rows @ smooth_x.T.astype(dtype)).reshape(h, number * SIDE)
+    return smooth_y.astype(dtype) @ across, derive_y.astype(dtype) @ along
+
+
+def _places(length: int) -> NDArray[np.float64]:
+    """Where the 64 points of the enlargement lie between `length` pixels, from 0 to length - 1."""
+    return np.asarray(np.clip((np.arange(SIDE) + 0.5) * length / SIDE - 0.5, 0, length - 1))
 
 
 @cache
 def _gradient_matrices(length: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Derivative and smoothing part of the Sobel filter after a bilinear enlargement of `length` points to 64."""
-    centre = np.clip((np.arange(SIDE) + 0.5) * length / SIDE - 0.5, 0, length - 1)
-    enlarge = np.maximum(0, 1 - np.abs(centre[:, None] - np.arange(length)))
+    enlarge = np.maximum(0, 1 - np.abs(_places(length)[:, None] - np.arange(length)))
     padded = np.concatenate([enlarge[:1], enlarge, enlarge[-1:]])
     return padded[2:] - padded[:-2], padded[2:] + 2 * padded[1:-1] + padded[:-2]
+
+
+@cache
+def _between_pixels(length: int) -> tuple[NDArray[np.float32], list[slice], np.float32]:
+    """The points of one axis whose Sobel window lies between two neighbouring pixels, pair of pixels by pair.
+
+    Returns their rows of the smoothing matrix, the slice of them that belongs to each of the length - 1 pairs, and what
+    the step from one pixel to the next is multiplied by, to be the derivative there, in bins.
+    """
+    place = _places(length)
+    pairs = [[i for i in range(1, SIDE - 1) if pair < place[i - 1] and place[i + 1] < pair + 1] for pair in range(length - 1)]
+    ends = np.cumsum([0, *map(len, pairs)])
+    smooth = _gradient_matrices(length)[1][np.concatenate(pairs)]
+    slope = 8 * length / SIDE * BINS_PER_LEVEL / 4  # smoothing across multiplies by 4
+    return smooth.astype(np.float32), [slice(a, b) for a, b in pairwise(ends)], np.float32(slope)

@@ -3,6 +3,7 @@
     x      = bicubic enlargement, padded by reflection to the model's multiple
     noise  = drawn once for the whole latent from the seed (and not per tile: overlaps would disagree)
     z_LR   = encode x;   z~ = inject noise at t_add;   z_SR = denoise z~;   image = decode z_SR      each in tiles
+    prompt = tags of x (if there is a tagger), the user's words, the model's own suffix; one for all tiles
     result = colours of x restored, cropped to size
 
     photo = upscale(NAOSD.from_pretrained("models/gdpo"), read_photo("photo.jpg"))
@@ -20,7 +21,9 @@ from numpy.typing import NDArray
 
 from gdpo.images import resize_bicubic, to_tensor, to_uint8
 from gdpo.model.naosd import NAOSD
+from gdpo.model.prompts import compose, join
 from gdpo.model.sampling import draw_noise, pad_to_multiple
+from gdpo.model.tagger import Tagger
 from gdpo.upscale.color import color_fix as fix_color
 from gdpo.upscale.tiling import Axis, Window, blend, plan
 
@@ -37,13 +40,17 @@ def upscale(
     t_add: int | None = None,
     color_fix: str = "wavelet",
     tile: int = TILE,
+    tagger: Tagger | None = None,
+    words: str = "",
+    on_prompt: Callable[[str], None] = lambda prompt: None,
     on_tile: Callable[[int, int], None] = lambda done, total: None,
 ) -> NDArray[np.uint8]:
     """Super-resolve one photograph (uint8 HWC RGB): uint8 HWC of round(scale * H) x round(scale * W) pixels.
 
     scale: the models here are trained for 4; seed: of the noise, the same seed gives the same pixels on one machine;
     t_add: timestep at which noise is added, None for the model's own; tile: side of a tile in output pixels: an image
-    within one tile is done at once; on_tile: told how many of how many steps are done.
+    within one tile is done at once; tagger: names what is in the enlarged photograph for the prompt (released: RAM with
+    DAPE); words: the user's, for the prompt; on_prompt: told the prompt; on_tile: told how many of how many steps are done.
     Raises ValueError naming the argument.
     """
     if not isfinite(scale) or scale <= 0:
@@ -52,7 +59,9 @@ def upscale(
     enlarged = to_tensor(resize_bicubic(photo, (size[0], size[1])))[None]
     padded = pad_to_multiple(enlarged, model.multiple)
     axes = _axes(model, padded, tile)
-    image = _super_resolve(model, padded * 2 - 1, axes, seed, t_add, on_tile)
+    prompt = compose(join(tagger.tags(enlarged)[0] if tagger else None, words), model.prompt)
+    on_prompt(prompt)
+    image = _super_resolve(model, padded * 2 - 1, axes, prompt, seed, t_add, on_tile)
     image = (image[..., : size[0], : size[1]] / 2 + 0.5).clamp(0, 1)
     return np.asarray(to_uint8(fix_color(color_fix, image, enlarged)[0]), np.uint8)
 
@@ -72,6 +81,7 @@ def _super_resolve(
     model: NAOSD,
     x: torch.Tensor,
     axes: tuple[Axis, Axis],
+    text: str,
     seed: int,
     t_add: int | None,
     on_tile: Callable[[int, int], None],
@@ -79,7 +89,7 @@ def _super_resolve(
     """image 1CHW in [-1, 1] from x 1CHW in [-1, 1]; three passes over the tiles, one tile on the device at a time."""
     device = next(model.parameters()).device
     noise, posterior_noise = draw_noise([("upscale", seed)], model.latent_shape(*x.shape[2:]))
-    prompt = model.embed([model.prompt])
+    prompt = model.embed([text])
     total = 3 * len(axes[0].starts) * len(axes[1].starts)
     done = iter(range(1, total + 1))
 

@@ -47,10 +47,11 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "made.json").write_text(json.dumps(SUMMARY))
     (tmp_path / "dvc.yaml").write_text("""
 stages:
-  last: {cmd: cp copy.json reports/evaluate/summary.json, deps: [copy.json], outs: [reports/evaluate/summary.json]}
+  last:
+    {cmd: cp copy.json reports/evaluate/sample/summary.json, deps: [copy.json], outs: [reports/evaluate/sample/summary.json]}
   first: {cmd: cp made.json copy.json, deps: [made.json], outs: [copy.json]}
 """)
-    (tmp_path / "reports/evaluate").mkdir(parents=True)
+    (tmp_path / "reports/evaluate/sample").mkdir(parents=True)
     return tmp_path
 
 
@@ -61,7 +62,7 @@ def artifacts() -> dict[str | None, Artifact]:
 
 def test_the_flow_runs_the_stages_and_leaves_table_and_link(server: None, repository: Path) -> None:
     pipeline(repository)
-    assert json.loads((repository / "reports/evaluate/summary.json").read_text()) == SUMMARY
+    assert json.loads((repository / "reports/evaluate/sample/summary.json").read_text()) == SUMMARY
     found = artifacts()
     table = json.loads(str(found["gdpo-evaluation"].data))
     assert [row["Model"] for row in table] == ["Bicubic", "NAOSD", "GDPO-SR", "Control"]
@@ -69,7 +70,7 @@ def test_the_flow_runs_the_stages_and_leaves_table_and_link(server: None, reposi
     assert (repository / "reports/index.html").as_uri() in str(found["gdpo-report"].data)
 
     (repository / "made.json").unlink()
-    with pytest.raises(StageFailed, match="dvc repro first ended with code"):
+    with pytest.raises(StageFailed, match="dvc repro --single-item first ended with code"):
         pipeline(repository)
 
 

@@ -33,6 +33,14 @@ from tests import tiny
         ("finetune", "omega", float("inf")),
         ("evaluate", "noises", 1),
         ("degrade", "max_failures", 1.5),
+        ("degrade", "train", []),
+        ("degrade", "train", "photos"),
+        ("degrade", "train", [{"path": "photos", "first": 0}]),
+        ("degrade", "evaluation", [{"path": ""}]),
+        ("degrade", "parts", []),
+        ("degrade", "parts", ["00", "00"]),
+        ("degrade", "parts", ["../00"]),
+        ("degrade", "parts", ["evaluation"]),
         ("select", "min_hash_distance", 65),
     ],
 )
@@ -54,6 +62,23 @@ def test_crops_fit_the_scale(key: str) -> None:
         tiny.settings(degrade={key: 40})
 
 
+@pytest.mark.parametrize(
+    ("evaluate", "message"),
+    [
+        ({"benchmarks": ["realsr"]}, r"benchmark realsr has no folders; give evaluate.pairs.realsr"),
+        ({"benchmarks": ["sample", "sample"]}, "named twice"),
+        ({"pairs": {"sample": {"lr": "a", "hr": "b"}}}, "named twice"),
+        ({"pairs": {"../x": {"lr": "a", "hr": "b"}}}, "should match pattern"),
+        ({"models": {}}, "at least 1"),
+        ({"models": {"hr": "models/x"}}, "hr is taken"),
+        ({"pairs": {"realsr": {"lr": "a", "hr": "b", "peers": {"gdpo": "c"}}}}, "gdpo is taken"),
+    ],
+)
+def test_benchmarks_models_and_peers_have_names_of_their_own(evaluate: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        tiny.settings(evaluate=evaluate)
+
+
 def test_a_section_is_frozen() -> None:
     config = tiny.settings()
     with pytest.raises(ValidationError):
@@ -66,7 +91,16 @@ def test_whole_numbers_pass_for_reals_and_survive_a_round_trip() -> None:
     assert Config.model_validate(config.model_dump()) == config
 
 
+def test_tags_need_a_tagger() -> None:
+    with pytest.raises(ValidationError, match=r"degrade.tags is hr, which needs the folder of a tagger in model.tagger"):
+        tiny.settings(degrade={"tags": "hr"})
+    assert tiny.settings(degrade={"tags": "lr"}, model={"tagger": "models/tagger"}).degrade.tags == "lr"
+    with pytest.raises(ValidationError, match="tags"):
+        tiny.settings(degrade={"tags": "both"}, model={"tagger": "models/tagger"})
+
+
 def test_defaults_are_the_published_ones() -> None:
+    assert (Model(base="b", negative_prompt="n").training_prompt, Model(base="b", negative_prompt="n").tagger) == ("", None)
     assert (Model(base="b", negative_prompt="n").t_add, Model(base="b", negative_prompt="n").t_diff) == (250, 100)
     assert (Lora().rank, Lora().alpha) == (4, 8)
     assert (Optimizer().lr, Optimizer().weight_decay, Optimizer().clip) == (5e-5, 1e-2, 1.0)

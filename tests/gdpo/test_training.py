@@ -1,5 +1,8 @@
 """Seeds, atomic writing, and the loop: a run stopped and resumed equals one that was not."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +73,18 @@ def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
         raise KeyboardInterrupt
     assert [path.name for path in target.iterdir()] == ["new"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_a_killed_writer_left_is_cleared_away(tmp_path: Path) -> None:
+    """Only that of the same target, and only if its process is gone."""
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    kept = [f".other.{dead.pid}.abcdefgh", f".out.{os.getppid()}.abcdefgh", f".out.json.{dead.pid}.abcdefgh", ".out.notes"]
+    for name in [*kept, f".out.{dead.pid}.abcd_f12"]:
+        (tmp_path / name / "out").mkdir(parents=True)
+    with written_aside(tmp_path / "out") as part:
+        part.write_text("whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, "out"])
 
 
 class Training:

@@ -10,7 +10,9 @@ import pyarrow.parquet as pq
 from gdpo.evaluate.statistics import summarise
 from gdpo.images import write_png
 
-NAMES = ["<script>alert(1)</script>", "../../\"quoted\" & 'single'", "plain.png-01", "$x_1$ ÿ"]
+NAMES = [
+    "<script>alert(1)</script>", "../../\"quoted\" & 'single'", '"><img src=x onerror=alert(2)>', "$x_1$ ÿ", "plain.png-01",
+]  # fmt: skip
 HIGHER = {"psnr_y": True, "niqe": False, "reward": True}
 VIEWS = ("lr", "bicubic", "naosd", "gdpo", "control", "hr")
 PAIRS = [("gdpo", "naosd"), ("control", "naosd"), ("gdpo", "control"), ("naosd", "bicubic")]
@@ -47,6 +49,21 @@ def _json(path: Path, content: object) -> None:
     path.write_text(json.dumps(content))
 
 
+def _rows(values: dict[str, dict[str, np.ndarray]], names: list[str]) -> list[dict[str, object]]:
+    return [
+        {"image": names[i], "model": model, "noise": n, **{m: float(v[i, n]) for m, v in metrics.items()}}
+        for model, metrics in values.items()
+        for i in range(len(names))
+        for n in range(next(iter(metrics.values())).shape[1])
+    ]
+
+
+def promote(root: Path, names: list[str] = NAMES, gain: float = 3.0) -> None:
+    """Put scores of another run of the sample benchmark where the report looks for those of the promoted run."""
+    (root / "promoted/sample").mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(_rows(scores(len(names), 3, gain), names)), root / "promoted/sample/per_image.parquet")
+
+
 def _evaluation(out: Path, names: list[str], noises: int, pictures: dict[str, np.ndarray] | None) -> None:
     values, rng = scores(len(names), noises), np.random.default_rng(3)
     files = []
@@ -61,19 +78,19 @@ def _evaluation(out: Path, names: list[str], noises: int, pictures: dict[str, np
         side = pictures[f"{index}/hr"].shape[0] if pictures else 32
         row = {"id": name, "source": f"photo{index % 3}", "folder": folder, "height": side, "width": side}
         files.append({**row, "detail_share": 0.4})
-    rows = [
-        {"image": names[i], "model": model, "noise": n, **{m: float(v[i, n]) for m, v in metrics.items()}}
-        for model, metrics in values.items()
-        for i in range(len(names))
-        for n in range(next(iter(metrics.values())).shape[1])
-    ]
-    pq.write_table(pa.Table.from_pylist(rows), out / "per_image.parquet")
+    origin = {f"setting_{i}": json.dumps(i) for i in range(13)} | {
+        "commit": json.dumps("0123abcd"),
+        "weights": json.dumps({"gdpo": names[0]}),
+    }
+    table = pa.Table.from_pylist(_rows(values, names)).replace_schema_metadata(origin)
+    pq.write_table(table, out / "per_image.parquet")
     members = [
         {"metrics": {"psnr_y": 24.0 + n, "niqe": 3.0}, "reward": n / noises, "advantage": n - 1.0} for n in range(noises)
     ]
     _json(out / "candidates.json", [{"image": names[0], "folder": "000-image", "members": members}])
     summary = {
         "images": len(names), "photographs": 3, "noises": noises, "files": files,
+        "reference": "naosd", "sets": {"fid": {"naosd": [20.0, 22.0], "bicubic": [40.0]}},
         "reward": {"fidelity": ["psnr_y"], "perception": ["niqe"]},
         "metrics": {metric: {"higher_is_better": higher} for metric, higher in HIGHER.items()},
         **summarise(values, HIGHER, PAIRS, unit_of="naosd"),
@@ -83,14 +100,18 @@ def _evaluation(out: Path, names: list[str], noises: int, pictures: dict[str, np
 
 def outputs(root: Path, names: list[str] = NAMES, noises: int = 3, pictures: dict[str, np.ndarray] | None = None) -> None:
     """Write all inputs of the report under `root`; pictures: {"<index>/<view>": uint8 image} in place of noise."""
-    _evaluation(root / "reports/evaluate", names, noises, pictures)
+    _evaluation(root / "reports/evaluate/sample", names, noises, pictures)
     _lines(root / "reports/pretrain/metrics.jsonl", 40, ("loss", "vsd"))
     for run in ("gdpo", "control"):
         _lines(root / "reports/finetune" / run / "metrics.jsonl", 60, ("loss", "implicit_accuracy"))
-    _json(
-        root / "reports/degrade/report.json",
-        {"train": {"photographs": 5, "pairs": 900}, "failed": [{"name": names[0]}]},
-    )
+    skipped = [{"name": name, "reason": names[0], "detail": ""} for name in [*names, "\udcff no text"]]
+    photographs = {"photographs": {"used": 5, names[0]: len(skipped)}, "sources": {}, "skipped": skipped}
+    _json(root / "reports/photographs/report.json", {"evaluation": photographs, "train": photographs})
+    for part in ("00", "01", "evaluation"):
+        _json(root / f"reports/degrade/{part}/report.json", {"photographs": 5, "pairs": 900})
+    for checked in ("degrade/00", "select"):
+        (root / "reports/data-docs" / checked).mkdir(parents=True)
+        (root / "reports/data-docs" / checked / "index.html").write_text("<!doctype html><title>Data Docs</title>")
     _json(root / "data/selected/report.json", {"kept": 192, "reasons": {"too flat": 12, names[0]: 1}})
     rng = np.random.default_rng(4)
     groups = [

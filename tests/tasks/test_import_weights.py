@@ -8,7 +8,9 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from gdpo.model.naosd import NAOSD
+from gdpo.model.tagger import Tagger
 from tasks.__main__ import main
+from tests.gdpo.model import released_tagger
 from tests.gdpo.model.released_files import fabricate, output, write_base
 
 
@@ -76,6 +78,36 @@ def test_a_failure_is_one_line_and_leaves_nothing(line: str, message: str, capsy
     error = capsys.readouterr().err
     assert message in error and error.startswith("gdpo-sr: ") and error.count("\n") == 1
     assert sorted(path.name for path in Path().iterdir()) == ["base", "naosd.pkl"]
+
+
+def test_the_tagger_of_rams_and_dapes_files(capsys: pytest.CaptureFixture[str]) -> None:
+    released_tagger.write(Path("ckp"))
+    assert run("import-weights ckp/ram_swin_large_14m.pth -o models/tagger --dape ckp/DAPE.pth") == 0
+    out, err = capsys.readouterr()
+    assert out == "models/tagger: tagger made from ckp/ram_swin_large_14m.pth and ckp/DAPE.pth\n"
+    assert not [line for line in err.splitlines() if line.startswith("gdpo-sr")]
+    assert Tagger.from_folder("models/tagger", dape=True).names == released_tagger.NAMES
+    Path("ckp/ram_tag_list.txt").rename("names.txt")
+    assert run("import-weights ckp/ram_swin_large_14m.pth -o models/plain --tags names.txt") == 0
+    assert "gdpo-sr: note: without DAPE this folder tags HR images only" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("ckp/ram_swin_large_14m.pth -o x --base base", "is RAM's, which belongs on no model"),
+        ("ckp/DAPE.pth -o x", "ckp/DAPE.pth: is DAPE's; give it to --dape"),
+        ("naosd.pkl -o x --dape ckp/DAPE.pth", "naosd.pkl: is not RAM's checkpoint, to which --dape"),
+        ("ckp/ram_swin_large_14m.pth -o x --dape none.pth", "none.pth: no such file"),
+        ("ckp/ram_swin_large_14m.pth -o base", "base: is there already"),
+        ("ckp/ram_tag_list.txt -o x", "ckp/ram_tag_list.txt: "),
+    ],
+)
+def test_what_does_not_fit_the_tagger_is_one_line(line: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    released_tagger.write(Path("ckp"))
+    assert run(f"import-weights {line}") == 1
+    error = [text for text in capsys.readouterr().err.splitlines() if text.startswith("gdpo-sr: ")]
+    assert len(error) == 1 and message in error[0] and not Path("x").exists()
 
 
 def test_a_copy_that_fails_half_way_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,6 +56,22 @@ def test_finetune_gets_the_name_of_its_run(folder: Path, fake: Callable[[str, Ru
     assert names == ["gdpo", "control"]
 
 
+def test_degrade_gets_the_name_of_its_part_and_reports_live_in_a_folder_of_its_own(
+    folder: Path, fake: Callable[[str, Run], None]
+) -> None:
+    names = []
+
+    def run(config: object, root: Path, hooks: Hooks, *part: str) -> None:
+        names.append(part)
+        hooks.log(0, {"pairs": 1.0})
+
+    fake("degrade", run)
+    assert cli.main(["degrade"]) == 0
+    assert cli.main(["degrade", "--part", "01"]) == 0
+    assert names == [(), ("01",)]
+    assert (folder / "work/degrade/01/metrics.jsonl").is_file()
+
+
 def test_bad_parameters_exit_2_with_one_line(
     folder: Path, fake: Callable[[str, Run], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -107,6 +123,32 @@ def test_a_mistake_of_ours_keeps_its_traceback(folder: Path, fake: Callable[[str
     fake("select", run)
     with pytest.raises(KeyError):
         cli.main(["select"])
+
+
+@pytest.mark.parametrize("stage", cli.GPU_STAGES)
+def test_a_stage_that_needs_a_gpu_exits_3_with_the_two_commands(
+    folder: Path,
+    fake: Callable[[str, Run], None],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+) -> None:
+    ran: list[str] = []
+    fake(stage, lambda *_: ran.append(stage))
+    monkeypatch.setattr(cli, "_has_gpu", lambda: False)
+    monkeypatch.setenv("DVC_STAGE", f"{stage}@one")
+    assert cli.main([stage, "--set", "allow_cpu=false"]) == 3
+    lines = capsys.readouterr().err.splitlines()
+    assert f"{stage}@one needs a GPU and there is none here" in lines[0]
+    assert [line.strip() for line in lines[1:]] == [
+        f"prefect deployment run gdpo-stage/a100 -p stage={stage}@one --watch",
+        f"dvc repro --pull {stage}@one",
+    ]
+    assert not ran
+    assert cli.main([stage]) == 0  # the sample profile allows the CPU
+    monkeypatch.setattr(cli, "_has_gpu", lambda: True)
+    assert cli.main([stage, "--set", "allow_cpu=false"]) == 0
+    assert ran == [stage, stage]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -187,7 +229,7 @@ def test_live_metrics_are_whole_again_after_a_resume(tmp_path: Path) -> None:
                 recorder.log(step, {"step": float(step), "loss": 1.0 / (step + 1)})
             text = recorder.path.read_text()  # readable while it runs
             assert [json.loads(line)["step"] for line in text.splitlines()] == rows
-    assert json.loads(text.splitlines()[1]) == {"step": 1, "loss": 0.5}
+    assert json.loads(text.splitlines()[1]) == {"step": 1, "of": 4, "loss": 0.5}
 
 
 def test_without_values_there_is_no_file(tmp_path: Path) -> None:
@@ -205,9 +247,18 @@ def test_progress_is_a_line_now_and_then_when_nobody_watches(
     assert capsys.readouterr().err == "pretrain 1/4 loss 0.25\n"
 
 
+def test_a_stage_that_counts_its_steps_says_so_with_its_values(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.recorder.LINE_EVERY_S", 0.0)
+    with Recorder(tmp_path, "evaluate sample") as recorder:
+        recorder.log(0, {"of": 14, "psnr_y": 25.5})
+    assert capsys.readouterr().err == "evaluate sample 1/14 psnr_y 25.5\n"
+
+
 def test_summary_before_any_evaluation_names_the_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["summary"]) == 1
-    assert capsys.readouterr().err == "gdpo-sr: reports/evaluate/summary.json: not there yet; `dvc repro` makes it\n"
+    assert capsys.readouterr().err == "gdpo-sr: reports/evaluate/sample/summary.json: not there yet; `dvc repro` makes it\n"
 
 
 def test_profile_command_rewrites_params(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

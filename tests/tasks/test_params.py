@@ -162,3 +162,10 @@ def test_an_invalid_profile_changes_nothing(file: Path) -> None:
 def test_the_shipped_profiles_are_valid(root: Path) -> None:
     for path in sorted((root / "profiles").glob("*.yaml")):
         params.load(root / "params.yaml", path.stem)
+
+
+def test_a_key_inside_a_list_is_named_with_its_place(file: Path) -> None:
+    setting = "degrade.train=[{path: a}, {path: b, frist: 3}]"
+    found = message(file, overrides=[setting])
+    assert found.startswith(f"--set {setting}: degrade.train.1.frist: unknown key; did you mean")
+    assert "did you mean first? Allowed here: path, first, resize" in found

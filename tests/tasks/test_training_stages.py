@@ -54,6 +54,7 @@ def history(path: Path) -> list[dict[str, float]]:
 def test_pretrain_leaves_a_model_and_its_history(finished: Path) -> None:
     assert set(outputs(finished)) == {
         "models/naosd/model.json", "models/naosd/naosd.safetensors", "reports/pretrain/metrics.jsonl",
+        "reports/data-docs/rollout/index.html", "reports/data-docs/rollout/groups.html",
     }  # fmt: skip
     assert [row["step"] for row in history(finished / "reports/pretrain/metrics.jsonl")] == list(range(6))
     assert not (finished / CHECKPOINT["pretrain"]).exists()

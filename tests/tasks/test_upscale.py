@@ -6,10 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from gdpo.model.naosd import NAOSD
+from gdpo.model.tagger_files import import_tagger
 from tasks import __main__ as cli
+from tests.gdpo.model import released_tagger
 from tests.gdpo.upscale.fake_model import FakeModel
 
 
@@ -45,6 +48,26 @@ def test_json_says_what_was_made(folder: Path, capsys: pytest.CaptureFixture[str
     assert cli.main(["upscale", "photo.jpg", "-o", "out.png", "--scale", "2", "--json"]) == 0
     result: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert result["output"] == "out.png" and result["size"] == [28, 18] and result["seconds"] >= 0
+    assert result["prompt"] == "sharp"
+
+
+def test_the_prompt_is_of_the_users_words_or_of_a_tagger(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeModel, "embed", lambda self, texts: torch.zeros(1, 2, 4))
+    assert cli.main(["upscale", "photo.jpg", "-o", "a.png", "--prompt", "two boats", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["prompt"] == "two boats, sharp"
+    assert f"{Path('no')}/tags.json: no such file; `gdpo-sr import-weights" in _fails(
+        capsys, "photo.jpg", "-o", "b.png", "--tagger", "no"
+    )
+    source = released_tagger.write(folder / "ckp")
+    (folder / "ckp/ram_tag_list_threshold.txt").write_text("0\n" * 6)
+    import_tagger(source, folder / "plain")
+    assert "plain/dape.safetensors: no such file" in _fails(capsys, "photo.jpg", "-o", "b.png", "--tagger", "plain")
+    import_tagger(source, folder / "tagger", dape=folder / "ckp/DAPE.pth")
+    assert cli.main(["upscale", "photo.jpg", "-o", "b.png", "--tagger", "tagger", "--prompt", "two boats"]) == 0
+    names = ", ".join(released_tagger.NAMES)
+    assert capsys.readouterr().out.endswith(f"; prompt: {names}, two boats, sharp\n")
 
 
 def test_seed_decides_the_bytes(folder: Path) -> None:

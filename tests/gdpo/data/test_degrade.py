@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 from scipy import stats
 
 from gdpo.config import Degradation, Stage
-from gdpo.data.degrade import apply, degrade, draw, low_resolution
+from gdpo.data.degrade import apply, degrade, draw, low_resolution, patch_generator
 from gdpo.data.kernels import kernel
 from gdpo.data.operations import blur, jpeg, resize_by, resize_to
 from gdpo.training import numpy_generator
@@ -39,6 +39,14 @@ def test_replay_gives_the_same_bytes(key):
     assert lr.shape == (3, 16, 12) and lr.dtype == np.float32
     assert lr.min() >= 0 and lr.max() <= 1
     np.testing.assert_allclose(lr * 255, np.round(lr * 255), atol=1e-4)
+
+
+def test_a_patch_draws_by_version_id_and_epoch():
+    """The same three, the same draw; another of any of them, another one. Epoch 0 is what it was before there were epochs."""
+    keys = [(0, "a"), (0, "b"), (1, "a"), (0, "a", 1), (0, "a", 2), (1, "a", 1)]
+    drawn = [json.dumps(draw(CONFIG, patch_generator(*key))) for key in keys]
+    assert drawn == [json.dumps(draw(CONFIG, patch_generator(*key))) for key in keys] and len(set(drawn)) == len(keys)
+    assert drawn[0] == json.dumps(draw(CONFIG, numpy_generator(0, "degrade", "a")))
 
 
 def test_arrays_and_tensors_agree():
@@ -93,12 +101,12 @@ def test_order_of_the_steps(jpeg_last):
         "final": {"jpeg_last": jpeg_last, "mode": "bicubic", "sinc": sinc, "jpeg": 80},
     }
     hr = _photo().transpose(1, 2, 0)
-    image = jpeg(resize_by(blur(hr, kernel(blur1)), 0.7, "bilinear"), 70)
-    image = np.clip(resize_to(blur(image, kernel(blur2)), (17, 13), "area"), 0, 1)  # int(64 / 4 * 1.1), int(48 / 4 * 1.1)
+    image = jpeg(resize_by(blur(hr * np.float32(255), kernel(blur1)), 0.7, "bilinear"), 70)
+    image = np.clip(resize_to(blur(image, kernel(blur2)), (17, 13), "area"), 0, 255)  # int(64 / 4 * 1.1), int(48 / 4 * 1.1)
     image = image if jpeg_last else jpeg(image, 80)
     image = blur(resize_to(image, (16, 12), "bicubic"), kernel(sinc))
     image = jpeg(image, 80) if jpeg_last else image
-    np.testing.assert_array_equal(low_resolution(hr, drawn), np.round(np.clip(image, 0, 1) * 255))
+    np.testing.assert_array_equal(low_resolution(hr, drawn), np.round(np.clip(image, 0, 255)))
 
 
 def _share(values: list[bool], expected: float) -> None:

@@ -1,77 +1,66 @@
-"""gdpo.data.sources: which photographs are used, and why the others are not."""
+"""gdpo.data.sources: names and places of photographs, and the patches cut from them."""
+
+from collections import Counter
 
 import numpy as np
 import pytest
 
-from gdpo.data.sources import Census, centred_tiles, content_hash, photographs, sliding_windows, usable
-from gdpo.images import write_png
+from gdpo.data.census import content_hash
+from gdpo.data.sources import Photo, centred_tiles, named, part_of, photographs, resized, sliding_windows
+from gdpo.images import encode_png, resize_bicubic, write_png
 
 
 def _image(seed: int, height: int = 20, width: int = 24) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """A tree with two good photographs, a copy of one, a small one, a broken one and a file that is none."""
+def test_folder_is_listed_by_name(tmp_path):
+    """Recursively, image files only, sorted; a name is one path segment, the place in the folder is kept."""
     write_png(tmp_path / "photos/b.png", _image(0))
     write_png(tmp_path / "photos/deep/a.png", _image(1))
-    write_png(tmp_path / "photos/copy.png", _image(0))
-    write_png(tmp_path / "photos/small.png", _image(2, height=8))
-    (tmp_path / "photos/broken.jpg").write_bytes(b"not a photograph")
+    (tmp_path / "photos/broken.JPG").write_bytes(b"not a photograph")
     (tmp_path / "photos/notes.txt").write_text("no image")
     (tmp_path / "photos/._b.png").write_bytes(b"a Finder file")
-    return tmp_path
+    found = photographs("photos", "train", tmp_path)
+    assert [(photo.name, photo.source, photo.file) for photo in found] == [
+        ("b", "photos", "b.png"),
+        ("broken", "photos", "broken.JPG"),
+        ("deep__a", "photos", "deep/a.png"),
+    ]
+    np.testing.assert_array_equal(found[2].load(), _image(1))
 
 
-def test_folder_is_listed_by_name(folder):
-    """Recursively, image files only, sorted; a name is one path segment."""
-    names = [photo.name for photo in photographs("photos", "train", folder)]
-    assert names == ["b", "broken", "copy", "deep__a", "small"]
+def test_a_name_does_not_depend_on_the_other_files():
+    """Files that differ in their suffix share a name, in the order of their paths."""
+    assert named(["x.png", "d/x.png"], "") == [("d__x", "d/x.png"), ("x", "x.png")]
+    assert named(["x.png", "x.bmp", "d/x.png"], "") == [("d__x", "d/x.png"), ("x", "x.bmp"), ("x", "x.png")]
 
 
-def test_names_that_differ_only_in_suffix_keep_it(tmp_path):
-    """x.png and x.bmp stay two photographs."""
-    write_png(tmp_path / "x.png", _image(0))
-    (tmp_path / "x.bmp").write_bytes(b"")
-    assert [photo.name for photo in photographs(".", "train", tmp_path)] == ["x.bmp", "x.png"]
+def test_bytes_from_elsewhere_and_resizing():
+    """`read` gives the bytes; the shorter side becomes `resize`, by antialiased bicubic."""
+    photo = Photo("a", "s3://bucket/a.png", resize=10, read=lambda: encode_png(_image(0)))
+    np.testing.assert_array_equal(photo.original(), _image(0))
+    np.testing.assert_array_equal(photo.load(), resize_bicubic(_image(0), (10, 12)))
+    assert resized(_image(0), None) is not None and resized(_image(0), 20).shape == (20, 24, 3)
+    with pytest.raises(ValueError, match=r"^s3://bucket/b\.png: not a readable photograph"):
+        Photo("b", "s3://bucket/b.png", read=lambda: b"half").load()
 
 
-def test_census_has_every_reason(folder):
-    """Used ones are yielded once, skipped ones listed with the reason and the file."""
-    census = Census()
-    used = [photo.name for photo, _ in usable(photographs("photos", "train", folder), 16, 0.5, census)]
-    assert used == ["b", "deep__a"]
-    assert {row["name"]: row["reason"] for row in census.skipped} == {
-        "broken": "unreadable",
-        "copy": "duplicate",
-        "small": "too small",
-    }
-    assert census.counts() == {"used": 2, "duplicate": 1, "too small": 1, "unreadable": 1}
-    details = {row["name"]: row["detail"] for row in census.skipped}
-    assert "broken.jpg" in details["broken"] and "24x8" in details["small"] and "b" in details["copy"]
-
-
-@pytest.mark.parametrize("allowed", [0.0, 0.2, 0.39])
-def test_too_many_failures_name_the_first_bad_file(folder, allowed):
-    """Two of five fail (the copy is no failure): 0.4 is enough, less is not."""
-    with pytest.raises(ValueError, match=r"broken\.jpg.*degrade\.max_failures"):
-        list(usable(photographs("photos", "train", folder), 16, allowed, Census()))
-    assert len(list(usable(photographs("photos", "train", folder), 16, 0.4, Census()))) == 2
-
-
-def test_evaluation_photographs_may_not_be_trained_on(folder):
-    """The same pixels under another name are found, and both names given."""
-    held_out = {content_hash(_image(1)): "cat"}
-    with pytest.raises(ValueError, match=r"a\.png: is the evaluation photograph cat too"):
-        list(usable(photographs("photos", "train", folder), 16, 1.0, Census(), held_out))
+def test_parts_are_even_and_do_not_move():
+    """By the hash of the name alone: about as many in each, and any other name changes nothing."""
+    names = [f"photo{i}" for i in range(2000)]
+    parts = ["00", "01", "02", "03", "04"]
+    found = Counter(part_of(name, parts) for name in names)
+    assert set(found) == set(parts) and all(330 < count < 470 for count in found.values())
+    assert [part_of(name, ["a", "b"]) for name in ("astronaut", "ihc", "retina")] == ["b", "a", "b"]
+    assert {part_of(name, ["only"]) for name in names} == {"only"}
 
 
 @pytest.mark.parametrize("spec", ["nowhere", "empty"])
 def test_missing_and_empty_folders_are_named(tmp_path, spec):
     """With the key they come from."""
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=rf"{spec}: .*degrade\.evaluation"):
+    with pytest.raises(ValueError, match=rf"{spec}.*degrade\.evaluation"):
         photographs(spec, "evaluation", tmp_path)
 
 
@@ -87,13 +76,6 @@ def test_scikit_image_photographs_are_disjoint_and_in_colour():
         assert np.ptp(pixels.astype(int), axis=-1).max() > 20
         hashes.add(content_hash(pixels))
     assert len(hashes) == 8
-
-
-def test_content_hash_sees_shape_and_pixels():
-    """The same bytes in another shape are another picture."""
-    image = _image(0)
-    assert content_hash(image) == content_hash(np.asfortranarray(image))
-    assert content_hash(image) != content_hash(image.reshape(24, 20, 3))
 
 
 def test_sliding_windows():

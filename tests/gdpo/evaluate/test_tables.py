@@ -41,6 +41,16 @@ def test_the_best_of_a_column_follows_the_direction_of_the_metric() -> None:
     assert best["GDPO-SR"] == [True, True, True] and not any(best["NAOSD"])
 
 
+def test_distances_of_sets_are_columns_with_their_spread_over_noises() -> None:
+    table = models_table({**summary(2.0), "sets": {"fid": {"bicubic": [40.0], "naosd": [20.0, 22.0], "gdpo": [19.0, 19.0]}}})
+    assert table.header[-1] == "FID ↓" and "FID: of all images together" in table.caption
+    texts = {row[0].text: (row[-1].text, row[-1].best) for row in table.rows}
+    assert texts == {
+        "Bicubic": ("40.00 ± –", False), "NAOSD": ("21.00 ± 1.00", False), "GDPO-SR": ("19.00 ± 0.00", True),
+        "Control": ("–", False),
+    }  # fmt: skip
+
+
 def test_verdict_of_a_gain_and_of_none() -> None:
     good = summary(2.0)
     assert headline(good) == "GDPO-SR beats NAOSD on the reward"

@@ -158,8 +158,23 @@ def drop_tensor(folder: Path) -> None:
     save_file(tensors, folder / UNET, metadata={"format": "pt"})
 
 
+def spoil(name: str, key: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Path], None]:
+    """Replace one tensor of a file."""
+
+    def apply(folder: Path) -> None:
+        tensors = load_file(folder / name)
+        save_file({**tensors, key: change(tensors[key]).contiguous()}, folder / name, metadata={"format": "pt"})
+
+    return apply
+
+
+def nan(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.full_like(tensor, torch.nan)
+
+
 SCHEDULER = "scheduler/scheduler_config.json"
-VAE = "vae/diffusion_pytorch_model.safetensors"
+VAE, TEXT = "vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"
+ADAPTERS, BIAS = "naosd.safetensors", "unet.conv_in.bias"
 
 
 @pytest.mark.parametrize(
@@ -182,6 +197,11 @@ VAE = "vae/diffusion_pytorch_model.safetensors"
         (cut("text_encoder/model.safetensors"), "text_encoder: cannot be loaded"),
         (set_json("vae/config.json", latent_channels=3), "vae: cannot be loaded"),
         (drop_tensor, "unet: its weights lack mid_block.resnets.0.conv1.weight"),
+        (spoil(UNET, "conv_in.bias", nan), "unet: conv_in.bias has values that are NaN or infinite"),
+        (spoil(VAE, "quant_conv.bias", lambda t: t / 0), "vae: quant_conv.bias has values that are NaN or infinite"),
+        (spoil(TEXT, "final_layer_norm.bias", nan), "text_encoder: .*final_layer_norm.bias has values that are NaN"),
+        (spoil(UNET, "conv_in.bias", lambda t: t.to(torch.int8)), "unet: .*conv_in.bias is of type I8, weights are floating-"),
+        (spoil(UNET, "conv_in.bias", lambda t: t[:3]), "unet: cannot be loaded"),
     ],
 )
 def test_a_bad_base_is_refused_by_the_name_of_its_file(base: Path, change: Callable[[Path], None], says: str) -> None:
@@ -214,6 +234,16 @@ def point_to(file: str) -> Callable[[Path], None]:
         (write("model.json", "{"), r"model.json: not valid JSON"),
         (set_json("model.json", adapters=...), r"model.json: adapters is missing"),
         (set_json("model.json", base_sha256=...), r"model.json: base_sha256 is missing"),
+        (set_json("model.json", format=2), r"model.json: format is 2: Input should be 1; fetch or make the model again"),
+        (set_json("model.json", t_add="250"), r"model.json: t_add is '250': Input should be a valid integer"),
+        (set_json("model.json", t_add=1000), r"model.json: t_add is 1000: Input should be less than or equal to 999"),
+        (set_json("model.json", t_diff=None), r"model.json: t_diff is None: Input should be a valid integer"),
+        (set_json("model.json", prompt=5), r"model.json: prompt is 5: Input should be a valid string"),
+        (set_json("model.json", adapters=[{"file": "naosd.safetensors"}]), r"model.json: adapters.0.rank is missing"),
+        (set_json("model.json", beauty=1), r"model.json: beauty is 1: Extra inputs are not permitted"),
+        (spoil(ADAPTERS, BIAS, nan), r"naosd.safetensors: unet.conv_in.bias has values that are NaN or infinite"),
+        (spoil(ADAPTERS, BIAS, lambda t: t.int()), r"naosd.safetensors: unet.conv_in.bias is of type torch.int32"),
+        (spoil(ADAPTERS, BIAS, lambda t: t[:3]), r"the base model has no parameter conv_in.bias of shape \(3,\)"),
     ],
 )
 def test_a_bad_model_folder_is_refused_by_the_name_of_its_file(folder: Path, change: Callable[[Path], None], says: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 import gdpo
@@ -71,10 +71,13 @@ def test_osediff_output_equals_that_of_the_peft_model(files: Path, tmp_path: Pat
     theirs = fabricate(tmp_path / "x.pkl", files / "base", "osediff")
     notes = import_released(tmp_path / "x.pkl", tmp_path / "x", files / "base")
     ours = NAOSD.from_pretrained(tmp_path / "x")
-    assert len(notes) == 1 and "injects no noise" in notes[0]
-    assert (ours.t_add, ours.t_diff, ours.prompt) == (0, 999, "")
-    ours.t_add, ours.t_diff = theirs.t_add, theirs.t_diff
+    assert notes == ()
+    assert (ours.t_add, ours.t_diff, ours.prompt) == (None, 999, "")
+    theirs.t_add, theirs.t_diff = None, 999  # OSEDiff's own forward pass
     assert same(ours, theirs)
+    export_merged(tmp_path / "x", tmp_path / "out")
+    again = NAOSD.from_pretrained(tmp_path / "out")
+    assert again.t_add is None and same(again, theirs)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -239,6 +242,23 @@ def test_lora_export_loads_in_diffusers_over_the_merged_naosd(files: Path, tmp_p
     model = NAOSD.from_pretrained(files / "merged")
     before = output(model)
     model.unet.load_lora_adapter(tmp_path / "out", prefix="unet", weight_name=LORA_FILE)
+    assert same(model, NAOSD.from_pretrained(files / "gdpo"))
+    assert float((output(model) - before).abs().max()) > 1e-3
+
+
+def test_lora_export_loads_in_a_pipeline_of_diffusers(files: Path, tmp_path: Path) -> None:
+    """By the name of the folder alone, as `load_lora_weights` does for anybody's LoRA."""
+    export_lora(files / "gdpo", tmp_path / "out")
+    model = NAOSD.from_pretrained(files / "merged")
+    pipeline = StableDiffusionPipeline(
+        model.vae, model.text_encoder, model.tokenizer, model.unet, DDPMScheduler.from_pretrained(files / "base/scheduler"),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    before = output(model)
+    pipeline.load_lora_weights(tmp_path / "out")
+    assert same(model, NAOSD.from_pretrained(files / "gdpo"))
+    pipeline.fuse_lora()
+    pipeline.unload_lora_weights()
     assert same(model, NAOSD.from_pretrained(files / "gdpo"))
     assert float((output(model) - before).abs().max()) > 1e-3
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from gdpo.model.naosd import NAOSD
-from gdpo.model.prompts import compose
 from gdpo.model.sampling import draw_noise, pad_to_multiple, super_resolve
 from gdpo.training import Key, torch_generator
 from tests import tiny
@@ -105,8 +104,3 @@ def test_bad_arguments_are_named(model: NAOSD, changes: dict[str, Any], says: st
     given = {"lr": picture(2), "keys": KEYS[:2], **changes}
     with pytest.raises(ValueError, match=says):
         run(model, **given)
-
-
-def test_prompts_are_composed_as_released() -> None:
-    assert compose("cat, grass", "clean") == "cat, grass, clean"
-    assert compose(None, "clean") == compose("", "clean") == "clean"

@@ -69,6 +69,28 @@ def test_noise_belongs_to_seed_group_and_visit(model: NAOSD) -> None:
         assert not torch.equal(errors(model, settings(), group="h"), first)
 
 
+def test_a_model_that_injects_no_noise_is_refused() -> None:
+    model = tiny.model()
+    model.t_add = None
+    with pytest.raises(ValueError, match=r"^model.t_add is null: GDPO compares errors at the noise a model injects"):
+        errors(model, settings())
+
+
+@pytest.mark.parametrize(
+    ("latents", "says"),
+    [
+        (Latents(LATENTS.mean[0], LATENTS.std), "latents.mean must have shape BCHW"),
+        (Latents(LATENTS.mean, LATENTS.std[:1]), "latents.std and latents.mean must have the same shape"),
+        (Latents(LATENTS.mean * torch.nan, LATENTS.std), "latents.mean has values that are NaN"),
+        (Latents(LATENTS.mean, LATENTS.std.int()), "latents.std must be a floating-point tensor"),
+        (Latents(LATENTS.mean, LATENTS.std - 1), "latents.std must not be negative"),
+    ],
+)
+def test_bad_latents_are_named(model: NAOSD, latents: Latents, says: str) -> None:
+    with pytest.raises(ValueError, match=f"^{says}"):
+        errors(model, settings(), latents)
+
+
 def test_policy_and_reference_agree_to_the_bit_before_training() -> None:
     """Without gradients and with them, without the role and with it: m - r is multiplied by 2500."""
     model = tiny.model()

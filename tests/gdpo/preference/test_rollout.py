@@ -1,6 +1,7 @@
 """Rollouts: what a group holds, that it does not depend on its neighbours, and its way through Parquet."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,24 @@ def test_a_group_holds_the_scores_of_its_candidates(model: NAOSD, groups: list[G
         with torch.no_grad():
             mean, _ = model.posterior(image * 2 - 1)
         assert torch.allclose(group.latents.mean, mean, atol=2e-3)  # rounded to fp16
+
+
+def test_candidates_and_errors_have_the_prompt_of_training(
+    model: NAOSD, groups: list[Group], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[str]] = []
+    embed = model.embed
+
+    def noted(texts: list[str]) -> torch.Tensor:
+        seen.append(texts)
+        return embed(texts)
+
+    monkeypatch.setattr(model, "embed", noted)
+    tagged = replace(tiny.pair(0), tags="cat, grass")
+    (group,) = rollout(model, [tagged], CONFIG, seed=0, prompt="")
+    assert group.prompt == "cat, grass, "
+    assert seen == [["cat, grass, "] * 3, ["cat, grass, "]]  # G candidates, then all noise errors
+    assert group.reference_error != groups[0].reference_error
 
 
 def test_scores_are_of_the_colour_corrected_candidates_and_latents_of_the_plain_ones(model: NAOSD, groups: list[Group]) -> None:

@@ -49,6 +49,24 @@ def test_two_runs_in_one_process_are_identical_and_a_third_seed_is_not(pairs: Sh
     assert third[1][0]["loss"] != first[1][0]["loss"]
 
 
+@pytest.mark.parametrize(("key", "value"), [("t_add", 150), ("t_add", None), ("t_diff", 200)])
+def test_the_timesteps_are_those_of_the_configuration(pairs: Shards, monkeypatch: Any, key: str, value: int | None) -> None:
+    """And not the model's own, which a base model does not have."""
+    config = tiny.settings(pretrain={"batch": 1}, model={key: value})
+    run, plain = (_Run(tiny.model(), pairs, each, None) for each in (config, tiny.settings(pretrain={"batch": 1})))
+    asked: list[int] = []
+    true = run.model.predict_noise
+
+    def spy(z: torch.Tensor, prompt: torch.Tensor, t: Any = None) -> torch.Tensor:
+        asked.extend([run.model.t_diff] if t is None else [])
+        return true(z, prompt, t)
+
+    monkeypatch.setattr(run.model, "predict_noise", spy)
+    assert run.step(0)["pixel"] != plain.step(0)["pixel"]
+    assert asked == [config.model.t_diff]
+    assert (run.model.t_add, run.model.t_diff) == (config.model.t_add, config.model.t_diff)
+
+
 def test_everything_that_should_train_does_and_nothing_else(pairs: Shards) -> None:
     model, run = started(pairs)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -136,6 +154,9 @@ def test_training_tags_come_before_the_prompt(tmp_path: Path) -> None:
     write_shards(tmp_path / "train", [type(tagged)(**{**vars(tagged), "tags": "cat, grass"})], 1.0)
     _, run = started(Shards(tmp_path / "train"), batch=1)
     assert run._batch(0)[2] == ["cat, grass, sharp"]
+    released = tiny.settings(pretrain={"batch": 1}, model={"prompt": "crisp", "training_prompt": ""})
+    alone = _Run(tiny.model(), Shards(tmp_path / "train"), released, None)
+    assert alone._batch(0)[2] == ["cat, grass, "]
 
 
 def test_cosine_schedule_ends_low(pairs: Shards) -> None:
@@ -175,6 +196,16 @@ def test_adapters_that_do_not_fit_are_refused_by_name(pairs: Shards, tmp_path: P
         ValueError, match=r"unet.conv_in.lora_A has shape \(3, 4, 3, 3\), pretrain.lora asks for \(2, 4, 3, 3\)"
     ):
         load_into(wanted, Adapters("naosd", other, Lora(rank=3, alpha=4)))
+
+
+def test_missing_weights_of_the_perceptual_loss_stop_it_before_the_first_step(
+    pairs: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "nothing"))
+    logged: list[int] = []
+    with pytest.raises(ValueError, match=r"LPIPS_v0.1_vgg-a78928a0.pth is missing; put it into .*nothing/hub/pyiqa"):
+        train(pairs, tmp_path, perceptual="lpips-vgg", hooks=Hooks(log=lambda step, _: logged.append(step)))
+    assert not logged and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("where", ["pixel_loss", "vsd_loss"])

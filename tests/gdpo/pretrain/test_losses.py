@@ -1,10 +1,13 @@
 """The image losses: values by hand, limits, gradients in float64."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from skimage.metrics import structural_similarity
 
-from gdpo.pretrain.losses import gradient_loss, perceptual_loss, pixel_loss, ssim, structure_loss
+from gdpo.pretrain import losses
+from gdpo.pretrain.losses import check_perceptual, gradient_loss, perceptual_loss, pixel_loss, ssim, structure_loss
 from gdpo.training import torch_generator
 
 
@@ -52,6 +55,35 @@ def test_structure_loss_is_its_parts() -> None:
         parts = parts + (1 - ssim(*pooled)) / 2 / 3
     assert structure_loss(a, b).item() == pytest.approx(parts.item(), rel=1e-12)
     assert perceptual_loss(a, b, "structure").item() == structure_loss(a, b).item()
+
+
+def test_lpips_gets_images_in_0_to_1_and_is_a_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own weights are on no test machine: what it is given, and what becomes of its result."""
+
+    class Spy(torch.nn.Module):
+        def forward(self, image: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            assert float(image.detach().min()) >= 0 and float(image.detach().max()) <= 1
+            return (image - target).square().mean(dim=(1, 2, 3))
+
+    monkeypatch.setattr(losses, "_lpips", Spy)
+    a, b = images()
+    found = perceptual_loss(a, b, "lpips-vgg")
+    assert found.item() == pytest.approx((a - b).square().mean().item() / 4)
+    small = a[:1, :, :2, :2].clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: perceptual_loss(x, b[:1, :, :2, :2], "lpips-vgg"), (small,))
+
+
+def test_missing_weights_of_lpips_are_named_with_their_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    check_perceptual("structure")
+    for name in ("pyiqa/LPIPS_v0.1_vgg-a78928a0.pth", "checkpoints/vgg16-397923af.pth"):
+        path = tmp_path / "hub" / name
+        with pytest.raises(ValueError) as caught:
+            check_perceptual("lpips-vgg")
+        assert str(caught.value) == f"pretrain.perceptual is lpips-vgg and {path.name} is missing; put it into {path.parent}"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"weights")
+    check_perceptual("lpips-vgg")
 
 
 @pytest.mark.parametrize("loss", [ssim, gradient_loss])

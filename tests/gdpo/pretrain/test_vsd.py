@@ -99,7 +99,7 @@ def test_fake_score_loss_is_a_mean_square_with_its_gradient() -> None:
         ("eps_fake", torch.full((3, 4, 2, 5), torch.nan), "eps_fake has values that are NaN"),
         ("z", torch.full((3, 4, 2, 5), torch.inf), "z has values that are NaN or infinite"),
         ("t", torch.tensor([250]), r"t must have one timestep per sample, shape \(3,\), got \(1,\)"),
-        ("t", torch.tensor([1, 2, 1000]), "timestep must lie in 0..999"),
+        ("t", torch.tensor([1, 2, 1000]), "^t must lie in 0..999"),
     ],
 )
 def test_bad_arguments_are_named(name: str, value: torch.Tensor, says: str) -> None:

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.complexity import cell_by_cell
+from gdpo.rewards import complexity
 from gdpo.rewards.complexity import detail_map, detail_share
 
 
@@ -82,12 +83,29 @@ def test_eight_bit_levels_survive_the_truncation() -> None:
     [torch.zeros(3, 8, 8), torch.zeros(1, 1, 8, 8), torch.full((1, 3, 8, 8), 2.0), torch.zeros(1, 3, 8, 8).byte()],
 )
 def test_a_bad_image_is_named(bad: torch.Tensor) -> None:
-    with pytest.raises(ValueError, match=r"^image "):
+    with pytest.raises(ValueError, match=r"^image_BCHW "):
         detail_share(bad)
 
 
 def test_nan_and_an_unknown_grayscale_are_named() -> None:
-    with pytest.raises(ValueError, match=r"^image .*NaN"):
+    with pytest.raises(ValueError, match=r"^image_BCHW .*NaN"):
         detail_share(torch.full((1, 3, 8, 8), float("nan")))
     with pytest.raises(ValueError, match=r"^grayscale .*bt601"):
         detail_share(torch.zeros(1, 3, 8, 8), "rgb")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", [(10, 10), (10, 7), (6, 10), (10, 2), (2, 10), (4, 4)])
+def test_every_test_is_right_where_it_is_sure(size: tuple[int, int]) -> None:
+    """Flat, split and coarse decide cells of all contrasts as the whole histogram does, each many of them."""
+    rng = np.random.default_rng(size)
+    contrast = np.geomspace(1, 256, 300)[:, None, None]
+    noise = (contrast * rng.random((300, *size))).astype(np.uint8)
+    edges = np.where(rng.random((300, *size)) < 0.05, noise, 7).astype(np.uint8)
+    cells = np.concatenate([noise, edges, np.sort(noise, axis=1)])
+    bits = 50 / (size[0] * size[1])
+    exact = complexity._entropy(cells)
+    flat, split = complexity._surely_flat(cells, bits), complexity._surely_detail(cells, bits)
+    low, high = complexity._entropy_bounds(cells).T
+    assert np.all(exact[flat] <= bits) and np.all(exact[split] > bits)
+    assert np.all(low <= exact + complexity.RECHECK) and np.all(exact <= high + complexity.RECHECK)
+    assert flat.any() and (split.any() or bits > 0.5)

@@ -97,6 +97,32 @@ def test_progress_counts_every_tile_of_three_passes() -> None:
     assert calls == [(i, len(calls)) for i in range(1, len(calls) + 1)] and len(calls) == 9
 
 
+class Words:
+    """A tagger that says how large and how bright the image is that it gets."""
+
+    def tags(self, image: torch.Tensor) -> list[str]:
+        assert float(image.min()) >= 0 and float(image.max()) <= 1
+        return [f"{one.shape[2]} by {one.shape[1]}" for one in image]
+
+
+@pytest.mark.parametrize(
+    ("options", "prompt"),
+    [
+        ({}, "sharp"),
+        ({"words": "a lighthouse"}, "a lighthouse, sharp"),
+        ({"tagger": Words()}, "40 by 24, sharp"),
+        ({"tagger": Words(), "words": "a lighthouse,"}, "40 by 24, a lighthouse, sharp"),
+    ],
+)
+def test_tags_are_of_the_enlarged_photograph_and_come_first(options: dict[str, Any], prompt: str) -> None:
+    seen: list[list[str]] = []
+    told: list[str] = []
+    model = FakeModel()
+    model.embed = lambda texts: (seen.append(texts), torch.zeros(1, 2, 4))[1]  # type: ignore[method-assign, func-returns-value]
+    upscale(model, _photo(6, 10), on_prompt=told.append, **options)  # type: ignore[arg-type]
+    assert seen == [[prompt]] and told == [prompt]
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

@@ -1,0 +1,38 @@
+"""What the benchmarks leave behind: benchmarks/results/NAME.json, with the machine and the commit it was measured on."""
+
+import json
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from gdpo.training import written_aside
+
+REPO = Path(__file__).resolve().parents[1]
+RESULTS = REPO / "benchmarks/results"
+
+
+def record(name: str, measured: dict[str, Any]) -> None:
+    """Write the figures of one benchmark."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPO, capture_output=True, text=True, check=False)
+    changed = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=REPO, capture_output=True, text=True, check=False)
+    machine = {
+        "processor": platform.machine(), "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1),
+        "python": platform.python_version(), "pyarrow": version("pyarrow"), "opencv": version("opencv-python-headless"),
+        "commit": commit.stdout.strip() + ("+changes" if changed.stdout.strip() else ""),
+        "date": datetime.now(UTC).date().isoformat(),
+    }  # fmt: skip
+    with written_aside(RESULTS / f"{name}.json") as part:
+        part.write_text(json.dumps({"measured": measured, "machine": machine}, indent=1) + "\n")
+
+
+def recorded(name: str) -> dict[str, Any]:
+    """The figures of one benchmark. ValueError naming the script if it has not been run."""
+    path = RESULTS / f"{name}.json"
+    if not path.is_file():
+        raise ValueError(f"{path.relative_to(REPO)}: not there; run python benchmarks/{name}.py")
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found

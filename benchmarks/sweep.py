@@ -1,0 +1,94 @@
+"""Table 10 and Fig. 7 of the paper: the timesteps of noise and of denoising varied at inference, the same noises for all.
+
+    python benchmarks/sweep.py --benchmark sample --noises 8
+
+GDPO-SR at t_add 150, 250 and 350; NAOSD at the four settings (t_add, t_diff) of Fig. 7. Adds the benchmark's results to
+benchmarks/results/sweep.json: the mean over images of every metric, for each noise; `gdpo-sr tables` shows them. The paper
+takes 50 noises on RealSR. Parameters are those of params.yaml, models those of evaluate.models; --profile paper for SD2.1.
+"""
+
+import argparse
+import copy
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from gdpo.evaluate import paper
+from gdpo.evaluate.benchmark import evaluate_image
+from gdpo.model.naosd import NAOSD
+from gdpo.rewards.metrics import METRICS
+from gdpo.training import written_aside
+from tasks.evaluate import open_pairs, upscalers
+from tasks.origin import origin
+from tasks.params import load
+from tasks.runs import device
+
+REPO = Path(__file__).resolve().parents[1]
+RESULT = REPO / "benchmarks/results/sweep.json"
+
+
+def main() -> int:
+    """Measure one benchmark and write it beside those that are there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--benchmark", default="sample")
+    parser.add_argument("--noises", type=int, default=8)
+    parser.add_argument("--profile")
+    args = parser.parse_args()
+    config = load(REPO / "params.yaml", args.profile)
+    metrics = [metric for metric in config.evaluate.metrics if not METRICS[metric].per_set]
+    pairs, folders = open_pairs(config, REPO, args.benchmark, metrics)
+    variants = settings()
+    models = {
+        model: NAOSD.from_pretrained(REPO / config.evaluate.models[model], device=str(device())) for model, _, _ in variants
+    }
+    made = {key: at(models[key[0]], *key[1:]) for key in variants}
+    ways = upscalers(config, REPO, {name(key): model for key, model in made.items()})
+    found: dict[str, list[dict[str, Any]]] = {name(key): [] for key in variants}
+    for index in tqdm(range(len(pairs)), desc=args.benchmark, unit="image", disable=None):
+        result = evaluate_image(pairs[index], ways, metrics, seed=config.seed, noises=args.noises, batch=config.evaluate.batch)
+        for key in found:
+            found[key].append(result.scores[key])
+    values: dict[str, Any] = {"naosd": {}, "gdpo": {}}
+    for model, t_add, t_diff in variants:
+        rows = found[name((model, t_add, t_diff))]
+        values[model][f"{t_add},{t_diff}"] = {m: np.mean([row[m] for row in rows], axis=0).tolist() for m in metrics}
+    source = {**origin(config, REPO, args.benchmark, metrics, folders), "noises": args.noises, "images": len(pairs)}
+    add(args.benchmark, values, source)
+    sys.stdout.write(f"{RESULT.relative_to(REPO)}: {args.benchmark}, {len(pairs)} images, {args.noises} noises\n")
+    return 0
+
+
+def settings() -> list[tuple[str, int, int]]:
+    """(model, t_add, t_diff) of everything that is measured."""
+    return [
+        *(("gdpo", t_add, paper.T_DIFF) for t_add in paper.T_ADD_TABLE_10),
+        *(("naosd", t_add, t_diff) for t_add, t_diff in paper.FIGURE_7),
+    ]
+
+
+def name(key: tuple[str, int, int]) -> str:
+    """One text for a setting."""
+    return "{} {},{}".format(*key)
+
+
+def at(model: NAOSD, t_add: int, t_diff: int) -> NAOSD:
+    """The same networks at other timesteps."""
+    other = copy.copy(model)
+    other.t_add, other.t_diff = t_add, t_diff
+    return other
+
+
+def add(benchmark: str, values: dict[str, Any], source: dict[str, Any]) -> None:
+    """Write the results of one benchmark; those of others stay."""
+    before = json.loads(RESULT.read_text()) if RESULT.is_file() else {"results": {}, "origin": {}}
+    before["results"][benchmark], before["origin"][benchmark] = values, source
+    with written_aside(RESULT) as part:
+        part.write_text(json.dumps(before, indent=1, sort_keys=True) + "\n")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,59 @@
+"""The nightly evaluation: the flow `gdpo-evaluate`, deployed as gdpo-evaluate/nightly.
+
+    stages it needs, up to date     dvc repro --single-item evaluate@..., report        (nothing runs if nothing changed)
+    against the promoted run        as `python -m tasks evaluate --against FILE` does; a regression fails the run, by name
+    publish                         runs/<date>-<commit>/ of the kind "nightly"
+
+It judges and shows; it promotes nothing and touches no pointer. Without a promoted run there is nothing to compare with,
+and that is logged, not an error.
+"""
+
+import json
+from pathlib import Path
+
+from prefect import flow, get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+
+from flows.publish import publish, store_url
+from flows.repro import RETRIES, StageFailed, graph, pull, push, repro
+from flows.workplace import ROOT
+from tasks import against, publication
+from tasks.params import load
+from tasks.store import Store
+
+
+@flow(name="gdpo-evaluate")
+def evaluate() -> None:
+    """Bring the evaluation up to date, publish it, and fail if it is worse than the promoted run."""
+    edges = graph(ROOT)
+    mine = [stage for stage in edges if stage.partition("@")[0] in ("evaluate", "report")]
+    pull("gdpo-evaluate", sorted({name for stage in mine for name in edges[stage]} - set(mine)), ROOT)
+    for stage in mine:
+        repro(stage, ROOT, share=True)
+        push(stage, ROOT)
+    publish(ROOT, share=True, kind="nightly")
+    regressions = [text for benchmark, scores in promoted_scores(ROOT).items() if (text := compare(benchmark, scores, ROOT))]
+    if regressions:
+        raise StageFailed("\n".join(regressions))
+
+
+@task(cache_policy=NO_CACHE, **RETRIES)
+def promoted_scores(root: Path) -> dict[str, Path]:
+    """The promoted run's scores, {benchmark: per_image.parquet below work/promoted}; {} if nothing is promoted."""
+    store = Store.at(store_url())
+    known, _ = publication.promoted(store)
+    if not known:
+        get_run_logger().warning("no run is promoted: nothing to compare with (gdpo-sr promote RUN)")
+        return {}
+    manifest = publication.manifest_of(store, known[0]["run"])
+    found = publication.bring_scores(store, manifest, root / "work/promoted")
+    return {path.parent.name: path for path in found}
+
+
+@task(task_run_name="compare {benchmark}", cache_policy=NO_CACHE)
+def compare(benchmark: str, before: Path, root: Path) -> str:
+    """What regressed on a benchmark, "" if nothing did. ValueError if the two runs cannot be compared."""
+    code = against.check(load(root / "params.yaml"), root, benchmark, str(before))
+    found = json.loads((root / "reports/against" / f"{benchmark}.json").read_text(encoding="utf-8"))
+    get_run_logger().info("%s: %s", benchmark, json.dumps(found))
+    return f"{benchmark} regressed: {', '.join(found['regressed'])}" if code == against.REGRESSED else ""

@@ -1,0 +1,148 @@
+"""Everything on the Prefect server that the flows need; run it again at any time: what is there is brought up to date.
+
+python -m flows.setup [--store s3://gdpo-sr] [--heartbeat 180]
+
+work pools      head, cpu, a100: process workers; a queue `nightly` behind the default one on a100
+limits          tag gdpo-transfer: pulls and pushes at once; one stage per worker is the worker's own --limit 1
+variable        gdpo_store: the bucket with runs/, models/ and the results of flow runs
+results         S3Bucket block `gdpo-results`; endpoint and credentials stay in each worker's environment
+deployments     those of prefect.yaml
+automations     a run without a sign of life is marked crashed; a finished training run is evaluated
+"""
+
+import argparse
+import subprocess
+import sys
+from datetime import timedelta
+from typing import cast
+from urllib.parse import urlparse
+
+from prefect.automations import Automation
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+from prefect.client.schemas.objects import StateType
+from prefect.events import EventTrigger, Posture, ResourceSpecification
+from prefect.events.actions import ChangeFlowRunState, RunDeployment
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.variables import Variable
+from prefect_aws import AwsCredentials, S3Bucket
+
+from flows.publish import STORE_VARIABLE
+from flows.repro import TRANSFER_TAG
+from flows.workplace import RESULTS_BLOCK, ROOT
+
+POOLS = {
+    "head": "one light process per pipeline run: it walks the graph and sends stages to the other pools",
+    "cpu": "degrade and report; any host",
+    "a100": "stages with models; one worker per GPU, each with its CUDA_VISIBLE_DEVICES and --limit 1",
+}
+TRANSFERS = 16
+HEARTBEAT_S = 180
+_ENDS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
+_BEAT = "prefect.flow-run.heartbeat"
+
+
+def setup(store: str, heartbeat_s: int = HEARTBEAT_S) -> None:
+    """Make or update everything. store: s3://BUCKET. heartbeat_s: PREFECT_FLOWS_HEARTBEAT_FREQUENCY of the workers.
+
+    ValueError naming `store` if it is no bucket.
+    """
+    bucket = urlparse(store)
+    if bucket.scheme != "s3" or not bucket.netloc or bucket.path.strip("/"):
+        raise ValueError(f"--store must be s3://BUCKET, got {store}")
+    with get_client(sync_client=True) as client:
+        for name, description in POOLS.items():
+            _pool(client, name, description)
+        _queue(client, "a100", "nightly", priority=2)
+        client.upsert_global_concurrency_limit_by_name(f"tag:{TRANSFER_TAG}", TRANSFERS)
+    Variable.set(STORE_VARIABLE, f"s3://{bucket.netloc}", overwrite=True)
+    results = S3Bucket(bucket_name=bucket.netloc, bucket_folder="results", credentials=AwsCredentials())
+    results.save(RESULTS_BLOCK, overwrite=True)
+    _deploy()
+    with get_client(sync_client=True) as client:
+        nightly = client.read_deployment_by_name("gdpo-evaluate/nightly")
+    _automation(_crash_the_dead(timedelta(seconds=3 * heartbeat_s)))
+    _automation(
+        _evaluate_after_training(
+            RunDeployment(deployment_id=nightly.id, source="selected", parameters=None, job_variables=None)
+        )
+    )
+
+
+def _deploy() -> None:
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if result.returncode != 0:
+        raise ValueError(f"prefect deploy --all failed: {(result.stderr or result.stdout).strip()}")
+
+
+def _pool(client: SyncPrefectClient, name: str, description: str) -> None:
+    try:
+        client.create_work_pool(WorkPoolCreate(name=name, type="process", description=description))
+    except ObjectAlreadyExists:
+        client.update_work_pool(name, WorkPoolUpdate(description=description))
+
+
+def _queue(client: SyncPrefectClient, pool: str, name: str, priority: int) -> None:
+    try:
+        queue = client.read_work_queue_by_name(name, work_pool_name=pool)
+    except ObjectNotFound:
+        client.create_work_queue(name, work_pool_name=pool, priority=priority)
+    else:
+        client.update_work_queue(queue.id, priority=priority)
+
+
+def _crash_the_dead(window: timedelta) -> Automation:
+    """A self-hosted server does not do this by itself: without it a run of a dead host says Running for ever."""
+    return Automation(
+        name="gdpo: mark dead runs crashed",
+        trigger=EventTrigger(
+            after={_BEAT}, expect={_BEAT} | _ENDS, match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
+            for_each={"prefect.resource.id"}, posture=Posture.Proactive, threshold=1, within=window,
+        ),
+        actions=[ChangeFlowRunState(state=StateType.CRASHED, name=None, message="no sign of life from the worker")],
+    )  # fmt: skip
+
+
+def _evaluate_after_training(evaluate: RunDeployment) -> Automation:
+    return Automation(
+        name="gdpo: evaluate after training",
+        trigger=EventTrigger(
+            expect={"prefect.flow-run.Completed"}, match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
+            match_related=ResourceSpecification({"prefect.resource.role": "flow", "prefect.resource.name": "gdpo-train"}),
+            posture=Posture.Reactive, threshold=1, within=timedelta(0),
+        ),
+        actions=[evaluate],
+    )  # fmt: skip
+
+
+def _automation(wanted: Automation) -> None:
+    try:
+        there = cast(Automation, Automation.read(name=wanted.name))
+    except ValueError:
+        wanted.create()
+        return
+    there.trigger, there.actions, there.enabled = wanted.trigger, wanted.actions, True
+    there.update()
+
+
+def main() -> int:
+    """Parse, set up, say so."""
+    parser = argparse.ArgumentParser(prog="python -m flows.setup", description="Set up the Prefect server at PREFECT_API_URL.")
+    parser.add_argument("--store", default="s3://gdpo-sr", metavar="URL", help="bucket of runs, models and results")
+    parser.add_argument(
+        "--heartbeat", type=int, default=HEARTBEAT_S, metavar="S",
+        help="PREFECT_FLOWS_HEARTBEAT_FREQUENCY of the workers; a run silent three times as long is marked crashed",
+    )  # fmt: skip
+    args = parser.parse_args()
+    try:
+        setup(args.store, args.heartbeat)
+    except ValueError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    sys.stdout.write(f"pools {', '.join(POOLS)}, deployments and automations are set up; results go to {args.store}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

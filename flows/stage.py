@@ -1,0 +1,33 @@
+"""One DVC stage on whatever worker takes it: the flow `gdpo-stage`, deployed to the pools `cpu` and `a100`.
+
+    prefect deployment run gdpo-stage/a100 -p stage=finetune@gdpo --watch
+
+    pull    the outputs it reads, as the ledger (dvc.lock) has them      from the DVC remote
+    repro   dvc repro --single-item STAGE --pull                        a known result is taken from the run cache
+    push    what it made, with DVC's record of the run                  never git
+
+The result of the run is the stage's ledger entry.
+"""
+
+from prefect import flow
+
+from flows.repro import StageFailed, check_commit, graph, pull, push, repro
+from flows.workplace import RESULTS, ROOT, Ledger, read_ledger, write_ledger
+
+
+@flow(name="gdpo-stage", flow_run_name="{stage}", persist_result=True, result_storage=RESULTS)
+def run_stage(stage: str, ledger: Ledger | None = None, commit: str | None = None) -> Ledger:
+    """Run one stage in this worker's clone and return {stage: its entry in dvc.lock}.
+
+    ledger: entries of the stages whose outputs it reads, by default those in the clone. commit: of the caller.
+    """
+    check_commit(ROOT, commit)
+    edges = graph(ROOT)
+    if stage not in edges:
+        raise StageFailed(f"there is no stage {stage} in dvc.yaml; there is {', '.join(edges)}")
+    if ledger:
+        write_ledger(ROOT, ledger)
+    pull(stage, sorted(edges[stage]), ROOT)
+    repro(stage, ROOT, share=True)
+    push(stage, ROOT)
+    return {stage: read_ledger(ROOT)[stage]}

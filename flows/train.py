@@ -1,0 +1,54 @@
+"""Fine-tune, evaluate, publish: the flow `gdpo-train`.
+
+    prefect deployment run gdpo-train/a100      on a GPU worker, from rollouts that are in the DVC remote
+    prefect deployment run gdpo-train/local     everything that is not up to date, here, without a bucket
+
+On the GPU pool only the stages below run; what they read is pulled, and refused if it was made with other code or
+parameters: `gdpo-pipeline/head` makes it.
+"""
+
+from prefect import flow
+
+from flows.publish import publish
+from flows.repro import StageFailed, check_commit, graph, outdated, pull, push, repro
+from flows.workplace import ROOT
+
+STAGES = ("finetune", "evaluate", "report")
+
+
+@flow(name="gdpo-train")
+def train(share: bool = True, commit: str | None = None) -> None:
+    """Run the stages that train and judge, and publish. share: inputs from, and outputs to, the DVC remote and the bucket."""
+    check_commit(ROOT, commit)
+    edges = graph(ROOT)
+    if not share:
+        for stage in edges:
+            repro(stage, ROOT)
+        publish(ROOT, share=False)
+        return
+    mine = [stage for stage in edges if stage.partition("@")[0] in STAGES]
+    inputs = sorted({name for stage in mine for name in edges[stage]} - set(mine))
+    _check_inputs(ancestors(edges, inputs))
+    pull("gdpo-train", inputs, ROOT)
+    for stage in mine:
+        repro(stage, ROOT, share=True)
+        push(stage, ROOT)
+    publish(ROOT, share=True)
+
+
+def ancestors(edges: dict[str, set[str]], stages: list[str]) -> list[str]:
+    """`stages` and everything they are made from, in the order of `edges`."""
+    wanted = set(stages)
+    for stage in reversed(edges):
+        if stage in wanted:
+            wanted |= edges[stage]
+    return [stage for stage in edges if stage in wanted]
+
+
+def _check_inputs(stages: list[str]) -> None:
+    old = outdated(stages, ROOT)
+    if old:
+        stage, what = next(iter(old.items()))
+        raise StageFailed(
+            f"training reads what stage {stage} makes, but {what}: prefect deployment run gdpo-pipeline/head makes it anew"
+        )

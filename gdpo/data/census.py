@@ -1,0 +1,123 @@
+"""Which photographs can be used: every one is read once, and the others are listed with the reason.
+
+    examine(photo, min_side) -> Finding     size and content hash, or what is wrong; photographs do not touch each other
+    census(findings, ...)    -> Census      duplicates, the share of failures, what is held out
+
+unreadable, not RGB, too small      failures; more than a set share of them stops the stage
+duplicate, same name                the pixels of an earlier one; a file that differs in its suffix only
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from gdpo.data.sources import Photo, resized
+from gdpo.images import NotRgb
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one photograph is: its size and hashes as it is used, or the reason why it is not, with one line about it.
+
+    original: the hash before `Photo.resize`.
+    """
+
+    photo: Photo
+    height: int = 0
+    width: int = 0
+    sha256: str = ""
+    original: str = ""
+    reason: str = ""
+    detail: str = ""
+
+
+@dataclass
+class Census:
+    """The photographs to use, and who was skipped and why."""
+
+    used: list[Finding] = field(default_factory=list)
+    skipped: list[dict[str, str]] = field(default_factory=list)
+
+    def hashes(self) -> dict[str, str]:
+        """Content hash -> name of the photographs used, as they are used and as they were before resizing."""
+        return {sha256: found.photo.name for found in self.used for sha256 in (found.original, found.sha256)}
+
+    def counts(self) -> dict[str, int]:
+        """How many photographs were used, and how many skipped for each reason."""
+        reasons = Counter(row["reason"] for row in self.skipped)
+        return {"used": len(self.used), **dict(sorted(reasons.items()))}
+
+
+def examine(photo: Photo, min_side: int) -> Finding:
+    """Read one photograph. OSError only if a store fails: that is no fault of the photograph."""
+    try:
+        original = photo.original()
+        pixels = resized(original, photo.resize)
+    except NotRgb as error:
+        return Finding(photo, reason="not RGB", detail=str(error))
+    except ValueError as error:
+        return Finding(photo, reason="unreadable", detail=str(error))
+    height, width = pixels.shape[:2]
+    if min(height, width) < min_side:
+        detail = f"{photo.path}: {width}x{height} pixels, a patch needs {min_side}x{min_side}"
+        return Finding(photo, height, width, reason="too small", detail=detail)
+    sha256 = content_hash(pixels)
+    return Finding(photo, height, width, sha256, sha256 if pixels is original else content_hash(original))
+
+
+def census(findings: Iterable[Finding], total: int, max_failures: float, held_out: Mapping[str, str] | None = None) -> Census:
+    """Sort `total` findings, in the order given, into the used and the skipped.
+
+    More failures than the share `max_failures` are a ValueError that names the first. So is a photograph whose pixels
+    are among `held_out` (content hash -> name), before or after resizing: it must not be trained on.
+    """
+    found, names, hashes = Census(), dict[str, Photo](), dict[str, str]()
+    first, failures = "", 0
+    for finding in findings:
+        reason, detail = finding.reason, finding.detail
+        if reason:
+            failures += 1
+            first = first or detail
+            if failures > max_failures * total:
+                raise ValueError(
+                    f"{first}; {failures} of {total} photographs cannot be used, "
+                    f"degrade.max_failures allows {max_failures:g} of them"
+                )
+        else:
+            _check_not_held_out(finding, held_out or {})
+            reason, detail = _repeats(finding, names, hashes)
+        if reason:
+            found.skipped.append({"name": finding.photo.name, "reason": reason, "detail": detail})
+            continue
+        names[finding.photo.name] = finding.photo
+        hashes[finding.sha256] = finding.photo.name
+        found.used.append(finding)
+    return found
+
+
+def _check_not_held_out(finding: Finding, held_out: Mapping[str, str]) -> None:
+    name = held_out.get(finding.sha256) or held_out.get(finding.original)
+    if name is not None:
+        raise ValueError(
+            f"{finding.photo.path}: is the evaluation photograph {name} too; "
+            "degrade.train and degrade.evaluation must have no photograph in common"
+        )
+
+
+def _repeats(finding: Finding, names: Mapping[str, Photo], hashes: Mapping[str, str]) -> tuple[str, str]:
+    photo = finding.photo
+    if finding.sha256 in hashes:
+        return "duplicate", f"{photo.path}: the same pixels as {hashes[finding.sha256]}"
+    if photo.name in names:
+        return "same name", f"{photo.path}: has the name of {names[photo.name].path}"
+    return "", ""
+
+
+def content_hash(pixels: np.ndarray) -> str:
+    """SHA-256 of a uint8 image's size and pixels: equal for the same picture in another lossless file."""
+    digest = hashlib.sha256(repr(pixels.shape).encode())
+    digest.update(np.ascontiguousarray(pixels).data)
+    return digest.hexdigest()

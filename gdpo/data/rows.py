@@ -1,0 +1,102 @@
+"""Any row of a shard, without the others: a row group's small columns are read at once, an image from its own place.
+
+    chunk of an image column = [page header][length][image][length][image] ...      PLAIN, not compressed, one page
+
+so the header's length is what the sizes in the rows leave, and the place of each image follows. Reading 400 kB for one
+pair rather than the 100 MB of its row group is what makes a full shuffle possible.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gdpo.data.schema import IMAGES, PLAIN, SCHEMA, SCHEMA_VERSION, VERSION_KEY, Row, drawn, row_hash
+
+LENGTH = 4  # bytes before each value of a PLAIN page
+MAX_HEADER = 256
+AGAIN = "run the degrade stage again"
+
+
+@contextmanager
+def damage_named(path: Path) -> Iterator[None]:
+    """Turn what Arrow says about a broken or vanished file into one line that names it."""
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path}: damaged or missing shard ({reason}); {AGAIN}") from error
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[pq.ParquetFile]:
+    """The file, if it is a shard of our schema. ValueError naming it otherwise."""
+    with damage_named(path), pq.ParquetFile(path) as file:
+        schema = file.schema_arrow
+        version = (schema.metadata or {}).get(VERSION_KEY, b"").decode()
+        if version != SCHEMA_VERSION or not schema.equals(SCHEMA):
+            raise ValueError(f"{path}: not a shard of schema version {SCHEMA_VERSION}; {AGAIN}")
+        yield file
+
+
+class RowGroup:
+    """One row group of a shard: its small columns in memory, its images in the file."""
+
+    def __init__(self, path: Path, number: int) -> None:
+        self.path, self.number = path, number
+        with opened(path) as file:
+            self.table = file.read_row_group(number, columns=PLAIN, use_threads=False)
+            chunks = file.metadata.row_group(number)
+            self._starts = {name: self._places(name, chunks.column(SCHEMA.names.index(name))) for name in IMAGES}
+
+    def _places(self, name: str, chunk: pq.ColumnChunkMetaData) -> np.ndarray:
+        """Where each image of a column begins in the file."""
+        lengths = self.table[f"{name}_size"].to_numpy().astype(np.int64) + LENGTH
+        header = chunk.total_compressed_size - int(lengths.sum())
+        plain = chunk.compression == "UNCOMPRESSED" and chunk.path_in_schema == name and not chunk.has_dictionary_page
+        if not plain or not 0 < header <= MAX_HEADER:
+            raise ValueError(f"{self.path}: column {name} was not written by gdpo/data/writer.py; {AGAIN}")
+        starts: np.ndarray = chunk.data_page_offset + header + LENGTH + np.cumsum(lengths) - lengths
+        return starts
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def row(self, index: int) -> Row:
+        """One row, `degradation` as drawn. ValueError naming shard and row if it cannot be read or its hash differs."""
+        (row,) = self.table.slice(index, 1).to_pylist()
+        row["degradation"] = drawn(row["degradation"])
+        with damage_named(self.path), self.path.open("rb", buffering=0) as file:
+            for name in IMAGES:
+                file.seek(int(self._starts[name][index]))
+                row[name] = file.read(row[f"{name}_size"])
+        if row_hash(row) != row["sha256"]:
+            where = f"{self.path}: row {index} of row group {self.number} (id {row['id']})"
+            raise ValueError(f"{where} is damaged, its SHA-256 differs; {AGAIN}")
+        return row
+
+
+def damages(path: Path) -> tuple[int, list[str]]:
+    """Read every row of one shard: how many there were, and one line for each that is damaged, or for the file."""
+    rows, found = 0, list[str]()
+    try:
+        with opened(path) as file:
+            numbers = range(file.num_row_groups)
+    except ValueError as error:
+        return 0, [str(error)]
+    for number in numbers:
+        try:
+            group = RowGroup(path, number)
+        except ValueError as error:
+            found.append(str(error))
+            continue
+        rows += len(group)
+        for index in range(len(group)):
+            try:
+                group.row(index)
+            except ValueError as error:
+                found.append(str(error))
+    return rows, found

@@ -1,0 +1,118 @@
+"""Pairs -> Parquet shards, in one stream that is never held.
+
+    write_shards(folder, pairs, shard_mb)      aside, then renamed: the folder is whole or is not there
+
+Image columns are not compressed again, and each has one page per row group: so a reader knows the place of every image
+from the sizes in the row (gdpo/data/rows.py), and any Parquet reader reads the files.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gdpo.data.schema import IMAGES, PARTS_KEY, SCHEMA, Pair, Row, drawn, row_hash
+from gdpo.images import encode_lossless
+from gdpo.training import written_aside
+
+ROW_GROUP = 256  # rows at most
+GROUP_MB = 128  # and bytes: what a writer holds, three times over
+SETTINGS = {
+    "compression": {**dict.fromkeys(SCHEMA.names, "zstd"), **dict.fromkeys(IMAGES, "none")},
+    "use_dictionary": ["source", "tags"],
+    # Statistics of an image column would repeat two whole images per page and row group.
+    "write_statistics": ["id", "source"],
+    "data_page_size": 1 << 30,
+}
+
+
+def write_shards(folder: Path, pairs: Iterable[Pair], shard_mb: float, parts: Sequence[str] | None = None) -> int:
+    """Write `pairs` as folder/00000.parquet, ... of at most about `shard_mb` MB each; returns how many there were.
+
+    Whatever was in `folder` is replaced when all of it is written; on any error nothing changes. parts: the names of
+    the folders beside this one that make up the set, this one included; a reader of the set asks for all of them, and a
+    part may be empty. ValueError if there is no pair otherwise, or an id comes twice.
+    """
+    note = {} if parts is None else {PARTS_KEY: json.dumps(list(parts)).encode()}
+    schema = SCHEMA.with_metadata({**(SCHEMA.metadata or {}), **note})
+    count = 0
+    with written_aside(folder) as aside:
+        aside.mkdir()
+        for number, rows in enumerate(_split(_unique(pairs), int(shard_mb * 1e6))):
+            count += _write_shard(aside / f"{number:05d}.parquet", rows, schema)
+        if not count and parts is None:
+            raise ValueError(f"{folder}: there is no pair to write")
+        if not count:
+            _write_shard(aside / "00000.parquet", iter(()), schema)
+    return count
+
+
+def _unique(pairs: Iterable[Pair]) -> Iterator[Row]:
+    seen: set[str] = set()
+    for pair in pairs:
+        if pair.id in seen:
+            raise ValueError(f"{pair.source}: two patches have the id {pair.id}")
+        seen.add(pair.id)
+        hr, lr = encode_lossless(pair.hr), encode_lossless(pair.lr)
+        yield {
+            "id": pair.id,
+            "source": pair.source,
+            "box": list(pair.box),
+            "hr": hr,
+            "lr": lr,
+            "hr_size": len(hr),
+            "lr_size": len(lr),
+            "degradation": pair.degradation,
+            "detail_share": float(pair.detail_share),
+            "tags": pair.tags,
+        }
+
+
+def _split(rows: Iterator[Row], limit: int) -> Iterator[Iterator[Row]]:
+    """Cut one stream into streams of at most `limit` bytes (or one row); each must be used up before the next."""
+    held = next(rows, None)
+
+    def shard() -> Iterator[Row]:
+        nonlocal held
+        size = 0
+        while held is not None and (size == 0 or size + _bytes(held) <= limit):
+            size += _bytes(held)
+            yield held
+            held = next(rows, None)
+
+    while held is not None:
+        yield shard()
+
+
+def _bytes(row: Row) -> int:
+    return int(row["hr_size"]) + int(row["lr_size"]) + 512
+
+
+def _write_shard(path: Path, rows: Iterator[Row], schema: pa.Schema) -> int:
+    count, size = 0, 0
+    group: list[Row] = []
+    with pq.ParquetWriter(path, schema, **SETTINGS) as writer:
+        for row in rows:
+            group.append(row)
+            count += 1
+            size += _bytes(row)
+            if len(group) == ROW_GROUP or size >= GROUP_MB * 1e6:
+                writer.write_table(_table(group, schema))
+                group, size = [], 0
+        if group:
+            writer.write_table(_table(group, schema))
+    return count
+
+
+def _table(rows: list[Row], schema: pa.Schema) -> pa.Table:
+    """The rows with their hashes, which are those of the values that will be read back."""
+    field = schema.field("degradation")
+    for row, struct in zip(rows, pa.array([row["degradation"] for row in rows], field.type).to_pylist(), strict=True):
+        stored = drawn(struct)
+        if stored != row["degradation"]:
+            raise ValueError(f"pair {row['id']}: the schema in gdpo/data/schema.py does not hold {row['degradation']}")
+        row["degradation"] = stored
+        row["sha256"] = row_hash(row)
+    return pa.Table.from_pylist(rows, schema=schema)

@@ -1,0 +1,229 @@
+"""Objects in S3. Endpoint, region and credentials come from the environment, as boto3 reads them.
+
+    store = Store.at("s3://bucket/prefix")
+    for key in store.keys(): store.read(key)         keys are relative to the prefix
+    store.write(key, data)                           with its SHA-256, which every read checks
+    store.swap(key, data, tag)                       only if nobody has written it since (IfMatch), or at all (IfNoneMatch)
+
+A missing bucket, prefix or object is a ValueError, a store that does not answer an OSError; each names the s3:// URL. An
+object is there whole or not at all: S3 shows a (multipart) upload when it is complete.
+"""
+
+import hashlib
+import mimetypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import boto3
+from boto3.exceptions import Boto3Error
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    IncompleteReadError,
+    ReadTimeoutError,
+    ResponseStreamingError,
+)
+
+CONNECTIONS = 16
+ATTEMPTS = 5
+MISSING = {"NoSuchBucket", "NoSuchKey", "404"}
+CONFLICT = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
+# What Python's table does not know, or not everywhere.
+TYPES = {".parquet": "application/vnd.apache.parquet", ".safetensors": "application/octet-stream", ".webp": "image/webp"}
+
+
+class Conflict(ValueError):
+    """Somebody else wrote the object first."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """A bucket and a prefix in it. Safe to use from several threads."""
+
+    bucket: str
+    prefix: str
+    client: Any = field(repr=False, compare=False)
+
+    @classmethod
+    def at(cls, url: str) -> "Store":
+        """The store at s3://bucket/prefix. ValueError if that is no such URL; no request is made."""
+        bucket, _, prefix = url.removeprefix("s3://").partition("/")
+        if not url.startswith("s3://") or not bucket:
+            raise ValueError(f"{url}: must look like s3://bucket/prefix")
+        with _errors(url):
+            return cls(bucket, prefix.strip("/"), _client())
+
+    def url(self, key: str = "") -> str:
+        """The address of an object, or of the store itself."""
+        return "s3://" + "/".join(part for part in (self.bucket, self.prefix, key) if part)
+
+    def keys(self, under: str = "") -> Iterator[str]:
+        """The keys below `under`, in the order of their bytes, a page of 1000 per request."""
+        base = self._name("")
+        with _errors(self.url(under)):
+            pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=base + under)
+            for page in pages:
+                yield from (entry["Key"].removeprefix(base) for entry in page.get("Contents", []))
+
+    def folders(self, under: str) -> Iterator[str]:
+        """The names of the folders directly below `under` (which ends with "/")."""
+        base = self._name(under)
+        with _errors(self.url(under)):
+            pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=base, Delimiter="/")
+            for page in pages:
+                yield from (entry["Prefix"].removeprefix(base).rstrip("/") for entry in page.get("CommonPrefixes", []))
+
+    def read(self, key: str) -> bytes:
+        """The bytes of one object, checked against the SHA-256 it was written with, if any."""
+        return self.fetch(key)[0]
+
+    def fetch(self, key: str) -> tuple[bytes, str]:
+        """(bytes, tag) of one object. boto3 repeats a request that fails, but not an answer that breaks off: we do."""
+        with _errors(self.url(key)):
+            for left in reversed(range(ATTEMPTS)):
+                try:
+                    answer = self.client.get_object(Bucket=self.bucket, Key=self._name(key))
+                    body: bytes = answer["Body"].read()
+                    break
+                except (IncompleteReadError, ReadTimeoutError, ResponseStreamingError):
+                    if not left:
+                        raise
+        self._verify(key, answer.get("Metadata", {}), hashlib.sha256(body).hexdigest())
+        return body, str(answer["ETag"])
+
+    def size(self, key: str) -> int:
+        """The bytes of one object, without reading it."""
+        with _errors(self.url(key)):
+            return int(self.client.head_object(Bucket=self.bucket, Key=self._name(key))["ContentLength"])
+
+    def download(self, key: str, path: Path) -> None:
+        """Stream one object into the file `path`: as large as it may be, it is never in memory; a failure leaves no file."""
+        with _errors(self.url(key)):
+            try:
+                metadata = self.client.head_object(Bucket=self.bucket, Key=self._name(key)).get("Metadata", {})
+                self.client.download_file(self.bucket, self._name(key), str(path))
+            except Boto3Error as error:  # it repeats what breaks off, and then says so in a way of its own
+                raise OSError(f"{self.url(key)}: the download broke off ({' '.join(str(error).split())})") from error
+        try:
+            self._verify(key, metadata, sha256_of(path))
+        except ValueError:
+            path.unlink()
+            raise
+
+    def _verify(self, key: str, metadata: dict[str, str], found: str) -> None:
+        wanted = metadata.get("sha256", found)
+        if wanted != found:
+            raise ValueError(f"{self.url(key)}: damaged, its SHA-256 is {found[:12]}... and was written as {wanted[:12]}...")
+
+    def write(self, key: str, data: bytes | Path) -> None:
+        """Upload bytes or a file, in parts if it is large, with content type and SHA-256; replaces what was there."""
+        with _errors(self.url(key)):
+            try:
+                if isinstance(data, bytes):
+                    self.client.put_object(Bucket=self.bucket, Key=self._name(key), Body=data, **_extra(key, data))
+                else:
+                    self.client.upload_file(str(data), self.bucket, self._name(key), ExtraArgs=_extra(key, data))
+            except Boto3Error as error:
+                raise OSError(f"{self.url(key)}: the upload broke off ({' '.join(str(error).split())})") from error
+
+    def swap(self, key: str, data: bytes, tag: str | None) -> None:
+        """Write if the object still has the tag that `fetch` gave, or with None if there is none yet.
+
+        `Conflict` if somebody was first. ValueError if the server ignores the condition.
+        """
+        condition = {"IfNoneMatch": "*"} if tag is None else {"IfMatch": tag}
+        _check_conditions(self)
+        self._put_if(key, data, condition)
+
+    def _put_if(self, key: str, data: bytes, condition: dict[str, str]) -> None:
+        try:
+            self.client.put_object(Bucket=self.bucket, Key=self._name(key), Body=data, **_extra(key, data), **condition)
+        except ClientError as error:
+            code = error.response.get("Error", {}).get("Code", "")
+            if code in CONFLICT or ("IfMatch" in condition and code in MISSING):
+                raise Conflict(f"{self.url(key)}: somebody else wrote it first") from error
+            with _errors(self.url(key)):
+                raise
+        except BotoCoreError:
+            with _errors(self.url(key)):
+                raise
+
+    def delete(self, key: str) -> None:
+        """Remove one object; nothing happens if there is none."""
+        with _errors(self.url(key)):
+            self.client.delete_object(Bucket=self.bucket, Key=self._name(key))
+
+    def link(self, key: str, seconds: int) -> str:
+        """An address that a browser can open without credentials, for `seconds`."""
+        with _errors(self.url(key)):
+            parameters = {"Bucket": self.bucket, "Key": self._name(key)}
+            return str(self.client.generate_presigned_url("get_object", Params=parameters, ExpiresIn=seconds))
+
+    def _name(self, key: str) -> str:
+        return f"{self.prefix}/{key}" if self.prefix else key
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def content_type(key: str) -> str:
+    """What a browser is told about an object, by the end of its name."""
+    suffix = Path(key).suffix.lower()
+    guessed = TYPES.get(suffix) or mimetypes.guess_type(key)[0] or "application/octet-stream"
+    return f"{guessed}; charset=utf-8" if guessed.startswith("text/") else guessed
+
+
+def _extra(key: str, data: bytes | Path) -> dict[str, Any]:
+    digest = hashlib.sha256(data).hexdigest() if isinstance(data, bytes) else sha256_of(data)
+    return {"ContentType": content_type(key), "Metadata": {"sha256": digest}}
+
+
+@cache
+def _check_conditions(store: Store) -> None:
+    """Once per bucket and process: write a probe twice with "only if there is none"; the second must be refused."""
+    probe = f".conditional-write-probe-{uuid4().hex}"
+    try:
+        store._put_if(probe, b"probe", {"IfNoneMatch": "*"})
+        try:
+            store._put_if(probe, b"probe", {"IfNoneMatch": "*"})
+        except Conflict:
+            return
+    finally:
+        store.delete(probe)
+    raise ValueError(
+        f"{store.url()}: this server ignores conditional writes, so two promotions could overwrite each other; promote on a "
+        "store that honours If-None-Match and If-Match (AWS S3 does)"
+    )
+
+
+@cache
+def _client() -> Any:
+    """One client per process; boto3 retries what may pass by itself."""
+    retries = {"mode": "standard", "max_attempts": ATTEMPTS}
+    # Signed links in the present form: the older one, boto3's default for some places, is refused by many servers.
+    config = Config(retries=retries, max_pool_connections=CONNECTIONS, signature_version="s3v4")
+    return boto3.client("s3", config=config)
+
+
+@contextmanager
+def _errors(url: str) -> Iterator[None]:
+    """Turn what botocore says into one line that names the URL and holds no header, key or token."""
+    try:
+        yield
+    except ClientError as error:
+        code = error.response.get("Error", {}).get("Code", "unknown error")
+        if code in MISSING:
+            raise ValueError(f"{url}: there is no such object or bucket ({code})") from error
+        raise OSError(f"{url}: the store refused ({code}); check credentials and endpoint in the environment") from error
+    except BotoCoreError as error:
+        reason = " ".join(str(error).split())
+        raise OSError(f"{url}: the store cannot be reached ({reason}); check AWS_ENDPOINT_URL and credentials") from error

@@ -1,0 +1,241 @@
+"""A whole fleet on this machine: a Prefect server, an S3 server, and process workers in clones of this working copy.
+
+    with Fleet(folder, quick) as fleet:
+        fleet.worker("one", "cpu")
+        run = fleet.start("gdpo-stage/cpu", stage="degrade@00")
+        fleet.finished(run)
+
+Everything is a process of its own and speaks HTTP, as on real hosts. Used by tests/flows/test_fleet.py and benchmarks/fleet.py.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+from ruamel.yaml import YAML
+
+from tests import s3
+
+ROOT = Path(__file__).parents[2]
+BUCKET = "gdpo-sr"
+HEARTBEAT_S = 30  # Prefect's least
+FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+# The sample profile with as little work as shows every stage: seconds each.
+QUICK: dict[str, Any] = {
+    "pretrain.steps": 2,
+    "select.count": 12,
+    "rollout.noises": 1,
+    "finetune.steps": 6,
+    "finetune.batch": 2,
+    "evaluate.noises": 2,
+}
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def snapshot(folder: Path, changes: Mapping[str, Any]) -> Path:
+    """This working copy as the only commit of a new repository, with `changes` (section.key: value) in params.yaml."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    for name in listed.stdout.splitlines():
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    (folder / "dvc.lock").unlink(missing_ok=True)
+    yaml = YAML()
+    params = yaml.load(folder / "params.yaml")
+    for key, value in changes.items():
+        *sections, last = key.split(".")
+        node = params
+        for section in sections:
+            node = node[section]
+        node[last] = value
+    yaml.dump(params, folder / "params.yaml")
+    for command in (
+        ["init", "-q"],
+        ["add", "-A"],
+        ["-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "x"],
+    ):
+        subprocess.run(["git", *command], cwd=folder, check=True)
+    return folder
+
+
+class Fleet:
+    """The servers and workers; a context. folder: where everything is written. s3_url: another S3 server than its own."""
+
+    def __init__(self, folder: Path, changes: Mapping[str, Any] = QUICK) -> None:
+        self.folder = folder
+        self.source = snapshot(folder / "source", changes)
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.api = f"http://127.0.0.1:{free_port()}/api"
+        self.s3 = f"http://127.0.0.1:{free_port()}"
+        home = str(Path(sys.executable).parent)
+        self.env = {
+            **{name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "AWS_", "DVC_"))},
+            "PATH": home + os.pathsep + os.environ["PATH"],
+            "PREFECT_HOME": str(folder / "prefect"),
+            "PREFECT_API_URL": self.api,
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S),
+            "PREFECT_WORKER_QUERY_SECONDS": "2",
+            "OMP_NUM_THREADS": "1",
+            **s3.environment(self.s3),
+        }
+
+    def __enter__(self) -> "Fleet":
+        try:
+            self._begin()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _begin(self) -> None:
+        self.spawn("s3", ["-m", "moto.server", "-H", "127.0.0.1", "-p", self.s3.rpartition(":")[2]], self.folder)
+        port = self.api.removesuffix("/api").rpartition(":")[2]
+        self.spawn("server", ["-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", port], self.folder)
+        wait_for(lambda: _answers(f"{self.s3}/moto-api/"), 60, "the S3 server")
+        s3.client(self.s3).create_bucket(Bucket=BUCKET)
+        wait_for(lambda: _answers(f"{self.api}/health"), 180, "the Prefect server")
+        command = ["-m", "flows.setup", "--store", f"s3://{BUCKET}", "--heartbeat", str(HEARTBEAT_S)]
+        subprocess.run([sys.executable, *command], cwd=self.source, env=self._environment(self.source), check=True)
+
+    def __exit__(self, *_: object) -> None:
+        for name in reversed(list(self.processes)):
+            self.kill(name)
+
+    def _environment(self, clone: Path) -> dict[str, str]:
+        # What an environment installed from the clone would do: its packages come first.
+        return {**self.env, "PYTHONPATH": str(clone)}
+
+    def spawn(self, name: str, arguments: list[str], cwd: Path, env: Mapping[str, str] | None = None) -> None:
+        """A Python process with its output in folder/NAME.log, in a group of its own."""
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                [sys.executable, *arguments], cwd=cwd, env={**self.env, **(env or {})}, stdout=log, stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )  # fmt: skip
+
+    def clone(self, name: str) -> Path:
+        """A clone of the source, as a host has one."""
+        path = self.folder / name
+        if not path.exists():
+            subprocess.run(["git", "clone", "-q", str(self.source), str(path)], check=True)
+        return path
+
+    def worker(self, name: str, pool: str, clone: str | None = None, **env: str) -> Path:
+        """A process worker of one run at a time in its clone; returns the clone."""
+        place = self.clone(clone or name)
+        command = ["-m", "prefect", "worker", "start", "--pool", pool, "--limit", "1", "--name", name]
+        self.spawn(name, command, place, {**self._environment(place), **env})
+        return place
+
+    def kill(self, name: str) -> None:
+        """SIGKILL to a process, to everything in its group, and to what it started."""
+        process = self.processes.pop(name)
+        for pid in [process.pid, *descendants(process.pid)]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait()
+
+    def post(self, path: str, **content: Any) -> Any:
+        """One call of Prefect's REST API."""
+        answer = httpx.post(f"{self.api}/{path}", json=content, timeout=60)
+        answer.raise_for_status()
+        return answer.json() if answer.content else None
+
+    def get(self, path: str) -> Any:
+        """One reading call."""
+        answer = httpx.get(f"{self.api}/{path}", timeout=60)
+        answer.raise_for_status()
+        return answer.json()
+
+    def start(self, deployment: str, **parameters: Any) -> str:
+        """Ask for a run; its id."""
+        found = self.get(f"deployments/name/{deployment}")
+        return str(
+            self.post(f"deployments/{found['id']}/create_flow_run", parameters=parameters, state={"type": "SCHEDULED"})["id"]
+        )
+
+    def state(self, run: str) -> dict[str, Any]:
+        """The present state of a run."""
+        return dict(self.get(f"flow_runs/{run}")["state"] or {})
+
+    def finished(self, run: str, seconds: float = 600) -> dict[str, Any]:
+        """The final state of a run, waited for."""
+        wait_for(lambda: self.state(run).get("type") in FINAL, seconds, f"run {run}, {self.get(f'flow_runs/{run}')['name']}")
+        return self.state(run)
+
+    def cancel(self, run: str) -> None:
+        """What `prefect flow-run cancel` does."""
+        self.post(f"flow_runs/{run}/set_state", state={"type": "CANCELLING"})
+
+    def logs(self, run: str) -> str:
+        """The lines of a run and of its tasks."""
+        found: list[dict[str, Any]] = []
+        while True:
+            page = self.post(
+                "logs/filter", logs={"flow_run_id": {"any_": [run]}}, sort="TIMESTAMP_ASC", limit=200, offset=len(found)
+            )
+            found += page
+            if len(page) < 200:
+                return "\n".join(row["message"] for row in found)
+
+    def log_files(self) -> str:
+        """What all processes printed."""
+        return "\n".join(path.read_text(errors="replace") for path in sorted(self.folder.glob("*.log")))
+
+
+def wait_for(happens: Any, seconds: float, what: str) -> None:
+    """Poll until `happens()`; TimeoutError naming what did not."""
+    end = time.monotonic() + seconds
+    while not happens():
+        if time.monotonic() > end:
+            raise TimeoutError(f"{what}: nothing after {seconds:g} s")
+        time.sleep(0.5)
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=5).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def descendants(pid: int) -> list[int]:
+    """All processes below one, by /proc."""
+    parents: dict[int, list[int]] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError, IndexError, ValueError):
+            parents.setdefault(int((entry / "stat").read_text().rpartition(")")[2].split()[1]), []).append(int(entry.name))
+    found, todo = [], [pid]
+    while todo:
+        children = parents.get(todo.pop(), [])
+        found += children
+        todo += children
+    return found
+
+
+def working_in(folder: Path) -> list[str]:
+    """Command lines of the processes whose working directory is `folder`."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if (entry / "cwd").resolve() == folder.resolve():
+                found.append((entry / "cmdline").read_text().replace("\0", " ").strip())
+    return found

@@ -1,0 +1,105 @@
+"""An S3 server on this machine (moto, over HTTP), and a proxy before it that misbehaves on demand."""
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
+
+import boto3
+from moto.server import ThreadedMotoServer
+
+SECRET = "a-secret-that-must-not-be-shown"
+KEYS = {"aws_access_key_id": "test", "aws_secret_access_key": SECRET, "region_name": "us-east-1"}
+
+
+def environment(url: str) -> dict[str, str]:
+    """What a process needs to use the server."""
+    return {
+        "AWS_ENDPOINT_URL": url,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+
+
+@contextmanager
+def server() -> Iterator[str]:
+    """A fresh server; its address."""
+    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    moto.start()
+    host, port = moto.get_host_and_port()
+    url = f"http://{host}:{port}"
+    urlopen(Request(f"{url}/moto-api/reset", method="POST")).close()  # its buckets are the process's
+    try:
+        yield url
+    finally:
+        moto.stop()
+
+
+def client(url: str) -> Any:
+    """A plain boto3 client of the server: the independent look at what lies there."""
+    return boto3.client("s3", endpoint_url=url, **KEYS)
+
+
+# What a fault does with a request: None lets it pass; a number is answered as that status; "cut" sends half of the answer and
+# closes; "ignore" strips the conditional headers, as some servers do.
+Fault = Callable[[str, str], int | str | None]
+
+
+@contextmanager
+def proxy(target: str, fault: Fault) -> Iterator[str]:
+    """A proxy before `target` on a port of its own; `fault(method, path)` says what goes wrong."""
+    place = urlsplit(target)
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def _pass_on(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            wrong = fault(self.command, self.path)
+            if isinstance(wrong, int):
+                self.send_response(wrong)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            headers = dict(self.headers)
+            if wrong == "ignore":
+                headers = {name: value for name, value in headers.items() if not name.lower().startswith("if-")}
+            assert place.hostname
+            connection = HTTPConnection(place.hostname, place.port)
+            connection.request(self.command, self.path, body, headers)
+            answer = connection.getresponse()
+            content = answer.read()
+            connection.close()
+            self.send_response(answer.status)
+            for name, value in answer.getheaders():
+                if name.lower() not in ("transfer-encoding", "connection", "content-length"):
+                    self.send_header(name, value)
+            length = answer.getheader("Content-Length") if self.command == "HEAD" else str(len(content))
+            self.send_header("Content-Length", length or "0")
+            self.end_headers()
+            if wrong == "cut":
+                self.wfile.write(content[: len(content) // 2])
+                self.wfile.flush()
+                self.connection.shutdown(socket.SHUT_RDWR)
+                self.close_connection = True
+            elif self.command != "HEAD":
+                self.wfile.write(content)
+
+        do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _pass_on
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    found = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=found.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{found.server_port}"
+    finally:
+        found.shutdown()
+        found.server_close()

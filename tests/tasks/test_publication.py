@@ -1,0 +1,237 @@
+"""Runs in the bucket: published whole or not at all, listed from their manifests, promoted by one person at a time, browsed."""
+
+import json
+import re
+import shutil
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import HTTPRedirectHandler, build_opener, urlopen
+
+import numpy as np
+import pytest
+
+from gdpo.images import write_png
+from tasks import __main__ as cli
+from tasks import browse, publication
+from tasks import store as store_module
+from tasks.store import Conflict, Store
+from tests import s3
+from tests.tasks.test_store import use
+
+NOW = datetime(2026, 11, 21, 2, 0, tzinfo=UTC)
+HOSTILE = '<script>alert("x")</script>'
+VALUE = {"mean": 20.0, "standard_error": 0.1, "within_image_std": 0.2}
+INTERVAL = {"mean": 0.5, "standard_error": 0.1, "low": 0.3, "high": 0.7, "p": 0.001, "effect": 0.4}
+SUMMARY = {
+    "images": 3,
+    "noises": 8,
+    "metrics": {"reward": {"higher_is_better": True}},
+    "reward": {"perception": []},
+    "models": {model: {"reward": VALUE} for model in ("bicubic", "naosd", "gdpo", "control")},
+    "differences": [
+        {"pair": f"{a}-{b}", "a": a, "b": b, "metric": "reward", "verdict": "better", **INTERVAL}
+        for a, b in (("gdpo", "naosd"), ("control", "naosd"), ("gdpo", "control"))
+    ],
+    "files": [{"folder": "000-x"}],
+}
+
+
+@pytest.fixture
+def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    with s3.server() as url:
+        s3.client(url).create_bucket(Bucket="gdpo-sr")
+        use(monkeypatch, url)
+        yield url
+    store_module._client.cache_clear()
+
+
+@pytest.fixture
+def finished(root: Path, tmp_path: Path) -> Path:
+    """What a finished pipeline leaves, as far as a publication reads it."""
+    place = tmp_path / "clone"
+    images = place / "reports/evaluate/sample/images/000-x"
+    images.mkdir(parents=True)
+    write_png(images / "gdpo.png", np.full((64, 96, 3), 90, np.uint8))
+    (place / "reports/evaluate/sample/summary.json").write_text(json.dumps(SUMMARY))
+    (place / "reports/evaluate/sample/per_image.parquet").write_bytes(b"scores")
+    (place / "reports/index.html").write_text("<title>the report</title>")
+    (place / "models/gdpo").mkdir(parents=True)
+    (place / "models/gdpo/adapters.safetensors").write_bytes(b"weights")
+    shutil.copytree(root / "profiles", place / "profiles")
+    shutil.copy(root / "params.yaml", place)
+    return place
+
+
+def publish(place: Path, hours: int = 0, commit: str = "0123456789abcdef") -> str:
+    when = NOW + timedelta(hours=hours)
+    run = publication.run_id(when, commit)
+    publication.publish(place, "s3://gdpo-sr", run, kind="train", commit=commit, when=when)
+    return run
+
+
+def page(store: Store, key: str) -> str:
+    return store.read(key).decode()
+
+
+def test_a_run_is_its_report_its_model_and_a_manifest_of_both(address: str, finished: Path) -> None:
+    run = publish(finished)
+    assert run == "20261121T020000Z-01234567"
+    store = Store.at("s3://gdpo-sr")
+    assert page(store, f"runs/{run}/index.html") == "<title>the report</title>"
+    assert store.read(f"runs/{run}/model/adapters.safetensors") == b"weights"
+    manifest = publication.manifest_of(store, run)
+    assert manifest["profile"] == "sample"
+    assert manifest["kind"] == "train"
+    assert "GDPO-SR beats NAOSD on the reward" in manifest["verdict"]
+    assert set(manifest["files"]) == {
+        "index.html", "evaluate/sample/summary.json", "evaluate/sample/per_image.parquet",
+        "evaluate/sample/images/000-x/gdpo.png", "model/adapters.safetensors",
+    }  # fmt: skip
+    for name, file in manifest["files"].items():
+        assert (
+            s3.client(address).head_object(Bucket="gdpo-sr", Key=f"runs/{run}/{name}")["Metadata"]["sha256"] == file["sha256"]
+        )
+
+
+def test_the_list_has_the_newest_first_and_only_whole_runs(address: str, finished: Path) -> None:
+    first, second = publish(finished), "20261122T020000Z-second"
+    publication.publish(finished, "s3://gdpo-sr", second, kind="nightly", commit=HOSTILE, when=NOW)
+    store = Store.at("s3://gdpo-sr")
+    store.write("runs/20991231T000000Z-broken/index.html", b"no manifest")
+    publication.list_runs(store)
+    text = page(store, "runs/index.html")
+    assert text.index(second) < text.index(first)
+    assert "broken" not in text
+    assert "profile sample" in text
+    assert f'href="{first}/index.html"' in text
+    assert f'src="{first}/thumbnail.webp"' in text
+    assert HOSTILE[:12] not in text and "&lt;script&gt;al" in text
+
+
+def test_a_name_that_leaves_the_folder_is_refused(address: str, finished: Path) -> None:
+    with pytest.raises(ValueError, match="cannot name a run"):
+        publication.publish(finished, "s3://gdpo-sr", "../models", kind="train", commit="c", when=NOW)
+
+
+def test_an_interrupted_upload_is_in_no_list(address: str, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "ATTEMPTS", 1)
+    with s3.proxy(address, lambda method, path: 403 if method == "PUT" and "adapters" in path else None) as url:
+        use(monkeypatch, url)
+        with pytest.raises(OSError, match=r"adapters\.safetensors: the upload broke off"):
+            publish(finished)
+    use(monkeypatch, address)
+    assert publication.manifests(Store.at("s3://gdpo-sr")) == []
+    run = publish(finished)
+    assert [manifest["run"] for manifest in publication.manifests(Store.at("s3://gdpo-sr"))] == [run]
+
+
+def test_the_link_is_signed_or_below_the_gateway(address: str, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = publish(finished)
+    store = Store.at("s3://gdpo-sr")
+    link = publication.address(store, f"runs/{run}/index.html")
+    assert s3.SECRET not in link
+    with urlopen(link) as answer:
+        assert answer.read() == b"<title>the report</title>"
+        assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
+    monkeypatch.setenv("GDPO_GATEWAY", "https://results.example.org/sr/")
+    assert publication.address(store, "runs/x/index.html") == "https://results.example.org/sr/runs/x/index.html"
+
+
+def test_promotion_moves_the_pointer_and_lists_the_models(
+    address: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [publish(finished), publish(finished, hours=1)]
+    monkeypatch.chdir(tmp_path)
+    for run in runs:
+        assert cli.main(["promote", run]) == 0
+    store = Store.at("s3://gdpo-sr")
+    entries, _ = publication.promoted(store)
+    assert [entry["run"] for entry in entries] == runs[::-1]
+    assert json.loads(store.read("models/latest.json"))["run"] == runs[1]
+    models, card = page(store, "models/index.html"), page(store, f"models/{runs[1]}.html")
+    assert models.count('class="latest"') == 1
+    assert models.index(runs[1]) < models.index("latest</span>") < models.index(runs[0])
+    assert f'href="../runs/{runs[1]}/model/adapters.safetensors"' in card
+    assert "GDPO-SR beats NAOSD" in card
+    assert (tmp_path / "promoted/sample/per_image.parquet").read_bytes() == b"scores"
+    assert "commit promoted/sample/per_image.parquet" in capsys.readouterr().out
+    publication.promote("s3://gdpo-sr", runs[1], NOW)
+    assert len(publication.promoted(store)[0]) == 2  # promoting it again changes nothing
+
+
+def test_a_run_that_is_not_whole_is_not_promoted(address: str, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["promote", "20991231T000000Z-nothing"]) == 1
+    assert "there is no whole run '20991231T000000Z-nothing'" in capsys.readouterr().err
+    run = publish(finished)
+    client = s3.client(address)
+    client.put_object(
+        Bucket="gdpo-sr", Key=f"runs/{run}/model/adapters.safetensors", Body=b"other", Metadata={"sha256": "0" * 64}
+    )
+    assert cli.main(["promote", run]) == 1
+    assert "adapters.safetensors: damaged" in capsys.readouterr().err
+    assert publication.promoted(Store.at("s3://gdpo-sr")) == ([], None)
+
+
+def test_of_two_who_promote_at_once_one_is_told(address: str, finished: Path) -> None:
+    runs = [publish(finished, hours=hours) for hours in range(4)]
+    results: dict[str, Any] = {}
+    start = threading.Barrier(len(runs))
+
+    def attempt(run: str) -> None:
+        start.wait()
+        try:
+            results[run] = publication.promote("s3://gdpo-sr", run, NOW)["run"]
+        except Conflict as conflict:
+            results[run] = conflict
+
+    threads = [threading.Thread(target=attempt, args=(run,)) for run in runs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    won = [run for run in runs if results[run] == run]
+    entries, _ = publication.promoted(Store.at("s3://gdpo-sr"))
+    assert sorted(entry["run"] for entry in entries) == sorted(won)  # nobody who was told "promoted" is missing
+    assert won and all("somebody promoted another run just now" in str(results[run]) for run in runs if run not in won)
+
+
+def status(url: str, data: bytes | None = None) -> int:
+    with pytest.raises(HTTPError) as caught:
+        urlopen(url, data)
+    caught.value.close()
+    return caught.value.code
+
+
+class NoRedirect(HTTPRedirectHandler):
+    def redirect_request(self, *args: Any) -> None:
+        return None
+
+
+def test_the_browser_serves_two_folders_and_nothing_else(address: str, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = publish(finished)
+    store = Store.at("s3://gdpo-sr")
+    store.write("dvc/secret", b"not shown")
+    monkeypatch.setattr(browse, "LARGE", 20_000)
+    store.write(f"runs/{run}/model/large.safetensors", bytes(20_001))
+    with browse.server(store, 0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        base = f"http://127.0.0.1:{server.server_port}"
+        with urlopen(base + "/") as answer:
+            assert answer.url == f"{base}/runs/index.html"
+            assert run in answer.read().decode()
+        with urlopen(f"{base}/runs/{run}/") as answer:
+            assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
+            assert answer.read() == b"<title>the report</title>"
+        for path in ("/dvc/secret", "/runs/../dvc/secret", "/runs/%2e%2e/dvc/secret", "/runs/none/index.html"):
+            assert status(base + path) == 404
+        with pytest.raises(HTTPError, match="302") as caught:
+            build_opener(NoRedirect).open(f"{base}/runs/{run}/model/large.safetensors")
+        caught.value.close()
+        link = caught.value.headers["Location"]
+        assert re.match(rf"{address}/gdpo-sr/runs/{run}/model/large.safetensors\?.*X-Amz-Signature=", link)
+        assert status(f"{base}/runs/{run}/index.html", data=b"written") == 501
+        server.shutdown()

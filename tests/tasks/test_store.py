@@ -1,0 +1,189 @@
+"""The store, over HTTP against an S3 server: whole objects or none, checked reads, and writes only if nobody was first."""
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks import store as module
+from tasks.store import Conflict, Store, content_type
+from tests import s3
+
+
+@pytest.fixture
+def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A server with an empty bucket `runs`, which the environment points to."""
+    with s3.server() as url:
+        s3.client(url).create_bucket(Bucket="bucket")
+        use(monkeypatch, url)
+        yield url
+    module._client.cache_clear()
+
+
+def use(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    for name, value in s3.environment(url).items():
+        monkeypatch.setenv(name, value)
+    module._client.cache_clear()
+    module._check_conditions.cache_clear()
+
+
+def raw(url: str, key: str) -> Any:
+    return s3.client(url).get_object(Bucket="bucket", Key=key)
+
+
+def test_an_object_carries_type_and_hash_and_comes_back(address: str, tmp_path: Path) -> None:
+    store = Store.at("s3://bucket/some/prefix")
+    store.write("a/page.html", b"<p>")
+    (tmp_path / "w.safetensors").write_bytes(b"weights")
+    store.write("w.safetensors", tmp_path / "w.safetensors")
+    found = raw(address, "some/prefix/a/page.html")
+    assert found["ContentType"] == "text/html; charset=utf-8"
+    assert found["Metadata"] == {"sha256": hashlib.sha256(b"<p>").hexdigest()}
+    assert store.read("a/page.html") == b"<p>"
+    store.download("w.safetensors", tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == b"weights"
+    assert store.size("w.safetensors") == 7
+
+
+def test_a_large_file_goes_in_parts(address: str, tmp_path: Path) -> None:
+    content = bytes(range(256)) * 40_000  # 10 MB: more than one part of 8 MiB
+    (tmp_path / "large").write_bytes(content)
+    store = Store.at("s3://bucket")
+    store.write("large", tmp_path / "large")
+    found = raw(address, "large")
+    assert found["ETag"].strip('"').endswith("-2")
+    assert found["Metadata"]["sha256"] == hashlib.sha256(content).hexdigest()
+    store.download("large", tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == content
+
+
+def test_a_damaged_object_is_refused_and_leaves_no_file(address: str, tmp_path: Path) -> None:
+    store = Store.at("s3://bucket")
+    s3.client(address).put_object(Bucket="bucket", Key="x", Body=b"other", Metadata={"sha256": "0" * 64})
+    with pytest.raises(ValueError, match=r"s3://bucket/x: damaged, its SHA-256 is"):
+        store.read("x")
+    with pytest.raises(ValueError, match=r"s3://bucket/x: damaged"):
+        store.download("x", tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_more_keys_than_one_page_has(address: str) -> None:
+    client = s3.client(address)
+    for i in range(1005):
+        client.put_object(Bucket="bucket", Key=f"many/{i:04d}/x", Body=b"")
+    store = Store.at("s3://bucket/many")
+    assert list(store.keys()) == [f"{i:04d}/x" for i in range(1005)]
+    assert list(Store.at("s3://bucket").folders("many/")) == [f"{i:04d}" for i in range(1005)]
+
+
+def test_only_the_first_creates_and_only_the_last_reader_replaces(address: str) -> None:
+    store = Store.at("s3://bucket")
+    store.swap("pointer", b"one", None)
+    with pytest.raises(Conflict, match="s3://bucket/pointer: somebody else wrote it first"):
+        store.swap("pointer", b"two", None)
+    _, tag = store.fetch("pointer")
+    store.swap("pointer", b"three", tag)
+    with pytest.raises(Conflict):
+        store.swap("pointer", b"four", tag)
+    assert store.read("pointer") == b"three"
+    assert list(store.keys()) == ["pointer"]  # the probe is gone
+
+
+def test_of_many_at_once_one_wins(address: str) -> None:
+    store = Store.at("s3://bucket")
+    store.swap("pointer", b"start", None)
+    _, tag = store.fetch("pointer")
+    won: list[int] = []
+
+    def attempt(number: int) -> None:
+        try:
+            store.swap("pointer", b"%d" % number, tag)
+            won.append(number)
+        except Conflict:
+            pass
+
+    threads = [threading.Thread(target=attempt, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    assert store.read("pointer") == b"%d" % won[0]
+
+
+def test_a_server_that_ignores_conditions_is_refused(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def ignore(method: str, path: str) -> str:
+        asked.append(method)
+        return "ignore"
+
+    with s3.proxy(address, ignore) as url:
+        use(monkeypatch, url)
+        store = Store.at("s3://bucket")
+        with pytest.raises(ValueError, match="ignores conditional writes, so two promotions could overwrite each other"):
+            store.swap("pointer", b"one", None)
+        assert list(store.keys()) == []
+
+
+@pytest.mark.parametrize("wrong", [503, 500, "cut"])
+def test_faults_that_pass_are_not_noticed(address: str, monkeypatch: pytest.MonkeyPatch, wrong: int | str) -> None:
+    content = b"content " * 1000
+    left = {"GET": 2, "PUT": 1}
+
+    def fault(method: str, path: str) -> int | str | None:
+        if method not in left or not left[method] or (wrong == "cut" and method == "PUT"):
+            return None
+        left[method] -= 1
+        return wrong
+
+    with s3.proxy(address, fault) as url:
+        use(monkeypatch, url)
+        store = Store.at("s3://bucket")
+        store.write("x", content)
+        assert store.read("x") == content
+    assert left["GET"] == 0
+
+
+def test_a_store_that_stays_away_is_one_line_without_the_secret(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ATTEMPTS", 2)
+    with s3.proxy(address, lambda method, path: 503) as url:
+        use(monkeypatch, url)
+        with pytest.raises(OSError, match=r"^s3://bucket/x: the store refused \(503\)") as caught:
+            Store.at("s3://bucket").read("x")
+    assert s3.SECRET not in str(caught.value)
+    use(monkeypatch, "http://127.0.0.1:9")
+    with pytest.raises(OSError, match=r"^s3://bucket/x: the store cannot be reached"):
+        Store.at("s3://bucket").write("x", b"")
+
+
+def test_a_broken_upload_is_not_visible(address: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "large").write_bytes(bytes(20_000_000))
+
+    def second_part(method: str, path: str) -> int | None:
+        return 403 if "partNumber=2" in path else None
+
+    with s3.proxy(address, second_part) as url:
+        use(monkeypatch, url)
+        with pytest.raises(OSError, match="s3://bucket/large: the upload broke off"):
+            Store.at("s3://bucket").write("large", tmp_path / "large")
+    use(monkeypatch, address)
+    assert list(Store.at("s3://bucket").keys()) == []
+
+
+def test_missing_things_and_wrong_addresses(address: str) -> None:
+    with pytest.raises(ValueError, match=r"s3://nowhere/x: there is no such object or bucket"):
+        Store.at("s3://nowhere").read("x")
+    with pytest.raises(ValueError, match="must look like s3://bucket/prefix"):
+        Store.at("https://bucket/x")
+
+
+def test_content_types() -> None:
+    assert content_type("a.css") == "text/css; charset=utf-8"
+    assert content_type("a.webp") == "image/webp"
+    assert content_type("a.svg") == "image/svg+xml"
+    assert content_type("a.json") == "application/json"
+    assert content_type("a.unknown") == "application/octet-stream"
