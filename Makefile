@@ -15,7 +15,7 @@ export GX_ANALYTICS_ENABLED := false
 .PHONY: help demo test fleet-test lint lock flow setup train profile clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z.]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z.-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
 demo: .venv  ## run the sample pipeline (what is up to date is not run again), print the result
 	dvc repro
