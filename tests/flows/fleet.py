@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -76,12 +77,13 @@ def snapshot(folder: Path, changes: Mapping[str, Any]) -> Path:
 
 
 class Fleet:
-    """The servers and workers; a context. folder: where everything is written. s3_url: another S3 server than its own."""
+    """The servers and workers; a context. folder: where everything is written; changes: to params.yaml."""
 
     def __init__(self, folder: Path, changes: Mapping[str, Any] = QUICK) -> None:
         self.folder = folder
         self.source = snapshot(folder / "source", changes)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.cluster: Path | None = None
         self.api = f"http://127.0.0.1:{free_port()}/api"
         self.s3 = f"http://127.0.0.1:{free_port()}"
         home = str(Path(sys.executable).parent)
@@ -107,6 +109,9 @@ class Fleet:
 
     def _begin(self) -> None:
         self.spawn("s3", ["-m", "moto.server", "-H", "127.0.0.1", "-p", self.s3.rpartition(":")[2]], self.folder)
+        database = self._postgresql()
+        if database:
+            self.env["PREFECT_API_DATABASE_CONNECTION_URL"] = database
         port = self.api.removesuffix("/api").rpartition(":")[2]
         self.spawn("server", ["-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", port], self.folder)
         wait_for(lambda: _answers(f"{self.s3}/moto-api/"), 60, "the S3 server")
@@ -115,9 +120,36 @@ class Fleet:
         command = ["-m", "flows.setup", "--store", f"s3://{BUCKET}", "--heartbeat", str(HEARTBEAT_S)]
         subprocess.run([sys.executable, *command], cwd=self.source, env=self._environment(self.source), check=True)
 
+    def _postgresql(self) -> str | None:
+        """A PostgreSQL server as the operations guide asks for, where Debian's is installed; None: Prefect's own SQLite."""
+        found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+        if not found or os.geteuid() != 0 or shutil.which("runuser") is None:
+            return None
+        # PostgreSQL does not run as root, and its user must reach the folder.
+        self.cluster = Path(tempfile.mkdtemp(prefix="gdpo-postgresql-"))
+        shutil.chown(self.cluster, "postgres")
+        programs, port, data = found[-1].parent, str(free_port()), str(self.cluster / "data")
+        as_postgres = ["runuser", "-u", "postgres", "--"]
+        initdb = [str(programs / "initdb"), "-D", data, "-U", "prefect", "--auth=trust"]
+        subprocess.run([*as_postgres, *initdb], cwd=self.cluster, check=True, capture_output=True)
+        options = ["-p", port, "-k", str(self.cluster), "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]
+        with (self.folder / "postgresql.log").open("ab") as log:
+            self.processes["postgresql"] = subprocess.Popen(
+                [*as_postgres, str(programs / "postgres"), "-D", data, *options], cwd=self.cluster, stdout=log,
+                stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+        psql = [str(programs / "psql"), "-h", "127.0.0.1", "-p", port, "-U", "prefect", "-d", "postgres", "-c"]
+        wait_for(lambda: subprocess.run([*psql, "SELECT 1"], capture_output=True).returncode == 0, 60, "PostgreSQL")
+        subprocess.run([*psql, "CREATE DATABASE prefect"], check=True, capture_output=True)
+        psql[psql.index("postgres")] = "prefect"
+        subprocess.run([*psql, "CREATE EXTENSION pg_trgm"], check=True, capture_output=True)
+        return f"postgresql+asyncpg://prefect@127.0.0.1:{port}/prefect"
+
     def __exit__(self, *_: object) -> None:
         for name in reversed(list(self.processes)):
             self.kill(name)
+        if self.cluster:
+            shutil.rmtree(self.cluster, ignore_errors=True)
 
     def _environment(self, clone: Path) -> dict[str, str]:
         # What an environment installed from the clone would do: its packages come first.
@@ -204,7 +236,10 @@ class Fleet:
 def wait_for(happens: Any, seconds: float, what: str) -> None:
     """Poll until `happens()`; TimeoutError naming what did not."""
     end = time.monotonic() + seconds
-    while not happens():
+    while True:
+        with suppress(httpx.TransportError):  # a busy server answers the next time
+            if happens():
+                return
         if time.monotonic() > end:
             raise TimeoutError(f"{what}: nothing after {seconds:g} s")
         time.sleep(0.5)

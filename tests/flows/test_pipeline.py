@@ -14,23 +14,12 @@ from prefect.testing.utilities import prefect_test_harness
 from flows.pipeline import pipeline
 from flows.repro import StageFailed
 from tasks import summary
+from tests.tasks.fabricated import SMALL
 
 # A temporary server may take its time on a busy machine.
 pytestmark = [pytest.mark.prefect, pytest.mark.timeout(300)]
 
-VALUE = {"mean": 20.0, "standard_error": 0.1, "within_image_std": 0.2}
-INTERVAL = {"mean": 0.5, "standard_error": 0.1, "low": 0.3, "high": 0.7, "p": 0.001, "effect": 0.4}
-SUMMARY = {
-    "images": 3,
-    "noises": 8,
-    "metrics": {"reward": {"higher_is_better": True}},
-    "reward": {"perception": []},
-    "models": {model: {"reward": VALUE} for model in ("bicubic", "naosd", "gdpo", "control")},
-    "differences": [
-        {"pair": f"{a}-{b}", "a": a, "b": b, "metric": "reward", "verdict": "better", **INTERVAL}
-        for a, b in (("gdpo", "naosd"), ("control", "naosd"), ("gdpo", "control"))
-    ],
-}
+SUMMARY = SMALL
 
 
 @pytest.fixture(scope="module")

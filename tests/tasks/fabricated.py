@@ -17,6 +17,21 @@ HIGHER = {"psnr_y": True, "niqe": False, "reward": True}
 VIEWS = ("lr", "bicubic", "naosd", "gdpo", "control", "hr")
 PAIRS = [("gdpo", "naosd"), ("control", "naosd"), ("gdpo", "control"), ("naosd", "bicubic")]
 
+_VALUE = {"mean": 20.0, "standard_error": 0.1, "within_image_std": 0.2}
+_INTERVAL = {"mean": 0.5, "standard_error": 0.1, "low": 0.3, "high": 0.7, "p": 0.001, "effect": 0.4}
+# The least that the summary of an evaluation holds.
+SMALL = {
+    "images": 3,
+    "noises": 8,
+    "metrics": {"reward": {"higher_is_better": True}},
+    "reward": {"perception": []},
+    "models": {model: {"reward": _VALUE} for model in ("bicubic", "naosd", "gdpo", "control")},
+    "differences": [
+        {"pair": f"{a}-{b}", "a": a, "b": b, "metric": "reward", "verdict": "better", **_INTERVAL}
+        for a, b in (("gdpo", "naosd"), ("control", "naosd"), ("gdpo", "control"))
+    ],
+}
+
 
 def scores(images: int, noises: int, gain: float = 3.0) -> dict[str, dict[str, np.ndarray]]:
     """Scores of four models; GDPO-SR is better than NAOSD by `gain` within-image standard deviations."""

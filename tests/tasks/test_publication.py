@@ -20,24 +20,12 @@ from tasks import browse, publication
 from tasks import store as store_module
 from tasks.store import Conflict, Store
 from tests import s3
+from tests.tasks import fabricated
 from tests.tasks.test_store import use
 
 NOW = datetime(2026, 11, 21, 2, 0, tzinfo=UTC)
 HOSTILE = '<script>alert("x")</script>'
-VALUE = {"mean": 20.0, "standard_error": 0.1, "within_image_std": 0.2}
-INTERVAL = {"mean": 0.5, "standard_error": 0.1, "low": 0.3, "high": 0.7, "p": 0.001, "effect": 0.4}
-SUMMARY = {
-    "images": 3,
-    "noises": 8,
-    "metrics": {"reward": {"higher_is_better": True}},
-    "reward": {"perception": []},
-    "models": {model: {"reward": VALUE} for model in ("bicubic", "naosd", "gdpo", "control")},
-    "differences": [
-        {"pair": f"{a}-{b}", "a": a, "b": b, "metric": "reward", "verdict": "better", **INTERVAL}
-        for a, b in (("gdpo", "naosd"), ("control", "naosd"), ("gdpo", "control"))
-    ],
-    "files": [{"folder": "000-x"}],
-}
+SUMMARY = {**fabricated.SMALL, "files": [{"folder": "000-x"}]}
 
 
 @pytest.fixture
