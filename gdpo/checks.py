@@ -4,6 +4,7 @@ Shapes: B batch, C channels, H height, W width.
 """
 
 import math
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -74,11 +75,23 @@ def check_same_shape(name: str, tensor: torch.Tensor, other_name: str, other: to
         )
 
 
+def check_path(name: str, path: object) -> Path:
+    """Return `path` as a Path. ValueError unless it is text or a path."""
+    if not isinstance(path, str | Path):
+        raise ValueError(f"{name} must be a path, got {path!r}")
+    return Path(path)
+
+
 def check_device(name: str, device: object) -> None:
     """Raise ValueError unless `device` names a device of torch that is here."""
     try:
         kind = torch.device(device).type  # type: ignore[call-overload]
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"{name} must be a device of torch such as 'cpu' or 'cuda:0', got {device!r}") from error
-    if kind == "cuda" and not torch.cuda.is_available():
+    try:
+        there = kind != "cuda" or torch.cuda.is_available()
+        torch.empty(0, device=device if there else "cpu")  # type: ignore[call-overload]
+    except (RuntimeError, AssertionError, NotImplementedError):
+        there = False
+    if not there:
         raise ValueError(f"{name} is {str(device)!r}, and torch sees no such device here")

@@ -210,6 +210,7 @@ class Pretrain(Section):
     lora: Lora = Lora()
     steps: Count = 35000
     batch: Count = 16
+    gpus: Count = Field(1, description="processes of torchrun on this host, a GPU each, that share every batch")
     optimizer: Optimizer = Optimizer()
     pixel: Literal["mse", "l1"] = Field("mse", description="the paper prints L1, the release computes MSE")
     lambda_pixel: Annotated[float, Field(ge=0)] = 1.0
@@ -273,6 +274,7 @@ class Finetune(Section):
     lora: Lora = Lora()
     steps: Count = 1500
     batch: Count = Field(8, description="groups per optimiser step")
+    gpus: Count = Field(1, description="processes of torchrun on this host, a GPU each, that share every batch")
     optimizer: Optimizer = Optimizer()
     omega: Positive = Field(5000.0, description="the loss multiplies by omega / 2, on the mean squared noise error")
     checkpoint_every: Count = 10
@@ -338,6 +340,13 @@ class Config(Section):
     def _tags_have_a_tagger(self) -> "Config":
         if self.degrade.tags != "none" and self.model.tagger is None:
             raise ValueError(f"degrade.tags is {self.degrade.tags}, which needs the folder of a tagger in model.tagger")
+        return self
+
+    @model_validator(mode="after")
+    def _every_gpu_has_work(self) -> "Config":
+        for name, stage in (("pretrain", self.pretrain), ("finetune", self.finetune)):
+            if stage.gpus > stage.batch:
+                raise ValueError(f"{name}.gpus is {stage.gpus}, but {name}.batch has work for {stage.batch} only; lower one")
         return self
 
     @model_validator(mode="after")

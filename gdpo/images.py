@@ -8,16 +8,25 @@ Shapes: HWC uint8 arrays in RGB order outside, CHW float tensors in [0, 1] for m
 """
 
 import io
+import struct
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from gdpo.training import written_aside
 
 _ORIENTATION = 0x0112  # the EXIF tag
+_PHOTOMETRIC, _PLANAR = 262, 284  # TIFF tags
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: BigTIFF
+# Pillow reports broken files with whatever its decoders hit first, and so does OpenCV.
+_BROKEN = (
+    OSError, SyntaxError, EOFError, IndexError, TypeError, KeyError, AttributeError, ArithmeticError, struct.error,
+    Image.DecompressionBombError, cv2.error,
+)  # fmt: skip
 
 
 class NotRgb(ValueError):
@@ -48,8 +57,9 @@ def _decoded(data: bytes) -> np.ndarray:
             return _read_deep(data)
         with Image.open(io.BytesIO(data)) as image:
             return _rgb(ImageOps.exif_transpose(image))
-    # Pillow reports broken files with whatever its decoders hit first.
-    except (OSError, SyntaxError, EOFError, IndexError, TypeError, KeyError, Image.DecompressionBombError) as error:
+    except UnidentifiedImageError as error:  # it says an address in memory, another one each time
+        raise ValueError("not an image of a known kind") from error
+    except _BROKEN as error:
         raise ValueError(_one_line(error)) from error
 
 
@@ -71,7 +81,7 @@ def _may_be_deep(data: bytes) -> bool:
     """Whether these are the first bytes of a 16-bit PNG, or of a TIFF with 16 bits per sample."""
     if data[:8] == b"\x89PNG\r\n\x1a\n":
         return len(data) > 24 and data[24] == 16
-    if data[:4] in (b"II*\0", b"MM\0*"):
+    if data[:4] in _TIFF:
         # IMREAD_UNCHANGED keeps the depth; PIL opens some 16-bit TIFFs only as their upper bytes, others not at all.
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
         return pixels is not None and pixels.dtype == np.uint16
@@ -83,6 +93,11 @@ def _read_deep(data: bytes) -> np.ndarray:
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None:
         raise ValueError("broken 16-bit image")
+    tags = _tiff_tags(data)
+    if tags.get(_PLANAR) == 2 and pixels.ndim == 3:
+        raise NotRgb("16-bit TIFF with a plane for each colour; save it with interleaved colours")
+    if tags.get(_PHOTOMETRIC) == 0:  # gray from white to black, which OpenCV turns round for 8 bits only
+        pixels = 65535 - pixels
     eight: np.ndarray = np.round(pixels.reshape(*pixels.shape[:2], -1) / 257).astype(np.uint8)
     channels = eight.shape[2]
     if channels == 1:
@@ -94,6 +109,17 @@ def _read_deep(data: bytes) -> np.ndarray:
     image = Image.fromarray(eight)
     image.getexif()[_ORIENTATION] = _orientation(data)
     return _rgb(ImageOps.exif_transpose(image))
+
+
+def _tiff_tags(data: bytes) -> dict[int, Any]:
+    """The tags of a TIFF's first page; of any other file none."""
+    if data[:4] not in _TIFF:
+        return {}
+    tags = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if b"+" in data[:4] else 8])
+    stream = io.BytesIO(data)
+    stream.seek(tags.next)
+    tags.load(stream)
+    return dict(tags)
 
 
 def _orientation(data: bytes) -> int:

@@ -9,6 +9,7 @@ A run that is killed and started again gives the same bytes as one that was not:
 everything that does live between steps (weights, optimisers, the history of logged values) is in the checkpoint.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -25,6 +26,7 @@ import numpy as np
 import torch
 
 from gdpo.checks import NotFinite
+from gdpo.world import World, current
 
 Key = tuple[int | str, ...]  # what seeds a generator
 
@@ -110,7 +112,7 @@ def written_aside(target: Path) -> Iterator[Path]:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     _clear_left_behind(target)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.{os.getpid()}.", dir=target.parent))
+    scratch, lock = _scratch(target)
     try:
         part = scratch / target.name
         yield part
@@ -118,29 +120,55 @@ def written_aside(target: Path) -> Iterator[Path]:
             with part.open("rb") as file:
                 os.fsync(file.fileno())
         if target.is_dir() and not target.is_symlink():
-            os.replace(target, scratch / "old")
+            os.replace(target, scratch / f"{target.name}.old")
         os.replace(part, target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _scratch(target: Path) -> tuple[Path, int | None]:
+    """A new folder beside `target`, and the lock in it that says it is in use: None on a file system without locks."""
+    while True:
+        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.{os.getpid()}.", dir=target.parent))
+        try:
+            return scratch, _locked(scratch, target.name)
+        except (BlockingIOError, FileNotFoundError):  # another writer took it for left behind before it was locked
+            continue
+        except OSError:
+            return scratch, None
+
+
+def _locked(scratch: Path, name: str) -> int:
+    """The lock of a scratch folder, which ends with this process. OSError if another has it, or the folder is gone.
+
+    A process id would not do: that of a killed writer is soon another's, and means nothing in another container.
+    """
+    path = scratch / f"{name}.lock"
+    lock = os.open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(lock), path.stat()):
+            raise FileNotFoundError(path)
+    except OSError:
+        os.close(lock)
+        raise
+    return lock
 
 
 def _clear_left_behind(target: Path) -> None:
     """Remove the scratch folders beside `target` whose process is gone."""
-    pattern = re.compile(re.escape(f".{target.name}.") + r"(\d+)\.[a-z0-9_]{8}")
+    pattern = re.compile(re.escape(f".{target.name}.") + r"\d+\.[a-z0-9_]{8}")
     for path in target.parent.iterdir():
-        found = pattern.fullmatch(path.name)
-        if found and not _is_running(int(found[1])):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+        if not pattern.fullmatch(path.name):
+            continue
+        try:
+            lock = _locked(path, target.name)
+        except OSError:  # in use, just gone, or somebody else's
+            continue
+        shutil.rmtree(path, ignore_errors=True)
+        os.close(lock)
 
 
 @dataclass
@@ -148,7 +176,8 @@ class Loop:
     """A resumable loop over optimiser steps.
 
     folder: where `checkpoint.pt` lives (outside the stage's outputs); fingerprint: text that names everything the run
-    depends on (configuration and input hashes): a checkpoint of another fingerprint is ignored, not resumed.
+    depends on (configuration and input hashes): a checkpoint of another fingerprint is ignored, not resumed. world: the
+    processes that run the same loop (gdpo.world); all resume, the first one writes, and they stop after the same step.
     """
 
     folder: Path
@@ -158,6 +187,7 @@ class Loop:
     checkpoint_every: int
     hooks: Hooks = field(default_factory=Hooks)
     history: list[dict[str, float]] = field(default_factory=list)
+    world: World = field(default_factory=current)
 
     @property
     def path(self) -> Path:
@@ -182,7 +212,12 @@ class Loop:
         return int(saved["step"])
 
     def save(self, step: int) -> None:
-        """Write the checkpoint aside, then rename it."""
+        """Write the checkpoint aside, then rename it; when this returns in any process, it is there."""
+        with self.world.together():
+            if self.world.leads:
+                self._write(step)
+
+    def _write(self, step: int) -> None:
         content = {
             "step": step,
             "fingerprint": self.fingerprint,
@@ -197,7 +232,8 @@ class Loop:
 
         Raises `Stopped` (after a checkpoint) when asked to stop, and `Diverged` when a returned value is not finite.
         """
-        first = self.resume()
+        with self.world.together():
+            first = self.resume()
         for row in self.history:
             self.hooks.log(int(row["step"]), row)
         for step in range(first, self.steps):
@@ -211,7 +247,7 @@ class Loop:
             self.history.append({"step": float(step), **values})
             self.hooks.log(step, self.history[-1])
             done = step + 1
-            if self.hooks.should_stop():
+            if self.world.any(self.hooks.should_stop()):
                 self.save(done)
                 raise Stopped(done)
             if done % self.checkpoint_every == 0 and done < self.steps:

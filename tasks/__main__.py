@@ -22,7 +22,10 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from tasks import torchrun
+
 if TYPE_CHECKING:
+    from gdpo.config import Config
     from gdpo.training import Stopped
 
 # name -> module, help, the --set of the example
@@ -56,7 +59,6 @@ TOOLS = {
     "browse": ("tasks.browse", "look through the published runs and models in a browser"),
     "profile": ("tasks.profile", "write the values of profiles/NAME.yaml into params.yaml"),
 }
-STOPPED = 143
 NEEDS_GPU = 3
 
 
@@ -109,11 +111,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     stop = StopFlag()
     args = build_parser(argv[0] if argv else None).parse_args(argv)
+    if args.command in TOOLS:
+        return _in_one_line(lambda: int(importlib.import_module(TOOLS[args.command][0]).main(args)))
+    with stop:
+        return _in_one_line(lambda: _run_stage(args, stop, argv))
+
+
+def _in_one_line(run: Callable[[], int]) -> int:
+    """The exit code of `run`, or of its failure, which is said in one line."""
     try:
-        if args.command in TOOLS:
-            return int(importlib.import_module(TOOLS[args.command][0]).main(args))
-        with stop:
-            return _run_stage(args, stop)
+        return run()
     except (ValueError, OSError) as error:
         if os.environ.get("GDPO_DEBUG") == "1":
             traceback.print_exc()
@@ -124,18 +131,27 @@ def _fail(error: ValueError | OSError) -> int:
     from tasks.params import BadParams
 
     text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
-    sys.stderr.write(f"gdpo-sr: {' '.join(text.split())}\n")
-    return 2 if isinstance(error, BadParams) else 1
+    return torchrun.ended(2 if isinstance(error, BadParams) else 1, " ".join(text.split()))
 
 
-def _run_stage(args: argparse.Namespace, stop: "StopFlag") -> int:
-    """Parameters, hooks, the stage; `Stopped` becomes exit code 143."""
+def _run_stage(args: argparse.Namespace, stop: "StopFlag", argv: Sequence[str]) -> int:
+    """Parameters, then the stage: in this process, or in those of torchrun."""
     from tasks import params
 
     config = params.load(args.params, args.profile, args.set)
-    if args.command in GPU_STAGES and not config.allow_cpu and not _has_gpu():
-        return _fail_without_gpu(args)
+    wanted = getattr(getattr(config, args.command, None), "gpus", 1)
+    if args.command in GPU_STAGES and not config.allow_cpu and (found := _gpus()) < wanted:
+        return _fail_without_gpu(args, wanted, found)
+    if torchrun.is_rank():
+        with torchrun.rank(stop) as should_stop:
+            return _run_here(args, config, should_stop)
+    return torchrun.start(argv, wanted, stop) if wanted > 1 else _run_here(args, config, stop)
+
+
+def _run_here(args: argparse.Namespace, config: "Config", should_stop: Callable[[], bool]) -> int:
+    """Hooks, the stage; `Stopped` becomes exit code 143."""
     from gdpo.training import Hooks, Stopped
+    from gdpo.world import current
     from tasks.recorder import Recorder
 
     run: Callable[..., None] = importlib.import_module(STAGES[args.command][0]).run
@@ -151,27 +167,29 @@ def _run_stage(args: argparse.Namespace, stop: "StopFlag") -> int:
         place(config, root, chosen, against)  # what is not there is said before the work
     try:
         with Recorder(work, " ".join([args.command, *names]), total) as recorder:
-            if stop():
+            if current().any(should_stop()):
                 raise Stopped(0)
             options = {"keep": True} if against else {}
-            run(config, root, Hooks(log=recorder.log, should_stop=stop), *names, **options)
+            hooks = Hooks(log=recorder.log, should_stop=should_stop) if current().leads else Hooks(should_stop=should_stop)
+            run(config, root, hooks, *names, **options)
     except Stopped as stopped:
-        sys.stderr.write(f"gdpo-sr: {_stopped_line(stopped, root, work)}\n")
-        return STOPPED
+        return torchrun.ended(torchrun.STOPPED, _stopped_line(stopped, root, work))
     return check(config, root, chosen, against) if against else 0
 
 
-def _has_gpu() -> bool:
+def _gpus() -> int:
     import torch
 
-    return torch.cuda.is_available()
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
-def _fail_without_gpu(args: argparse.Namespace) -> int:
+def _fail_without_gpu(args: argparse.Namespace, wanted: int, found: int) -> int:
     """Say where the stage can run, and how its outputs come here."""
     stage = os.environ.get("DVC_STAGE", args.command)
+    needed = f"{wanted} GPUs ({args.command}.gpus)" if wanted > 1 else "a GPU"
     sys.stderr.write(
-        f"gdpo-sr: {stage} needs a GPU and there is none here (allow_cpu: true lets it run on the CPU); run it on a worker, "
+        f"gdpo-sr: {stage} needs {needed} and there {'is' if found < 2 else 'are'} {found or 'none'} here "
+        f"(allow_cpu: true lets it run on the CPU); run it on a worker, "
         f"then fetch what it made:\n  prefect deployment run gdpo-stage/a100 -p stage={stage} --watch\n"
         f"  dvc repro --pull {stage}\n"
     )

@@ -121,12 +121,12 @@ def _init(folder: Path, root: Path) -> Iterator[Artefact]:
         yield card
         return
     try:
-        names = [entry["file"] for entry in json.loads((folder / "model.json").read_text())["adapters"]]
+        files = [folder / entry["file"] for entry in json.loads((folder / "model.json").read_text())["adapters"]]
     except (ValueError, KeyError, TypeError) as error:
         yield replace(card, state=BAD, problem=f"not a model.json of ours ({error!r})")
         return
     yield card
-    yield from (_file("pretrain.init", folder / name, root) for name in names)
+    yield from (_file("pretrain.init", file, root) for file in files)
 
 
 def _metrics(config: "Config", root: Path) -> Iterator[Artefact]:

@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -141,7 +142,8 @@ def _needed(there: set[str]) -> list[str]:
             raise ValueError(f"has {stem}.fp16.{kind} and no {name}; NAOSD is trained on fp32 weights")
         if name not in there:
             raise ValueError(f"has no {name}" + ("; pickled weights are not read" if kind == "safetensors" else ""))
-    tokenizer = {name for name in there if name.startswith("tokenizer/") and name.endswith((".json", ".txt"))}
+    # Files of that folder and no deeper: a name with ".." in a bucket or hub must not be written elsewhere.
+    tokenizer = {name for name in there if re.fullmatch(r"tokenizer/[^/\\]+\.(json|txt)", name)}
     if "tokenizer/tokenizer.json" not in there and not {"tokenizer/vocab.json", "tokenizer/merges.txt"} <= there:
         raise ValueError("has no tokenizer/vocab.json and tokenizer/merges.txt")
     return sorted(tokenizer | set(BASE_FILES), key=lambda name: (name.endswith(".safetensors"), "scheduler" not in name, name))

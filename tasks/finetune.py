@@ -11,6 +11,7 @@ from gdpo.model.checkpoints import load_model, read_adapters, save_model
 from gdpo.preference.loop import finetune
 from gdpo.preference.rollout import Group, from_row
 from gdpo.training import Hooks
+from gdpo.world import current
 from tasks.rollout import header
 from tasks.runs import device, fingerprint, write_history
 
@@ -34,6 +35,8 @@ def run(config: Config, root: Path, hooks: Hooks, name: str = "gdpo") -> None:
         model, groups, config, control=name == "control", folder=work,
         fingerprint=fingerprint(settings, [root / "data/rollouts"]), hooks=hooks,
     )  # fmt: skip
+    if not current().leads:
+        return
     write_history(root / "reports/finetune" / name, history)
     chain = [*read_adapters(naosd), adapters]
     save_model(root / "models" / name, base, chain, t_add=model.t_add, t_diff=model.t_diff, prompt=model.prompt)

@@ -35,9 +35,9 @@ def run(config: Config, root: Path, hooks: Hooks) -> None:
         for name, findings in [*parts.items(), ("evaluation", held_out.used)]:
             write_list(folder / f"{name}.parquet", findings)
     report = {
-        "evaluation": _described(held_out, config.degrade.evaluation),
+        "evaluation": _described(held_out, config.degrade.evaluation, root),
         "train": {
-            **_described(trained, config.degrade.train),
+            **_described(trained, config.degrade.train, root),
             "parts": {name: len(findings) for name, findings in parts.items()},
         },
     }
@@ -69,6 +69,8 @@ def _examined(photos: Sequence[Photo], min_side: int, hooks: Hooks) -> Iterator[
             hooks.log(start + len(batch), {"photographs": float(start + len(batch))})
 
 
-def _described(found: Census, sources: Sequence[Photographs]) -> dict[str, object]:
+def _described(found: Census, sources: Sequence[Photographs], root: Path) -> dict[str, object]:
+    """One split of the report: the same wherever the repository lies, as every output must be."""
+    skipped = [{**row, "detail": row["detail"].replace(f"{root}{os.sep}", "")} for row in found.skipped]
     of_source = {source.path: sum(f.photo.source == source.path for f in found.used) for source in sources}
-    return {"photographs": found.counts(), "sources": of_source, "skipped": found.skipped}
+    return {"photographs": found.counts(), "sources": of_source, "skipped": skipped}

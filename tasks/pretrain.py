@@ -7,6 +7,7 @@ from gdpo.data.shards import Shards
 from gdpo.model.checkpoints import base_hashes, load_base, read_adapters, save_model
 from gdpo.pretrain.loop import pretrain
 from gdpo.training import Hooks
+from gdpo.world import current
 from tasks.runs import device, fingerprint, write_history
 
 
@@ -30,12 +31,15 @@ def run(config: Config, root: Path, hooks: Hooks) -> None:
             "model": config.model.model_dump(),
             "pretrain": settings.model_dump(),
             "base": base_hashes(base),
+            "pairs": pairs.fingerprint(),
         },
-        [root / "data/shards/train"] + ([] if settings.init is None else [root / settings.init]),
+        [] if settings.init is None else [root / settings.init],
     )
     adapters, history = pretrain(
         load_base(base).to(device()), pairs, config, init=init, folder=work, fingerprint=name, hooks=hooks
     )
+    if not current().leads:
+        return
     write_history(root / "reports/pretrain", history)
     model = config.model
     save_model(root / "models/naosd", base, [adapters], t_add=model.t_add, t_diff=model.t_diff, prompt=model.prompt)

@@ -28,6 +28,7 @@ from markupsafe import Markup
 
 from gdpo.config import Config
 from gdpo.evaluate import tables, verdict
+from gdpo.rewards.table import METRICS
 from gdpo.training import Hooks, written_aside
 from tasks import curves, figures, sections
 from tasks.gallery import Gallery, read_text
@@ -72,7 +73,8 @@ def _render(pages: dict[str, Page]) -> dict[str, str]:
     texts = {}
     for name, page in pages.items():
         template = environment.get_template(f"{page['template']}.html")
-        texts[name] = template.render(page, name=name, menu=menu, base="" if name == "index" else "../", label=tables.label)
+        base = "" if name == "index" else "../"
+        texts[name] = template.render(page, name=name, menu=menu, base=base, label=tables.label, sample=tables.sample)
     return texts
 
 
@@ -105,6 +107,7 @@ def _benchmark(config: Config, root: Path, assets: Path, name: str) -> Page:
         "summary": results,
         "metric_headings": [tables.metric_heading(results, metric) for metric in results["metrics"]],
         "tables": _tables(assets, name, results),
+        "variants": _variants(results),
         "sets": _sets(results),
         "forest": _asset("figures", name, "differences.svg") if _forest(forest, results, results["reference"]) else None,
         "viewer_data": gallery.viewer(assets),
@@ -205,6 +208,12 @@ def _tables(assets: Path, benchmark: str, results: dict[str, Any]) -> dict[str, 
         (folder / f"{name}.csv").write_text(tables.to_csv(table), encoding="utf-8")
         found[name] = {"html": _html(table), "address": _asset("tables", benchmark, name)}
     return found
+
+
+def _variants(results: dict[str, Any]) -> list[tuple[str, str]]:
+    """(printed name, our name and what exactly is computed) of every metric; the reward has words of its own."""
+    names = [name for name in (*results["metrics"], *results.get("sets", {})) if name in METRICS]
+    return [(tables.label(name), f"{name}: {METRICS[name].variant}") for name in names]
 
 
 def _sets(results: dict[str, Any]) -> list[tuple[str, str]]:

@@ -8,12 +8,14 @@ from typing import Any
 import torch
 
 from gdpo.training import written_aside
+from gdpo.world import current
 
 
 def fingerprint(settings: dict[str, Any], inputs: list[Path]) -> str:
     """A text that is equal only for equal settings and equal input folders (every file's bytes).
 
-    A checkpoint carries it, so that a run never resumes from one made with other settings or other data.
+    A checkpoint carries it, so that a run never resumes from one made with other settings or other data. Shards, which may be
+    half a terabyte, are no such folder: `Shards.fingerprint()` goes into the settings.
     """
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for folder in inputs:
@@ -25,7 +27,9 @@ def fingerprint(settings: dict[str, Any], inputs: list[Path]) -> str:
 
 
 def device() -> torch.device:
-    """Where a stage computes: the GPU that CUDA_VISIBLE_DEVICES leaves first, or the CPU."""
+    """Where a stage computes: its process's GPU, the GPU that CUDA_VISIBLE_DEVICES leaves first, or the CPU."""
+    if (world := current()).size > 1:
+        return world.device
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 EXAMPLE = "gdpo-sr score results/mine testset/HR --metrics psnr_y ssim_y lpips_alex --json scores.json"
 DEFAULT = ["psnr_y", "ssim_y"]
+VARIANTS = (
+    "A name says the variant: niqe has pristine parameters of our own, so no published NIQE compares (that is niqe_pyiqa); "
+    "published tables have maniqa_pipal, GDPO's reward maniqa_koniq"
+)
 Row = dict[str, float]
 
 
@@ -34,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         *("--metrics",), type=_names, nargs="+", action="extend", metavar="METRIC",
-        help=f"default: {' '.join(DEFAULT)}; known: {', '.join(METRICS)}",
+        help=f"default: {' '.join(DEFAULT)}; known: {', '.join(METRICS)}. {VARIANTS}",
     )  # fmt: skip
     parser.add_argument(
         "--json", type=_target(".json"), metavar="FILE", help="also write everything as JSON; - prints it instead"
@@ -76,11 +80,12 @@ def main(args: argparse.Namespace) -> int:
         raise ValueError("no metric is left: " + "; ".join(f"{name}: {reason}" for name, reason in left_out.items()))
     rows, failed = _score(pairs, [name for name in ran if not METRICS[name].per_set], device)
     result = _result(args, names, left_out, rows, failed, _sets(pairs, rows, ran, device))
+    # Printed first: a file that cannot be written must not cost the numbers.
+    sys.stdout.write(f"{json.dumps(result, indent=1) if str(args.json) == '-' else _text(result)}\n")
     if args.csv is not None:
         _write_csv(args.csv, [name for name in ran if not METRICS[name].per_set], rows, failed)
     if args.json is not None and str(args.json) != "-":
         _write(args.json, json.dumps(result, indent=1) + "\n")
-    sys.stdout.write(f"{json.dumps(result, indent=1) if str(args.json) == '-' else _text(result)}\n")
     if failed:
         raise ValueError(f"{len(failed)} of {len(pairs)} images left out: {'; '.join(map(shown, failed.values()))}")
     return 0

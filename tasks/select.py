@@ -5,7 +5,6 @@ reason. The rule is stated in gdpo/data/selection.py. What has been scored is ke
 so that after a stop or a kill the same command goes on; a selection is visible only if it passes its checks.
 """
 
-import hashlib
 import json
 import shutil
 from collections import Counter
@@ -19,7 +18,7 @@ import torch
 
 from gdpo.config import Config, Select
 from gdpo.data.selection import SELECTED, choose, manifest, perceptual_hash
-from gdpo.data.shards import Pair, Shards, shard_files
+from gdpo.data.shards import Pair, Shards
 from gdpo.rewards.metrics import check_available, higher_is_better, score, versions
 from gdpo.training import Hooks, Stopped, written_aside
 from tasks.checks import check_selection
@@ -55,7 +54,7 @@ def run(config: Config, root: Path, hooks: Hooks) -> None:
 
 def _scored(shards: Shards, config: Config, root: Path, kept: Path, hooks: Hooks) -> pa.Table:
     """Source, score, detail share and hash of all patches; those that an interrupted run kept are not computed again."""
-    tables = list(_kept(kept, _inputs(config, root)))
+    tables = list(_kept(kept, _inputs(shards, config, root)))
     done = sum(table.num_rows for table in tables)
     scores_of = _scorer(config, root)
     rows: dict[str, list[object]] = {name: [] for name in SCORED.names}
@@ -75,17 +74,12 @@ def _scored(shards: Shards, config: Config, root: Path, kept: Path, hooks: Hooks
     return pa.concat_tables([*tables, pa.table(rows, schema=SCORED)])
 
 
-def _inputs(config: Config, root: Path) -> str:
+def _inputs(shards: Shards, config: Config, root: Path) -> str:
     """A text that is equal only for scores of the same pairs by the same metric (and model)."""
     settings: dict[str, object] = {"metric": versions([config.select.metric])}
     if config.select.rule == "difficulty":
         settings |= {"seed": config.seed, "prompt": config.model.training_prompt, "rollout": config.rollout.model_dump()}
-    digest = hashlib.sha256()
-    for path in shard_files(root / "data/shards/train"):
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(columns=["sha256"]):
-                digest.update("".join(batch["sha256"].to_pylist()).encode())
-    settings["pairs"] = digest.hexdigest()
+    settings["pairs"] = shards.fingerprint()
     return fingerprint(settings, [root / "models/naosd"] if config.select.rule == "difficulty" else [])
 
 

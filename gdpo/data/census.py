@@ -10,7 +10,7 @@ duplicate, same name                the pixels of an earlier one; a file that di
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -53,6 +53,10 @@ class Census:
 
 def examine(photo: Photo, min_side: int) -> Finding:
     """Read one photograph. OSError only if a store fails: that is no fault of the photograph."""
+    shown = photo.name.encode(errors="backslashreplace").decode()
+    if shown != photo.name:  # bytes of a file name that are no text
+        detail = f"{photo.path}: the name is not UTF-8".encode(errors="backslashreplace").decode()
+        return Finding(replace(photo, name=shown), reason="unreadable", detail=detail)
     try:
         original = photo.original()
         pixels = resized(original, photo.resize)
@@ -60,10 +64,12 @@ def examine(photo: Photo, min_side: int) -> Finding:
         return Finding(photo, reason="not RGB", detail=str(error))
     except ValueError as error:
         return Finding(photo, reason="unreadable", detail=str(error))
-    height, width = pixels.shape[:2]
+    # Enlarging a small photograph (`Photo.resize`) gives it no detail.
+    height, width = min(original.shape[:2], pixels.shape[:2], key=min)
     if min(height, width) < min_side:
         detail = f"{photo.path}: {width}x{height} pixels, a patch needs {min_side}x{min_side}"
         return Finding(photo, height, width, reason="too small", detail=detail)
+    height, width = pixels.shape[:2]
     sha256 = content_hash(pixels)
     return Finding(photo, height, width, sha256, sha256 if pixels is original else content_hash(original))
 

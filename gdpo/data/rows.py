@@ -26,7 +26,7 @@ def damage_named(path: Path) -> Iterator[None]:
     """Turn what Arrow says about a broken or vanished file into one line that names it."""
     try:
         yield
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path}: damaged or missing shard ({reason}); {AGAIN}") from error
 
@@ -67,15 +67,18 @@ class RowGroup:
 
     def row(self, index: int) -> Row:
         """One row, `degradation` as drawn. ValueError naming shard and row if it cannot be read or its hash differs."""
-        (row,) = self.table.slice(index, 1).to_pylist()
+        where = f"{self.path}: row {index} of row group {self.number}"
+        try:
+            (row,) = self.table.slice(index, 1).to_pylist()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{where} is damaged ({error}); {AGAIN}") from error
         row["degradation"] = drawn(row["degradation"])
         with damage_named(self.path), self.path.open("rb", buffering=0) as file:
             for name in IMAGES:
                 file.seek(int(self._starts[name][index]))
                 row[name] = file.read(row[f"{name}_size"])
         if row_hash(row) != row["sha256"]:
-            where = f"{self.path}: row {index} of row group {self.number} (id {row['id']})"
-            raise ValueError(f"{where} is damaged, its SHA-256 differs; {AGAIN}")
+            raise ValueError(f"{where} (id {row['id']}) is damaged, its SHA-256 differs; {AGAIN}")
         return row
 
 

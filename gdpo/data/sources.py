@@ -77,7 +77,9 @@ def photographs(spec: str, split: Split, root: Path = Path()) -> list[Photo]:
     folder = root / spec
     if not folder.is_dir():
         raise ValueError(f"{spec}: no such folder (degrade.{split})")
-    files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    # A link to nothing is a photograph that cannot be read, and is said to be one.
+    paths = [path for path in folder.rglob("*") if path.is_file() or (path.is_symlink() and not path.exists())]
+    files = [path.relative_to(folder).as_posix() for path in paths]
     return [Photo(name, folder / file, spec, file) for name, file in named(files, f"{spec} (degrade.{split})")]
 
 

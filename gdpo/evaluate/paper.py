@@ -1,6 +1,6 @@
 """The paper's tables of results as data: arXiv 2603.16769v1, Tables 1-4, 8, 10 and 12, and what Fig. 7 varies.
 
-A line of a table is the line of the paper's text, so it can be held against it (tests/gdpo/evaluate/test_paper.py).
+A line of a table is the line of the paper's text, so it can be held against it (tests/gdpo/evaluate/test_published.py).
 The dataset stands on its last line in the paper's text extraction; here it stands above its lines.
 """
 

@@ -65,7 +65,7 @@ def same(one: str, other: str) -> bool:
 
 def _results(number_: int, runs: Sequence[Run], of_noises: Callable[[Sequence[float]], float], what: str) -> Table:
     published = paper.TABLES[number_]
-    notes = [f"Ours: {what}; mean over images."]
+    notes = [f"Ours: {what}; mean over images. {_ours(published.columns)}"]
     by_name = {run.benchmark: run for run in runs}
     blocks = [(dataset, paper.BENCHMARKS[dataset], methods) for dataset, methods in published.results.items()]
     methods = list(next(iter(published.results.values())))
@@ -142,6 +142,11 @@ def _heading(column: str) -> str:
     return f"{column} {'↓' if column in paper.LOWER_IS_BETTER else '↑'}"
 
 
+def _ours(columns: Sequence[str]) -> str:
+    """Which of our metrics stand in the paper's columns: MANIQA, say, is one of two."""
+    return f"Our names of the columns: {', '.join(paper.METRICS[column] for column in columns)}."
+
+
 def _caption(name: str, subject: str) -> str:
     return f"{name} of the paper: {subject}"
 
@@ -149,7 +154,9 @@ def _caption(name: str, subject: str) -> str:
 def table_10(sweeps: Mapping[str, Sweep]) -> Table:
     """Table 10: GDPO-SR as it is, t_add varied at inference, the same noise for all."""
     published = paper.TABLES[10]
-    notes = [] if "realsr" in sweeps else ["RealSR: nothing of ours; `python benchmarks/sweep.py` measures it."]
+    notes = [_ours(published.columns)]
+    if "realsr" not in sweeps:
+        notes.append("RealSR: nothing of ours; `python benchmarks/sweep.py --benchmark realsr` measures it.")
     rows: list[Row] = []
     for dataset, methods in published.results.items():
         rows += _block(dataset, {_t_add(t): values for t, values in methods.items()}, published.columns, None, first_noise)

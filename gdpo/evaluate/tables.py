@@ -9,17 +9,18 @@
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from statistics import fmean, stdev
 from typing import Any
 
 LABELS = {"bicubic": "Bicubic", "naosd": "NAOSD", "gdpo": "GDPO-SR", "control": "Control"}
+# A metric of several variants says which it is: a heading is read without the text around it.
 METRIC_LABELS = {
-    "psnr_y": "PSNR-Y", "ssim_y": "SSIM-Y", "ms_ssim": "MS-SSIM", "gmsd": "GMSD", "vif": "VIF", "niqe": "NIQE",
-    "piqe": "PIQE", "entropy": "Entropy", "musiq": "MUSIQ", "maniqa_koniq": "MANIQA", "maniqa_pipal": "MANIQA (PIPAL)",
-    "lpips_alex": "LPIPS", "dists": "DISTS", "clipiqa": "CLIPIQA", "afine": "A-FINE",
+    "psnr_y": "PSNR-Y", "ssim_y": "SSIM-Y", "ms_ssim": "MS-SSIM", "gmsd": "GMSD", "vif": "VIF", "niqe": "NIQE (own fit)",
+    "piqe": "PIQE", "entropy": "Entropy", "musiq": "MUSIQ", "maniqa_koniq": "MANIQA (KonIQ)",
+    "maniqa_pipal": "MANIQA (PIPAL)", "lpips_alex": "LPIPS", "dists": "DISTS", "clipiqa": "CLIPIQA", "afine": "A-FINE",
     "fid": "FID", "niqe_pyiqa": "NIQE (published)", "reward": "Reward",
 }  # fmt: skip
 
@@ -84,6 +85,21 @@ def metric_heading(summary: Summary, metric: str) -> str:
     return f"{label(metric)} {'↑' if summary['metrics'][metric]['higher_is_better'] else '↓'}"
 
 
+def sample(summary: Summary) -> str:
+    """How many images an interval is about, and how many photographs: tiles of one resemble each other."""
+    images, photographs = summary["images"], summary.get("photographs", summary["images"])
+    if photographs == images:
+        return f"{images} images"
+    return f"{images} images of {photographs} photograph{'s' if photographs > 1 else ''}"
+
+
+def no_published_niqe(metrics: Iterable[str]) -> str:
+    """What a caption adds where `niqe` is shown: its values look like published ones."""
+    if "niqe" not in metrics:
+        return ""
+    return f" {label('niqe')}: NIQE with pristine parameters of our own, so no published NIQE compares."
+
+
 def models_table(summary: Summary) -> Table:
     """Every model's mean and standard error for every metric; the best mean of a column is bold, and says no more."""
     metrics, models = list(summary["metrics"]), summary["models"]
@@ -103,6 +119,7 @@ def models_table(summary: Summary) -> Table:
         f"the best mean of the column. The reward is in {label(summary.get('reference', 'naosd'))}'s within-image standard "
         "deviations."
     )
+    caption += no_published_niqe(metrics)
     sets = summary.get("sets", {})
     if sets:
         caption += f" {', '.join(map(label, sets))}: of all images together, mean ± standard error over the noises."
@@ -150,9 +167,9 @@ def differences_table(summary: Summary) -> Table:
         ]
 
     caption = (
-        f"Paired by image over {summary['images']} images (mean over noises first); Student's t interval and "
+        f"Paired by image over {sample(summary)} (mean over noises first); Student's t interval and "
         "two-sided p, not adjusted for the number of rows. A verdict needs p < 0.01."
-    )
+    ) + no_published_niqe(summary["metrics"])
     header = ["Comparison", "Metric", "Difference", "95 % interval", "p", "In NAOSD's spread", "Verdict"]
     return Table(caption, header, [cells(row) for row in summary["differences"]])
 

@@ -17,7 +17,18 @@ from typing import Any
 import numpy as np
 
 from gdpo.evaluate.statistics import paired_difference, verdict
-from gdpo.evaluate.tables import Cell, Summary, Table, interval_text, label, mean_text, metric_heading, number, p_text
+from gdpo.evaluate.tables import (
+    Cell,
+    Summary,
+    Table,
+    interval_text,
+    label,
+    mean_text,
+    metric_heading,
+    no_published_niqe,
+    number,
+    p_text,
+)
 
 LEAST_GAIN = 0.3  # of NAOSD's within-image standard deviation of the reward
 MOST_PSNR_LOSS = 0.05  # dB
@@ -176,7 +187,7 @@ def changes_table(summary: Summary, found: Changes) -> Table:
     caption = (
         f"{label(found.model)} in this run minus the promoted run, paired by image over {found.images} of {found.of} "
         "images: the ones whose bicubic enlargement scores the same in both. A verdict needs p < 0.01."
-    )
+    ) + no_published_niqe(row["metric"] for row in found.rows)
     rows = [
         [
             Cell(metric_heading(summary, row["metric"])),

@@ -73,10 +73,13 @@ def check_scheduler(folder: Path) -> None:
     config = read_json(path)
     expected = {
         "prediction_type": "epsilon", "clip_sample": False, "beta_schedule": "scaled_linear", "beta_start": BETA_START,
-        "beta_end": BETA_END, "num_train_timesteps": NUM_TRAIN_TIMESTEPS,
+        "beta_end": BETA_END, "num_train_timesteps": NUM_TRAIN_TIMESTEPS, "trained_betas": None,
+        "rescale_betas_zero_snr": False,
     }  # fmt: skip
     # diffusers' own defaults hold for a key that is absent, and its default clips.
-    defaults = {"prediction_type": "epsilon", "clip_sample": True, "num_train_timesteps": 1000}
+    defaults = {
+        "prediction_type": "epsilon", "clip_sample": True, "num_train_timesteps": 1000, "rescale_betas_zero_snr": False,
+    }  # fmt: skip
     for key, value in expected.items():
         found = config.get(key, defaults.get(key))
         if found != value:
@@ -91,7 +94,7 @@ def _check_weight(path: Path, name: str, tensor: torch.Tensor) -> None:
         raise ValueError(f"{path}: {name} has values that are NaN or infinite")
 
 
-def _check_types(folder: Path) -> None:
+def check_types(folder: Path) -> None:
     """Refuse files with whole numbers for weights, which the libraries would cast without a word."""
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
@@ -119,7 +122,7 @@ def load_base(folder: Path) -> NAOSD:
 def _load_part(folder: Path, kind: Any, *, network: bool) -> Any:
     """One part of a diffusers folder in fp32, complete and finite; ValueError naming the folder and the tensor."""
     try:
-        _check_types(folder)
+        check_types(folder)
         if not network:
             return kind.from_pretrained(folder, local_files_only=True)
         loaded, info = kind.from_pretrained(
@@ -145,6 +148,9 @@ def read_adapters(folder: Path) -> list[Adapters]:
             raise ValueError(f"{path}: unreadable adapters ({error}); fetch or train the model again") from error
         for name, tensor in tensors.items():
             _check_weight(path, name, tensor)
+            rank = tensor.shape[0] if name.endswith(".lora_A") and tensor.ndim else entry.rank
+            if rank != entry.rank:
+                raise ValueError(f"{path}: {name} has rank {rank}, and {NAME} says {entry.rank}")
         found.append(Adapters(path.stem, tensors, Lora(rank=entry.rank, alpha=entry.alpha)))
     return found
 
@@ -164,9 +170,23 @@ def load_model(folder: Path, base: Path | None = None) -> NAOSD:
         raise ValueError(f"{path}: made for another base model than {base} (SHA-256 differs)")
     model = load_base(base)
     for adapters in read_adapters(folder):
+        _check_complete(folder / f"{adapters.name}.safetensors", adapters, model)
         adapters.merge_into(model)
     model.t_add, model.t_diff, model.prompt = card.t_add, card.t_diff, card.prompt
     return model
+
+
+def _check_complete(path: Path, adapters: Adapters, model: NAOSD) -> None:
+    """Refuse a set that lacks some of a network's layers: the base would stand in for them, and nobody would notice."""
+    for network, roles in (("unet", model.unet_roles), ("vae", model.vae_roles)):
+        there = {name for name in adapters.tensors if name.startswith(f"{network}.")}
+        if not there and network == "vae":  # GDPO trains the UNet alone
+            continue
+        wanted = {f"{network}.{module}.lora_{side}" for module in roles.targets for side in "AB"}
+        if network == "unet" and there & {"unet.conv_in.weight", "unet.conv_in.bias"}:
+            wanted |= {"unet.conv_in.weight", "unet.conv_in.bias"}
+        if wanted - there:
+            raise ValueError(f"{path}: tensor {min(wanted - there)!r} is missing; fetch or train the model again")
 
 
 def save_model(folder: Path, base: Path, adapters: list[Adapters], *, t_add: int | None, t_diff: int, prompt: str) -> None:

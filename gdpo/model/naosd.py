@@ -15,7 +15,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 
-from gdpo.checks import check_device, check_image, check_same_shape, check_tensor
+from gdpo.checks import check_device, check_image, check_path, check_same_shape, check_tensor
 from gdpo.model import prompts
 from gdpo.model.adapters import Roles, unet_targets, vae_targets
 from gdpo.model.schedule import add_noise, check_timestep, predict_x0
@@ -54,7 +54,8 @@ class NAOSD(nn.Module):
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise ValueError(f"dtype must be a floating-point type of torch, got {dtype!r}")
         check_device("device", device)
-        return load_model(Path(folder), base=None if base is None else Path(base)).to(device=device, dtype=dtype)
+        below = None if base is None else check_path("base", base)
+        return load_model(check_path("folder", folder), base=below).to(device=device, dtype=dtype)
 
     @property
     def scaling(self) -> float:

@@ -16,7 +16,7 @@ import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 from zipfile import is_zipfile
 
 import torch
@@ -24,9 +24,10 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors import SafetensorError
 from torch import nn
 
+from gdpo.checks import check_path
 from gdpo.config import Lora
 from gdpo.model.adapters import unet_targets, vae_targets
-from gdpo.model.checkpoints import WEIGHTS, Adapters, Tensors
+from gdpo.model.checkpoints import WEIGHTS, Adapters, Tensors, check_types
 from gdpo.model.naosd import NAOSD
 
 ALPHA = 8  # peft's default, which the release leaves alone at every rank: scaling 8 / rank
@@ -67,7 +68,7 @@ def load_released_checkpoint(path: str | Path) -> Released | Merged:
     Errors: ValueError naming the file and what is wrong in it: foreign globals, a missing or extra key or tensor, another
     rank than it states, values that are not finite.
     """
-    path = Path(path)
+    path = check_path("path", path)
     if path.is_dir():
         return _read_merged(path)
     if not path.is_file():
@@ -94,6 +95,13 @@ def unpickle(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds a {type(content).__name__}, not the dict of a released checkpoint")
     return content
+
+
+def is_weight(tensor: object) -> TypeGuard[torch.Tensor]:
+    """Whether this is a plain tensor of numbers that fp32 can hold: no 8-bit floats, and not one without values."""
+    if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or tensor.is_meta:
+        return False
+    return tensor.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -166,7 +174,7 @@ class _File:
         return names
 
     def _check(self, name: str, tensor: object) -> None:
-        if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or not tensor.is_floating_point():
+        if not is_weight(tensor):
             self.fail(f"{name} is not a tensor of floating-point numbers")
         if not bool(torch.isfinite(tensor).all()):
             self.fail(f"{name} has values that are NaN or infinite")
@@ -192,6 +200,7 @@ def _read_merged(folder: Path) -> Merged:
             raise ValueError(f"{folder / file}: no such file; a merged folder has {' and '.join(WEIGHTS)}")
         options: dict[str, Any] = {"use_safetensors": True, "torch_dtype": torch.float32, "local_files_only": True}
         try:
+            check_types(part)  # diffusers would cast whole numbers
             network, info = kind.from_pretrained(part, output_loading_info=True, **options)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise ValueError(f"{part}: cannot be loaded ({str(error).splitlines()[0]})") from error

@@ -41,23 +41,25 @@ def draw_noise(keys: list[Key], shape: tuple[int, ...]) -> tuple[torch.Tensor, t
 @torch.no_grad()
 def super_resolve(
     model: NAOSD, lr: torch.Tensor, keys: list[Key], *, color_fix: ColorFix, precision: Precision,
-    prompts: list[str] | None = None,
+    prompts: list[str] | None = None, per_image: int = 1,
 ) -> torch.Tensor:  # fmt: skip
     """image_BCHW in [0, 1] (float32) from LR images already enlarged to full size, lr_BCHW in [0, 1].
 
-    keys: one per sample, seeds of its noise. prompts: one per sample; None: the model's default prompt.
+    keys: one per sample, seeds of its noise. prompts: one per sample; None: the model's default prompt. per_image: samples of
+    each LR image, which is encoded once: they share one sample of its posterior, the first key's (released code, RL stage).
     Sides that are no multiple of `model.multiple` are padded and cropped back. Errors: ValueError naming the argument.
     """
     check_image("lr", lr)
     for name, values in (("keys", keys), ("prompts", keys if prompts is None else prompts)):
-        if len(values) != len(lr):
-            raise ValueError(f"{name} must have one entry per image, {len(lr)}, got {len(values)}")
+        if len(values) != len(lr) * per_image:
+            raise ValueError(f"{name} must have one entry per image, {len(lr) * per_image}, got {len(values)}")
     height, width = lr.shape[-2:]
     device = next(model.parameters()).device
     x = pad_to_multiple(lr, model.multiple).to(device) * 2 - 1
     noise, posterior_noise = draw_noise(keys, model.latent_shape(*x.shape[-2:]))
     prompt = model.embed([model.prompt] if prompts is None else prompts)
     with autocast(precision, device.type):
-        image = model(x, prompt, noise.to(device), posterior_noise.to(device))
+        z = model.encode(x, posterior_noise[::per_image].to(device)).repeat_interleave(per_image, 0)
+        image = model.decode(model.denoise(model.inject(z, noise.to(device)), prompt))
     image = (image.float() * 0.5 + 0.5)[..., :height, :width]
-    return fix_color(color_fix, image, lr.to(device))
+    return fix_color(color_fix, image, lr.to(device).repeat_interleave(per_image, 0))

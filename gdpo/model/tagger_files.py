@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from scipy.interpolate import RectBivariateSpline
 
 from gdpo.model.ram import ATTENTION, BIAS_ROWS, DAPE_RANK, HEAD, Layout, Tensors
-from gdpo.model.released import unpickle
+from gdpo.model.released import is_weight, unpickle
 from gdpo.model.tagger import DAPE, TAGS, WEIGHTS, check_shapes, layout_of
 from gdpo.training import written_aside
 
@@ -166,7 +166,7 @@ def _idle_notes(idle: Tensors, layout: Layout) -> tuple[str, ...]:
 
 def _checked(path: Path, key: str, tensor: object) -> torch.Tensor:
     """The tensor in fp32, contiguous. ValueError naming the key unless it is a finite tensor of floating-point numbers."""
-    if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or not tensor.is_floating_point():
+    if not is_weight(tensor):
         raise ValueError(f"{path}: {key!r} is not a tensor of floating-point numbers")
     if not bool(torch.isfinite(tensor).all()):
         raise ValueError(f"{path}: {key!r} has values that are NaN or infinite")

@@ -5,7 +5,8 @@
         L = mean -log sigmoid(-omega/2 sum_i A_i (m_i - r_i));  AdamW on the policy's LoRA (UNet only)
 
 A group is one forward pass of G latents, as in the rollout stage, so m and r come from the same kernels; groups are
-accumulated within a step. The control run shuffles the advantages inside each group: whatever it gains is not preference.
+accumulated within a step, and shared out whole over the processes of a run (gdpo.world). The control run shuffles the
+advantages inside each group: whatever it gains is not preference.
 
     python -m tasks finetune [--run control]
 """
@@ -21,6 +22,7 @@ from gdpo.preference.errors import noise_errors
 from gdpo.preference.objectives import gdpo_logit, gdpo_loss
 from gdpo.preference.rollout import Group
 from gdpo.training import Hooks, Loop, Stateful, Tensors, cosine, grad_norm, numpy_generator
+from gdpo.world import current
 
 History = list[dict[str, float]]
 
@@ -66,6 +68,7 @@ class _Run:
             self.policy.values(), lr=settings.optimizer.lr, weight_decay=settings.optimizer.weight_decay
         )
         self.device = next(model.parameters()).device
+        self.world = current()
 
     def step(self, step: int) -> dict[str, float]:
         """One optimiser step over `finetune.batch` groups; returns the values to log."""
@@ -74,11 +77,13 @@ class _Run:
             for group in self.optimizer.param_groups:
                 group["lr"] = settings.optimizer.lr * cosine(step, settings.steps)
         self.optimizer.zero_grad(set_to_none=True)
-        rows = [self._group(*self._visit(step * settings.batch + i)) for i in range(settings.batch)]
+        with self.world.together():
+            rows = [self._group(*self._visit(step * settings.batch + i)) for i in self.world.share(settings.batch)]
+        self.world.add_gradients(self.policy.values())
         norm = grad_norm(list(self.policy.values()), settings.optimizer.clip)
         self.optimizer.step()
-        means = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
-        return {**means, "grad_norm": norm}
+        totals = self.world.add({name: sum(row[name] for row in rows) for name in rows[0]})
+        return {**{name: total / settings.batch for name, total in totals.items()}, "grad_norm": norm}
 
     def _visit(self, position: int) -> tuple[int, int]:
         """(index of the group, which of its stored noises) at a position of the endless, per-epoch shuffled order."""

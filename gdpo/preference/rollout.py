@@ -98,9 +98,7 @@ def rollout(model: NAOSD, pairs: list[Pair], config: Rollout, *, seed: int, prom
     prompts = [compose(p.tags, model.prompt if prompt is None else prompt) for p in pairs]
     keys: list[Key] = [(seed, "rollout", p.id, i) for p in pairs for i in range(size)]
     repeated = [prompt for prompt in prompts for _ in range(size)]
-    plain = super_resolve(
-        model, lr.repeat_interleave(size, 0), keys, color_fix="none", precision=config.precision, prompts=repeated
-    )
+    plain = super_resolve(model, lr, keys, color_fix="none", precision=config.precision, prompts=repeated, per_image=size)
     metrics = _scores(plain, lr.repeat_interleave(size, 0), hr.repeat_interleave(size, 0), config)
     shares = detail_share(hr, config.grayscale)
     mean, std = _encode(model, plain, config)

@@ -24,6 +24,7 @@ from gdpo.model.schedule import NUM_TRAIN_TIMESTEPS, add_noise
 from gdpo.pretrain.losses import check_perceptual, perceptual_loss, pixel_loss
 from gdpo.pretrain.vsd import fake_score_loss, guided_noise, vsd_loss
 from gdpo.training import Hooks, Key, Loop, Stateful, Tensors, cosine, grad_norm, numpy_generator, torch_generator
+from gdpo.world import current
 
 History = list[dict[str, float]]
 
@@ -89,16 +90,31 @@ class _Run:
             for p in (self.policy, self.fake)
         )
         self.device = next(model.parameters()).device
+        self.world = current()
+        self.positions = self.world.share(settings.batch)  # of this process's samples in every batch
         self.negative = model.embed([config.model.negative_prompt])
         self._order: tuple[int, list[int]] = (-1, [])
 
     def step(self, step: int) -> dict[str, float]:
         """One generator step and one step of the fake score; returns the values to log."""
-        settings, seed = self.config.pretrain, self.config.seed
-        keys: list[Key] = [(seed, "pretrain", step, i) for i in range(settings.batch)]
+        keys: list[Key] = [(self.config.seed, "pretrain", step, i) for i in self.positions]
+        self._schedule(step)
+        with self.world.together():
+            z, prompt, values = self._losses(step, keys)
+            self._backward(values["loss"], self.optimizer)
+        norm = self._update(self.policy, self.optimizer)
+        with self.world.together():
+            values["fake_loss"] = self._fake_loss(z.detach().float(), prompt, keys)
+            self._backward(values["fake_loss"], self.optimizer_fake)
+        fake_norm = self._update(self.fake, self.optimizer_fake)
+        floats = self.world.add({name: value.item() * self._weight for name, value in values.items()})
+        return {**floats, "grad_norm": norm, "fake_grad_norm": fake_norm}
+
+    def _losses(self, step: int, keys: list[Key]) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        """(z_SR, prompt, the generator's losses by name, means over this process's samples)."""
+        settings = self.config.pretrain
         hr, lr, prompts = self._batch(step)
         prompt = self.model.embed(prompts)
-        self._schedule(step)
         with autocast(settings.precision, self.device.type):
             z, image = self._generate(lr, prompt, keys)
             distillation = self._distill(z, prompt, keys)
@@ -109,11 +125,7 @@ class _Run:
         }
         weights = (settings.lambda_pixel, settings.lambda_perceptual, settings.lambda_vsd)
         values["loss"] = sum((w * v for w, v in zip(weights, values.values(), strict=True)), start=torch.zeros(()))
-        norm = self._update(values["loss"], self.policy, self.optimizer)
-        values["fake_loss"] = self._fake_loss(z.detach().float(), prompt, keys)
-        fake_norm = self._update(values["fake_loss"], self.fake, self.optimizer_fake)
-        floats = {name: value.item() for name, value in values.items()}
-        return {**floats, "grad_norm": norm, "fake_grad_norm": fake_norm}
+        return z, prompt, values
 
     def _schedule(self, step: int) -> None:
         settings = self.config.pretrain
@@ -122,9 +134,17 @@ class _Run:
             for group in optimizer.param_groups:
                 group["lr"] = settings.optimizer.lr * factor
 
-    def _update(self, loss: torch.Tensor, parameters: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> float:
+    @property
+    def _weight(self) -> float:
+        """What this process's mean counts for in the mean over the whole batch: 1 when it trains alone."""
+        return len(self.positions) / self.config.pretrain.batch
+
+    def _backward(self, loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss * self._weight).backward()
+
+    def _update(self, parameters: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> float:
+        self.world.add_gradients(parameters.values())
         norm = grad_norm(list(parameters.values()), self.config.pretrain.optimizer.clip)
         optimizer.step()
         return norm
@@ -134,9 +154,8 @@ class _Run:
         hr: list[torch.Tensor] = []
         lr: list[torch.Tensor] = []
         prompts = []
-        batch = self.config.pretrain.batch
-        for i in range(batch):
-            pair = self.pairs[self._index(step * batch + i)]
+        for i in self.positions:
+            pair = self.pairs[self._index(step * self.config.pretrain.batch + i)]
             up = enlarge(pair.lr, pair.hr.shape[:2], pair.degradation["enlarge"])
             flip = numpy_generator(self.config.seed, "flip", step, i).random() < 0.5
             for images, image in ((hr, pair.hr), (lr, up)):

@@ -45,11 +45,11 @@
     cut();
   }
 
-  // Numbers before texts, and both before cells without anything.
-  function compare(a, b) {
-    if (a.number !== null && b.number !== null) return a.number - b.number;
+  // Numbers before cells without one (a dash: nothing was measured), whichever way the numbers are sorted.
+  function compare(a, b, sign) {
+    if (a.number !== null && b.number !== null) return sign * (a.number - b.number);
     if (a.number !== null || b.number !== null) return a.number !== null ? -1 : 1;
-    return a.text.localeCompare(b.text, "en", { numeric: true });
+    return sign * a.text.localeCompare(b.text, "en", { numeric: true });
   }
 
   function key(cell) {
@@ -66,8 +66,8 @@
       head.replaceChildren(button);
       button.addEventListener("click", () => {
         const down = head.getAttribute("aria-sort") === "ascending";
-        const rows = [...body.rows].sort((a, b) => compare(key(a.cells[column]), key(b.cells[column])));
-        body.append(...(down ? rows.reverse() : rows));
+        const sign = down ? -1 : 1;
+        body.append(...[...body.rows].sort((a, b) => compare(key(a.cells[column]), key(b.cells[column]), sign)));
         for (const other of heads) other.removeAttribute("aria-sort");
         head.setAttribute("aria-sort", down ? "descending" : "ascending");
       });

@@ -271,6 +271,7 @@ def working_in(folder: Path) -> list[str]:
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if (entry / "cwd").resolve() == folder.resolve():
-                found.append((entry / "cmdline").read_text().replace("\0", " ").strip())
+            line = (entry / "cmdline").read_text().replace("\0", " ").strip()  # empty: a zombie
+            if line and (entry / "cwd").resolve() == folder.resolve():
+                found.append(line)
     return found

@@ -164,7 +164,7 @@ def test_cancelled_and_killed_it_resumes_to_the_same_bytes(fleet: Fleet, long_ru
     wait_for(lambda: steps_of(long_run) >= 30, 240, "thirty steps of training")
     assert fleet.state(second)["type"] == "RUNNING"
     fleet.kill("gpu")  # the worker, the run, dvc and the trainer: a dead host
-    assert not working_in(long_run)
+    wait_for(lambda: not working_in(long_run), 15, "the end of all processes")
     assert fleet.state(second)["type"] == "RUNNING"  # nobody is left who could say otherwise ...
     died = fleet.finished(second, 300)
     assert died["type"] == "CRASHED"  # ... but the automation
@@ -288,6 +288,19 @@ def test_faults_of_s3_are_waited_out(fleet: Fleet) -> None:
     assert state["type"] == "COMPLETED", state["message"]
     assert seen["faults"] > 3
     assert outputs(fresh)["data/selected"] == outputs(fleet.folder / "plain")["data/selected"]
+
+
+def test_training_here_without_a_bucket(fleet: Fleet) -> None:
+    """As a person types it; in a clone where everything is up to date, nothing runs again."""
+    fleet.kill("head")
+    place = fleet.worker("local", "head", clone="plain")
+    before = outputs(place)
+    command = [sys.executable, "-m", "prefect", "deployment", "run", "gdpo-train/local", "--watch"]
+    result = subprocess.run(command, cwd=place, env=fleet.env, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert outputs(place) == before
+    (link,) = fleet.post("artifacts/filter", artifacts={"key": {"any_": ["gdpo-report"]}}, sort="CREATED_DESC", limit=1)
+    assert (place / "reports/index.html").as_uri() in link["data"]
 
 
 def test_the_secret_is_nowhere(fleet: Fleet) -> None:

@@ -188,6 +188,8 @@ def test_another_type_than_the_models_is_named(call: str) -> None:
         ({"device": None}, "^device must be a device of torch"),
         ({"device": "cuda:0"}, "^device is 'cuda:0', and torch sees no such device here"),
         ({"folder": "nowhere"}, "nowhere: no such model folder"),
+        ({"folder": None}, "^folder must be a path, got None"),
+        ({"base": 5}, "^base must be a path, got 5"),
     ],
 )
 def test_from_pretrained_names_what_it_cannot_use(
@@ -196,3 +198,13 @@ def test_from_pretrained_names_what_it_cannot_use(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match=says):
         NAOSD.from_pretrained(**{"folder": tiny_base, **arguments})
+
+
+def test_a_released_checkpoint_must_be_named_by_a_path() -> None:
+    with pytest.raises(ValueError, match=r"^path must be a path, got 5"):
+        gdpo.load_released_checkpoint(5)  # type: ignore[arg-type]
+
+
+def test_a_device_that_torch_was_built_without_is_named(tiny_base: Path) -> None:
+    with pytest.raises(ValueError, match=r"^device is 'xpu', and torch sees no such device here"):
+        NAOSD.from_pretrained(tiny_base, device="xpu")

@@ -105,6 +105,7 @@ def test_defaults_are_the_published_ones() -> None:
     assert (Lora().rank, Lora().alpha) == (4, 8)
     assert (Optimizer().lr, Optimizer().weight_decay, Optimizer().clip) == (5e-5, 1e-2, 1.0)
     assert (Pretrain().pixel, Pretrain().lambda_perceptual, Pretrain().guidance) == ("mse", 2.0, 7.5)
+    assert (Pretrain().steps, Pretrain().batch, Pretrain().lambda_pixel, Pretrain().lambda_vsd) == (35000, 16, 1.0, 1.0)
     assert Pretrain().vsd_t_range == [20, 500]
     assert (Rollout().group, Rollout().noise, Rollout().target, Rollout().grayscale) == (6, "own", "added", "released")
     assert (Finetune().omega, Finetune().steps, Finetune().batch) == (5000.0, 1500, 8)

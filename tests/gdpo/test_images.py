@@ -1,8 +1,11 @@
 """gdpo.images: every kind of file becomes the same 8-bit RGB picture."""
 
+import struct
+
 import cv2
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -48,6 +51,35 @@ def test_read_photo_scales_16_bit(tmp_path, picture, channels, suffix):
     cv2.imwrite(str(tmp_path / f"a.{suffix}"), stored)
     expected = np.repeat(picture[..., :1], 3, -1) if channels == 1 else picture
     np.testing.assert_array_equal(images.read_photo(tmp_path / f"a.{suffix}"), expected)
+
+
+@pytest.mark.parametrize("kind", [{"bigtiff": True}, {"photometric": "miniswhite"}, {"byteorder": ">"}])
+def test_read_photo_of_16_bit_tiffs_of_other_kinds(tmp_path, picture, kind):
+    """BigTIFF, gray from white to black, the other byte order: not clipped, not turned round."""
+    gray = picture[..., 0]
+    stored = (255 - gray if kind.get("photometric") == "miniswhite" else gray).astype(np.uint16) * 257
+    tifffile.imwrite(tmp_path / "a.tif", stored, **({"photometric": "minisblack"} | kind))
+    np.testing.assert_array_equal(images.read_photo(tmp_path / "a.tif"), np.repeat(gray[..., None], 3, -1))
+
+
+def test_16_bit_planes_are_refused(tmp_path, picture):
+    """OpenCV and Pillow both mix them up without a word."""
+    planes = picture.transpose(2, 0, 1).astype(np.uint16) * 257
+    tifffile.imwrite(tmp_path / "a.tif", planes, photometric="rgb", planarconfig="separate")
+    with pytest.raises(images.NotRgb, match=r"a\.tif: .* a plane for each colour"):
+        images.read_photo(tmp_path / "a.tif")
+
+
+def test_a_tiff_of_an_impossible_width_is_named(tmp_path, picture):
+    """OpenCV's own error, which is no ValueError, ended the stage."""
+    tifffile.imwrite(tmp_path / "a.tif", picture, photometric="rgb")
+    data = bytearray((tmp_path / "a.tif").read_bytes())
+    entry = data.index(struct.pack("<HHI", 256, 4, 1)) if struct.pack("<HHI", 256, 4, 1) in data else -1
+    entry = entry if entry >= 0 else data.index(struct.pack("<HHI", 256, 3, 1))
+    data[entry : entry + 12] = struct.pack("<HHII", 256, 4, 1, 2**30)
+    (tmp_path / "a.tif").write_bytes(data)
+    with pytest.raises(ValueError, match=r"a\.tif: not a readable photograph"):
+        images.read_photo(tmp_path / "a.tif")
 
 
 def test_read_photo_lays_alpha_over_white(tmp_path, picture):

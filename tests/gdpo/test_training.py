@@ -1,8 +1,10 @@
 """Seeds, atomic writing, and the loop: a run stopped and resumed equals one that was not."""
 
+import errno
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -75,16 +77,74 @@ def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+WRITER = """
+import os, sys, time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from gdpo.training import written_aside
+with written_aside(Path(sys.argv[1])) as part:
+    part.write_text("half")
+    print("writing", flush=True)
+    time.sleep(600)
+"""
+
+
 def test_what_a_killed_writer_left_is_cleared_away(tmp_path: Path) -> None:
-    """Only that of the same target, and only if its process is gone."""
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    kept = [f".other.{dead.pid}.abcdefgh", f".out.{os.getppid()}.abcdefgh", f".out.json.{dead.pid}.abcdefgh", ".out.notes"]
-    for name in [*kept, f".out.{dead.pid}.abcd_f12"]:
+    """Only that of the same target and of nobody at work, whatever the process ids: those of a container come again."""
+    target = tmp_path / "out"
+    writer = subprocess.Popen([sys.executable, "-c", WRITER, str(target)], stdout=subprocess.PIPE)
+    assert writer.stdout is not None and writer.stdout.readline() == b"writing\n"
+    (at_work,) = (path.name for path in tmp_path.iterdir())
+    kept = [".other.7.abcdefgh", ".out.json.7.abcdefgh", ".out.notes"]
+    for name in [*kept, f".out.{os.getpid()}.abcd_f12", ".out.1.abcdefgh"]:
         (tmp_path / name / "out").mkdir(parents=True)
+    with written_aside(target) as part:
+        part.write_text("whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, "out", at_work])
+    assert (tmp_path / at_work / "out").read_text() == "half"
+    writer.kill()
+    writer.wait()
+    writer.stdout.close()
+    with written_aside(target) as part:
+        part.write_text("again")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, "out"])
+
+
+def test_no_writer_takes_away_the_folder_of_another(tmp_path: Path) -> None:
+    """Many at once for the same target, each clearing up as it begins: all finish, and one of them is there whole."""
+
+    def write(number: int) -> None:
+        with written_aside(tmp_path / "out") as part:
+            part.write_text(f"{number}" * 1000)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, [i % 10 for i in range(400)]))
+    text = (tmp_path / "out").read_text()
+    assert len(text) == 1000 and len(set(text)) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_file_system_without_locks_is_written_to_and_never_cleared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some network file systems have none."""
+
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOTSUP, "no locks")
+
+    monkeypatch.setattr("fcntl.flock", none)
+    (tmp_path / ".out.1.abcdefgh").mkdir()
     with written_aside(tmp_path / "out") as part:
         part.write_text("whole")
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, "out"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.1.abcdefgh", "out"]
+
+
+@pytest.mark.parametrize("name", ["old", "out.old", "lock"])
+def test_a_folder_of_any_name_is_replaced(tmp_path: Path, name: str) -> None:
+    """What lies beside it in the scratch folder has another name."""
+    for content in ("first", "second"):
+        with written_aside(tmp_path / name) as part:
+            part.mkdir()
+            (part / content).touch()
+    assert [path.name for path in (tmp_path / name).iterdir()] == ["second"]
 
 
 class Training:

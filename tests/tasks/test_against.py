@@ -58,7 +58,7 @@ def test_a_regression_ends_in_4_and_comes_first(
     assert code == 4 and found["regressed"] == ["niqe"]
     assert found["metrics"][0]["metric"] == "niqe" and found["against"]["commit"] == "abc"
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith("regressed: NIQE +0.29") and "95 % interval" in lines[0]
+    assert lines[0].startswith("regressed: NIQE (own fit) +0.29") and "95 % interval" in lines[0]
     assert lines[1] == f"GDPO-SR on sample against {LATEST}: 1 of 2 metrics regressed, 12 images"
 
 

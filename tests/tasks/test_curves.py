@@ -35,7 +35,7 @@ def run(tmp_path: Path) -> Path:
 def test_batches_show_reward_metrics_and_spread_of_the_groups_that_were_visited(run: Path) -> None:
     found = curves.batches(run, run / "assets", curves.read_groups(run), SEED, BATCH)
     titles = [figure["alt"].split(" over ")[0] for figure in found]
-    assert titles == ["Reward", "PSNR-Y", "Spread of PSNR-Y", "NIQE", "Spread of NIQE"]
+    assert titles == ["Reward", "PSNR-Y", "Spread of PSNR-Y", "NIQE (own fit)", "Spread of NIQE (own fit)"]
     assert all((run / figure["url"]).is_file() for figure in found)
 
 

@@ -131,8 +131,9 @@ def test_adapters_to_start_from_are_followed(place: Path) -> None:
     (place / "start").mkdir()
     (place / "start/model.json").write_text('{"adapters": [{"file": "naosd.safetensors"}]}')
     assert [row.path for row in rows() if row.state == "MISSING"] == ["start/naosd.safetensors"]
-    (place / "start/model.json").write_text("[]")
-    assert [row.state for row in rows()] == ["BAD"]
+    for damaged in ("[]", '{"adapters": [{"file": 5}]}'):
+        (place / "start/model.json").write_text(damaged)
+        assert [row.state for row in rows()] == ["BAD"]
 
 
 def test_the_sample_profile_needs_nothing_that_is_not_here(

@@ -14,6 +14,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from gdpo.model.checkpoints import load_base
+from gdpo.model.sources import BASE_FILES
 from tasks import __main__ as cli
 from tasks import fetch, store
 from tests import tiny
@@ -299,3 +300,9 @@ def test_nothing_else_goes_online() -> None:
     root = Path(fetch.__file__).parents[1]
     modules = [path for package in ("gdpo", "tasks", "flows") for path in (root / package).rglob("*.py")]
     assert [path.name for path in modules if "HF_HUB_OFFLINE =" in path.read_text()] == ["fetch.py"]
+
+
+def test_a_name_that_leads_out_of_the_folder_is_not_taken() -> None:
+    outside = {"tokenizer/../../evil.json", "tokenizer/../unet/config.json", "tokenizer/sub/x.json", "tokenizer/a\\b.txt"}
+    found = fetch._needed({*BASE_FILES, "tokenizer/tokenizer.json", "tokenizer/merges.txt", *outside})
+    assert set(found) == {*BASE_FILES, "tokenizer/tokenizer.json", "tokenizer/merges.txt"}

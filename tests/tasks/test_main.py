@@ -135,7 +135,7 @@ def test_a_stage_that_needs_a_gpu_exits_3_with_the_two_commands(
 ) -> None:
     ran: list[str] = []
     fake(stage, lambda *_: ran.append(stage))
-    monkeypatch.setattr(cli, "_has_gpu", lambda: False)
+    monkeypatch.setattr(cli, "_gpus", lambda: 0)
     monkeypatch.setenv("DVC_STAGE", f"{stage}@one")
     assert cli.main([stage, "--set", "allow_cpu=false"]) == 3
     lines = capsys.readouterr().err.splitlines()
@@ -146,7 +146,7 @@ def test_a_stage_that_needs_a_gpu_exits_3_with_the_two_commands(
     ]
     assert not ran
     assert cli.main([stage]) == 0  # the sample profile allows the CPU
-    monkeypatch.setattr(cli, "_has_gpu", lambda: True)
+    monkeypatch.setattr(cli, "_gpus", lambda: 1)
     assert cli.main([stage, "--set", "allow_cpu=false"]) == 0
     assert ran == [stage, stage]
 
@@ -188,7 +188,7 @@ def test_a_signal_before_the_stage_begins_stops_it(folder: Path, fake: Callable[
     fake("degrade", lambda *_: pytest.fail("the stage must not run"))
     with flag:
         os.kill(os.getpid(), signal.SIGTERM)
-        assert cli._run_stage(cli.build_parser().parse_args(["degrade"]), flag) == 143
+        assert cli._run_stage(cli.build_parser().parse_args(["degrade"]), flag, ["degrade"]) == 143
 
 
 def test_a_second_ctrl_c_ends_at_once() -> None:

@@ -96,3 +96,14 @@ def test_what_is_wrong_with_s3_is_one_line_with_the_url(bucket: str, tmp_path: P
     s3.client(bucket).delete_object(Bucket="bucket", Key="faces/0/00000.png")
     finding = examine(found, 8)
     assert (finding.reason, finding.detail[:32]) == ("unreadable", "s3://bucket/faces/0/00000.png: t")
+
+
+def test_the_report_does_not_depend_on_where_the_repository_lies(tmp_path: Path) -> None:
+    """It is an output: no path of this machine, no address in memory."""
+    reports = []
+    for name in ("here", "there"):
+        root = write(tmp_path / name)
+        (root / "photos/train/broken.png").write_bytes(b"no image")
+        index.run(config(max_failures=0.5), root, Hooks())
+        reports.append((root / "reports/photographs/report.json").read_text())
+    assert reports[0] == reports[1] and "photos/train/broken.png: not a readable photograph (not an image" in reports[0]

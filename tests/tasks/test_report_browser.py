@@ -156,6 +156,19 @@ def test_tables_sort_by_mouse_and_by_keyboard(browser: Any, site: Path) -> None:
     assert names == sorted(names, key=str.lower) and head.get_attribute("aria-sort") is None
 
 
+def test_a_cell_without_a_measurement_sorts_last_both_ways(browser: Any, site: Path) -> None:
+    _open(browser, site, "pages/tables")
+    table = browser.find_element(By.CSS_SELECTOR, "#table-1 table")
+    button = table.find_elements(By.CSS_SELECTOR, "thead button")[3]
+    order = "return [...arguments[0].tBodies[0].rows].map(row => Number(row.cells[3].dataset.value ?? NaN))"
+    for sign in (1, -1):
+        button.send_keys(Keys.ENTER)
+        values = np.array([np.nan if found is None else found for found in browser.execute_script(order, table)])
+        count = int(np.isfinite(values).sum())
+        assert 0 < count < len(values) and np.isfinite(values[:count]).all()
+        assert (np.diff(sign * values[:count]) >= 0).all()
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_loads_everything_and_asks_for_nothing_else(browser: Any, site: Path, page: str) -> None:
     _open(browser, site, page)

@@ -52,6 +52,19 @@ def test_the_table_has_a_row_per_image_and_the_mean(folder: Path, capsys: pytest
     assert lines[5].startswith("psnr_y  PSNR in dB of Y (BT.601")
 
 
+def test_the_help_says_which_niqe_and_which_maniqa(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["score", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "no published NIQE compares (that is niqe_pyiqa)" in text and "published tables have maniqa_pipal" in text
+
+
+def test_a_file_that_cannot_be_written_does_not_cost_the_numbers(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "taken").touch()
+    code, out, err = run(capsys, "sr", "hr", "--json", "taken/s.json")
+    assert code == 1 and err and "mean of 3" in out
+
+
 def test_json_and_csv_have_every_digit(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["sr", "hr", "--metrics", "psnr_y,niqe", "piqe", "--json", "out/s.json", "--csv", "s.csv"]
     assert run(capsys, *argv)[0] == 0

@@ -1,5 +1,7 @@
 """gdpo.data.census: which photographs are used, and why the others are not."""
 
+import os
+
 import cv2
 import numpy as np
 import pytest
@@ -80,6 +82,24 @@ def test_size_counts_after_resizing():
     found = examine(_photo("a", 1, 16), 16)
     assert (found.height, found.width) == (16, 19)
     assert found.sha256 == content_hash(resize_bicubic(_image(1), (16, 19))) != found.original == content_hash(_image(1))
+
+
+def test_a_small_photograph_that_is_enlarged_is_too_small():
+    """It has no more detail for that."""
+    found = examine(_photo("a", 1, 32, height=15), 16)
+    assert found.reason == "too small" and "24x15" in found.detail
+
+
+def test_a_name_that_is_no_text_and_a_link_to_nothing_are_listed(tmp_path):
+    """Neither ends the stage, neither is passed over in silence."""
+    write_png(tmp_path / "photos/a.png", _image(0))
+    write_png(tmp_path / "x.png", _image(1))
+    (tmp_path / "x.png").rename(tmp_path / os.fsdecode(b"photos/b\xff.png"))
+    (tmp_path / "photos/gone.png").symlink_to("nowhere.png")
+    found = _census(tmp_path, 1.0)
+    assert [one.photo.name for one in found.used] == ["a"]
+    assert [(row["name"], row["reason"]) for row in found.skipped] == [("b\\udcff", "unreadable"), ("gone", "unreadable")]
+    assert found.skipped[0]["detail"].endswith("b\\udcff.png: the name is not UTF-8")
 
 
 def test_a_failing_store_is_no_fault_of_the_photograph():

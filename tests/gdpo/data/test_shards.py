@@ -244,6 +244,34 @@ def test_a_pair_that_is_there_twice_is_named(folder):
         Shards(folder)
 
 
+def test_text_that_is_none_names_shard_and_row(folder):
+    """Parquet does not look at it when it reads."""
+    path = shard_files(folder)[0]
+    group = rows.RowGroup(path, 0)
+    broken = pa.StringArray.from_buffers(1, pa.array([0, 1], pa.int32()).buffers()[1], pa.py_buffer(b"\xff"))
+    column = group.table.schema.get_field_index("tags")
+    tags = pa.concat_arrays([group.table["tags"].slice(0, 3).combine_chunks(), broken])
+    group.table = group.table.slice(0, 4).set_column(column, "tags", tags)
+    group.row(2)
+    with pytest.raises(ValueError, match=rf"{path}: row 3 of row group 0 is damaged \(.*utf-8"):
+        group.row(3)
+    with pytest.raises(ValueError, match=rf"{path}: damaged or missing shard \(.*utf-8"), rows.damage_named(path):
+        b"\xff".decode()
+
+
+def test_the_fingerprint_is_that_of_the_rows_and_reads_no_image(folder, tmp_path, monkeypatch):
+    """The same pairs, the same text; any other pair, another; a damaged shard is named."""
+    first = Shards(folder).fingerprint()
+    write_shards(tmp_path / "again", (_pair(i) for i in range(40)), 0.02)
+    write_shards(tmp_path / "other", (_pair(i) for i in range(1, 41)), 0.02)
+    monkeypatch.setattr(rows.RowGroup, "row", None)
+    assert Shards(tmp_path / "again").fingerprint() == first != Shards(tmp_path / "other").fingerprint()
+    read = Shards(folder)
+    shard_files(folder)[1].write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match=r"00001\.parquet: damaged or missing shard"):
+        read.fingerprint()
+
+
 def test_what_a_killed_writer_left_does_not_count(folder):
     """Its folder has a leading dot."""
     (folder / ".00.123.abcdefgh/00").mkdir(parents=True)

@@ -63,6 +63,13 @@ def test_without_a_run_every_cell_of_ours_is_empty_and_says_why() -> None:
     assert "RealSR: nothing of ours, the benchmark realsr was not evaluated." in found()["table-1"].notes
     assert any("benchmarks/inference.py" in note for note in found()["table-4"].notes)
     assert any("benchmarks/sweep.py" in note for note in found()["figure-7"].notes)
+    assert any("benchmarks/sweep.py --benchmark realsr" in note for note in found()["table-10"].notes)
+
+
+def test_tables_say_which_of_our_metrics_stand_in_the_papers_columns() -> None:
+    for name in ("table-1", "table-2", "table-3", "table-8", "table-10", "table-12"):
+        note = next(note for note in found()[name].notes if "Our names of the columns" in note)
+        assert "maniqa_pipal" in note and "lpips_alex" in note and ("fid" in note) == (name != "table-10")
 
 
 @pytest.fixture

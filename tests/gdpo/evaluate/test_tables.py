@@ -11,6 +11,7 @@ from gdpo.evaluate.tables import (
     Cell,
     Table,
     differences_table,
+    label,
     models_table,
     number,
     p_text,
@@ -20,6 +21,7 @@ from gdpo.evaluate.tables import (
     to_text,
 )
 from gdpo.evaluate.verdict import claims, headline, verdict_sentence
+from gdpo.rewards.table import METRICS
 from tests.tasks import fabricated
 
 
@@ -36,7 +38,7 @@ def summary(gain: float, images: int = 12) -> dict[str, Any]:
 
 def test_the_best_of_a_column_follows_the_direction_of_the_metric() -> None:
     table = models_table(summary(2.0))
-    assert table.header == ["Model", "PSNR-Y ↑", "NIQE ↓", "Reward ↑"]
+    assert table.header == ["Model", "PSNR-Y ↑", "NIQE (own fit) ↓", "Reward ↑"]
     best = {row[0].text: [cell.best for cell in row[1:]] for row in table.rows}
     assert best["GDPO-SR"] == [True, True, True] and not any(best["NAOSD"])
 
@@ -51,10 +53,31 @@ def test_distances_of_sets_are_columns_with_their_spread_over_noises() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("table", [models_table, differences_table])
+def test_a_caption_says_what_is_behind_the_heading_niqe(table: Any) -> None:
+    found = summary(2.0)
+    assert "so no published NIQE compares" in table(found).caption
+    rows = [row for row in found["differences"] if row["metric"] != "niqe"]
+    metrics = {name: direction for name, direction in found["metrics"].items() if name != "niqe"}
+    assert "NIQE" not in table({**found, "metrics": metrics, "differences": rows}).caption
+
+
+def test_headings_tell_the_variants_of_a_metric_apart() -> None:
+    names = [label(metric) for metric in METRICS]
+    assert len(set(names)) == len(names)
+    for family in ("NIQE", "MANIQA"):
+        assert all(name.startswith(f"{family} (") for name in names if family == name.split()[0])
+
+
+def test_intervals_say_how_many_photographs_they_come_from() -> None:
+    assert "over 12 images of 3 photographs (" in differences_table(summary(2.0)).caption
+    assert "over 12 images (" in differences_table({**summary(2.0), "photographs": 12}).caption
+
+
 def test_verdict_of_a_gain_and_of_none() -> None:
     good = summary(2.0)
     assert headline(good) == "GDPO-SR beats NAOSD on the reward"
-    assert "better: PSNR-Y, NIQE" in verdict_sentence(good)
+    assert "better: PSNR-Y, NIQE (own fit)" in verdict_sentence(good)
     assert [claim.holds for claim in claims(good)] == [True] * 4
     none = summary(0.0)
     assert headline(none) == "GDPO-SR and NAOSD do not differ significantly on the reward"

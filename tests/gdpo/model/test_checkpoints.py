@@ -168,6 +168,16 @@ def spoil(name: str, key: str, change: Callable[[torch.Tensor], torch.Tensor]) -
     return apply
 
 
+def leave_out(*names: str) -> Callable[[Path], None]:
+    """Take tensors out of the adapter file."""
+
+    def apply(folder: Path) -> None:
+        tensors = load_file(folder / ADAPTERS)
+        save_file({name: tensor for name, tensor in tensors.items() if name not in names}, folder / ADAPTERS)
+
+    return apply
+
+
 def nan(tensor: torch.Tensor) -> torch.Tensor:
     return torch.full_like(tensor, torch.nan)
 
@@ -185,6 +195,8 @@ ADAPTERS, BIAS = "naosd.safetensors", "unet.conv_in.bias"
         (set_json(SCHEDULER, clip_sample=True), "scheduler_config.json: clip_sample is True"),
         (set_json(SCHEDULER, beta_schedule="linear"), "scheduler_config.json: beta_schedule is 'linear'"),
         (set_json(SCHEDULER, beta_end=0.02), "scheduler_config.json: beta_end is 0.02"),
+        (set_json(SCHEDULER, trained_betas=[0.1] * 1000), r"scheduler_config.json: trained_betas is \[0.1, "),
+        (set_json(SCHEDULER, rescale_betas_zero_snr=True), "scheduler_config.json: rescale_betas_zero_snr is True"),
         (write(SCHEDULER, "{"), "scheduler_config.json: not valid JSON"),
         (write(SCHEDULER, "[]"), "scheduler_config.json: a mapping is missing"),
         (remove(SCHEDULER), "scheduler_config.json: no such file"),
@@ -243,6 +255,17 @@ def point_to(file: str) -> Callable[[Path], None]:
         (set_json("model.json", beauty=1), r"model.json: beauty is 1: Extra inputs are not permitted"),
         (spoil(ADAPTERS, BIAS, nan), r"naosd.safetensors: unet.conv_in.bias has values that are NaN or infinite"),
         (spoil(ADAPTERS, BIAS, lambda t: t.int()), r"naosd.safetensors: unet.conv_in.bias is of type torch.int32"),
+        (
+            leave_out("unet.conv_out.lora_A", "unet.conv_out.lora_B"),
+            r"naosd.safetensors: tensor 'unet.conv_out.lora_A' is miss",
+        ),
+        (leave_out("vae.quant_conv.lora_B"), r"naosd.safetensors: tensor 'vae.quant_conv.lora_B' is missing"),
+        (leave_out(BIAS), r"naosd.safetensors: tensor 'unet.conv_in.bias' is missing"),
+        (lambda folder: save_file({}, folder / ADAPTERS), r"naosd.safetensors: tensor 'unet.\S+lora_A' is missing"),
+        (
+            set_json("model.json", adapters=[{"file": ADAPTERS, "rank": 8, "alpha": 8}]),
+            r"naosd.safetensors: unet.\S+ has rank 2, and model.json says 8",
+        ),
         (spoil(ADAPTERS, BIAS, lambda t: t[:3]), r"the base model has no parameter conv_in.bias of shape \(3,\)"),
     ],
 )

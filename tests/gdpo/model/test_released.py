@@ -131,6 +131,8 @@ def put(content: dict[str, Any], part: str, key: str, value: object) -> None:
         (lambda c: put(c, "state_dict_unet", A, torch.full((4, 4, 3, 3), float("nan"))), "NaN or infinite"),
         (lambda c: put(c, "state_dict_unet", A, torch.ones(4, 4, 3, 3).int()), "not a tensor of floating-point numbers"),
         (lambda c: put(c, "state_dict_unet", A, [1.0]), "not a tensor of floating-point numbers"),
+        (lambda c: put(c, "state_dict_unet", A, torch.ones(4, 4, 3, 3).to(torch.float8_e5m2)), "not a tensor of floating"),
+        (lambda c: put(c, "state_dict_unet", A, torch.ones(4, 4, 3, 3, device="meta")), "not a tensor of floating-point"),
         (lambda c: put(c, "state_dict_unet", A, torch.ones(4, 5, 3, 3)), "conv_in.lora_A is (4, 5, 3, 3), this base needs"),
         (lambda c: put(c, "state_dict_unet", "conv_in.base_layer.bias", torch.ones(9)), "unet conv_in.bias is (9,), this"),
     ],
@@ -295,6 +297,7 @@ def test_a_merged_folder_of_two_networks_becomes_a_model_folder_and_a_base(files
         (lambda t: t.update(more=torch.ones(1)), "tensor 'more' is unexpected, going by its config.json"),
         (lambda t: t["conv_in.bias"].fill_(float("inf")), "conv_in.bias has values that are NaN or infinite"),
         (lambda t: t.update({"conv_in.bias": torch.ones(9)}), "unet: cannot be loaded"),
+        (lambda t: t.update({"conv_in.bias": t["conv_in.bias"].to(torch.int8)}), "conv_in.bias is of type I8, weights are"),
     ],
 )
 def test_a_wrong_merged_folder_is_refused(

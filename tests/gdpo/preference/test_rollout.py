@@ -18,6 +18,7 @@ from gdpo.preference.errors import noise_errors
 from gdpo.preference.rollout import Group, from_row, reward_of, rollout, schema, to_row
 from gdpo.rewards.complexity import detail_share
 from gdpo.rewards.metrics import score
+from gdpo.training import Key
 from tests import tiny
 
 CONFIG = tiny.settings().rollout
@@ -38,9 +39,8 @@ def test_a_group_holds_the_scores_of_its_candidates(model: NAOSD, groups: list[G
         pair = tiny.pair(index)
         lr = to_tensor(enlarge(pair.lr, (32, 32), pair.degradation["enlarge"]))[None]
         hr = to_tensor(pair.hr)[None]
-        image = super_resolve(
-            model, lr.expand(3, -1, -1, -1), [(0, "rollout", pair.id, i) for i in range(3)], color_fix="none", precision="fp32"
-        )
+        keys: list[Key] = [(0, "rollout", pair.id, i) for i in range(3)]
+        image = super_resolve(model, lr, keys, color_fix="none", precision="fp32", per_image=3)
         wanted = score(["psnr_y", "ssim_y"], image, hr.expand(3, -1, -1, -1))
         assert group.id == pair.id and group.prompt == "sharp"
         for name, values in wanted.items():
