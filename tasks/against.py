@@ -3,9 +3,10 @@
     latest    promoted/<benchmark>/per_image.parquet, the promoted model's run
     PATH      another per_image.parquet, or a folder with one
 
-The second model of evaluate.models (GDPO-SR) in this run minus the same in that run, paired by image over the noises that
-both have. A metric regressed when its 95 % interval lies wholly on the worse side of 0: then what regressed comes first on
-stderr and in reports/against/<benchmark>.json (no DVC output: it depends on what is promoted), and the exit code is 4.
+GDPO-SR in this run minus GDPO-SR in that run, paired by image over the noises that both have. A metric regressed when its 95 %
+interval lies wholly on the worse side of 0 (each metric by itself: of twenty without a change, one does by chance). Then what
+regressed comes first on stderr and in reports/against/<benchmark>.json (no DVC output: it depends on what is promoted), and the
+exit code is 4.
 """
 
 import json
@@ -54,7 +55,9 @@ def check(config: Config, root: Path, benchmark: str | None, against: str) -> in
 
 
 def _judged(config: Config) -> str:
-    return list(config.evaluate.models)[:2][-1]
+    """GDPO-SR; among models without it, the first that is no reference."""
+    names = list(config.evaluate.models)
+    return "gdpo" if "gdpo" in names else names[:2][-1]
 
 
 def place(config: Config, root: Path, benchmark: str | None, against: str) -> Path:

@@ -89,7 +89,9 @@ def claims(summary: Summary) -> list[Claim]:
         found.append(Claim(text, control["verdict"] == "better", f"reward {evidence(control)}"))
     if psnr := find(summary, "gdpo-naosd", "psnr_y"):
         text = f"PSNR falls by no more than {MOST_PSNR_LOSS} dB"
-        found.append(Claim(text, psnr["mean"] >= -MOST_PSNR_LOSS, f"PSNR-Y {evidence(psnr, ' dB')}"))
+        # The interval's lower end: a mean near 0 with a wide interval shows nothing.
+        least = psnr["mean"] if psnr["low"] is None else psnr["low"]
+        found.append(Claim(text, least >= -MOST_PSNR_LOSS, f"PSNR-Y {evidence(psnr, ' dB')}"))
     return found
 
 
