@@ -100,18 +100,20 @@ def below(process: int) -> list[int]:
     return direct + [found for child in direct for found in below(child)]
 
 
-def test_ended_in_every_way_it_resumes_to_the_same_bytes(prepared: Path, straight: Path, tmp_path: Path, forks: Forks) -> None:
-    """SIGTERM, twice: 143 and one checkpoint. SIGKILL of a rank: 1. SIGKILL of the stage: no process is left."""
+def started(root: Path, forks: Forks) -> int:
+    """The process of a finetune on two ranks that has come to its third step."""
+    live = root / "work/finetune/gdpo/metrics.jsonl"
+    live.unlink(missing_ok=True)
+    process = forks.start(root, "finetune", *TWO)
+    wait_for(lambda: live.exists() and live.read_bytes().count(b"\n") >= 3)
+    return process
+
+
+def test_stopped_on_its_way_it_ends_in_the_same_bytes(prepared: Path, straight: Path, tmp_path: Path, forks: Forks) -> None:
+    """SIGTERM, and once more: 143 and one checkpoint. The second start finishes."""
     root = Path(shutil.copytree(prepared, tmp_path / "root", symlinks=True))
-    live, before = root / "work/finetune/gdpo/metrics.jsonl", tiny.tree(root / "models", root / "reports")
-
-    def started() -> int:
-        live.unlink(missing_ok=True)
-        process = forks.start(root, "finetune", *TWO)
-        wait_for(lambda: live.exists() and live.read_bytes().count(b"\n") >= 3)
-        return process
-
-    process = started()
+    before = tiny.tree(root / "models", root / "reports")
+    process = started(root, forks)
     os.kill(process, signal.SIGTERM)
     os.kill(process, signal.SIGTERM)
     assert forks.wait() == 143
@@ -120,24 +122,27 @@ def test_ended_in_every_way_it_resumes_to_the_same_bytes(prepared: Path, straigh
     line = f"gdpo-sr: stopped at step {steps}, checkpoint in {CHECKPOINT}; the same command resumes\n"
     assert (root / "stderr.txt").read_text() == line
     assert [path.name for path in root.rglob("*checkpoint*")] == ["checkpoint.pt"]
-
-    os.kill(below(started())[-1], signal.SIGKILL)
-    assert forks.wait() == 1
-    said = (root / "stderr.txt").read_text().splitlines()[-1]
-    assert "finetune: one of its 2 processes ended with code" in said and said.endswith("resumes from the last checkpoint")
-
-    process = started()
-    ranks = below(process)
-    assert len(ranks) == 3  # torchrun and two
-    os.kill(process, signal.SIGKILL)
-    assert forks.wait() == -signal.SIGKILL
-    wait_for(lambda: not any(Path(f"/proc/{rank}").exists() for rank in ranks))
     assert tiny.tree(root / "models", root / "reports") == before
 
     forks.start(root, "finetune", *TWO)
     assert forks.wait() == 0
     assert tiny.tree(root / "models", root / "reports") == tiny.tree(straight / "models", straight / "reports")
     assert not (root / CHECKPOINT).exists()
+
+
+def test_a_killed_rank_ends_the_stage_and_a_killed_stage_its_ranks(prepared: Path, tmp_path: Path, forks: Forks) -> None:
+    root = Path(shutil.copytree(prepared, tmp_path / "root", symlinks=True))
+    os.kill(below(started(root, forks))[-1], signal.SIGKILL)
+    assert forks.wait() == 1
+    said = (root / "stderr.txt").read_text().splitlines()[-1]
+    assert "finetune: one of its 2 processes ended with code" in said and said.endswith("resumes from the last checkpoint")
+
+    process = started(root, forks)
+    ranks = below(process)
+    assert len(ranks) == 3  # torchrun and two
+    os.kill(process, signal.SIGKILL)
+    assert forks.wait() == -signal.SIGKILL
+    wait_for(lambda: not any(Path(f"/proc/{rank}").exists() for rank in ranks))
 
 
 def test_with_one_gpu_torchrun_is_not_started(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
