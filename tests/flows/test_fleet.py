@@ -222,13 +222,14 @@ def test_of_two_promotions_at_once_one_wins_and_the_nightly_compares(fleet: Flee
     assert [entry["run"] for entry in pointer["promoted"]][::-1] == [
         run for run, code in sorted(zip(runs, codes, strict=True), key=lambda pair: pair[0] == pointer["run"]) if code == 0
     ], said
+    assert tool(fleet, long_run, "promote", runs[1]).returncode == 0  # the longer training: what the nightly judges
     subprocess.run(["git", "checkout", "-q", "--", "."], cwd=long_run, check=True)
 
     same = fleet.start("gdpo-evaluate/nightly")
     state = fleet.finished(same)
     assert state["type"] == "COMPLETED", state["message"]
 
-    _promote_a_better_one(fleet, pointer["run"])
+    _promote_a_better_one(fleet, runs[1])
     worse = fleet.start("gdpo-evaluate/nightly")
     state = fleet.finished(worse)
     assert state["type"] == "FAILED"
