@@ -148,7 +148,9 @@ def read_adapters(folder: Path) -> list[Adapters]:
             raise ValueError(f"{path}: unreadable adapters ({error}); fetch or train the model again") from error
         for name, tensor in tensors.items():
             _check_weight(path, name, tensor)
-            rank = tensor.shape[0] if name.endswith(".lora_A") and tensor.ndim else entry.rank
+            # The VAE's may have another rank (its B then holds the difference in scale): the card's is the UNet's.
+            ranked = name.startswith("unet.") and name.endswith(".lora_A") and tensor.ndim
+            rank = tensor.shape[0] if ranked else entry.rank
             if rank != entry.rank:
                 raise ValueError(f"{path}: {name} has rank {rank}, and {NAME} says {entry.rank}")
         found.append(Adapters(path.stem, tensors, Lora(rank=entry.rank, alpha=entry.alpha)))
