@@ -62,10 +62,11 @@ def fabricate(root: Path, rows: int, rule: Select, settings: Rollout) -> None:
     pq.write_table(table, root / "data/selected/scores.parquet")
     pq.write_table(chosen, root / "data/selected/manifest.parquet")
     values = rng.random((len(chosen), settings.group))
-    metrics = pa.StructArray.from_arrays([pa.array(list(values))] * 3, [*settings.fidelity, *settings.perception])
+    seeds = list(rng.integers(0, 2**62, values.shape))
+    metrics = pa.StructArray.from_arrays([pa.array(list(values))] * len(settings.metrics), settings.metrics)
     write(
-        root / "data/rollouts/00000.parquet", id=chosen["id"], prompt=[""] * len(chosen), detail_share=chosen["detail_share"],
-        metrics=metrics, reward=list(values), advantage=list(values - values.mean(1, keepdims=True)),
+        root / "data/rollouts/00/00000.parquet", id=chosen["id"], prompt=[""] * len(chosen),
+        detail_share=chosen["detail_share"], seeds=seeds, metrics=metrics, noise_seeds=[[row] for row in seeds],
         reference_error=[[row] for row in values],
     )  # fmt: skip
 
@@ -106,7 +107,9 @@ def main() -> None:
         files = sorted((root / "data").rglob("*.parquet"))
         found["reading the tables"] = round(seconds(lambda: [pq.read_table(file) for file in files]), 2)
         found["select"] = round(seconds(lambda: check_selection(root / "data/selected", root, rule)), 2)
-        found["rollout"] = round(seconds(lambda: check_rollouts(root / "data/rollouts", root, settings)), 2)
+        selected = pq.read_table(root / "data/selected/manifest.parquet")["id"].to_pylist()
+        part = (root / "data/rollouts/00", "00", root, settings, selected)
+        found["rollout"] = round(seconds(lambda: check_rollouts(*part)), 2)
         pages = [page.stat().st_size for page in (root / "reports").rglob("*.html")]
         found |= {"kB of Data Docs": sum(pages) // 1000, "pages": len(pages)}
     slower = max(found["select"], found["rollout"])

@@ -4,81 +4,31 @@ An unknown key, a wrong type or a value out of range is one error that names the
 of values over params.yaml; nothing in the code asks which profile it is. docs/fidelity.md says where each value comes from.
 """
 
-import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-Part = Annotated[float, Field(gt=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
-Timestep = Annotated[int, Field(ge=0, le=999)]
-Noises = Annotated[int, Field(ge=2)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=40)]  # part of a path
-ColorFix = Literal["none", "adain", "wavelet"]
-Precision = Literal["fp32", "bf16"]
-
-
-def _ordered(pair: list[float]) -> list[float]:
-    if pair[0] > pair[1]:
-        raise ValueError(f"the lower end {pair[0]} lies above the upper end {pair[1]}")
-    return pair
-
-
-def _sums_to_one(shares: list[float]) -> list[float]:
-    if abs(sum(shares) - 1) > 1e-6 or min(shares) < 0:
-        raise ValueError(f"must be probabilities that add up to 1, got {shares}")
-    return shares
-
-
-def _positive(pair: list[float]) -> list[float]:
-    if pair[0] <= 0:
-        raise ValueError(f"must lie above 0, got {pair}")
-    return pair
-
-
-def _around_one(pair: list[float]) -> list[float]:
-    if not 0 < pair[0] <= 1 <= pair[1]:
-        raise ValueError(f"must go from a scale in (0, 1] to a scale of 1 or more, got {pair}")
-    return pair
-
-
-def _jpeg_quality(pair: list[float]) -> list[float]:
-    if pair[0] < 1 or pair[1] > 100:
-        raise ValueError(f"must lie in 1..100, got {pair}")
-    return pair
-
-
-def _timesteps(pair: list[int]) -> list[int]:
-    if not 0 <= pair[0] < pair[1] <= 1000:
-        raise ValueError(f"must be a lower and a greater upper end in 0..1000, got {pair}")
-    return pair
-
-
-def _odd(sizes: list[int]) -> list[int]:
-    if any(size < 1 or size % 2 == 0 for size in sizes):
-        raise ValueError(f"must be odd and positive, got {sizes}")
-    return sizes
-
-
-def _base_source(text: str) -> str:
-    pinned = r"hf://[\w.-]+/[\w.-]+@[0-9a-f]{40}"
-    if "://" in text and not re.fullmatch(rf"s3://[^/\s]+(/\S*)?|{pinned}", text):
-        raise ValueError(f"must be a folder, s3://bucket/prefix or hf://owner/name@ and a whole commit, got {text!r}")
-    return text
-
-
-BaseSource = Annotated[str, Field(min_length=1), AfterValidator(_base_source)]
-Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-Range = Annotated[list[float], Field(min_length=2, max_length=2), AfterValidator(_ordered)]
-Above = Annotated[Range, AfterValidator(_positive)]
-AroundOne = Annotated[Range, AfterValidator(_around_one)]
-Quality = Annotated[Range, AfterValidator(_jpeg_quality)]
-Timesteps = Annotated[list[int], Field(min_length=2, max_length=2), AfterValidator(_timesteps)]
-OddSizes = Annotated[list[int], Field(min_length=1), AfterValidator(_odd)]
-Three = Annotated[list[float], Field(min_length=3, max_length=3), AfterValidator(_sums_to_one)]
-Six = Annotated[list[float], Field(min_length=6, max_length=6), AfterValidator(_sums_to_one)]
+from gdpo.fields import (
+    Above,
+    AroundOne,
+    BaseSource,
+    ColorFix,
+    Count,
+    Hash,
+    Name,
+    Noises,
+    OddSizes,
+    Part,
+    Parts,
+    Positive,
+    Precision,
+    Quality,
+    Share,
+    Six,
+    Three,
+    Timestep,
+    Timesteps,
+)
 
 
 class Section(BaseModel):
@@ -157,15 +107,7 @@ class Photographs(Section):
     resize: Count | None = Field(None, description="resize to this shorter side in pixels, by antialiased bicubic")
 
 
-def _parts(names: list[str]) -> list[str]:
-    odd = [name for name in names if not re.fullmatch(r"[a-z0-9_-]+", name) or name == "evaluation"]
-    if odd or len(set(names)) < len(names):
-        raise ValueError(f"must be different names of a-z, 0-9, _ and -, and not `evaluation`, got {names}")
-    return names
-
-
 Sources = Annotated[list[Photographs], Field(min_length=1)]
-Parts = Annotated[list[str], Field(min_length=1), AfterValidator(_parts)]
 
 
 class Degrade(Section):
@@ -250,12 +192,37 @@ class Select(Section):
         return self.score if self.rule == "quality" else self.difficulty
 
 
+class Reward(Section):
+    """The attribute-aware reward of a candidate (paper Eq. 7), from metrics that the rollouts hold."""
+
+    fidelity: list[str] = Field(["psnr_y"], description="full-reference metrics")
+    perception: list[str] = Field(["musiq", "maniqa_koniq"], description="no-reference metrics")
+    weighting: Literal["adaptive", "equal"] = Field(
+        "adaptive",
+        description="adaptive: by the shares of smooth and detailed pixels; equal: half and half (ARF w/o AW, Table 6)",
+    )
+
+    @model_validator(mode="after")
+    def _has_a_metric(self) -> "Reward":
+        if not self.fidelity and not self.perception:
+            raise ValueError("fidelity and perception are both empty; name at least one metric")
+        return self
+
+
 class Rollout(Section):
     """Stage `rollout`: G candidates per LR image by the frozen reference, every metric of each."""
 
+    parts: Parts = Field(["00"], description="one run of `rollout` each; their number changes no group")
     group: Annotated[int, Field(ge=2)] = Field(6, description="G, candidates per LR image")
-    fidelity: list[str] = Field(["psnr_y"], description="full-reference metrics of the reward")
-    perception: list[str] = Field(["musiq", "maniqa_koniq"], description="no-reference metrics of the reward")
+    metrics: Annotated[list[str], Field(min_length=1)] = Field(
+        ["psnr_y", "musiq", "maniqa_koniq"], description="what is stored of every candidate; the reward's must be among them"
+    )
+    candidates: Literal["noise", "guidance", "t_add", "action"] = Field(
+        "noise", description="what differs within a group (Table 11); action: also a Gaussian around z_SR, for dance_grpo"
+    )
+    guidance_range: Above = Field([1.0, 2.0], description="candidates guidance: its scale, in equal steps over the group")
+    t_add_range: Timesteps = Field([150, 350], description="candidates t_add: the timestep, in equal steps over the group")
+    sigma: Positive = Field(0.05, description="candidates action: standard deviation of the action around z_SR")
     color_fix: ColorFix = Field("none", description="colour correction before scoring")
     grayscale: Literal["bt601", "released"] = Field("released", description="luma weights of the complexity map")
     noises: Count = Field(1, description="noise draws per candidate whose reference error is stored")
@@ -269,15 +236,38 @@ class Rollout(Section):
 
 
 class Finetune(Section):
-    """Stage `finetune`: GDPO on the rollouts (paper Eqs. 7-9)."""
+    """Stage `finetune`: the policy's preference optimisation on the rollouts (paper Eqs. 7-9, and its rivals)."""
 
+    objective: Literal["gdpo", "dpo", "dance_grpo", "dgpo", "nft", "awm"] = Field(
+        "gdpo", description="the loss (gdpo/preference/objectives.py); dance_grpo needs rollout.candidates: action"
+    )
+    rollouts: Literal["cached", "online"] = Field("cached", description="online: candidates are made and scored in the loop")
+    sampler: Literal["reference", "policy"] = Field(
+        "reference", description="who makes the candidates online; the release samples from the reference"
+    )
     lora: Lora = Lora()
     steps: Count = 1500
     batch: Count = Field(8, description="groups per optimiser step")
+    micro_batch: Count | None = Field(
+        None, description="candidates per backward pass; null: the whole group; fewer: less memory, one more forward pass"
+    )
     gpus: Count = Field(1, description="processes of torchrun on this host, a GPU each, that share every batch")
     optimizer: Optimizer = Optimizer()
-    omega: Positive = Field(5000.0, description="the loss multiplies by omega / 2, on the mean squared noise error")
+    omega: Positive = Field(5000.0, description="gdpo, dpo: the loss multiplies by omega / 2, on the mean squared error")
+    pairs: Count = Field(1, description="dpo: the so many best against the so many worst of the group (DP2O-SR: more than 1)")
+    clip: Positive = Field(1e-4, description="dance_grpo, dgpo, awm: how far the ratio may leave 1 before it is cut")
+    beta: Positive = Field(100.0, description="dgpo: strength, divided by G")
+    mix: Positive = Field(1.0, description="nft: share of the policy in the implicit positive policy")
+    repeat: Annotated[int, Field(ge=0)] = Field(
+        0, description="another number: other initial adapters, order and shuffling, on the same rollouts"
+    )
     checkpoint_every: Count = 10
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Finetune":
+        if self.sampler == "policy" and self.rollouts == "cached":
+            raise ValueError("sampler policy makes candidates while it trains; set rollouts: online")
+        return self
 
 
 class Pairs(Section):
@@ -322,19 +312,37 @@ class Evaluate(Section):
         return self
 
 
+class Ablate(Section):
+    """Tool `ablate`: what each row of the paper's ablations costs; everything else is that of the other sections."""
+
+    groups: Count = Field(12000, description="patches every row is trained on, spread evenly over the selection")
+    steps: Count = 1500
+    batch: Annotated[int, Field(ge=2)] = Field(8, description="groups per optimiser step")
+    lr: Positive = 5e-5
+    repeats: Annotated[int, Field(ge=3)] = Field(3, description="trainings of every row and of its control")
+    noises: Noises = Field(4, description="noise seeds per image, the same for every run")
+    pretrain_steps: Count = Field(35000, description="Fig. 7: steps of NAOSD at each setting, from pretrain.init")
+    processes: Count = Field(2, description="runs at once, of one thread each; with GPUs one run on each GPU")
+
+
 class Config(Section):
     """All of params.yaml."""
 
     seed: Annotated[int, Field(ge=0)] = 0
     allow_cpu: bool = Field(False, description="let the stages that need a GPU run without one")
+    track: Literal["none", "tensorboard", "wandb"] = Field(
+        "none", description="where the values of every step go, besides work/<stage>/metrics.jsonl"
+    )
     fetch: Fetch = Fetch()
     model: Model
     degrade: Degrade
     pretrain: Pretrain
     select: Select
+    reward: Reward
     rollout: Rollout
     finetune: Finetune
     evaluate: Evaluate
+    ablate: Ablate = Ablate()
 
     @model_validator(mode="after")
     def _tags_have_a_tagger(self) -> "Config":
@@ -347,6 +355,20 @@ class Config(Section):
         for name, stage in (("pretrain", self.pretrain), ("finetune", self.finetune)):
             if stage.gpus > stage.batch:
                 raise ValueError(f"{name}.gpus is {stage.gpus}, but {name}.batch has work for {stage.batch} only; lower one")
+        return self
+
+    @model_validator(mode="after")
+    def _preferences_fit(self) -> "Config":
+        for name in (*self.reward.fidelity, *self.reward.perception):
+            if name not in self.rollout.metrics:
+                raise ValueError(f"reward uses {name}, which the rollouts do not hold; add it to rollout.metrics")
+        if (self.finetune.objective == "dance_grpo") != (self.rollout.candidates == "action"):
+            raise ValueError(
+                f"finetune.objective {self.finetune.objective} does not go with rollout.candidates {self.rollout.candidates}: "
+                f"dance_grpo needs action, and only it"
+            )
+        if 2 * self.finetune.pairs > self.rollout.group:
+            raise ValueError(f"finetune.pairs is {self.finetune.pairs}, more than half of rollout.group {self.rollout.group}")
         return self
 
     @model_validator(mode="after")

@@ -99,9 +99,11 @@ def numpy_generator(*key: int | str) -> np.random.Generator:
     return np.random.default_rng(seed_of(*key))
 
 
-def noise_like_batch(keys: list[Key], shape: tuple[int, ...]) -> torch.Tensor:
-    """Standard normal noise (len(keys), *shape), row i from its own generator: independent of batching and of rank."""
-    return torch.stack([torch.randn(shape, generator=torch_generator(*key)) for key in keys])
+def draws(seeds: list[int], shape: tuple[int, ...], count: int = 1) -> torch.Tensor:
+    """Standard normal noise (count, len(seeds), *shape), column i from a generator of its own, seeded with seeds[i]:
+    independent of batching and of rank.
+    """
+    return torch.stack([torch.randn((count, *shape), generator=torch.Generator().manual_seed(seed)) for seed in seeds], 1)
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """The command line: `python -m tasks COMMAND`, installed as `gdpo-sr COMMAND`.
 
     stages   what dvc.yaml runs. Module `tasks.NAME` has  run(config: Config, root: Path, hooks: Hooks) -> None
-             (degrade and finetune also take the name of the part or run). --params, --profile and --set choose the values.
+             (degrade, rollout and finetune also take the name of the part or run). --params, --profile and --set choose
+             the values.
     tools    what people run. Module `tasks.NAME` has     EXAMPLE: str,
              add_arguments(parser: argparse.ArgumentParser) -> None,  main(args: argparse.Namespace) -> int
 
@@ -20,7 +21,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tasks import torchrun
 
@@ -40,7 +41,7 @@ STAGES = {
     "report": ("tasks.report", "write reports/index.html", "seed=0"),
 }
 # A stage's option that says which of its outputs to make (dvc.yaml runs it once for each).
-CHOICE = {"degrade": "part", "finetune": "run", "evaluate": "benchmark"}
+CHOICE = {"degrade": "part", "rollout": "part", "finetune": "run", "evaluate": "benchmark"}
 # Those whose models need a GPU at full size; `allow_cpu` lets them run without.
 GPU_STAGES = ("pretrain", "select", "rollout", "finetune", "evaluate")
 # name -> module, help
@@ -54,6 +55,7 @@ TOOLS = {
     "doctor": ("tasks.doctor", "check that this machine has what a profile needs"),
     "prior": ("tasks.prior", "train the tiny prior that ships in assets/tiny-sd"),
     "summary": ("tasks.summary", "print the table of the last evaluation"),
+    "ablate": ("tasks.ablate", "run the paper's ablations, every row beside its shuffled control"),
     "tables": ("tasks.tables", "print or write the paper's tables, our figures beside the paper's"),
     "promote": ("tasks.promote", "make a published run the promoted one"),
     "browse": ("tasks.browse", "look through the published runs and models in a browser"),
@@ -90,6 +92,8 @@ def _add_stage_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     )
     if name == "degrade":
         parser.add_argument("--part", metavar="NAME", help="one of degrade.parts, or evaluation; default: all of them")
+    if name == "rollout":
+        parser.add_argument("--part", metavar="NAME", help="one of rollout.parts; default: all of them")
     if name == "evaluate":
         parser.add_argument("--benchmark", metavar="NAME", help="sample, or one of evaluate.pairs; default: the first")
         parser.add_argument(
@@ -160,17 +164,20 @@ def _run_here(args: argparse.Namespace, config: "Config", should_stop: Callable[
     names = [chosen] if chosen else []
     root = Path.cwd()
     work = root.joinpath("work", args.command, *names)
-    total = getattr(getattr(config, args.command, None), "steps", None)
+    settings: Any = getattr(config, args.command, None)
+    training = hasattr(settings, "steps")
+    told = {"total": settings.steps, "samples": settings.batch, "track": config.track} if training else {}
     if against:
         from tasks.against import check, place
 
         place(config, root, chosen, against)  # what is not there is said before the work
     try:
-        with Recorder(work, " ".join([args.command, *names]), total) as recorder:
+        with Recorder(work, " ".join([args.command, *names]), **told) as recorder:
             if current().any(should_stop()):
                 raise Stopped(0)
             options = {"keep": True} if against else {}
-            hooks = Hooks(log=recorder.log, should_stop=should_stop) if current().leads else Hooks(should_stop=should_stop)
+            own = Hooks(log=recorder.log, should_stop=recorder.timed(should_stop))
+            hooks = own if current().leads else Hooks(should_stop=should_stop)
             run(config, root, hooks, *names, **options)
     except Stopped as stopped:
         return torchrun.ended(torchrun.STOPPED, _stopped_line(stopped, root, work))

@@ -1,14 +1,16 @@
 """What must hold for the tables that degrade, select and rollout write, checked before a table is put in place.
 
-    check_pairs(folder, part, root, config.degrade)     the shards of one part: ids, hashes, sources, boxes, tags
-    check_selection(folder, root, config.select)        scores and manifest; no patch or photograph of the evaluation
-    check_rollouts(folder, root, config.rollout)        groups: all that were selected, sizes, ranges
+    check_pairs(folder, part, root, config.degrade)            the shards of one part: ids, hashes, sources, boxes, tags
+    check_selection(folder, root, config.select)               scores and manifest; no patch or photograph of the evaluation
+    check_rollouts(folder, part, root, config.rollout, ids)    the groups of one part: all of its pairs, sizes, ranges
 
 Each writes Data Docs to reports/data-docs/<stage> or raises the ValueError of tasks/expectations.py, and then they are in
 work/<stage>/data-docs. What GX has no expectation for (a quota, a set of 100,000 names) becomes a column first. The tables
 are read without images and latents.
 """
 
+import html
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -24,7 +26,7 @@ from tasks.expectations import Expectation, Suite, expect, expect_rows, validate
 EVALUATION = "evaluation"
 SHA256 = "^[0-9a-f]{64}$"
 LARGEST = 1e6  # of any metric: what lies beyond is no score
-TOLERANCE = 1e-6  # of sums that are 0 up to rounding
+NAMED = 20  # pairs without a group, on the page
 
 
 def check_pairs(folder: Path, part: str, root: Path, settings: Degrade) -> None:
@@ -136,36 +138,45 @@ def _manifest(manifest: pa.Table, scores: pa.Table, photos: pa.Table, root: Path
     return Suite("manifest", "data/selected/manifest.parquet", table, ["id", "source"], expectations)
 
 
-def check_rollouts(folder: Path, root: Path, settings: Rollout) -> None:
-    """Check the rollout set in `folder` against the manifest it was made for."""
-    metrics = [*settings.fidelity, *settings.perception]
-    read = _read(folder, ["id", "prompt", "detail_share", "metrics", "reward", "advantage", "reference_error"])
-    selected = _read(root / "data/selected", ["id"], "manifest.parquet")["id"]
+def check_rollouts(folder: Path, part: str, root: Path, settings: Rollout, selected: list[str]) -> None:
+    """Check the groups of one part in `folder`; selected: the ids of the pairs that this part has, in order."""
+    read = _read(folder, ["id", "prompt", "detail_share", "seeds", "metrics", "noise_seeds", "reference_error"])
+    skipped: dict[str, str] = json.loads((read.schema.metadata or {}).get(b"skipped", b"{}"))
+    wanted = [id_ for id_ in selected if id_ not in skipped]
     table = _with(
         read.select(["id", "prompt", "detail_share"]),
-        candidates=pc.list_value_length(read["reward"]),
-        is_selected=pc.is_in(read["id"], value_set=selected.combine_chunks()),
-        advantage_sum=_reduce(np.add, 0.0, read["advantage"]),
+        is_selected=pc.is_in(read["id"], value_set=pa.array(wanted, pa.string())),
+        candidates=pc.list_value_length(read["seeds"]),
+        noises=pc.list_value_length(read["noise_seeds"]),
+        errors_of_noises=pc.list_value_length(read["reference_error"]),
     )
-    values = {name: pc.struct_field(read["metrics"], name) for name in metrics}
-    values |= {"reward": read["reward"], "advantage": read["advantage"], "reference_error": read["reference_error"]}
-    for name, column in values.items():
+    values = {name: pc.struct_field(read["metrics"], name) for name in settings.metrics}
+    table = _with(table, **{f"{name}_values": pc.list_value_length(column) for name, column in values.items()})
+    for name, column in {**values, "reference_error": read["reference_error"]}.items():
         least, most = _reduce(np.minimum, np.inf, column), _reduce(np.maximum, -np.inf, column)
         table = _with(table, **{f"{name}_least": least, f"{name}_most": most})
     expectations = [
-        expect_rows(len(selected), len(selected)),
+        _rows_but(len(wanted), skipped),
         *_identity("id"),
-        *_true("is_selected", "The patch must be in data/selected/manifest.parquet."),
+        *_true("is_selected", "The group must be of a pair that is this part's, and that is not said to be left out."),
         expect("values_to_not_be_null", "prompt"),
         *_complete("detail_share", 0, 1),
         *_complete("candidates", settings.group, settings.group),
-        *_range("reward", 0, 1),
-        *_range("advantage", -LARGEST, LARGEST),
-        *_complete("advantage_sum", -TOLERANCE, TOLERANCE),
-        *(one for name in metrics for one in _range(name, -LARGEST, LARGEST)),
+        *(one for name in ("noises", "errors_of_noises") for one in _complete(name, settings.noises, settings.noises)),
+        *(one for name in settings.metrics for one in _complete(f"{name}_values", settings.group, settings.group)),
+        *(one for name in settings.metrics for one in _range(name, -LARGEST, LARGEST)),
         *_range("reference_error", 0, LARGEST),
     ]
-    _validate([Suite("groups", "data/rollouts", table, ["id"], expectations)], root, "rollout")
+    _validate([Suite("groups", f"data/rollouts/{part}", table, ["id"], expectations)], root, "rollout", part)
+
+
+def _rows_but(count: int, skipped: dict[str, str]) -> Expectation:
+    """So many rows; the page says which pairs were left out, and why."""
+    named = html.escape("; ".join(f"{id_}: {reason}" for id_, reason in list(skipped.items())[:NAMED]), quote=False)
+    more = f"; and {len(skipped) - NAMED} more" if len(skipped) > NAMED else ""
+    says = f"A group for each of {count} pairs; {len(skipped)} left out ({named}{more})." if skipped else None
+    rows = expect_rows(count, count)
+    return Expectation(rows.kind, {**rows.arguments, "description": says})
 
 
 def _reduce(operation: np.ufunc, start: float, column: pa.ChunkedArray) -> pa.Array:

@@ -1,32 +1,36 @@
 """The figures of the report about training; a function returns {"url", "alt", "note"} for each.
 
     trainings     pretrain, finetune: every logged value over the steps
-    batches       finetune: reward, metrics and spread of the candidates each step learned from
+    batches       finetune: what the candidate of the highest reward has over those beside it, step by step
     rollouts      rollout: what the advantage prefers, and the spread inside a group
 
 Addresses are relative to reports/.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 
+from gdpo.config import Finetune, Reward
+from gdpo.data.shards import shard_files
 from gdpo.evaluate.tables import label
-from gdpo.training import numpy_generator
+from gdpo.preference.group import reward_of
+from gdpo.training import numpy_generator, seed_of
 from tasks import figures
 from tasks.gallery import read_text
 
 LOGGED = {  # key of metrics.jsonl: title, what it means
     "loss": ("Loss", "what the optimiser lowers"),
     "implicit_accuracy": ("Groups ranked right", "share of the batch whose margin is positive"),
-    "logit": ("Margin", "−ω/2 Σ A (m − r): how far the policy already prefers what the advantage prefers"),
+    "weighted_error_difference": ("Weighted error difference", "Σ A (m − r); below 0: the policy prefers what A does"),
     "error_change": ("Noise error against NAOSD", "mean of m − r; above 0: the policy denoises worse than NAOSD"),
-    "reward_spread": ("Spread of the reward", "standard deviation inside a group, mean of the batch"),
+    "policy_error": ("Noise error", "mean of m, the policy’s"),
     "zero_spread": ("Groups without spread", "share of the batch that teaches nothing"),
+    "skipped": ("Groups left out", "candidates made in the loop whose scores are not finite"),
     "grad_norm": ("Gradient norm", "before clipping"),
     "pixel": ("Pixel loss", "mean squared error against the original"),
     "perceptual": ("Perceptual loss", "as pretrain.perceptual names it"),
@@ -34,7 +38,7 @@ LOGGED = {  # key of metrics.jsonl: title, what it means
     "fake_loss": ("Fake score’s loss", "noise prediction on NAOSD’s outputs"),
     "fake_grad_norm": ("Fake score’s gradient norm", "before clipping"),
 }
-GROUP_MEAN, PREFERRED = "mean of the group", "highest reward of the group"
+GROUP_MEAN, PREFERRED, SPREAD = "mean of the group", "highest reward of the group", "_spread"
 
 Figure = dict[str, str]
 Groups = dict[str, np.ndarray]  # "reward" and every metric: (groups, candidates)
@@ -49,12 +53,20 @@ def trainings(root: Path, assets: Path, name: str, runs: Mapping[str, str]) -> l
         series = {
             run: ([r["step"] for r in rows if key in r], [r[key] for r in rows if key in r]) for run, rows in logs.items()
         }
-        title, note = LOGGED.get(key, (label(key).replace("_", " "), ""))
-        found.append(_curves(assets, f"{name}-{index:02d}", title, series, note))
+        found.append(_curves(assets, f"{name}-{index:02d}", *_titled(key, keys), series))
     return found
 
 
-def _curves(assets: Path, name: str, title: str, series: figures.Series, note: str) -> Figure:
+def _titled(key: str, keys: Collection[str]) -> tuple[str, str]:
+    """Title and note of a logged value; a metric is logged with its spread."""
+    if key in LOGGED:
+        return LOGGED[key]
+    if key.endswith(SPREAD):
+        return f"Spread of {label(key.removesuffix(SPREAD))}", "standard deviation inside a group, mean of the batch"
+    return label(key).replace("_", " "), "mean of the step’s candidates" if f"{key}{SPREAD}" in keys else ""
+
+
+def _curves(assets: Path, name: str, title: str, note: str, series: figures.Series) -> Figure:
     figures.curves(assets / f"figures/{name}.svg", title, series)
     ends = "; ".join(f"{label(run)} from {y[0]:.4g} to {y[-1]:.4g}" for run, (_, y) in series.items() if len(y))
     return {"url": f"assets/figures/{name}.svg", "alt": f"{title} over training steps: {ends}", "note": note}
@@ -64,27 +76,31 @@ def _log(root: Path, folder: str) -> list[dict[str, float]]:
     return [json.loads(line) for line in read_text(root, f"reports/{folder}/metrics.jsonl").splitlines()]
 
 
-def read_groups(root: Path) -> Groups:
+def read_groups(root: Path, reward: Reward) -> Groups:
     """Reward and metrics of all candidates, groups in the order in which finetune counts them."""
-    files = sorted((root / "data/rollouts").rglob("*.parquet"))
-    rows = [row for file in files for row in pq.read_table(file, columns=["reward", "metrics"]).to_pylist()]
+    columns = ["id", "detail_share", "metrics"]
+    files = shard_files(root / "data/rollouts")
+    rows = [row for file in files for row in pq.read_table(file, columns=columns).to_pylist()]
     if not rows:
         raise ValueError("data/rollouts: no rollouts; run the stage `rollout`, or `dvc repro`")
+    rows.sort(key=lambda row: str(row["id"]))
     metrics = {metric: np.array([row["metrics"][metric] for row in rows], dtype=np.float64) for metric in rows[0]["metrics"]}
-    return {"reward": np.array([row["reward"] for row in rows]), **metrics}
+    return {"reward": np.array([reward_of(row["metrics"], row["detail_share"], reward)[0] for row in rows]), **metrics}
 
 
-def batches(root: Path, assets: Path, groups: Groups, seed: int, batch: int) -> list[Figure]:
-    """Reward, metrics and their spread over the steps, of the groups that each step visited.
+def batches(root: Path, assets: Path, groups: Groups, seed: int, settings: Finetune) -> list[Figure]:
+    """Reward and metrics over the steps, of the groups that each step visited and of their preferred candidates.
 
     The order of the groups is that of gdpo/preference/loop.py. Where the spread of the reward that it logged says
     otherwise (rollouts made in the loop, say), there is nothing to show: an empty list.
     """
     rows = _log(root, "finetune/gdpo")
     steps = [int(row["step"]) for row in rows]
-    visited_SB = _visited(seed, np.array(steps)[:, None] * batch + np.arange(batch), len(groups["reward"]))
+    seed = seed_of(seed, "repeat", settings.repeat) if settings.repeat else seed
+    positions_SB = np.array(steps)[:, None] * settings.batch + np.arange(settings.batch)
+    visited_SB = _visited(seed, positions_SB, len(groups["reward"]))
     spread_B = groups["reward"].std(axis=1, ddof=1)
-    logged = [row.get("reward_spread", np.nan) for row in rows]
+    logged = [row.get(f"reward{SPREAD}", np.nan) for row in rows]
     if not np.allclose(spread_B[visited_SB].mean(axis=1), logged, rtol=1e-4, atol=1e-6):
         return []
     best_B = groups["reward"].argmax(axis=1)
@@ -93,11 +109,7 @@ def batches(root: Path, assets: Path, groups: Groups, seed: int, batch: int) -> 
         chosen_B = np.take_along_axis(values_BG, best_B[:, None], axis=1)[:, 0]
         means = {GROUP_MEAN: values_BG.mean(axis=1), PREFERRED: chosen_B}
         series = {name: (steps, values_B[visited_SB].mean(axis=1)) for name, values_B in means.items()}
-        found.append(_curves(assets, f"batch-{2 * index:02d}", label(metric), series, "of the step’s candidates"))
-        if metric != "reward":  # its spread is logged
-            spread = {"spread": (steps, values_BG.std(axis=1, ddof=1)[visited_SB].mean(axis=1))}
-            title = f"Spread of {label(metric)}"
-            found.append(_curves(assets, f"batch-{2 * index + 1:02d}", title, spread, "standard deviation inside a group"))
+        found.append(_curves(assets, f"batch-{index:02d}", label(metric), "of the step’s candidates", series))
     return found
 
 

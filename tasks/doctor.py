@@ -136,8 +136,9 @@ def _metrics(config: "Config", root: Path) -> Iterator[Artefact]:
 
     asked: dict[str, list[str]] = {
         "select.score" if config.select.rule == "quality" else "select.difficulty": [config.select.metric],
-        "rollout.fidelity": config.rollout.fidelity,
-        "rollout.perception": config.rollout.perception,
+        "reward.fidelity": config.reward.fidelity,
+        "reward.perception": config.reward.perception,
+        "rollout.metrics": config.rollout.metrics,
         "evaluate.metrics": config.evaluate.metrics,
     }
     keys: dict[Path, list[str]] = {}

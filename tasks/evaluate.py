@@ -39,7 +39,7 @@ def run(config: Config, root: Path, hooks: Hooks, benchmark: str | None = None, 
     Errors: ValueError naming the metric whose weights are missing, the folder, or every pair that cannot be used.
     """
     benchmark = benchmark or config.evaluate.benchmarks[0]
-    metrics = list(dict.fromkeys([*config.evaluate.metrics, *config.rollout.fidelity, *config.rollout.perception]))
+    metrics = list(dict.fromkeys([*config.evaluate.metrics, *config.reward.fidelity, *config.reward.perception]))
     check_available(metrics)
     pairs, folders = open_pairs(config, root, benchmark, metrics)
     found = origin(config, root, benchmark, metrics, folders)

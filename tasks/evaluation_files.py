@@ -23,9 +23,10 @@ import pyarrow.parquet as pq
 
 from gdpo.config import Config
 from gdpo.data.shards import Pair
-from gdpo.evaluate.benchmark import REWARD, ImageResult, comparisons, group_scores, rewards, stack
+from gdpo.evaluate.benchmark import REWARD, ImageResult, comparisons, rewards, stack
 from gdpo.evaluate.statistics import Array, Scores, summarise
 from gdpo.images import write_png
+from gdpo.preference.group import reward_of
 from gdpo.rewards.fid import Features, frechet_distance
 from gdpo.rewards.metrics import higher_is_better
 from gdpo.training import written_aside
@@ -131,7 +132,7 @@ def _write_images(folder: Path, pair: Pair, result: ImageResult) -> None:
 
 def candidates(pair: Pair, folder: str, reference: str, values: dict[str, Array], config: Config) -> dict[str, Any]:
     """All outputs of the reference for one image as a group of training: their metrics, reward and advantage."""
-    group = group_scores(values, pair.detail_share, config.rollout.fidelity, config.rollout.perception)
+    group = reward_of({metric: scores.tolist() for metric, scores in values.items()}, pair.detail_share, config.reward)
     members = [
         {"metrics": {metric: float(values[metric][noise]) for metric in values}, "reward": reward, "advantage": advantage}
         for noise, (reward, advantage) in enumerate(zip(*group, strict=True))
@@ -143,8 +144,10 @@ def write_results(out: Path, config: Config, origin: dict[str, Any], images: lis
     """Everything below `out`: the rewards are added to the scores first, for their unit is a spread over all images."""
     reference, *_ = config.evaluate.models
     scores = stack([done.scores for done in images])
-    detail_share = np.array([done.entry["detail_share"] for done in images])
-    for model, reward in rewards(scores, detail_share, **origin["reward"], reference=reference).items():
+    equal = config.reward.weighting == "equal"
+    detail_share = np.array([0.5 if equal else done.entry["detail_share"] for done in images])
+    found = rewards(scores, detail_share, config.reward.fidelity, config.reward.perception, reference)
+    for model, reward in found.items():
         scores[model][REWARD] = reward
     directions = {metric: metric == REWARD or higher_is_better(metric) for metric in scores[reference]}
     out.mkdir()

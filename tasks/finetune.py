@@ -1,18 +1,14 @@
-"""Stage `finetune`: GDPO on the rollouts -> models/gdpo, or its control -> models/control (shuffled advantages)."""
+"""Stage `finetune`: preference fine-tuning -> models/gdpo, or its control, advantages shuffled -> models/control."""
 
-import json
 from pathlib import Path
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from gdpo.config import Config
 from gdpo.model.checkpoints import load_model, read_adapters, save_model
+from gdpo.preference.group import Group
 from gdpo.preference.loop import finetune
-from gdpo.preference.rollout import Group, from_row
 from gdpo.training import Hooks
 from gdpo.world import current
-from tasks.rollout import header
+from tasks.rollout_files import Selected, header, read_rollouts
 from tasks.runs import device, fingerprint, write_history
 
 
@@ -21,7 +17,12 @@ def run(config: Config, root: Path, hooks: Hooks, name: str = "gdpo") -> None:
 
     Errors: ValueError naming the file or key; `Stopped` after a checkpoint in work/finetune/<name>.
     """
-    groups = read_rollouts(config, root)
+    groups: list[Group] = []
+    pairs: Selected | None = None
+    if config.finetune.rollouts == "online":
+        pairs = _selected(root)
+    else:
+        groups = read_rollouts(config, root)
     base, naosd = root / config.model.base, root / "models/naosd"
     model = load_model(naosd, base).to(device())
     work = root / "work/finetune" / name
@@ -29,11 +30,14 @@ def run(config: Config, root: Path, hooks: Hooks, name: str = "gdpo") -> None:
         "name": name,
         "seed": config.seed,
         "finetune": config.finetune.model_dump(),
+        "reward": config.reward.model_dump(),
         "header": header(config, root),
+        "pairs": pairs.fingerprint() if pairs else None,
     }
+    inputs = [] if pairs else [root / "data/rollouts"]
     adapters, history = finetune(
-        model, groups, config, control=name == "control", folder=work,
-        fingerprint=fingerprint(settings, [root / "data/rollouts"]), hooks=hooks,
+        model, groups, config, control=name == "control", folder=work, fingerprint=fingerprint(settings, inputs),
+        hooks=hooks, pairs=pairs or [],
     )  # fmt: skip
     if not current().leads:
         return
@@ -43,21 +47,9 @@ def run(config: Config, root: Path, hooks: Hooks, name: str = "gdpo") -> None:
     (work / "checkpoint.pt").unlink(missing_ok=True)
 
 
-def read_rollouts(config: Config, root: Path) -> list[Group]:
-    """The rollout set of the present seed, reference and rollout settings; any other is refused by name."""
-    paths = sorted((root / "data/rollouts").glob("*.parquet"))
-    if not paths:
-        raise ValueError(f"{root / 'data/rollouts'}: no rollouts here; run the rollout stage")
-    wanted = header(config, root)
-    groups: list[Group] = []
-    for path in paths:
-        try:
-            table = pq.read_table(path)
-        except (OSError, pa.ArrowException) as error:
-            raise ValueError(f"{path}: damaged rollouts ({error}); run the rollout stage again") from error
-        found = json.loads((table.schema.metadata or {}).get(b"rollout", b"{}"))
-        for key, value in wanted.items():
-            if found.get(key) != value:
-                raise ValueError(f"{path}: made with another {key} than the present one; run the rollout stage again")
-        groups += [from_row(row) for row in table.to_pylist()]
-    return groups
+def _selected(root: Path) -> Selected:
+    """The pairs to make groups of. DVC does not fetch them for this stage: the rollouts stand for them."""
+    try:
+        return Selected(root, by_id=True)
+    except ValueError as error:
+        raise ValueError(f"{error}, or `dvc pull select degrade` (finetune.rollouts: online reads the pairs)") from error

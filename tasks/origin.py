@@ -87,7 +87,7 @@ def origin(config: Config, root: Path, benchmark: str, metrics: list[str], data:
         "color_fix": settings.color_fix,
         "precision": settings.precision,
         "batch": settings.batch,  # decides how sums in low precision are rounded
-        "reward": {"fidelity": config.rollout.fidelity, "perception": config.rollout.perception},
+        "reward": config.reward.model_dump(),
     }
 
 

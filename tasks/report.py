@@ -142,12 +142,12 @@ def _paper(root: Path, assets: Path) -> Page:
 
 
 def _training(config: Config, root: Path, assets: Path) -> Page:
-    groups = curves.read_groups(root)
+    groups = curves.read_groups(root, config.reward)
     return {
         "template": "training",
         "title": "Training",
         "finetune": curves.trainings(root, assets, "finetune", {"gdpo": "finetune/gdpo", "control": "finetune/control"}),
-        "batches": curves.batches(root, assets, groups, config.seed, config.finetune.batch),
+        "batches": curves.batches(root, assets, groups, config.seed, config.finetune),
         "pretrain": curves.trainings(root, assets, "pretrain", {"naosd": "pretrain"}),
         "rollouts": curves.rollouts(assets, groups),
     }
@@ -155,6 +155,7 @@ def _training(config: Config, root: Path, assets: Path) -> Page:
 
 def _data(config: Config, root: Path) -> Page:
     parts = [*config.degrade.parts, "evaluation"]
+    checked = [*(f"degrade/{part}" for part in parts), "select", *(f"rollout/{part}" for part in config.rollout.parts)]
     select = json.loads(read_text(root, "data/selected/report.json"))
     return {
         "template": "data",
@@ -163,7 +164,7 @@ def _data(config: Config, root: Path) -> Page:
         "select": sections.flat({key: value for key, value in select.items() if key != "reasons"}),
         "photographs": sections.photographs(root),
         "degrade": sections.parts(root, parts),
-        "data_docs": sections.data_docs(root, [*(f"degrade/{part}" for part in parts), "select", "rollout"]),
+        "data_docs": sections.data_docs(root, checked),
     }
 
 
@@ -184,7 +185,8 @@ def _one_line(numbers: re.Match[str]) -> str:
 def _params(config: Config) -> dict[str, Any]:
     """All sections, each named: tests/test_pipeline.py reads from this which parameters the stage depends on."""
     stages = (
-        config.model, config.degrade, config.pretrain, config.select, config.rollout, config.finetune, config.evaluate,
+        config.model, config.degrade, config.pretrain, config.select, config.reward, config.rollout, config.finetune,
+        config.evaluate,
     )  # fmt: skip
     return {"seed": config.seed, **{type(stage).__name__.lower(): stage.model_dump() for stage in stages}}
 

@@ -1,86 +1,163 @@
-"""Stage `rollout`: G scored candidates per selected patch by the frozen NAOSD -> data/rollouts/00000.parquet.
+"""Stage `rollout`, one part of it: G scored candidates per selected patch by the frozen NAOSD -> data/rollouts/<part>.
 
-Interrupted, it starts again: a rollout set of the sample profile takes a minute, and nothing half-written is left.
+    python -m tasks rollout --part 00     one part, on any worker; without --part all of them, one after another
+
+The pairs of one forward pass are a chunk. Finished chunks are kept in work/rollout/<part>/chunks until the part is whole:
+after a stop or a kill the same command goes on with the next. tasks/rollout_files.py says which chunks a part has and what
+its file holds. A pair whose scores are not finite gives no group; it is named on stderr, in the file and in the Data Docs.
 """
 
 import json
-from collections.abc import Iterator
+import shutil
+import sys
+from collections.abc import Iterable, Iterator
+from functools import cache
+from itertools import groupby
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gdpo.config import Config
-from gdpo.data.shards import Pair, Shards
+from gdpo.data.shards import Pair
 from gdpo.model.checkpoints import load_model
-from gdpo.preference.rollout import Group, rollout, schema, to_row
-from gdpo.rewards.metrics import check_available
+from gdpo.model.naosd import NAOSD
+from gdpo.preference.errors import check_group
+from gdpo.preference.group import Group, Skipped, schema, to_row
+from gdpo.preference.rollout import rollout
+from gdpo.rewards.metrics import check_available, versions
 from gdpo.training import Hooks, Stopped, written_aside
 from tasks.checks import check_rollouts
+from tasks.rollout_files import Selected, header, plan, ranks
 from tasks.runs import device, fingerprint
 
-ROW_GROUP = 64
+ROW_GROUP = 64  # rows at least
 
 
-def header(config: Config, root: Path) -> dict[str, object]:
-    """What a rollout set depends on; `finetune` refuses a set whose header differs from the present one."""
-    return {
-        "seed": config.seed,
-        "rollout": config.rollout.model_dump(),
-        "training_prompt": config.model.training_prompt,
-        "reference": fingerprint({}, [root / "models/naosd"]),
-    }
+def run(config: Config, root: Path, hooks: Hooks, part: str | None = None) -> None:
+    """Make the groups of one part, or of all, one after another.
+
+    Raises `Stopped` after a chunk. ValueError naming the key, file, metric or patch on bad input, or if no pair of a part
+    gave a group.
+    """
+    known = config.rollout.parts
+    if part is not None and part not in known:
+        raise ValueError(f"rollout.parts has no part {part!r}; there is {', '.join(known)}")
+    check_available(config.rollout.metrics)
+    for name in known if part is None else [part]:
+        _part(config, root, hooks, name)
 
 
-def run(config: Config, root: Path, hooks: Hooks) -> None:
-    """Make the rollouts of data/selected/manifest.parquet. Errors: ValueError naming the file, metric or patch."""
-    settings = config.rollout
-    check_available([*settings.fidelity, *settings.perception])
-    pairs = _selected(root)
-    model = load_model(root / "models/naosd", root / config.model.base).to(device())
-    described = schema(settings, json.dumps(header(config, root), sort_keys=True))
-    with written_aside(root / "data/rollouts") as part:
-        part.mkdir()
-        with pq.ParquetWriter(part / "00000.parquet", described, compression="zstd") as writer:
-            rows = []
-            for done, group in enumerate(_groups(model, pairs, config), start=1):
-                if hooks.should_stop():
-                    raise Stopped(done)
-                rows.append(to_row(group))
-                hooks.log(done - 1, {"reward": sum(group.reward) / len(group.reward)})
-                if len(rows) == ROW_GROUP or done == len(pairs):
-                    writer.write_table(pa.Table.from_pylist(rows, schema=described))
-                    rows = []
-        check_rollouts(part, root, settings)
+def _part(config: Config, root: Path, hooks: Hooks, part: str) -> None:
+    pairs, made_from = Selected(root), header(config, root)
+    described = schema(config.rollout, json.dumps(made_from, sort_keys=True))
+    shares = ranks(len(pairs), config.rollout, part)
+    mine = [pairs.ids[rank] for share in shares.values() for rank in share]
+    kept = root / "work/rollout" / part / "chunks"
+    of = {"versions": versions(config.rollout.metrics), "batch": config.rollout.batch, "pairs": pairs.fingerprint()}
+    _claim(kept, fingerprint({**made_from, **of}, []))
+
+    @cache
+    def model() -> NAOSD:  # not before a chunk is missing
+        return load_model(root / "models/naosd", root / config.model.base).to(device())
+
+    files: list[Path] = []
+    skipped: dict[str, str] = {}
+    done = 0
+    for chunk, share in shares.items():
+        files.append(kept / f"{chunk:08d}.parquet")
+        table = _read(files[-1])
+        missing = table is None
+        if table is None:
+            table = _keep(files[-1], described, _groups(model(), pairs[share.start : share.stop], config))
+        skipped |= _report(table, part)
+        done += len(share)
+        hooks.log(done - 1, {"of": len(mine), **_means(table), "skipped": len(skipped)})
+        if missing and hooks.should_stop():
+            raise Stopped(done)
+    if mine and len(skipped) == len(mine):
+        shutil.rmtree(kept)
+        raise ValueError(
+            f"rollout {part}: none of its {len(mine)} pairs gave a group, {mine[0]}: {skipped[mine[0]]}; "
+            f"check models/naosd, rollout.metrics and rollout.precision"
+        )
+    metadata = {"plan": json.dumps(plan(pairs.ids, config.rollout)), "skipped": json.dumps(skipped)}
+    with written_aside(root / "data/rollouts" / part) as aside:
+        aside.mkdir()
+        _join(files, aside / "00000.parquet", described.with_metadata({**(described.metadata or {}), **metadata}))
+        check_rollouts(aside, part, root, config.rollout, mine)
+    shutil.rmtree(kept)
 
 
-def _groups(model: object, pairs: list[Pair], config: Config) -> Iterator[Group]:
-    """Groups in the order of the manifest; consecutive pairs of one size share a forward pass."""
-    at_once = max(1, config.rollout.batch // config.rollout.group)
-    start = 0
-    while start < len(pairs):
-        batch = [pairs[start]]
-        for pair in pairs[start + 1 : start + at_once]:
-            if pair.hr.shape != batch[0].hr.shape:
-                break
-            batch.append(pair)
-        prompt = config.model.training_prompt
-        yield from rollout(model, batch, config.rollout, seed=config.seed, prompt=prompt)  # type: ignore[arg-type]
-        start += len(batch)
+def _groups(model: NAOSD, pairs: list[Pair], config: Config) -> Iterator[Group | Skipped]:
+    """The groups of a chunk in its order; pairs of one size that follow each other share a forward pass."""
+    for _, same in groupby(pairs, key=lambda pair: pair.hr.shape):
+        for found in rollout(model, list(same), config):
+            yield _checked(found) if isinstance(found, Group) else found
 
 
-def _selected(root: Path) -> list[Pair]:
-    """The pairs of the manifest, in rank order."""
-    path = root / "data/selected/manifest.parquet"
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; run the select stage")
-    shards = Shards(root / "data/shards/train")
-    index = {id_: i for i, id_ in enumerate(shards.ids)}
+def _checked(group: Group) -> Group | Skipped:
+    """The group, or `Skipped` where what is no score (a latent, an error) is not finite."""
     try:
-        ids = pq.read_table(path, columns=["id"]).column("id").to_pylist()
-    except (OSError, pa.ArrowException) as error:
-        raise ValueError(f"{path}: damaged manifest ({error}); run the select stage again") from error
-    missing = [id_ for id_ in ids if id_ not in index]
-    if missing:
-        raise ValueError(f"{path}: patch {missing[0]} is not in data/shards/train; run the select stage again")
-    return [shards[index[id_]] for id_ in ids]
+        check_group(group)
+    except ValueError as error:
+        return Skipped(group.id, str(error))
+    return group
+
+
+def _claim(folder: Path, inputs: str) -> None:
+    """Make `folder` the place for chunks of these inputs; those of others are thrown away."""
+    mark = folder / "fingerprint"
+    if not mark.is_file() or mark.read_text() != inputs:
+        shutil.rmtree(folder, ignore_errors=True)
+        with written_aside(mark) as aside:
+            aside.write_text(inputs)
+
+
+def _keep(path: Path, described: pa.Schema, found: Iterable[Group | Skipped]) -> pa.Table:
+    """Write a chunk; returns it."""
+    rows, skipped = [], {}
+    for one in found:
+        if isinstance(one, Skipped):
+            skipped[one.id] = one.reason
+        else:
+            rows.append(to_row(one))
+    metadata = {**(described.metadata or {}), "skipped": json.dumps(skipped)}
+    table = pa.Table.from_pylist(rows, schema=described.with_metadata(metadata))
+    with written_aside(path) as aside:
+        pq.write_table(table, aside, compression="zstd", write_page_checksum=True)
+    return table
+
+
+def _read(path: Path) -> pa.Table | None:
+    """A chunk that was kept; None if there is none, or a damaged one, which is then made again."""
+    try:
+        return pq.read_table(path, page_checksum_verification=True)
+    except (OSError, pa.ArrowException):
+        return None
+
+
+def _report(chunk: pa.Table, part: str) -> dict[str, str]:
+    """Which pairs of a chunk gave no group, and why."""
+    skipped: dict[str, str] = json.loads(chunk.schema.metadata[b"skipped"])
+    for id_, reason in skipped.items():
+        sys.stderr.write(f"gdpo-sr: rollout {part}: {id_} is left out, {reason}\n")
+    return skipped
+
+
+def _means(chunk: pa.Table) -> dict[str, float]:
+    """The mean of every metric over the candidates of a chunk."""
+    rows = chunk["metrics"].to_pylist()
+    return {name: float(np.mean([row[name] for row in rows])) for name in (rows[0] if rows else ())}
+
+
+def _join(files: list[Path], path: Path, described: pa.Schema) -> None:
+    """All chunks in one file, a few in memory at a time."""
+    with pq.ParquetWriter(path, described, compression="zstd", write_page_checksum=True) as writer:
+        waiting: list[pa.Table] = []
+        for index, file in enumerate(files):
+            waiting.append(pq.read_table(file).replace_schema_metadata(described.metadata))
+            if index == len(files) - 1 or sum(map(len, waiting)) >= ROW_GROUP:
+                writer.write_table(pa.concat_tables(waiting))
+                waiting = []

@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs/fidelity.md").read_text()
 TINY = TEXT.split("## Tiny scale")[1]
 SECTIONS = tuple(Config.model_fields)
-PLAIN = {name for name, field in Config.model_fields.items() if field.annotation in (int, bool)}  # keys without a section
+# Keys without a section.
+PLAIN = {name for name, field in Config.model_fields.items() if not hasattr(field.annotation, "model_fields")}
 
 
 def leaves(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -84,7 +85,11 @@ def test_the_paper_profile_has_the_published_values(paper: Config) -> None:
     assert (pretrain.lambda_pixel, pretrain.lambda_perceptual, pretrain.lambda_vsd) == (1.0, 2.0, 1.0)
     assert (pretrain.guidance, pretrain.vsd_t_range) == (7.5, [20, 500])
     assert paper.select.count == 120000
-    assert (rollout.group, rollout.fidelity, rollout.perception) == (6, ["psnr_y"], ["musiq", "maniqa_koniq"])
+    reward = paper.reward
+    assert (reward.fidelity, reward.perception, reward.weighting) == (["psnr_y"], ["musiq", "maniqa_koniq"], "adaptive")
+    assert (rollout.group, rollout.metrics, rollout.candidates) == (6, [*reward.fidelity, *reward.perception], "noise")
+    assert (finetune.objective, finetune.sampler, finetune.repeat) == ("gdpo", "reference", 0)
+    assert (finetune.pairs, finetune.clip, finetune.beta, finetune.mix) == (1, 1e-4, 100.0, 1.0)
     assert (rollout.noise, rollout.target, rollout.grayscale, rollout.color_fix) == ("own", "added", "released", "none")
     assert (finetune.steps, finetune.batch, finetune.omega, finetune.optimizer.lr) == (1500, 8, 5000.0, 5e-5)
     for part in (pretrain, finetune):

@@ -19,10 +19,11 @@ from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[1]
 OURS = ("gdpo", "tasks")
-PLUMBING = {"gdpo/__init__.py", "gdpo/config.py", "tasks/__init__.py"}
+PLUMBING = {"gdpo/__init__.py", "gdpo/config.py", "gdpo/fields.py", "tasks/__init__.py"}
 ALONE = "model.tagger"  # tracked by itself where a stage reads nothing else of its section: a prompt changes no pair
-OUTSIDE = {"allow_cpu", "fetch"}  # where a stage may run, and how the base model gets here: neither changes an output
-SECTIONS = ["seed", "model", "degrade", "pretrain", "select", "rollout", "finetune", "evaluate"]
+# Where a stage may run, how the base model gets here, who is told about steps, and a tool's own: none changes an output.
+OUTSIDE = {"allow_cpu", "fetch", "track", "ablate"}
+SECTIONS = ["seed", "model", "degrade", "pretrain", "select", "reward", "rollout", "finetune", "evaluate"]
 
 
 def dvc_yaml() -> dict[str, Any]:

@@ -36,7 +36,8 @@ SETTINGS: dict[str, Any] = {
         "precision": "fp32", "checkpoint_every": 2,
     },
     "select": {},
-    "rollout": {"group": 3, "fidelity": ["psnr_y"], "perception": ["ssim_y"], "noises": 2, "batch": 6, "precision": "fp32"},
+    "reward": {"fidelity": ["psnr_y"], "perception": ["ssim_y"]},
+    "rollout": {"group": 3, "metrics": ["psnr_y", "ssim_y"], "noises": 2, "batch": 6, "precision": "fp32"},
     "finetune": {
         "lora": {"rank": 2, "alpha": 4}, "steps": 6, "batch": 2, "optimizer": {"lr": 1e-3}, "omega": 500.0,
         "checkpoint_every": 2,

@@ -24,7 +24,6 @@ import torch
 from gdpo.data.shards import Pair, enlarge
 from gdpo.evaluate.statistics import Array, Scores, within_image_std
 from gdpo.images import to_tensor
-from gdpo.rewards.attribute_aware import attribute_aware_reward, group_advantage
 from gdpo.rewards.metrics import higher_is_better, score
 
 BASELINE, REFERENCE = "bicubic", "naosd"
@@ -113,7 +112,8 @@ def rewards(
 ) -> dict[str, Array]:
     """The reward of every output, {model: (I, N)}, as the module docstring defines it.
 
-    A metric in which the reference has no spread at all has no unit and counts 0.
+    A metric in which the reference has no spread at all has no unit and counts 0, and so does a side without metrics.
+    detail_share_I: 0.5 for all images is `reward.weighting: equal`.
     """
 
     def normalised(model: str, metric: str) -> Array:
@@ -127,21 +127,7 @@ def rewards(
 
     def mean(model: str, metrics: Sequence[str]) -> Array:
         total: Array = sum((normalised(model, metric) for metric in metrics), np.zeros(1))
-        return total / len(metrics)
+        return total / max(len(metrics), 1)
 
     detail_I1 = np.asarray(detail_share_I, dtype=np.float64)[:, None]
     return {model: (1 - detail_I1) * mean(model, fidelity) + detail_I1 * mean(model, perception) for model in scores}
-
-
-def group_scores(
-    values: Mapping[str, Array], detail_share: float, fidelity: Sequence[str], perception: Sequence[str]
-) -> tuple[list[float], list[float]]:
-    """One image's N outputs as a group of training: (attribute-aware rewards, advantages), one of each per output."""
-
-    def oriented(metrics: Sequence[str]) -> torch.Tensor:
-        rows = [values[metric] if higher_is_better(metric) else -values[metric] for metric in metrics]
-        return torch.from_numpy(np.stack(rows, axis=-1))[None]
-
-    share = torch.tensor([detail_share], dtype=torch.float64)
-    reward_BG = attribute_aware_reward(oriented(fidelity), oriented(perception), share)
-    return reward_BG[0].tolist(), group_advantage(reward_BG)[0].tolist()

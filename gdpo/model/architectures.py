@@ -171,7 +171,7 @@ def _tie(layers: Any, head: nn.ModuleList) -> None:
 
 
 def reward_networks() -> dict[str, nn.Module]:
-    """MUSIQ and MANIQA on the meta device, random weights: the reward's networks (rollout.perception of the paper)."""
+    """MUSIQ and MANIQA on the meta device, random weights: the reward's networks (`reward.perception` of the paper)."""
     from pyiqa.archs.maniqa_arch import MANIQA
     from pyiqa.archs.musiq_arch import MUSIQ
 

@@ -13,7 +13,8 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from gdpo.config import Count, Section, Timestep
+from gdpo.config import Section
+from gdpo.fields import Count, Timestep
 
 NAME = "model.json"
 

@@ -118,8 +118,8 @@ class NAOSD(nn.Module):
         mean, std = self.posterior(x)
         return mean + std * noise.to(mean)
 
-    def inject(self, z: torch.Tensor, noise: torch.Tensor, t_add: int | None = None) -> torch.Tensor:
-        """z~: z with standard normal noise added at t_add (None: the model's own).
+    def inject(self, z: torch.Tensor, noise: torch.Tensor, t_add: int | torch.Tensor | None = None) -> torch.Tensor:
+        """z~: z with standard normal noise added at t_add (one for all or per sample; None: the model's own).
 
         A model whose own t_add is None injects nothing and returns z: OSEDiff. Errors: ValueError naming the argument.
         """

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 
 from gdpo.checks import check_image
-from gdpo.config import ColorFix, Precision
+from gdpo.fields import ColorFix, Precision
 from gdpo.model.naosd import NAOSD
-from gdpo.training import Key, torch_generator
+from gdpo.training import Key, draws, seed_of
 from gdpo.upscale.color import color_fix as fix_color
 
 
@@ -33,8 +33,7 @@ def pad_to_multiple(x: torch.Tensor, multiple: int) -> torch.Tensor:
 
 def draw_noise(keys: list[Key], shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
     """(noise, posterior noise), each (len(keys), *shape): row i from the generator of keys[i]."""
-    pairs = [torch.randn((2, *shape), generator=torch_generator(*key)) for key in keys]
-    both = torch.stack(pairs, dim=1)
+    both = draws([seed_of(*key) for key in keys], shape, 2)
     return both[0], both[1]
 
 

@@ -1,11 +1,14 @@
-"""The noise errors that GDPO compares: one code path for the reference (rollout stage) and the policy (finetune).
+"""The errors that every objective compares: one code path for the reference (rollout stage) and the policy (finetune).
 
-    z_i   re-encoded candidate, a sample of its stored posterior           z~_i = add_noise(z_i, eps_i, t_add)
-    m_i   = mean (UNet(z~_i, t_diff, c) - target_i)^2                      summed in float64
-    target: eps_i (release), or the noise that makes Eq. 4 return z_i at t_diff ("consistent")
+    forward process   z_i   a sample of the posterior of the re-encoded candidate;  z~_i = add_noise(z_i, eps_i, t_add)
+                      m_i   = mean (UNet(z~_i, t_diff, c) - target_i)^2
+                      target: eps_i (release), or the noise that makes Eq. 4 return z_i at t_diff ("consistent")
+    action            z~_i  the candidate's own state: z_LR with its own noise;  z_i = mu_reference(z~_i) + sigma xi_i
+                      m_i   = mean (z_i - mu(z~_i))^2, in x0 space: the negative log-density of the action up to 2 sigma^2
 
-The loss multiplies m - r by omega/2 = 2500, so both come from the same batch shape, precision and noise, and the mean is
-taken in float64: summed in fp32, the difference loses three digits first.
+The second is the first with the action as the "consistent" target, scaled from noise to x0. The loss multiplies m - r by
+omega/2 = 2500, so both come from the same batch shape, precision and noise, and the mean is taken in float64: summed in
+fp32, the difference loses three digits first.
 """
 
 from dataclasses import dataclass
@@ -17,15 +20,21 @@ from gdpo.config import Rollout
 from gdpo.model.naosd import NAOSD
 from gdpo.model.sampling import autocast
 from gdpo.model.schedule import add_noise, alphas_cumprod
-from gdpo.training import noise_like_batch
+from gdpo.preference.group import Group
+from gdpo.training import draws
 
 
 @dataclass(frozen=True)
-class Latents:
-    """Posterior moments of a group's re-encoded candidates: mean and std, both (G, c, h, w)."""
+class Problem:
+    """What one forward pass of the UNet is asked: noisy latents (G, c, h, w), the targets of eps_hat, and m's unit."""
 
-    mean: torch.Tensor
-    std: torch.Tensor
+    z_noisy: torch.Tensor
+    target: torch.Tensor
+    unit: float = 1.0
+
+    def part(self, members: slice) -> "Problem":
+        """The same for some of the candidates."""
+        return Problem(self.z_noisy[members], self.target[members], self.unit)
 
 
 def consistent_target(z_noisy: torch.Tensor, z: torch.Tensor, t_diff: int) -> torch.Tensor:
@@ -34,31 +43,57 @@ def consistent_target(z_noisy: torch.Tensor, z: torch.Tensor, t_diff: int) -> to
     return (z_noisy - abar**0.5 * z) / (1 - abar) ** 0.5
 
 
-def _check(latents: Latents) -> None:
-    mean, std = (check_tensor(f"latents.{name}", getattr(latents, name), "BCHW") for name in ("mean", "std"))
-    check_same_shape("latents.std", std, "latents.mean", mean)
-    if bool((std < 0).any()):
-        raise ValueError("latents.std must not be negative")
+def check_group(group: Group) -> None:
+    """Raise ValueError naming the group and what of it is not finite, negative or of another size."""
+    latents, size = group.latents, len(group.seeds)
+    for name in ("mean", "std"):
+        check_tensor(f"group {group.id}: latents.{name}", getattr(latents, name), "BCHW")
+    check_same_shape("latents.std", latents.std, "latents.mean", latents.mean)
+    if bool((latents.std < 0).any()):
+        raise ValueError(f"group {group.id}: latents.std must not be negative")
+    lengths = {len(latents.mean), *(len(values) for values in group.metrics.values()), *(len(e) for e in group.reference_error)}
+    if lengths | {len(seeds) for seeds in group.noise_seeds} != {size}:
+        raise ValueError(f"group {group.id}: its lists and latents differ in length from its {size} seeds")
+    for name, values in (*group.metrics.items(), *(("reference_error", row) for row in group.reference_error)):
+        if not torch.tensor(values, dtype=torch.float64).isfinite().all():
+            raise ValueError(f"group {group.id}: {name} of its candidates is not finite")
 
 
-def noise_errors(
-    model: NAOSD, latents: Latents, prompt: torch.Tensor, config: Rollout, *, seed: int, group: str, visit: int
-) -> torch.Tensor:
-    """m_G, float64, with gradient where gradients are on. visit: which of the stored noises (0..config.noises-1).
+def problem(model: NAOSD, group: Group, config: Rollout, visit: int) -> Problem:
+    """The problem of a group's candidates on the device of its latents; all its draws follow from the group's seeds.
 
-    The noises come from (seed, group id, visit, candidate), or without the candidate when `noise` is "shared".
-    Errors: ValueError naming the argument, also for a model without noise injection (OSEDiff's).
+    visit: which of the stored noises (0..K-1). The draws come from noise_seeds[visit]: first the sample of each posterior,
+    then the noise, with `noise: shared` the first candidate's for all. ValueError for a model that injects no noise (OSEDiff).
     """
     if model.t_add is None:
-        raise ValueError("model.t_add is null: GDPO compares errors at the noise a model injects, and this one injects none")
-    _check(latents)
-    size, shape = len(latents.mean), tuple(latents.mean.shape[1:])
-    members = [0] * size if config.noise == "shared" else list(range(size))
-    posterior = noise_like_batch([(seed, "re-encode", group, visit, i) for i in range(size)], shape)
-    noise = noise_like_batch([(seed, "loss-noise", group, visit, i) for i in members], shape).to(latents.mean)
-    z = latents.mean + latents.std * posterior.to(latents.mean)
+        raise ValueError("model.t_add is null: errors are compared at the noise a model injects, and this one injects none")
+    latents = group.latents
+    shape = tuple(latents.mean.shape[1:])
+    if latents.lr is not None:
+        state = draws(group.seeds, shape, 3)[0].to(latents.mean, non_blocking=True)
+        z_noisy = add_noise(latents.lr.expand_as(latents.mean), state, model.t_add)
+        abar = float(alphas_cumprod()[model.t_diff])
+        return Problem(z_noisy, consistent_target(z_noisy, latents.mean, model.t_diff), (1 - abar) / abar)
+    posterior, noise = draws(group.noise_seeds[visit], shape, 2).to(latents.mean, non_blocking=True)
+    if config.noise == "shared":
+        noise = noise[:1].expand_as(noise)
+    z = latents.mean + latents.std * posterior
     z_noisy = add_noise(z, noise, model.t_add)
-    target = noise if config.target == "added" else consistent_target(z_noisy, z, model.t_diff)
-    with autocast(config.precision, z.device.type):
-        eps_hat = model.predict_noise(z_noisy, prompt)
-    return (eps_hat.double() - target.double()).square().mean(dim=(1, 2, 3))
+    return Problem(z_noisy, noise if config.target == "added" else consistent_target(z_noisy, z, model.t_diff))
+
+
+def predict(model: NAOSD, asked: Problem, prompt: torch.Tensor, config: Rollout) -> torch.Tensor:
+    """eps_hat (G, c, h, w) in float64 by the role in use, in the precision of the rollouts."""
+    with autocast(config.precision, asked.z_noisy.device.type):
+        return model.predict_noise(asked.z_noisy, prompt).double()
+
+
+def squared(difference: torch.Tensor, asked: Problem) -> torch.Tensor:
+    """mean over a candidate's latent of difference^2, in m's unit: (G,) float64."""
+    return asked.unit * difference.square().mean(dim=(1, 2, 3))
+
+
+def noise_errors(model: NAOSD, group: Group, prompt: torch.Tensor, config: Rollout, visit: int) -> torch.Tensor:
+    """m_G, float64, of the role in use, with gradient where gradients are on. ValueError as `problem`."""
+    asked = problem(model, group, config, visit)
+    return squared(predict(model, asked, prompt, config) - asked.target.double(), asked)

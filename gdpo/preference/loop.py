@@ -1,53 +1,63 @@
-"""GDPO fine-tuning from cached rollouts: the policy's forward and backward, nothing else (paper Sec. 3.2).
+"""Preference fine-tuning: from cached rollouts the policy's forward and backward, nothing else (paper Sec. 3.2).
 
     for every batch of groups:
-        m = noise errors of the policy;  r = the reference's, stored with the rollouts;  A = stored advantages
-        L = mean -log sigmoid(-omega/2 sum_i A_i (m_i - r_i));  AdamW on the policy's LoRA (UNet only)
+        m = errors of the policy;  r = the reference's, stored with the rollouts;  A = advantages of the configured reward
+        L = mean of the objective (gdpo: -log sigmoid(-omega/2 sum_i A_i (m_i - r_i)));  AdamW on the policy's LoRA (UNet only)
 
 A group is one forward pass of G latents, as in the rollout stage, so m and r come from the same kernels; groups are
-accumulated within a step, and shared out whole over the processes of a run (gdpo.world). The control run shuffles the
-advantages inside each group: whatever it gains is not preference.
+accumulated within a step, and shared out whole over the processes of a run (gdpo.world). `rollouts: online` makes each group
+when it is visited: in the first epoch the very one the stage stores, later ones anew. With `sampler: policy` the policy makes
+it, and what an objective calls the old policy is the present one. With `micro_batch` the objective's derivatives with respect
+to the group's errors are taken first, and the backward passes then go over a few candidates each: the same gradient.
+
+The control run shuffles the advantages inside each group: whatever it gains is not preference. The device is waited for
+once per step, when the values to log are read.
 
     python -m tasks finetune [--run control]
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from gdpo.checks import NotFinite
 from gdpo.config import Config
+from gdpo.data.shards import Pair
 from gdpo.model.checkpoints import Adapters
 from gdpo.model.naosd import NAOSD
-from gdpo.preference.errors import noise_errors
-from gdpo.preference.objectives import gdpo_logit, gdpo_loss
-from gdpo.preference.rollout import Group
-from gdpo.training import Hooks, Loop, Stateful, Tensors, cosine, grad_norm, numpy_generator
+from gdpo.preference.errors import Problem, check_group, predict, problem, squared
+from gdpo.preference.group import Group, Skipped, reward_of
+from gdpo.preference.objectives import objective_loss
+from gdpo.preference.rollout import rollout
+from gdpo.training import Hooks, Loop, Stateful, Tensors, cosine, grad_norm, numpy_generator, seed_of
 from gdpo.world import current
 
 History = list[dict[str, float]]
-
-
-def shuffled(groups: list[Group], seed: int) -> list[list[float]]:
-    """The advantages of every group, permuted inside it by the generator of (seed, "shuffle", group id)."""
-    found = []
-    for group in groups:
-        order = numpy_generator(seed, "shuffle", group.id).permutation(len(group.advantage))
-        found.append([group.advantage[i] for i in order])
-    return found
+EXPLODED = 10.0  # times the reference's error: no learning rate that works gets near it
+LEARNT = ("loss", "implicit_accuracy", "weighted_error_difference", "error_change", "policy_error")
+EMBEDDED = 256  # prompts whose embeddings are kept
 
 
 def finetune(
-    model: NAOSD, groups: list[Group], config: Config, *, control: bool, folder: Path, fingerprint: str, hooks: Hooks
-) -> tuple[Adapters, History]:
+    model: NAOSD, groups: Sequence[Group], config: Config, *, control: bool, folder: Path, fingerprint: str, hooks: Hooks,
+    pairs: Sequence[Pair] = (),
+) -> tuple[Adapters, History]:  # fmt: skip
     """Train the policy's adapters; returns them and the values of every step.
 
-    model: the reference (NAOSD merged), without roles. control: use shuffled advantages. folder: of the checkpoint.
-    Errors: `Stopped` after a checkpoint when asked to stop; `Diverged` when a value is not finite; ValueError without groups.
+    model: the reference (NAOSD merged), without roles. groups: the rollouts, or with `rollouts: online` the pairs to make them
+    from. control: use shuffled advantages. folder: of the checkpoint. Errors: `Stopped` after a checkpoint when asked to
+    stop; `Diverged` when a value is not finite or the policy's error explodes; ValueError without groups, or naming a group
+    whose numbers are not finite.
     """
-    if not groups:
-        raise ValueError("there are no rollouts to train on; run the select and rollout stages")
     settings = config.finetune
-    run = _Run(model, groups, config, control)
+    online = settings.rollouts == "online"
+    if not (pairs if online else groups):
+        raise ValueError("there are no rollouts to train on; run the select and rollout stages")
+    if not online:
+        for group in groups:
+            check_group(group)
+    run = _Run(model, pairs if online else groups, config, control)
     state: dict[str, Stateful] = {"policy": Tensors(run.policy), "adam": run.optimizer}
     history = Loop(folder, settings.steps, state, fingerprint, settings.checkpoint_every, hooks).run(run.step)
     tensors = {f"unet.{name}": parameter.detach().cpu().clone() for name, parameter in run.policy.items()}
@@ -57,18 +67,21 @@ def finetune(
 class _Run:
     """One fine-tuning run: the policy, its optimiser, and the step function."""
 
-    def __init__(self, model: NAOSD, groups: list[Group], config: Config, control: bool) -> None:
-        self.model, self.groups, self.config = model, groups, config
+    def __init__(self, model: NAOSD, source: Sequence[Group] | Sequence[Pair], config: Config, control: bool) -> None:
+        self.model, self.source, self.config, self.control = model, source, config, control
         settings = config.finetune
-        self.advantages = shuffled(groups, config.seed) if control else [group.advantage for group in groups]
+        self.seed = seed_of(config.seed, "repeat", settings.repeat) if settings.repeat else config.seed
         model.vae.requires_grad_(False)
-        model.unet_roles.add("policy", settings.lora, seed=config.seed)
+        model.unet_roles.add("policy", settings.lora, seed=self.seed)
         self.policy = model.unet_roles.parameters("policy")
+        for parameter in self.policy.values():
+            parameter.grad = torch.zeros_like(parameter)  # there in every process, even where all its groups are skipped
         self.optimizer = torch.optim.AdamW(
             self.policy.values(), lr=settings.optimizer.lr, weight_decay=settings.optimizer.weight_decay
         )
         self.device = next(model.parameters()).device
         self.world = current()
+        self._embedded: dict[str, torch.Tensor] = {}
 
     def step(self, step: int) -> dict[str, float]:
         """One optimiser step over `finetune.batch` groups; returns the values to log."""
@@ -76,41 +89,119 @@ class _Run:
         if settings.optimizer.schedule == "cosine":
             for group in self.optimizer.param_groups:
                 group["lr"] = settings.optimizer.lr * cosine(step, settings.steps)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=False)
         with self.world.together():
-            rows = [self._group(*self._visit(step * settings.batch + i)) for i in self.world.share(settings.batch)]
+            rows = [self._position(step * settings.batch + i) for i in self.world.share(settings.batch)]
         self.world.add_gradients(self.policy.values())
         norm = grad_norm(list(self.policy.values()), settings.optimizer.clip)
-        self.optimizer.step()
-        totals = self.world.add({name: sum(row[name] for row in rows) for name in rows[0]})
-        return {**{name: total / settings.batch for name, total in totals.items()}, "grad_norm": norm}
+        totals = self.world.add(dict(zip(self._names(), torch.stack(rows).sum(0).tolist(), strict=True)))
+        skipped = totals.pop("skipped")
+        trained = settings.batch - skipped
+        values = {name: total / max(trained, 1) for name, total in totals.items()}
+        values |= {"skipped": skipped, "grad_norm": norm}
+        self._check(values)
+        if trained:
+            self.optimizer.step()
+        return values
 
-    def _visit(self, position: int) -> tuple[int, int]:
-        """(index of the group, which of its stored noises) at a position of the endless, per-epoch shuffled order."""
-        epoch, offset = divmod(position, len(self.groups))
-        order = numpy_generator(self.config.seed, "groups", epoch).permutation(len(self.groups))
-        return int(order[offset]), epoch % self.config.rollout.noises
+    def _check(self, values: dict[str, float]) -> None:
+        """Raise NotFinite, for the loop to stop with its last checkpoint, before such a step changes the policy."""
+        for name, value in values.items():
+            if not abs(value) < float("inf"):
+                raise NotFinite(f"{name} is not finite")
+        policy, reference = values["policy_error"], values["policy_error"] - values["error_change"]
+        if policy > EXPLODED * reference:
+            raise NotFinite(f"the policy's error exploded to {policy / reference:.0f} times the reference's")
 
-    def _group(self, index: int, visit: int) -> dict[str, float]:
-        """Forward and backward of one group; its share of the step's gradient stays in the parameters."""
-        group, settings = self.groups[index], self.config.finetune
-        latents = type(group.latents)(group.latents.mean.to(self.device), group.latents.std.to(self.device))
-        prompt = self.model.embed([group.prompt])
-        with self.model.unet_roles.use("policy"):
-            policy = noise_errors(
-                self.model, latents, prompt, self.config.rollout, seed=self.config.seed, group=group.id, visit=visit
-            )[None]
-        reference = torch.tensor([group.reference_error[visit]], dtype=torch.float64, device=self.device)
-        advantage = torch.tensor([self.advantages[index]], dtype=torch.float64, device=self.device)
-        loss = gdpo_loss(policy, reference, advantage, settings.omega)
-        (loss / settings.batch).backward()
+    def _visit(self, position: int) -> tuple[int, int, int]:
+        """(index of the group, epoch, which of its stored noises) at a position of the endless, per-epoch shuffled order."""
+        epoch, offset = divmod(position, len(self.source))
+        order = numpy_generator(self.seed, "groups", epoch).permutation(len(self.source))
+        return int(order[offset]), epoch, (epoch + self.config.finetune.repeat) % self.config.rollout.noises
+
+    def _names(self) -> list[str]:
+        """Of a row's values: those that come from the device, then those that were known before."""
+        metrics = [f"{name}{what}" for name in ("reward", *self.config.rollout.metrics) for what in ("", "_spread")]
+        return [*LEARNT, *metrics, "zero_spread", "skipped"]
+
+    def _position(self, position: int) -> torch.Tensor:
+        """One group's share of the step: its gradient stays in the parameters. Its values by `_names`, not waited for."""
+        index, epoch, visit = self._visit(position)
+        group = self._group(index, epoch)
+        if isinstance(group, Skipped):
+            return torch.tensor([0.0] * (len(self._names()) - 1) + [1.0], dtype=torch.float64).to(self.device)
+        reward, advantage = reward_of(group.metrics, group.detail_share, self.config.reward)
+        if self.control:
+            order = numpy_generator(self.seed, "shuffle", group.id).permutation(len(advantage))
+            advantage = [advantage[i] for i in order]
+        learnt = self._learn(group, advantage, visit)
+        scores = torch.tensor([reward, *(group.metrics[name] for name in self.config.rollout.metrics)], dtype=torch.float64)
+        spread = torch.stack([scores.mean(1), scores.std(1)], 1).flatten().tolist()
+        known = torch.tensor([*spread, float(not any(advantage)), 0.0], dtype=torch.float64)
+        return torch.cat([learnt, known.to(self.device, non_blocking=True)])
+
+    def _group(self, index: int, epoch: int) -> Group | Skipped:
+        """The group as stored, or made now."""
+        found = self.source[index]
+        if isinstance(found, Group):
+            return found
+        role = "policy" if self.config.finetune.sampler == "policy" else None
+        return next(rollout(self.model, [found], self.config, draw=epoch, role=role))
+
+    def _learn(self, group: Group, advantage: list[float], visit: int) -> torch.Tensor:
+        """Forward and backward of one group; the values of `LEARNT`."""
+        settings = self.config.finetune
+        on_device = Group(**{**vars(group), "latents": group.latents.to(self.device)})
+        asked = problem(self.model, on_device, self.config.rollout, visit)
+        prompt = self._prompt(group.prompt)
+        known = torch.tensor([group.reference_error[visit], advantage], dtype=torch.float64)
+        reference, advantages = known.to(self.device, non_blocking=True)[:, None]
+        size = len(advantage)
+        chunk = min(settings.micro_batch or size, size)
+        with torch.set_grad_enabled(chunk == size):
+            parts = [self._errors(asked.part(slice(i, i + chunk)), prompt) for i in range(0, size, chunk)]
+        policy, distance = (torch.cat(column)[None] for column in zip(*parts, strict=True))
+        if chunk < size:
+            policy, distance = policy.requires_grad_(), distance.requires_grad_()
+        # With `sampler: policy` the candidates are the present policy's, and so is the density they are compared with.
+        old = policy.detach() if settings.sampler == "policy" else reference
+        loss = objective_loss(settings, policy, reference, old, distance, advantages, self.config.rollout.sigma)
+        if chunk == size:
+            (loss / settings.batch).backward()
+        else:
+            self._backward(loss / settings.batch, policy, distance, asked, prompt, chunk)
         with torch.no_grad():
-            logit = gdpo_logit(policy, reference, advantage, settings.omega)
-            return {
-                "loss": loss.item(),
-                "implicit_accuracy": float(logit.item() > 0),
-                "logit": logit.item(),
-                "error_change": (policy - reference).mean().item(),
-                "reward_spread": float(torch.tensor(group.reward).std()),
-                "zero_spread": float(not any(group.advantage)),
-            }
+            change = policy - reference
+            weighted = (advantages * change).sum()
+            return torch.stack([loss, (weighted < 0).double(), weighted, change.mean(), policy.mean()])
+
+    def _errors(self, asked: Problem, prompt: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(m, d): the policy's errors, and for `nft` its mean squared distance from the old policy's predictions."""
+        with self.model.unet_roles.use("policy"):
+            eps_hat = predict(self.model, asked, prompt, self.config.rollout)
+        error = squared(eps_hat - asked.target.double(), asked)
+        if self.config.finetune.objective != "nft" or self.config.finetune.sampler == "policy":
+            return error, torch.zeros_like(error)
+        with self.model.unet_roles.use(None), torch.no_grad():
+            old = predict(self.model, asked, prompt, self.config.rollout)
+        return error, squared(eps_hat - old, asked)
+
+    def _backward(
+        self, loss: torch.Tensor, policy: torch.Tensor, distance: torch.Tensor, asked: Problem, prompt: torch.Tensor, chunk: int
+    ) -> None:
+        """The group-scalar form: dL/dm_i and dL/dd_i of the whole group, then the errors again, a few candidates at a time."""
+        found = torch.autograd.grad(loss, [policy, distance], allow_unused=True)
+        slopes = [torch.zeros_like(policy[0]) if slope is None else slope[0] for slope in found]
+        for i in range(0, len(slopes[0]), chunk):
+            members = slice(i, i + chunk)
+            both = zip(self._errors(asked.part(members), prompt), slopes, strict=True)
+            torch.stack([(errors * slope[members]).sum() for errors, slope in both]).sum().backward()
+
+    def _prompt(self, text: str) -> torch.Tensor:
+        """The embedded prompt; most groups of a run without tags share one."""
+        if text not in self._embedded:
+            if len(self._embedded) == EMBEDDED:
+                self._embedded.clear()
+            with torch.no_grad():
+                self._embedded[text] = self.model.embed([text])
+        return self._embedded[text]

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from gdpo.config import Config, Finetune, Lora, Model, Optimizer, Pretrain, Rollout
+from gdpo.config import Config, Finetune, Lora, Model, Optimizer, Pretrain, Reward, Rollout
 from tests import tiny
 
 
@@ -29,6 +29,18 @@ from tests import tiny
         ("model", "t_diff", -1),
         ("rollout", "group", 1),
         ("rollout", "noise", "other"),
+        ("rollout", "parts", ["evaluation"]),
+        ("rollout", "metrics", []),
+        ("rollout", "fidelity", ["psnr_y"]),
+        ("rollout", "candidates", "cfg"),
+        ("rollout", "guidance_range", [2.0, 1.0]),
+        ("rollout", "t_add_range", [150, 1001]),
+        ("rollout", "sigma", 0.0),
+        ("reward", "weighting", "fixed"),
+        ("finetune", "objective", "ppo"),
+        ("finetune", "clip", 0.0),
+        ("finetune", "micro_batch", 0),
+        ("finetune", "repeat", -1),
         ("finetune", "omega", 0.0),
         ("finetune", "omega", float("inf")),
         ("evaluate", "noises", 1),
@@ -79,6 +91,32 @@ def test_benchmarks_models_and_peers_have_names_of_their_own(evaluate: dict[str,
         tiny.settings(evaluate=evaluate)
 
 
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"reward": {"fidelity": [], "perception": []}}, "fidelity and perception are both empty; name at least one metric"),
+        (
+            {"reward": {"perception": ["musiq"]}},
+            "reward uses musiq, which the rollouts do not hold; add it to rollout.metrics",
+        ),
+        ({"rollout": {"metrics": ["psnr_y"]}}, "reward uses ssim_y, which the rollouts do not hold"),
+        ({"finetune": {"sampler": "policy"}}, "sampler policy makes candidates while it trains; set rollouts: online"),
+        ({"finetune": {"objective": "dance_grpo"}}, "dance_grpo does not go with rollout.candidates noise"),
+        ({"rollout": {"candidates": "action"}}, "finetune.objective gdpo does not go with rollout.candidates action"),
+        ({"finetune": {"pairs": 2}}, "finetune.pairs is 2, more than half of rollout.group 3"),
+    ],
+)
+def test_reward_rollouts_and_objective_fit_together(sections: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message) as caught:
+        tiny.settings(**sections)
+    assert len(caught.value.errors()) == 1
+
+
+def test_one_side_of_the_reward_is_enough() -> None:
+    assert tiny.settings(reward={"perception": []}).reward.perception == []
+    assert tiny.settings(reward={"fidelity": []}).reward.fidelity == []
+
+
 def test_a_section_is_frozen() -> None:
     config = tiny.settings()
     with pytest.raises(ValidationError):
@@ -108,4 +146,8 @@ def test_defaults_are_the_published_ones() -> None:
     assert (Pretrain().steps, Pretrain().batch, Pretrain().lambda_pixel, Pretrain().lambda_vsd) == (35000, 16, 1.0, 1.0)
     assert Pretrain().vsd_t_range == [20, 500]
     assert (Rollout().group, Rollout().noise, Rollout().target, Rollout().grayscale) == (6, "own", "added", "released")
+    assert (Rollout().candidates, Rollout().metrics) == ("noise", ["psnr_y", "musiq", "maniqa_koniq"])
+    assert (Reward().fidelity, Reward().perception, Reward().weighting) == (["psnr_y"], ["musiq", "maniqa_koniq"], "adaptive")
     assert (Finetune().omega, Finetune().steps, Finetune().batch) == (5000.0, 1500, 8)
+    assert (Finetune().objective, Finetune().sampler) == ("gdpo", "reference")
+    assert (Finetune().pairs, Finetune().clip, Finetune().beta, Finetune().mix) == (1, 1e-4, 100.0, 1.0)

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from gdpo.data.shards import Shards, write_shards
+from gdpo.preference.group import Group
 from gdpo.preference.loop import finetune
 from gdpo.preference.rollout import rollout
 from gdpo.pretrain.loop import pretrain
@@ -39,7 +40,8 @@ def trajectory(stage: str, folder: Path) -> list[dict[str, float]]:
         shards = Shards(folder / "train")
         _, history = pretrain(model, shards, CONFIG, init=None, folder=folder, fingerprint="", hooks=Hooks())
     else:
-        groups = list(rollout(model, [tiny.pair(i) for i in range(5)], CONFIG.rollout, seed=0))
+        made = rollout(model, [tiny.pair(i) for i in range(5)], CONFIG)
+        groups = [group for group in made if isinstance(group, Group)]
         _, history = finetune(model, groups, CONFIG, control=False, folder=folder, fingerprint="", hooks=Hooks())
     return [{name: row[name] for name in LOGGED[stage]} for row in history]
 

@@ -16,13 +16,12 @@ from gdpo.checks import check_tensor
 from gdpo.training import (
     Diverged,
     Hooks,
-    Key,
     Loop,
     Stopped,
     Tensors,
     cosine,
+    draws,
     grad_norm,
-    noise_like_batch,
     numpy_generator,
     seed_of,
     torch_generator,
@@ -44,11 +43,10 @@ def test_generators_follow_their_key() -> None:
 
 
 def test_noise_of_a_sample_does_not_depend_on_its_batch() -> None:
-    keys: list[Key] = [(0, "n", i) for i in range(4)]
-    whole = noise_like_batch(keys, (2, 3))
-    assert whole.shape == (4, 2, 3)
-    for i, key in enumerate(keys):
-        assert torch.equal(whole[i], noise_like_batch([key], (2, 3))[0])
+    whole = draws([3, 1, 4, 15], (2, 3), 2)
+    assert whole.shape == (2, 4, 2, 3)
+    for i, seed in enumerate((3, 1, 4, 15)):
+        assert torch.equal(whole[:, i], draws([seed], (2, 3), 2)[:, 0])
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:

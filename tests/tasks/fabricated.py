@@ -131,10 +131,11 @@ def outputs(root: Path, names: list[str] = NAMES, noises: int = 3, pictures: dic
     rng = np.random.default_rng(4)
     groups = [
         {
-            "id": str(i), "reward": rng.random(6).tolist() if i else [0.0] * 6,
-            "metrics": {"psnr_y": rng.normal(24, 0.2, 6).tolist(), "niqe": rng.normal(3, 0.1, 6).tolist()},
+            "id": f"{i:02d}", "detail_share": 0.4,
+            "metrics": {name: rng.normal(mean, 0.1 if i else 0, 6).tolist() for name, mean in (("psnr_y", 24), ("niqe", 3))},
         }
         for i in range(30)
     ]  # fmt: skip
-    (root / "data/rollouts").mkdir(parents=True)
-    pq.write_table(pa.Table.from_pylist(groups), root / "data/rollouts/0.parquet")
+    for part in range(2):
+        (root / f"data/rollouts/{part:02d}").mkdir(parents=True)
+        pq.write_table(pa.Table.from_pylist(groups[part::2]), root / f"data/rollouts/{part:02d}/00000.parquet")

@@ -1,6 +1,7 @@
 """The suites: whole tables pass, and each kind of damage is found by the expectation that is for it."""
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,8 @@ def _pairs(photos: list[str]) -> list[Pair]:
 def _candidates(id_: str) -> dict[str, Any]:
     metrics = {"psnr_y": [20.0, 21.0, 22.0], "ssim_y": [0.5, 0.6, 0.7]}
     return {
-        "id": id_, "prompt": "", "detail_share": 0.4, "metrics": metrics, "reward": [0.0, 0.5, 1.0],
-        "advantage": [-1.0, 0.0, 1.0], "reference_error": [[0.1, 0.2, 0.3], [0.3, 0.2, 0.1]],
+        "id": id_, "prompt": "", "detail_share": 0.4, "metrics": metrics, "seeds": [1, 2, 3],
+        "noise_seeds": [[4, 5, 6], [7, 8, 9]], "reference_error": [[0.1, 0.2, 0.3], [0.3, 0.2, 0.1]],
     }  # fmt: skip
 
 
@@ -63,26 +64,31 @@ def root(tmp_path: Path) -> Path:
         }
     )  # fmt: skip
     scores = choose(patches, RULE, higher_is_better=False)
-    for folder in ("selected", "rollouts"):
-        (tmp_path / "data" / folder).mkdir()
+    for folder in ("selected", "rollouts/00"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
     pq.write_table(scores, tmp_path / "data/selected/scores.parquet")
     pq.write_table(manifest(scores), tmp_path / "data/selected/manifest.parquet")
     groups = [_candidates(id_) for id_ in manifest(scores)["id"].to_pylist()]
-    pq.write_table(pa.Table.from_pylist(groups), tmp_path / "data/rollouts/00000.parquet")
+    pq.write_table(pa.Table.from_pylist(groups), tmp_path / FILES["rollout"])
     return tmp_path
+
+
+def _selected(root: Path) -> list[str]:
+    ids: list[str] = pq.read_table(root / FILES["manifest"])["id"].to_pylist()
+    return ids
 
 
 CHECKS = {
     "degrade": lambda root: check_pairs(root / "data/shards/train/00", "00", root, CONFIG.degrade),
     "held out": lambda root: check_pairs(root / "data/shards/evaluation", "evaluation", root, CONFIG.degrade),
     "select": lambda root: check_selection(root / "data/selected", root, RULE),
-    "rollout": lambda root: check_rollouts(root / "data/rollouts", root, CONFIG.rollout),
+    "rollout": lambda root: check_rollouts(root / "data/rollouts/00", "00", root, CONFIG.rollout, _selected(root)),
 }
 FILES = {
     "degrade": "data/shards/train/00/00000.parquet",
     "scores": "data/selected/scores.parquet",
     "manifest": "data/selected/manifest.parquet",
-    "rollout": "data/rollouts/00000.parquet",
+    "rollout": "data/rollouts/00/00000.parquet",
 }
 
 
@@ -92,7 +98,7 @@ FILES = {
         ("degrade", "degrade/00/pairs.html"),
         ("held out", "degrade/evaluation/pairs.html"),
         ("select", "select/manifest.html"),
-        ("rollout", "rollout/groups.html"),
+        ("rollout", "rollout/00/groups.html"),
     ],
 )
 def test_whole_tables_pass_and_get_their_pages(root, stage, pages):
@@ -146,10 +152,10 @@ def _metrics(**changes: list[float]) -> dict[str, list[float]]:
         ("rollout", "rollout", "id", "a-0", "is_selected"),
         ("rollout", "rollout", "", None, r"row_count.*min_value=6, max_value=6\) fails, observed is 5"),
         ("rollout", "rollout", "prompt", None, r"not_be_null\(column=prompt"),
-        ("rollout", "rollout", "reward", [0.0, 1.0], r"column=candidates"),
-        ("rollout", "rollout", "reward", [0.0, 0.5, 1.5], r"column=reward_most"),
-        ("rollout", "rollout", "reward", [0.0, 0.5, float("nan")], r"not_be_null\(column=reward_least"),
-        ("rollout", "rollout", "advantage", [-1.0, 0.5, 1.0], r"column=advantage_sum"),
+        ("rollout", "rollout", "seeds", [1, 2], r"column=candidates"),
+        ("rollout", "rollout", "noise_seeds", [[1, 2, 3]], r"column=noises"),
+        ("rollout", "rollout", "reference_error", [[0.1, 0.2, 0.3]], r"column=errors_of_noises"),
+        ("rollout", "rollout", "metrics", _metrics(psnr_y=[20.0, 21.0]), r"column=psnr_y_values"),
         ("rollout", "rollout", "metrics", _metrics(psnr_y=[20.0, 21.0, float("inf")]), r"column=psnr_y_most"),
         ("rollout", "rollout", "metrics", _metrics(ssim_y=[0.1, float("nan"), 0.2]), r"column=ssim_y_least"),
         ("rollout", "rollout", "reference_error", [[0.1, -0.2, 0.3], [0.3, 0.2, 0.1]], r"column=reference_error_least"),
@@ -204,6 +210,26 @@ def test_tags_are_there_when_they_were_asked_for(root):
     with pytest.raises(ValueError, match=r"not_be_null\(column=tags\) fails in 9 of 9"):
         check_pairs(root / "data/shards/train/00", "00", root, settings)
     check_pairs(root / "data/shards/evaluation", "evaluation", root, settings)
+
+
+def _leave_out(root: Path, skipped: dict[str, str]) -> None:
+    path = root / FILES["rollout"]
+    pq.write_table(pq.read_table(path).replace_schema_metadata({"skipped": json.dumps(skipped)}), path)
+
+
+def test_a_pair_that_is_said_to_be_left_out_has_no_group_and_is_on_the_page(root):
+    """Groups and pairs left out are together those of the part."""
+    _leave_out(root, {"b-1": "<a pixel> is not finite"})
+    with pytest.raises(ValueError, match=r"row_count.*A group for each of 5 pairs; 1 left out \(b-1: .*observed is 6"):
+        CHECKS["rollout"](root)
+    ids = _selected(root)
+    _damage(root, "rollout", "", None, row=ids.index("b-1"))
+    _leave_out(root, {"b-1": "<a pixel> is not finite"})
+    CHECKS["rollout"](root)
+    page = (root / "reports/data-docs/rollout/00/groups.html").read_text()
+    assert "A group for each of 5 pairs; 1 left out (b-1: " in page and "<a pixel>" not in page
+    with pytest.raises(ValueError, match="is_selected"):
+        check_rollouts(root / "data/rollouts/00", "00", root, CONFIG.rollout, [*ids[:4], "b-1", "new"])
 
 
 @pytest.mark.parametrize("missing", ["data/photos/evaluation.parquet", "data/shards/evaluation/00000.parquet"])

@@ -8,39 +8,72 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gdpo.config import Finetune, Reward
 from gdpo.preference.loop import _Run
+from gdpo.training import seed_of
 from tasks import curves
 from tests.tasks import fabricated
 
 SEED, BATCH, STEPS = 3, 4, 20
+REWARD = Reward(fidelity=["psnr_y"], perception=["niqe"])
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
+def logged(root: Path, seed: int = SEED, repeat: int = 0) -> Path:
     """A made-up run whose log has the spread of the groups that finetune's loop visits."""
-    fabricated.outputs(tmp_path)
-    groups = curves.read_groups(tmp_path)
-    spread = groups["reward"].std(axis=1, ddof=1)
-    loop: Any = SimpleNamespace(groups=spread, config=SimpleNamespace(seed=SEED, rollout=SimpleNamespace(noises=2)))
+    fabricated.outputs(root)
+    spread = curves.read_groups(root, REWARD)["reward"].std(axis=1, ddof=1)
+    settings = SimpleNamespace(rollout=SimpleNamespace(noises=2), finetune=SimpleNamespace(repeat=repeat))
+    loop: Any = SimpleNamespace(source=spread, seed=seed, config=settings)
     rows = [
         {"step": s, "reward_spread": np.mean([spread[_Run._visit(loop, s * BATCH + i)[0]] for i in range(BATCH)])}
         for s in range(STEPS)
     ]
-    log = tmp_path / "reports/finetune/gdpo/metrics.jsonl"
+    log = root / "reports/finetune/gdpo/metrics.jsonl"
     log.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "assets/figures").mkdir(parents=True)
-    return tmp_path
+    (root / "assets/figures").mkdir(parents=True)
+    return root
 
 
-def test_batches_show_reward_metrics_and_spread_of_the_groups_that_were_visited(run: Path) -> None:
-    found = curves.batches(run, run / "assets", curves.read_groups(run), SEED, BATCH)
-    titles = [figure["alt"].split(" over ")[0] for figure in found]
-    assert titles == ["Reward", "PSNR-Y", "Spread of PSNR-Y", "NIQE (own fit)", "Spread of NIQE (own fit)"]
+def shown(root: Path, seed: int = SEED, **settings: int) -> list[dict[str, str]]:
+    finetune = Finetune(batch=BATCH, **settings)  # type: ignore[arg-type]  # fields of other types have other names
+    return curves.batches(root, root / "assets", curves.read_groups(root, REWARD), seed, finetune)
+
+
+def test_groups_are_those_of_all_parts_in_the_order_of_their_ids(tmp_path: Path) -> None:
+    fabricated.outputs(tmp_path)
+    groups = curves.read_groups(tmp_path, REWARD)
+    assert list(groups) == ["reward", "psnr_y", "niqe"] and {values.shape for values in groups.values()} == {(30, 6)}
+    assert groups["reward"][0].std() == 0 and groups["reward"].min() == 0 and groups["reward"].max() == pytest.approx(1)
+    best = groups["reward"][1].argmax()
+    fidelity, perception = groups["psnr_y"][1], -groups["niqe"][1]
+    parts = [(values - values.min()) / np.ptp(values) for values in (fidelity, perception)]
+    assert groups["reward"][1, best] == pytest.approx(0.6 * parts[0][best] + 0.4 * parts[1][best], abs=1e-6)
+
+
+def test_batches_show_reward_and_metrics_of_the_groups_that_were_visited(tmp_path: Path) -> None:
+    run = logged(tmp_path)
+    found = shown(run)
+    assert [figure["alt"].split(" over ")[0] for figure in found] == ["Reward", "PSNR-Y", "NIQE (own fit)"]
     assert all((run / figure["url"]).is_file() for figure in found)
 
 
-def test_batches_of_another_order_are_not_shown(run: Path) -> None:
-    assert curves.batches(run, run / "assets", curves.read_groups(run), SEED + 1, BATCH) == []
+def test_a_repeat_has_an_order_of_its_own(tmp_path: Path) -> None:
+    run = logged(tmp_path, seed_of(SEED, "repeat", 2), repeat=2)
+    assert len(shown(run, repeat=2)) == 3 and shown(run) == []
+
+
+def test_batches_of_another_order_are_not_shown(tmp_path: Path) -> None:
+    assert shown(logged(tmp_path), SEED + 1) == []
+
+
+def test_values_of_a_training_have_titles(tmp_path: Path) -> None:
+    keys = ("loss", "weighted_error_difference", "reward", "reward_spread", "psnr_y", "psnr_y_spread", "new_value")
+    fabricated._lines(tmp_path / "reports/finetune/gdpo/metrics.jsonl", 5, keys)
+    (tmp_path / "assets/figures").mkdir(parents=True)
+    found = curves.trainings(tmp_path, tmp_path / "assets", "finetune", {"gdpo": "finetune/gdpo"})
+    titles = ["Loss", "Weighted error difference", "Reward", "Spread of Reward", "PSNR-Y", "Spread of PSNR-Y", "new value"]
+    assert [figure["alt"].split(" over ")[0] for figure in found] == titles
+    assert found[4]["note"] == "mean of the step’s candidates" and found[6]["note"] == ""
 
 
 def test_epochs_follow_each_other_without_a_gap() -> None:
@@ -59,4 +92,4 @@ def test_ranks_say_what_the_reward_pays_for(tmp_path: Path) -> None:
 
 def test_no_rollouts_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data/rollouts: no rollouts"):
-        curves.read_groups(tmp_path)
+        curves.read_groups(tmp_path, REWARD)

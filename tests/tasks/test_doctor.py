@@ -64,7 +64,7 @@ def test_the_paper_profile_on_a_bare_machine(place: Path, capsys: pytest.Capture
     assert not result["ok"]
     rows = by_name(result)
     assert {name for name, row in rows.items() if name.endswith((".pth", ".pt")) and row["state"] == "MISSING"} == PAPER_WEIGHTS
-    assert rows["ckpt_koniq10k.pt"]["needed_by"] == "rollout.perception (maniqa_koniq)"
+    assert rows["ckpt_koniq10k.pt"]["needed_by"] == "reward.perception (maniqa_koniq), rollout.metrics (maniqa_koniq)"
     assert rows["ckpt_koniq10k.pt"]["licence"] == "CC BY-NC-SA 4.0"
     assert rows["diffusion_pytorch_model.safetensors"]["licence"] == "CreativeML OpenRAIL++-M"
     assert "4e63672c03103b6c636b8fb4119ba982469b2955" in rows["diffusion_pytorch_model.safetensors"]["where"]

@@ -16,7 +16,7 @@ from gdpo.data.shards import Box, Pair, write_shards
 from gdpo.evaluate import benchmark
 from gdpo.images import read_photo, write_png
 from gdpo.rewards import fid
-from gdpo.training import Hooks, Stopped, noise_like_batch
+from gdpo.training import Hooks, Stopped, draws, seed_of
 from tasks import evaluate, evaluation_files
 from tasks.evaluation_files import folder_name, has_pictures
 from tests import tiny
@@ -33,11 +33,17 @@ def changed(config: Config, **values: Any) -> Config:
     return Config.model_validate(plain)
 
 
+def with_reward(config: Config, weighting: str) -> Config:
+    """The configuration with a reward of two metrics that need no file."""
+    plain = config.model_dump()
+    plain["rollout"]["metrics"] = ["psnr_y", "ssim_y"]
+    plain["reward"] = {"fidelity": ["psnr_y"], "perception": ["ssim_y"], "weighting": weighting}
+    return Config.model_validate(plain)
+
+
 @pytest.fixture
 def config(sample_config: Config) -> Config:
-    rollout = sample_config.rollout.model_copy(update={"fidelity": ["psnr_y"], "perception": ["ssim_y"]})
-    small = sample_config.model_copy(update={"rollout": rollout})
-    return changed(small, metrics=["psnr_y", "ssim_y"], noises=3, batch=2)
+    return changed(with_reward(sample_config, "adaptive"), metrics=["psnr_y", "ssim_y"], noises=3, batch=2)
 
 
 @pytest.fixture
@@ -61,7 +67,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     def resolve(model: float, lr_up_BCHW: torch.Tensor, keys: list[Any], **settings: Any) -> torch.Tensor:
         assert settings == {"color_fix": "wavelet", "precision": settings["precision"]}
-        noise = noise_like_batch(keys, tuple(lr_up_BCHW.shape[1:])).to(lr_up_BCHW.device)
+        noise = draws([seed_of(*key) for key in keys], tuple(lr_up_BCHW.shape[1:]))[0].to(lr_up_BCHW.device)
         return (lr_up_BCHW + model * noise).clamp(0, 1)
 
     def load(path: Path, **_: Any) -> float:
@@ -141,6 +147,27 @@ def test_folders_of_pairs_with_a_peer(folder: Path, paired: Config) -> None:
     assert len(peer) == 3 and all(row["psnr_y"] < 15 for row in peer)
     assert (folder / "reports/evaluate/realsr/images/000-a/OSEDiff.png").is_file()
     assert summary["reference"] == "naosd" and list(summary["models"]) == ["bicubic", "OSEDiff", "naosd", "gdpo", "control"]
+
+
+def test_equal_weights_do_not_look_at_the_picture(folder: Path, paired: Config) -> None:
+    config = with_reward(paired, "equal")
+    evaluate.run(config, folder, Hooks())
+    rows, summary = results(folder, "realsr")
+    assert summary["origin"]["reward"] == {"fidelity": ["psnr_y"], "perception": ["ssim_y"], "weighting": "equal"}
+    assert all(entry["detail_share"] != 0.5 for entry in summary["files"])
+    columns = {
+        metric: {
+            model: np.array([[row[metric] for row in rows if (row["model"], row["image"]) == (model, a)] for a in PAIR_NAMES])
+            for model in ("naosd", "gdpo")
+        }
+        for metric in ("psnr_y", "ssim_y", "reward")
+    }
+    scores = {model: {metric: columns[metric][model] for metric in ("psnr_y", "ssim_y")} for model in ("naosd", "gdpo")}
+    expected = benchmark.rewards(scores, np.full(3, 0.5), ["psnr_y"], ["ssim_y"])
+    assert columns["reward"]["gdpo"] == pytest.approx(expected["gdpo"])
+    group = json.loads((folder / "reports/evaluate/realsr/candidates.json").read_text())[0]["members"]
+    best = max(group, key=lambda member: member["metrics"]["psnr_y"])
+    assert best["reward"] == pytest.approx(0.5 + 0.5 * (best == max(group, key=lambda member: member["metrics"]["ssim_y"])))
 
 
 def test_any_models_can_be_compared(folder: Path, config: Config) -> None:

@@ -50,10 +50,10 @@ def test_exponents_without_a_dot_are_floats(file: Path, text: str) -> None:
 def test_later_layers_win_and_mappings_merge(file: Path) -> None:
     profile(file, "p", "finetune: {omega: 7.5, lora: {rank: 2}}\nseed: 3\n")
     before = params.load(file)
-    config = params.load(file, "p", ["seed=4", "rollout.perception=[niqe]"])
+    config = params.load(file, "p", ["seed=4", "reward.perception=[]"])
     assert (config.seed, config.finetune.omega, config.finetune.lora.rank) == (4, 7.5, 2)
     assert config.finetune.lora.alpha == before.finetune.lora.alpha
-    assert config.rollout.perception == ["niqe"]
+    assert config.reward.perception == [] and config.reward.fidelity == before.reward.fidelity
     assert config.evaluate == before.evaluate
 
 
@@ -81,7 +81,7 @@ def test_the_file_at_fault_is_named(file: Path) -> None:
 def test_an_unknown_key_suggests_and_lists(file: Path) -> None:
     text = message(file, overrides=["rollout.grup=6"])
     assert "rollout.grup: unknown key; did you mean group?" in text
-    assert "Allowed here: group, fidelity" in text
+    assert "Allowed here: parts, group, metrics" in text
     nested = message(file, overrides=["pretrain.optimizer.learning_rate=1e-4"])
     assert "Allowed here: lr, " in nested
     assert "did you mean rollout?" in message(file, overrides=["rolout.group=6"])
@@ -94,6 +94,14 @@ def test_a_missing_key_is_named(file: Path) -> None:
 
 def test_a_rule_over_several_keys_is_one_line(file: Path) -> None:
     assert message(file, overrides=["degrade.crop=100"]) == "params.yaml: degrade.crop must be a multiple of 32, got 100"
+
+
+def test_a_reward_that_the_rollouts_do_not_hold_is_one_line(file: Path) -> None:
+    text = "params.yaml: reward uses ssim_y, which the rollouts do not hold; add it to rollout.metrics"
+    assert message(file, overrides=["reward.fidelity=[psnr_y, ssim_y]"]) == text
+    assert message(file, overrides=["reward.fidelity=[]", "reward.perception=[]"]).endswith(
+        "reward: fidelity and perception are both empty; name at least one metric"
+    )
 
 
 def test_further_mistakes_are_counted(file: Path) -> None:
@@ -139,7 +147,7 @@ def test_a_setting_below_a_plain_value_is_refused(file: Path) -> None:
 
 
 def test_a_profile_is_written_into_the_file_with_its_comments(file: Path) -> None:
-    profile(file, "p", "finetune: {omega: 7.5, optimizer: {lr: 5.0e-5}}\nrollout:\n  perception: [musiq, maniqa_koniq]\n")
+    profile(file, "p", "finetune: {omega: 7.5, optimizer: {lr: 5.0e-5}}\nreward:\n  perception: []\n")
     before = file.read_text()
     params.apply_profile(file, "p")
     assert params.load(file) == params.load(file, "p")

@@ -69,7 +69,7 @@ def agree(one: Path, two: Path, stage: str, model: str, run: str) -> None:
 
 def smooth(line: str) -> dict[str, float]:
     """A step's values without those that rounding alone decides while policy and reference are still equal."""
-    rounded = ("implicit_accuracy", "logit", "error_change")
+    rounded = ("implicit_accuracy", "weighted_error_difference", "error_change")
     return {name: value for name, value in json.loads(line).items() if name not in rounded}
 
 

@@ -54,7 +54,7 @@ def history(path: Path) -> list[dict[str, float]]:
 def test_pretrain_leaves_a_model_and_its_history(finished: Path) -> None:
     assert set(outputs(finished)) == {
         "models/naosd/model.json", "models/naosd/naosd.safetensors", "reports/pretrain/metrics.jsonl",
-        "reports/data-docs/rollout/index.html", "reports/data-docs/rollout/groups.html",
+        "reports/data-docs/rollout/00/index.html", "reports/data-docs/rollout/00/groups.html",
     }  # fmt: skip
     assert [row["step"] for row in history(finished / "reports/pretrain/metrics.jsonl")] == list(range(6))
     assert not (finished / CHECKPOINT["pretrain"]).exists()
@@ -86,41 +86,6 @@ def test_an_init_that_does_not_fit_is_named(root: Path) -> None:
         pretrain.run(tiny.settings(pretrain={"init": "nowhere"}), root, Hooks())
 
 
-def test_rollouts_are_those_of_the_manifest_in_its_order(root: Path) -> None:
-    order = ["pair3", "pair0", "pair4"]
-    pq.write_table(pa.table({"id": order}), root / "data/selected/manifest.parquet")
-    logged: list[int] = []
-    rollout.run(tiny.settings(), root, Hooks(log=lambda step, _: logged.append(step)))
-    table = pq.read_table(root / "data/rollouts/00000.parquet")
-    assert table["id"].to_pylist() == order and logged == [0, 1, 2]
-    assert all(len(row) == 3 for row in table["advantage"].to_pylist())
-    assert [path.name for path in (root / "data").iterdir() if path.name.startswith(".")] == []
-
-
-def test_a_rollout_does_not_depend_on_the_batch_size(root: Path) -> None:
-    first = pq.read_table(root / "data/rollouts").to_pylist()
-    config = tiny.settings(rollout={"batch": 3})
-    rollout.run(config, root, Hooks())
-    for row, other in zip(first, pq.read_table(root / "data/rollouts").to_pylist(), strict=True):
-        assert row["metrics"]["psnr_y"] == pytest.approx(other["metrics"]["psnr_y"], rel=1e-4)
-        assert row["advantage"] == pytest.approx(other["advantage"], abs=1e-2)
-
-
-def test_pictures_of_several_sizes_are_not_batched_together(root: Path) -> None:
-    pairs = [tiny.pair(0), tiny.pair(1, side=64), tiny.pair(2)]
-    write_shards(root / "data/shards/train", pairs, 1.0)
-    pq.write_table(pa.table({"id": [pair.id for pair in pairs]}), root / "data/selected/manifest.parquet")
-    rollout.run(tiny.settings(rollout={"batch": 9}), root, Hooks())
-    assert pq.read_table(root / "data/rollouts")["shape"].to_pylist() == [[3, 4, 8, 8], [3, 4, 16, 16], [3, 4, 8, 8]]
-
-
-def test_a_stopped_rollout_leaves_the_old_one(root: Path) -> None:
-    before = tiny.tree(root / "data")
-    with pytest.raises(Stopped):
-        rollout.run(tiny.settings(), root, Hooks(should_stop=lambda: True))
-    assert tiny.tree(root / "data") == before
-
-
 def test_finetune_leaves_a_chain_and_the_control_another(root: Path) -> None:
     naosd = outputs(root)
     for name in ("gdpo", "control"):
@@ -140,28 +105,6 @@ def test_finetune_leaves_a_chain_and_the_control_another(root: Path) -> None:
     assert all(torch.equal(reference[name], chained[name]) for name in reference)
 
 
-def set_seed(root: Path) -> Config:
-    return tiny.settings().model_copy(update={"seed": 1})
-
-
-def set_rollout(root: Path) -> Config:
-    return tiny.settings(rollout={"noise": "shared"})
-
-
-def retrain(root: Path) -> Config:
-    config = tiny.settings(pretrain={"steps": 1})
-    pretrain.run(config, root, Hooks())
-    return config
-
-
-@pytest.mark.parametrize(("change", "key"), [(set_seed, "seed"), (set_rollout, "rollout"), (retrain, "reference")])
-def test_rollouts_made_otherwise_are_refused_by_name(root: Path, change: Callable[[Path], Config], key: str) -> None:
-    config = change(root)
-    with pytest.raises(ValueError, match=rf"00000.parquet: made with another {key} than the present one; run the rollout"):
-        finetune.run(config, root, Hooks())
-    assert not (root / "models/gdpo").exists()
-
-
 def cut(path: str) -> Callable[[Path], None]:
     return lambda root: os.truncate(root / path, (root / path).stat().st_size // 2)
 
@@ -178,10 +121,6 @@ def foreign_manifest(root: Path) -> None:
     pq.write_table(pa.table({"id": ["pair0", "stranger"]}), root / "data/selected/manifest.parquet")
 
 
-def foreign_rollouts(root: Path) -> None:
-    pq.write_table(pa.table({"id": ["pair0"]}), root / "data/rollouts/00000.parquet")
-
-
 @pytest.mark.parametrize(
     ("stage", "change", "says"),
     [
@@ -194,8 +133,6 @@ def foreign_rollouts(root: Path) -> None:
         (rollout, remove("models/naosd"), r"models/naosd: no such model folder"),
         (rollout, cut("models/naosd/naosd.safetensors"), r"naosd.safetensors: unreadable adapters"),
         (finetune, remove("data/rollouts"), r"data/rollouts: no rollouts here; run the rollout stage"),
-        (finetune, cut("data/rollouts/00000.parquet"), r"00000.parquet: damaged rollouts"),
-        (finetune, foreign_rollouts, r"00000.parquet: made with another seed"),
     ],
 )
 def test_missing_and_damaged_inputs_are_named(root: Path, stage: Any, change: Callable[[Path], None], says: str) -> None:
@@ -206,9 +143,45 @@ def test_missing_and_damaged_inputs_are_named(root: Path, stage: Any, change: Ca
     assert outputs(root) == before
 
 
-def test_a_metric_nobody_has_is_named(root: Path) -> None:
-    with pytest.raises(ValueError, match="psnr"):
-        rollout.run(tiny.settings(rollout={"fidelity": ["psnr"]}), root, Hooks())
+ONLINE = {"rollouts": "online"}
+
+
+def test_online_trains_on_the_groups_that_the_stage_stores(root: Path) -> None:
+    """In the first epoch, and where the stage too made one pair at a time."""
+    one = {"batch": 3}
+    settings = {"steps": 2, "batch": 2}
+    rollout.run(tiny.settings(rollout=one), root, Hooks())
+    found = []
+    for changes in ({}, ONLINE):
+        finetune.run(tiny.settings(rollout=one, finetune={**settings, **changes}), root, Hooks())
+        found.append(history(root / "reports/finetune/gdpo/metrics.jsonl"))
+    for cached, online in zip(*found, strict=True):
+        assert cached == pytest.approx(online, rel=1e-6, abs=1e-6)
+
+
+def test_online_needs_the_pairs_and_no_rollouts(root: Path) -> None:
+    config = tiny.settings(finetune={"steps": 1, **ONLINE})
+    shutil.rmtree(root / "data/rollouts")
+    finetune.run(config, root, Hooks())
+    assert (root / "models/gdpo/model.json").is_file()
+    for gone, stage in (("data/selected", "select"), ("data/shards", "degrade")):
+        shutil.move(root / gone, root / "gone")
+        with pytest.raises(ValueError, match=rf"{gone}.*run the {stage} stage, or `dvc pull select degrade` \(finetune.rollo"):
+            finetune.run(config, root, Hooks())
+        shutil.move(root / "gone", root / gone)
+
+
+def test_an_online_run_does_not_go_on_with_other_pairs(root: Path) -> None:
+    config = tiny.settings(finetune={**ONLINE, "steps": 3})
+
+    def first_step() -> int:
+        with pytest.raises(Stopped) as stopped:
+            finetune.run(config, root, Hooks(should_stop=lambda: True))
+        return stopped.value.step
+
+    assert [first_step(), first_step()] == [1, 2]
+    pq.write_table(pa.table({"id": ["pair1", "pair0"]}), root / "data/selected/manifest.parquet")
+    assert first_step() == 1
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -234,7 +207,8 @@ def test_a_checkpoint_of_other_parameters_or_inputs_is_not_resumed(root: Path, s
     assert first_step(other) == 0
     stop(config)
     write_shards(root / "data/shards/train", (tiny.pair(i) for i in range(6)), 1.0)
-    pq.write_table(pq.read_table(root / "data/rollouts"), root / "data/rollouts/00000.parquet", compression="none")
+    groups = root / "data/rollouts/00/00000.parquet"
+    pq.write_table(pq.read_table(groups), groups, compression="none")
     assert first_step(config) == 0
 
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from gdpo.data.shards import Box, Pair, enlarge
-from gdpo.evaluate.benchmark import Key, evaluate_image, group_scores, noise_keys, rewards, stack
+from gdpo.evaluate.benchmark import Key, evaluate_image, noise_keys, rewards, stack
 from gdpo.evaluate.statistics import within_image_std
-from gdpo.training import noise_like_batch
+from gdpo.training import draws, seed_of
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def pair() -> Pair:
 
 def noisy(lr_up_BCHW: torch.Tensor, keys: list[Key]) -> torch.Tensor:
     """A model: the input plus a little noise from the keys."""
-    return (lr_up_BCHW + 0.02 * noise_like_batch(keys, tuple(lr_up_BCHW.shape[1:]))).clamp(0, 1)
+    return (lr_up_BCHW + 0.02 * draws([seed_of(*key) for key in keys], tuple(lr_up_BCHW.shape[1:]))[0]).clamp(0, 1)
 
 
 def test_every_model_gets_the_same_input_and_noises_whatever_the_batch(pair: Pair) -> None:
@@ -83,10 +83,8 @@ def test_stack_keeps_the_order_of_images() -> None:
     assert stack(results)["naosd"]["m"].tolist() == [[1, 2], [3, 4]]
 
 
-def test_group_scores_prefer_low_niqe_and_average_to_zero() -> None:
-    values = {"psnr_y": np.array([20.0, 20.0, 21.0]), "niqe": np.array([3.0, 5.0, 4.0])}
-    reward, advantage = group_scores(values, 1.0, ["psnr_y"], ["niqe"])
-    assert reward == pytest.approx([1, 0, 0.5])
-    assert sum(advantage) == pytest.approx(0, abs=1e-9) and advantage[0] > advantage[2] > advantage[1]
-    reward, _ = group_scores(values, 0.0, ["psnr_y"], ["niqe"])
-    assert reward == pytest.approx([0, 0, 1])
+def test_a_reward_may_have_one_side_alone() -> None:
+    values = {"naosd": {"psnr_y": np.array([[20.0, 22.0]])}, "gdpo": {"psnr_y": np.array([[21.0, 23.0]])}}
+    found = rewards(values, np.array([0.25]), ["psnr_y"], [])
+    unit = within_image_std(values["naosd"]["psnr_y"])
+    assert found["gdpo"][0] == pytest.approx([0, 0.75 * 2 / unit])

@@ -1,13 +1,16 @@
 """Noise errors: the formula, the two kinds of noise and of target, and policy == reference before training."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from gdpo.config import Lora, Rollout
 from gdpo.model.naosd import NAOSD
 from gdpo.model.schedule import add_noise, predict_x0
-from gdpo.preference.errors import Latents, consistent_target, noise_errors
-from gdpo.training import torch_generator
+from gdpo.preference.errors import check_group, consistent_target, noise_errors
+from gdpo.preference.group import Group, Latents
+from gdpo.training import draws, torch_generator
 from tests import tiny
 
 SHAPE = (3, 4, 8, 8)
@@ -23,20 +26,25 @@ def settings(**changes: object) -> Rollout:
     return tiny.settings(rollout=changes).rollout
 
 
-def errors(model: NAOSD, config: Rollout, latents: Latents = LATENTS, *, group: str = "g", visit: int = 0) -> torch.Tensor:
-    return noise_errors(model, latents, model.embed(["sharp"]), config, seed=0, group=group, visit=visit)
+def group(latents: Latents = LATENTS, **changes: Any) -> Group:
+    plain: dict[str, Any] = {
+        "id": "g", "lr": "", "tags": None, "prompt": "sharp", "detail_share": 0.5, "seeds": [7, 8, 9],
+        "metrics": {"psnr_y": [20.0, 21.0, 22.0]}, "noise_seeds": [[1, 2, 3], [4, 5, 6]], "reference_error": [[0.3] * 3] * 2,
+    }  # fmt: skip
+    return Group(latents=latents, **{**plain, **changes})
 
 
-def draw(name: str, members: list[int]) -> torch.Tensor:
-    return torch.stack([torch.randn(SHAPE[1:], generator=torch_generator(0, name, "g", 0, i)) for i in members])
+def errors(model: NAOSD, config: Rollout, latents: Latents = LATENTS, visit: int = 0, **changes: Any) -> torch.Tensor:
+    return noise_errors(model, group(latents, **changes), model.embed(["sharp"]), config, visit)
 
 
 @pytest.mark.parametrize("noise", ["own", "shared"])
 @pytest.mark.parametrize("target", ["added", "consistent"])
 @torch.no_grad()
 def test_the_formula(model: NAOSD, noise: str, target: str) -> None:
-    eps = draw("loss-noise", [0, 0, 0] if noise == "shared" else [0, 1, 2])
-    z = LATENTS.mean + LATENTS.std * draw("re-encode", [0, 1, 2])
+    posterior, eps = draws([1, 2, 3], SHAPE[1:], 2)
+    eps = eps[:1].expand(SHAPE) if noise == "shared" else eps
+    z = LATENTS.mean + LATENTS.std * posterior
     noisy = 0.673792**0.5 * z + (1 - 0.673792) ** 0.5 * eps
     found = model.unet(noisy, 100, model.embed(["sharp"]).expand(3, -1, -1)).sample
     wanted = eps if target == "added" else (noisy - 0.894223**0.5 * z) / (1 - 0.894223) ** 0.5
@@ -61,34 +69,51 @@ def test_shared_noise_is_one_noise_for_the_group(model: NAOSD) -> None:
     assert own.std() > 1e-3
 
 
-def test_noise_belongs_to_seed_group_and_visit(model: NAOSD) -> None:
+@torch.no_grad()
+def test_an_actions_error_is_its_distance_from_the_models_x0(model: NAOSD) -> None:
+    """mean (z_i - mu(z~_i))^2 with z~_i from the group's own seeds: neither noise seeds nor the visit play a part."""
+    z_lr = torch.randn(SHAPE[1:], generator=torch_generator("lr"))
+    action = Latents(LATENTS.mean, torch.zeros(SHAPE), z_lr)
+    z_noisy = add_noise(z_lr.expand(SHAPE), draws([7, 8, 9], SHAPE[1:], 3)[0], 250)
+    wanted = (LATENTS.mean - model.denoise(z_noisy, model.embed(["sharp"]))).square().mean(dim=(1, 2, 3))
+    found = errors(model, settings(), action)
+    assert found.tolist() == pytest.approx(wanted.tolist(), rel=1e-4)
+    assert torch.equal(errors(model, settings(), action, visit=1, noise_seeds=[[0] * 3] * 2), found)
+
+
+def test_noise_belongs_to_the_stored_seeds(model: NAOSD) -> None:
     with torch.no_grad():
         first = errors(model, settings())
         assert torch.equal(errors(model, settings()), first)
         assert not torch.equal(errors(model, settings(), visit=1), first)
-        assert not torch.equal(errors(model, settings(), group="h"), first)
+        assert torch.equal(errors(model, settings(), visit=1, noise_seeds=[[0, 0, 0], [1, 2, 3]]), first)
 
 
 def test_a_model_that_injects_no_noise_is_refused() -> None:
     model = tiny.model()
     model.t_add = None
-    with pytest.raises(ValueError, match=r"^model.t_add is null: GDPO compares errors at the noise a model injects"):
+    with pytest.raises(ValueError, match=r"^model.t_add is null: errors are compared at the noise a model injects"):
         errors(model, settings())
 
 
 @pytest.mark.parametrize(
-    ("latents", "says"),
+    ("bad", "says"),
     [
-        (Latents(LATENTS.mean[0], LATENTS.std), "latents.mean must have shape BCHW"),
-        (Latents(LATENTS.mean, LATENTS.std[:1]), "latents.std and latents.mean must have the same shape"),
-        (Latents(LATENTS.mean * torch.nan, LATENTS.std), "latents.mean has values that are NaN"),
-        (Latents(LATENTS.mean, LATENTS.std.int()), "latents.std must be a floating-point tensor"),
-        (Latents(LATENTS.mean, LATENTS.std - 1), "latents.std must not be negative"),
+        (group(Latents(LATENTS.mean[0], LATENTS.std)), "group g: latents.mean must have shape BCHW"),
+        (group(Latents(LATENTS.mean, LATENTS.std[:1])), "latents.std and latents.mean must have the same shape"),
+        (group(Latents(LATENTS.mean * torch.nan, LATENTS.std)), "group g: latents.mean has values that are NaN"),
+        (group(Latents(LATENTS.mean, LATENTS.std.int())), "group g: latents.std must be a floating-point tensor"),
+        (group(Latents(LATENTS.mean, LATENTS.std - 1)), "group g: latents.std must not be negative"),
+        (group(metrics={"niqe": [1.0, float("nan"), 2.0]}), "group g: niqe of its candidates is not finite"),
+        (group(reference_error=[[0.1, 0.2, 0.3], [0.1, float("inf"), 0.3]]), "group g: reference_error of its candidates is"),
+        (group(metrics={"niqe": [1.0, 2.0]}), "group g: its lists and latents differ in length from its 3 seeds"),
+        (group(noise_seeds=[[1, 2]]), "group g: its lists and latents differ in length from its 3 seeds"),
     ],
 )
-def test_bad_latents_are_named(model: NAOSD, latents: Latents, says: str) -> None:
+def test_a_bad_group_is_named(bad: Group, says: str) -> None:
+    check_group(group())
     with pytest.raises(ValueError, match=f"^{says}"):
-        errors(model, settings(), latents)
+        check_group(bad)
 
 
 def test_policy_and_reference_agree_to_the_bit_before_training() -> None:

@@ -8,28 +8,47 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from gdpo.config import Config
+from gdpo.data.shards import Pair
 from gdpo.model.checkpoints import Adapters
 from gdpo.preference import loop
 from gdpo.preference.errors import noise_errors
-from gdpo.preference.loop import History, _Run, finetune, shuffled
-from gdpo.preference.rollout import Group, from_row, rollout, to_row
+from gdpo.preference.group import Group, Skipped, from_row, reward_of, to_row
+from gdpo.preference.loop import History, _Run, finetune
+from gdpo.preference.rollout import rollout
 from gdpo.training import Diverged, Hooks, Stopped
 from tests import tiny
 
 
 @pytest.fixture(scope="module")
 def groups() -> list[Group]:
-    found = rollout(tiny.model(), [tiny.pair(i) for i in range(5)], tiny.settings().rollout, seed=0)
-    return [from_row(to_row(group)) for group in found]
+    return stored(tiny.settings())
+
+
+def stored(config: Config) -> list[Group]:
+    """Five groups after their way through the file; made one by one, as the loop makes them online."""
+    model = tiny.model()
+    found = [next(rollout(model, [tiny.pair(i)], config)) for i in range(5)]
+    return [from_row(to_row(group)) for group in found if isinstance(group, Group)]
+
+
+PAIRS = [tiny.pair(i) for i in range(5)]
+ACTION = {"candidates": "action", "sigma": 0.1}
+
+
+def configured(rollout_: dict[str, Any] | None = None, **settings: Any) -> Config:
+    return tiny.settings(finetune={"optimizer": {"lr": 1e-4}, **settings}, rollout=rollout_ or {})
 
 
 def train(
-    groups: list[Group], folder: Path, *, control: bool = False, hooks: Hooks | None = None, **settings: Any
-) -> tuple[Adapters, History]:
-    config = tiny.settings(finetune={"optimizer": {"lr": 1e-4}, **settings})
+    groups: list[Group], folder: Path, *, control: bool = False, hooks: Hooks | None = None, pairs: list[Pair] | None = None,
+    rollout_: dict[str, Any] | None = None, **settings: Any,
+) -> tuple[Adapters, History]:  # fmt: skip
     return finetune(
-        tiny.model(), groups, config, control=control, folder=folder, fingerprint="test", hooks=hooks or Hooks()
+        tiny.model(), groups, configured(rollout_, **settings), control=control, folder=folder, fingerprint="test",
+        hooks=hooks or Hooks(), pairs=pairs or [],
     )  # fmt: skip
 
 
@@ -46,7 +65,7 @@ def started(groups: list[Group], *, control: bool = False, **settings: Any) -> _
 def test_the_first_step_is_ln_2(groups: list[Group], tmp_path: Path, control: bool) -> None:
     _, history = train(groups, tmp_path, control=control, steps=1)
     assert history[0]["loss"] == pytest.approx(math.log(2), abs=1e-9)
-    assert history[0]["logit"] == history[0]["error_change"] == 0
+    assert history[0]["weighted_error_difference"] == history[0]["error_change"] == 0
     assert history[0]["grad_norm"] > 0
 
 
@@ -59,9 +78,7 @@ def test_cached_errors_are_the_ones_recomputed(groups: list[Group]) -> None:
     for group in groups:
         for visit, stored in enumerate(group.reference_error):
             prompt = run.model.embed([group.prompt])
-            again = noise_errors(
-                run.model, group.latents, prompt, run.config.rollout, seed=0, group=group.id, visit=visit
-            ).tolist()  # fmt: skip
+            again = noise_errors(run.model, group, prompt, run.config.rollout, visit).tolist()
             assert again == pytest.approx(stored, rel=1e-6)
 
 
@@ -72,22 +89,38 @@ def test_training_prefers_the_better_candidates(groups: list[Group], tmp_path: P
     assert np.mean([row["implicit_accuracy"] for row in history[-4:]]) > 0.8
 
 
-def test_the_control_shuffles_inside_groups_only(groups: list[Group]) -> None:
-    found = shuffled(groups, 0)
-    assert [sorted(a) for a in found] == [sorted(group.advantage) for group in groups]
-    orders = {tuple(group.advantage.index(a) for a in one) for group, one in zip(groups, found, strict=True)}
-    assert len(orders) > 1, "every group has an order of its own"
-    assert found == shuffled(groups, 0)
-    assert found != shuffled(groups, 1)
-    assert shuffled(groups[2:3], 0) == found[2:3]  # by group, not by position
-    assert started(groups, control=True).advantages == found
-    assert started(groups).advantages == [group.advantage for group in groups]
+def learnt_from(run: _Run, groups: list[Group], monkeypatch: pytest.MonkeyPatch) -> dict[str, list[float]]:
+    """The advantages that one pass over all groups trains on, by group."""
+    seen: dict[str, list[float]] = {}
+    learn = run._learn
+
+    def noted(group: Group, advantage: list[float], visit: int) -> torch.Tensor:
+        seen[group.id] = advantage
+        return learn(group, advantage, visit)
+
+    monkeypatch.setattr(run, "_learn", noted)
+    for position in range(len(groups)):
+        run._position(position)
+    return seen
 
 
-def test_the_control_differs_in_nothing_but_its_advantages(groups: list[Group], tmp_path: Path) -> None:
-    relabelled = [replace(g, advantage=a) for g, a in zip(groups, shuffled(groups, 0), strict=True)]
-    control = train(groups, tmp_path / "a", control=True, steps=3)
-    assert same(train(relabelled, tmp_path / "b", steps=3), control)
+def test_the_control_shuffles_inside_groups_only(groups: list[Group], monkeypatch: pytest.MonkeyPatch) -> None:
+    """By group and repeat, not by position; the run itself takes the advantages of the configured reward."""
+    plain = learnt_from(started(groups), groups, monkeypatch)
+    assert plain == {g.id: reward_of(g.metrics, g.detail_share, configured().reward)[1] for g in groups}
+    control = learnt_from(started(groups, control=True), groups, monkeypatch)
+    assert {k: sorted(v) for k, v in control.items()} == {k: sorted(v) for k, v in plain.items()}
+    assert len({tuple(plain[k].index(a) for a in control[k]) for k in plain}) > 1, "every group has an order of its own"
+    assert learnt_from(started(groups[2:3], control=True), groups[2:3], monkeypatch) == {groups[2].id: control[groups[2].id]}
+    assert learnt_from(started(groups, control=True, repeat=1), groups, monkeypatch) != control
+
+
+def test_a_repeat_differs_in_adapters_and_order_and_shares_the_rollouts(groups: list[Group]) -> None:
+    first, again, other = (started(groups, repeat=repeat) for repeat in (0, 0, 1))
+    name = next(name for name in first.policy if name.endswith("lora_A"))
+    assert torch.equal(first.policy[name], again.policy[name]) and not torch.equal(first.policy[name], other.policy[name])
+    assert [first._visit(i)[0] for i in range(10)] != [other._visit(i)[0] for i in range(10)]
+    assert (first._visit(0)[2], other._visit(0)[2]) == (0, 1), "and begins with another stored noise"
 
 
 def test_only_the_unets_adapters_train_and_conv_in_stays(groups: list[Group]) -> None:
@@ -105,9 +138,10 @@ def test_every_group_once_per_epoch_with_another_noise(groups: list[Group]) -> N
     run = started(groups)
     visits = [run._visit(position) for position in range(15)]
     for epoch in range(3):
-        assert sorted(index for index, _ in visits[5 * epoch : 5 * epoch + 5]) == list(range(5))
-    assert [visit for _, visit in visits] == [0] * 5 + [1] * 5 + [0] * 5  # two noises are stored
-    assert [index for index, _ in visits[:5]] != [index for index, _ in visits[10:]]
+        assert sorted(index for index, _, _ in visits[5 * epoch : 5 * epoch + 5]) == list(range(5))
+    assert [epoch for _, epoch, _ in visits] == [0] * 5 + [1] * 5 + [2] * 5
+    assert [visit for _, _, visit in visits] == [0] * 5 + [1] * 5 + [0] * 5  # two noises are stored
+    assert [index for index, _, _ in visits[:5]] != [index for index, _, _ in visits[10:]]
 
 
 def test_accumulated_groups_are_one_batch(groups: list[Group]) -> None:
@@ -118,19 +152,168 @@ def test_accumulated_groups_are_one_batch(groups: list[Group]) -> None:
     losses = []
     for position in range(4):
         alone = started(groups, batch=1)
-        losses.append(alone._group(*alone._visit(position))["loss"])
+        losses.append(alone._position(position)[0].item())
         parts.append(torch.cat([p.grad.flatten() for p in alone.policy.values() if p.grad is not None]))
     mean = torch.stack(parts).mean(dim=0)
     assert row["grad_norm"] == pytest.approx(float(mean.norm()), rel=1e-5)
     assert row["loss"] == pytest.approx(np.mean(losses), rel=1e-9)
 
 
-def test_groups_without_spread_are_counted_and_pull_nowhere(groups: list[Group], tmp_path: Path) -> None:
-    flat = [replace(group, advantage=[0.0] * 3, reward=[0.5] * 3) for group in groups]
-    adapters, history = train(flat, tmp_path, steps=2, optimizer={"lr": 1e-4, "weight_decay": 0.0})
-    assert [row["zero_spread"] for row in history] == [1.0, 1.0]
-    assert [row["grad_norm"] for row in history] == [0.0, 0.0]
-    assert not any(bool(t.any()) for name, t in adapters.tensors.items() if name.endswith("lora_B"))
+OBJECTIVES = ["gdpo", "dpo", "dance_grpo", "dgpo", "nft", "awm"]
+
+
+def gradient(run: _Run, step: int = 0) -> torch.Tensor:
+    """The gradient of one step, unclipped, away from the reference."""
+    with torch.no_grad():
+        for i, parameter in enumerate(run.policy.values()):
+            parameter.add_(1e-3 * (-1) ** i)
+    run.step(step)
+    return torch.cat([p.grad.flatten() for p in run.policy.values() if p.grad is not None])
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_groups_without_spread_are_counted_and_pull_nowhere(groups: list[Group], objective: str) -> None:
+    action = ACTION if objective == "dance_grpo" else {}
+    flat = [replace(group, metrics={"psnr_y": [20.0] * 3, "ssim_y": [0.5] * 3}) for group in groups]
+    run = _Run(tiny.model(), flat, configured(action, objective=objective), False)
+    assert not gradient(run).any()
+    assert run.step(1)["zero_spread"] == 1.0
+
+
+@pytest.mark.parametrize("chunk", [1, 2])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_group_in_parts_has_the_gradient_of_the_whole(objective: str, chunk: int) -> None:
+    """The group-scalar form, through the UNet: dL/dm_i of the whole group, then backward passes over a few candidates."""
+    action = ACTION if objective == "dance_grpo" else {}
+    settings: dict[str, Any] = {"objective": objective, "clip": 0.5, "optimizer": {"lr": 1e-4, "clip": 1e9}}
+    groups = stored(configured(action, **settings))
+    whole, parts = (
+        gradient(_Run(tiny.model(), groups, configured(action, **settings, micro_batch=size), False)) for size in (None, chunk)
+    )
+    assert whole.norm() > 0
+    assert float((whole - parts).norm() / whole.norm()) < 1e-4
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_learns_to_prefer_the_better(objective: str, tmp_path: Path) -> None:
+    action = ACTION if objective == "dance_grpo" else {}
+    options: dict[str, Any] = {"rollout_": action, "objective": objective, "clip": 0.2, "steps": 12, "batch": 5}
+    _, history = train(stored(configured(action, objective=objective)), tmp_path, **options)
+    assert np.mean([row["implicit_accuracy"] for row in history[-4:]]) > 0.7
+    assert np.mean([row["weighted_error_difference"] for row in history[-4:]]) < 0
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_online_is_cached_in_the_first_epoch(objective: str, tmp_path: Path) -> None:
+    """The candidates of the first visit are those that the stage stores: the same losses, and the same policy."""
+    action = ACTION if objective == "dance_grpo" else {}
+    groups = stored(configured(action, objective=objective))
+    options: dict[str, Any] = {"rollout_": action, "objective": objective, "steps": 2}
+    cached = train(groups, tmp_path / "cached", **options)
+    online = train([], tmp_path / "online", pairs=PAIRS, rollouts="online", **options)
+    for a, b in zip(cached[1], online[1], strict=True):
+        assert a == pytest.approx(b, abs=1e-6)
+    for name, tensor in cached[0].tensors.items():
+        assert torch.allclose(tensor, online[0].tensors[name], atol=1e-6), name
+
+
+def test_online_makes_new_candidates_in_every_later_epoch(groups: list[Group]) -> None:
+    run = _Run(tiny.model(), PAIRS, configured(rollouts="online"), False)
+    first, again, later = (run._group(1, epoch) for epoch in (0, 0, 1))
+    assert isinstance(first, Group) and isinstance(again, Group) and isinstance(later, Group)
+    assert first.seeds == again.seeds == groups[1].seeds and first.metrics == groups[1].metrics
+    assert not set(later.seeds) & set(first.seeds) and not set(later.noise_seeds[0]) & set(first.noise_seeds[0])
+
+
+def test_the_policy_as_sampler_makes_its_own_candidates(tmp_path: Path) -> None:
+    """At first they are the reference's; after a step they are not. The reference's errors stay the frozen model's."""
+    by_policy, by_reference = (
+        train([], tmp_path / sampler, pairs=PAIRS, rollouts="online", sampler=sampler, steps=3)[1]
+        for sampler in ("policy", "reference")
+    )
+    assert by_policy[0] == pytest.approx(by_reference[0], abs=1e-6)
+    assert by_policy[2]["psnr_y"] != pytest.approx(by_reference[2]["psnr_y"], abs=1e-6)
+
+
+def test_a_ratio_is_one_where_the_policy_samples(tmp_path: Path) -> None:
+    """On-policy the clip never bites: the old policy is the present one, so the loss is -A averaged, 0."""
+    _, history = train(
+        [], tmp_path, pairs=PAIRS, rollouts="online", sampler="policy", objective="dance_grpo", rollout_=ACTION, steps=3
+    )
+    assert [row["loss"] for row in history] == pytest.approx([0.0] * 3, abs=1e-9)
+    assert all(row["grad_norm"] > 0 for row in history)
+
+
+def test_a_group_that_cannot_be_scored_is_counted_and_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Online: the gradient is that of the others; a step of skipped groups alone changes nothing."""
+    true = rollout
+
+    def without_pair1(model: Any, pairs: list[Pair], *args: Any, **options: Any) -> Any:
+        return iter([Skipped("pair1", "")]) if pairs[0].id == "pair1" else true(model, pairs, *args, **options)
+
+    monkeypatch.setattr(loop, "rollout", without_pair1)
+    _, history = train([], tmp_path / "a", pairs=PAIRS, rollouts="online", steps=1, batch=5)
+    _, others = train([], tmp_path / "b", pairs=[PAIRS[0], *PAIRS[2:]], rollouts="online", steps=1, batch=4)
+    assert (history[0]["skipped"], others[0]["skipped"]) == (1.0, 0.0)
+    for name in ("loss", "reward", "psnr_y", "policy_error"):
+        assert history[0][name] == pytest.approx(others[0][name], rel=1e-6)
+    adapters, alone = train([], tmp_path / "c", pairs=PAIRS[1:2], rollouts="online", steps=1, batch=1)
+    assert alone[0]["skipped"] == 1 and not any(bool(t.any()) for n, t in adapters.tensors.items() if n.endswith("lora_B"))
+
+
+def test_values_are_read_back_once_per_step_whatever_the_number_of_groups(
+    groups: list[Group], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits for a device shows as `_local_scalar_dense`: as many for one group as for five.
+
+    The reward is left out: it is computed from lists, on the host.
+    """
+    known = {id(g.metrics): reward_of(g.metrics, g.detail_share, configured().reward) for g in groups}
+    monkeypatch.setattr(loop, "reward_of", lambda metrics, *_: known[id(metrics)])
+    counts = []
+    for batch in (1, 5):
+        run = started(groups, batch=batch)
+        run.step(0)
+        monkeypatch.setattr(run.optimizer, "step", lambda: None)  # AdamW counts its steps in tensors of the host
+        with Counted() as counted:
+            run.step(1)
+        counts.append(counted.calls)
+    assert counts == [1, 1], "the norm of the gradient; the values follow as one copy"
+
+
+class Counted(TorchDispatchMode):
+    """Counts the numbers that are read back."""
+
+    calls = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        reads = func == torch.ops.aten._local_scalar_dense.default
+        self.calls += reads and args[0].is_floating_point()  # timesteps are whole numbers of the host
+        return func(*args, **(kwargs or {}))
+
+
+def test_an_exploding_error_stops_with_the_last_checkpoint(groups: list[Group], tmp_path: Path) -> None:
+    with pytest.raises(Diverged, match=r"step \d+: the policy's error exploded to \d+ times the reference's; the last good .*"):
+        train(groups, tmp_path, steps=200, checkpoint_every=1, optimizer={"lr": 1.0})
+    kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert all(bool(t.isfinite().all()) for t in kept["state"]["policy"].values())
+
+
+def test_a_group_that_is_not_finite_is_refused_by_name(groups: list[Group], tmp_path: Path) -> None:
+    bad = replace(groups[3], metrics={**groups[3].metrics, "psnr_y": [20.0, float("nan"), 21.0]})
+    with pytest.raises(ValueError, match=r"^group pair3: psnr_y of its candidates is not finite$"):
+        train([*groups[:3], bad], tmp_path)
+
+
+def test_mean_and_spread_of_reward_and_metrics_are_logged(groups: list[Group], tmp_path: Path) -> None:
+    _, (row,) = train(groups, tmp_path, steps=1, batch=5)
+    for name in ("psnr_y", "ssim_y"):
+        values = np.array([group.metrics[name] for group in groups])
+        assert row[name] == pytest.approx(values.mean(), rel=1e-6)
+        assert row[f"{name}_spread"] == pytest.approx(values.std(axis=1, ddof=1).mean(), rel=1e-6)
+    rewards = np.array([reward_of(g.metrics, g.detail_share, configured().reward)[0] for g in groups])
+    assert row["reward"] == pytest.approx(rewards.mean(), rel=1e-6)
+    assert row["reward_spread"] == pytest.approx(rewards.std(axis=1, ddof=1).mean(), rel=1e-6)
 
 
 def test_two_runs_are_identical(groups: list[Group], tmp_path: Path) -> None:
@@ -152,14 +335,14 @@ def test_stopped_and_resumed_gives_the_same_adapters(
 
 def test_divergence_names_the_step_and_keeps_the_checkpoint(groups: list[Group], tmp_path: Path, monkeypatch: Any) -> None:
     calls = []
-    true = loop.noise_errors
+    true = loop.squared
 
-    def sometimes_nan(*args: Any, **options: Any) -> torch.Tensor:
+    def sometimes_nan(*args: Any) -> torch.Tensor:
         calls.append(0)
-        return true(*args, **options) * (torch.nan if len(calls) == 7 else 1)
+        return true(*args) * (torch.nan if len(calls) == 7 else 1)
 
-    monkeypatch.setattr(loop, "noise_errors", sometimes_nan)
-    with pytest.raises(Diverged, match=r"step 3: policy_error_BG has values that are NaN .*checkpoint.pt"):
+    monkeypatch.setattr(loop, "squared", sometimes_nan)
+    with pytest.raises(Diverged, match=r"step 3: loss is not finite; the last good checkpoint is .*checkpoint.pt"):
         train(groups, tmp_path)
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 2
 

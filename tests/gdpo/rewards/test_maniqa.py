@@ -1,5 +1,7 @@
 """MANIQA in chunks of crops against pyiqa's own forward pass, on a small network of the same kind."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from gdpo.rewards import maniqa, networks
+from gdpo.rewards import maniqa, metrics, networks
 
 
 @pytest.fixture
@@ -60,6 +63,55 @@ def test_chunks_change_nothing_but_rounding_and_no_image_sees_another(
         torch.testing.assert_close(maniqa.maniqa(small, image), whole, rtol=1e-5, atol=1e-6)
         alone = torch.cat([maniqa.maniqa(small, one) for one in image.split(1)])
     torch.testing.assert_close(alone, whole, rtol=1e-5, atol=1e-6)
+
+
+class Readings(TorchDispatchMode):
+    """Counts what reads a value back from the device: item, bool, float, and operations whose output size is a value."""
+
+    NAMES = ("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2", "bincount")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func.overloadpacket.__name__ in self.NAMES
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def readings() -> Iterator[Readings]:
+    with torch.no_grad(), Readings() as found:
+        yield found
+
+
+@pytest.mark.parametrize("chunk", [7, 20])
+def test_a_batch_is_scored_without_waiting_for_the_device(
+    small: Any, chunk: int, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU (--device cuda) torch itself refuses to wait; on the CPU operations that read a value are counted."""
+    monkeypatch.setattr(maniqa, "CHUNK", chunk)
+    network = small.to(device)
+    image = torch.rand(3, 3, 240, 250, generator=torch.Generator().manual_seed(4)).to(device)
+    if image.is_cuda:
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        with readings() as found:
+            maniqa.maniqa(network, image)
+    finally:
+        if image.is_cuda:
+            torch.cuda.set_sync_debug_mode("default")
+    assert found.count == 0
+
+
+def test_the_checks_of_a_batch_read_as_often_for_one_image_as_for_many(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "network", lambda name, device: small)
+    counts = []
+    for size in (1, 3):
+        with readings() as found:
+            metrics.score(["maniqa_koniq"], torch.rand(size, 3, 224, 230, generator=torch.Generator().manual_seed(5)))
+        counts.append(found.count)
+    assert counts == [2, 2]  # the least and the greatest value of the batch
 
 
 def test_the_same_image_has_the_same_score_every_time_and_no_generator_moves(small: Any) -> None:

@@ -1,0 +1,211 @@
+"""The ablations as tables: rows as in the paper, ours and the shuffled control beside the paper's figures, and the signs.
+
+overview(key, records, config)      four lines a row: the paper's, ours, its control, the sign of the difference to NAOSD
+details(key, records, config)       every difference with its interval and repeats; the one to GDPO with its sign
+flat(key, records)                  one line per row and column with every number, for CSV
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from gdpo.config import Config
+from gdpo.evaluate import paper
+from gdpo.evaluate.ablated import AGREES, DISAGREES, UNCLEAR, Record, columns, signs
+from gdpo.evaluate.ablation import ABLATIONS, NAOSD, is_stand_in
+from gdpo.evaluate.benchmark import REWARD
+from gdpo.evaluate.tables import Cell, Table, interval_text, label, mean_text, number
+from gdpo.rewards.metrics import higher_is_better
+
+EMPTY = Cell("–")
+ZERO = 1e-9  # NAOSD's own reward is 0 by construction, but for rounding
+PLURAL = {AGREES: "agree", DISAGREES: "disagree", UNCLEAR: UNCLEAR}
+DIFFERENCES = ("to_naosd", "control_to_naosd", "to_control", "to_gdpo")
+PARTS = ("mean", "standard_error", "low", "high", "p")
+Lines = Sequence[tuple[str, Callable[[Record], Cell]]]
+
+
+def overview(key: str, found: Sequence[Record], config: Config, notes: Sequence[str] = ()) -> Table:
+    """The table as in the paper; below it what stands in for what, and how many signs agree."""
+    table = ABLATIONS[key]
+    # A table without figures in the paper has no lines for them.
+    lines: Lines = [
+        *([("paper (− NAOSD)", _printed)] if table.printed else []),
+        ("ours", _mean),
+        ("ours − NAOSD", lambda record: _difference(record.get("to_naosd"))),
+        ("control − NAOSD", lambda record: _difference(record.get("control_to_naosd"))),
+        *([("sign to NAOSD", lambda record: Cell(record["sign_to_naosd"] or "–"))] if table.printed else []),
+    ]
+    said = [*stand_ins(key, config), *verdicts(found), *table.remarks, *notes]
+    number_ = f"Table {key} of the paper: " if key.isdigit() else ""
+    caption = (
+        f"{number_}{table.subject}. Ours: mean ± standard error over images; differences with their 95 % interval over images "
+        "and training repeats. Control: the same training with advantages shuffled inside each group."
+    )
+    return _table(key, f"{table.name}", caption, lines, found, config, said)
+
+
+def details(key: str, found: Sequence[Record], config: Config) -> Table:
+    """Every difference of every row."""
+    table = ABLATIONS[key]
+    lines: Lines = [
+        ("− NAOSD", lambda record: _difference(record.get("to_naosd"))),
+        ("− NAOSD, by repeat", _repeats),
+        ("− its own control", lambda record: _difference(record.get("to_control"))),
+        ("− GDPO", lambda record: _difference(record.get("to_gdpo"))),
+        *([("− GDPO, paper", _printed_to_gdpo)] if table.printed else []),
+        *([("− GDPO, sign", lambda record: Cell(record["sign_to_gdpo"] or "–"))] if table.printed else []),
+    ]
+    caption = "All differences, paired over images, noises and training repeats, with 95 % intervals."
+    return _table(key, f"{table.name}-details", caption, lines, [r for r in found if r["row"] != NAOSD], config, [])
+
+
+def _table(
+    key: str, name: str, caption: str, lines: Lines, found: Sequence[Record], config: Config, notes: Sequence[str]
+) -> Table:
+    heads = columns(ABLATIONS[key], config)
+    rows = []
+    for row in dict.fromkeys(record["row"] for record in found):
+        mine = {record["column"]: record for record in found if record["row"] == row}
+        for text, cell in lines:
+            cells = [cell(mine[column]) for column, _ in heads]
+            if any(one.text != EMPTY.text for one in cells):
+                rows.append([Cell(row), Cell(text), *cells])
+    return Table(caption, ["Method", "", *(heading(*head) for head in heads)], rows, name, notes)
+
+
+def heading(column: str, metric: str | None) -> str:
+    """The paper's column with its arrow, and the metric of ours that stands in for it."""
+    if column == REWARD:
+        return f"{label(REWARD)} ↑"
+    name = f"{column} {'↓' if column in paper.LOWER_IS_BETTER else '↑'}"
+    if metric is None:
+        return f"{name} (ours: none)"
+    if not is_stand_in(column, metric):
+        return name
+    return f"{name} (ours: {label(metric)} {'↑' if higher_is_better(metric) else '↓'})"
+
+
+def _decimals(column: str, value: float) -> int:
+    """As many as the paper prints in the column: 8.654 among figures of two."""
+    return max(2 if column in ("PSNR", "FID", "MUSIQ", "AFINE") else 4, len(repr(value).partition(".")[2]))
+
+
+def _printed(record: Record) -> Cell:
+    value, difference = record["paper"], record["paper_to_naosd"]
+    if value is None:
+        return EMPTY
+    decimals = _decimals(record["column"], value)
+    beside = "" if difference is None else f" ({number(difference, decimals, sign=True)})"
+    return Cell(number(value, decimals) + beside, value)
+
+
+def _printed_to_gdpo(record: Record) -> Cell:
+    difference = record["paper_to_gdpo"]
+    if difference is None:
+        return EMPTY
+    return Cell(number(difference, _decimals(record["column"], record["paper"]), sign=True), difference)
+
+
+def _mean(record: Record) -> Cell:
+    if record["metric"] is None:
+        return EMPTY
+    value, error = record["ours"], record["standard_error"]
+    if abs(value) < ZERO:
+        return Cell("0", value)
+    beside = "" if error is None else f" ± {error:.2g}"
+    return Cell(f"{value:.4g}{beside}".replace("-", "−"), value)
+
+
+def _difference(found: Mapping[str, Any] | None) -> Cell:
+    return EMPTY if found is None else Cell(f"{mean_text(found)} ({interval_text(found)})", found["mean"])
+
+
+def _repeats(record: Record) -> Cell:
+    found = record.get("to_naosd")
+    if found is None:
+        return EMPTY
+    return Cell(", ".join(mean_text({**found, "mean": mean}) for mean in found["repeats"]))
+
+
+def stand_ins(key: str, config: Config) -> list[str]:
+    """Which columns are not the paper's metric, in one sentence each; and that our reward is not the paper's either."""
+    said = []
+    for column, metric in columns(ABLATIONS[key], config):
+        if metric is None:
+            said.append(f"{column}: not measured; it compares sets of images and has no value, so no interval, per image.")
+        elif column != REWARD and is_stand_in(column, metric):
+            said.append(f"{column}: not in evaluate.metrics, for it needs weights; {label(metric)} stands in for it.")
+    used = " | ".join(", ".join(map(label, part)) for part in (config.reward.fidelity, config.reward.perception))
+    said.append(f"Reward: {used}, weighted as in training, in NAOSD's within-image standard deviations; the same for all rows.")
+    return said
+
+
+def verdicts(found: Sequence[Record]) -> list[str]:
+    """How many signs agree, and every one that does not."""
+    every = list(signs(found))
+    if not every:
+        return []
+    said = []
+    for other in dict.fromkeys(name for _, name, _ in every):
+        counts = Counter(verdict for _, name, verdict in every if name == other)
+        parts = ", ".join(f"{counts[verdict]} {text}" for verdict, text in PLURAL.items())
+        said.append(f"Signs of the differences to {other}: {parts}.")
+    against = [f"{r['row']}, {r['column']} to {other}" for r, other, verdict in every if verdict == DISAGREES]
+    return [*said, f"Disagreeing: {'; '.join(against)}."] if against else said
+
+
+def flat(key: str, found: Sequence[Record]) -> Table:
+    """One line per row and column, every number unrounded."""
+    header = ["row", "column", "metric", "ours", "standard_error"]
+    header += [f"{name}.{part}" for name in DIFFERENCES for part in PARTS]
+    header += ["paper", "paper_to_naosd", "sign_to_naosd", "paper_to_gdpo", "sign_to_gdpo"]
+    rows = []
+    for record in found:
+        flattened = {**record}
+        for name in DIFFERENCES:
+            flattened |= {f"{name}.{part}": (record.get(name) or {}).get(part) for part in PARTS}
+        rows.append([plain(flattened.get(name)) for name in header])
+    return Table(ABLATIONS[key].subject, header, rows, ABLATIONS[key].name)
+
+
+def plain(value: object) -> Cell:
+    """A value as a cell of a CSV file; empty for None."""
+    return Cell("", value) if isinstance(value, int | float) else Cell("" if value is None else str(value))
+
+
+def figure_7_tables(found: Sequence[Record], claims: Sequence[Record], config: Config) -> tuple[Table, Table]:
+    """(range and mean of each setting, what the paper's text claims and whether ours agrees)."""
+    heads = [(column, metric) for column, metric in columns(ABLATIONS["fig7"], config) if metric]
+    rows = []
+    for setting in dict.fromkeys(record["row"] for record in found):
+        mine = {record["column"]: record for record in found if record["row"] == setting}
+        cells = [cell for column, _ in heads for cell in (_range(mine[column]), _mean(mine[column]))]
+        rows.append([Cell(setting), *cells])
+    header = ["(t_add, t_diff)", *(f"{heading(*head)} {part}" for head in heads for part in ("range", "mean"))]
+    steps, noises, start = config.ablate.pretrain_steps, config.ablate.noises, config.pretrain.init or "fresh adapters"
+    caption = (
+        f"Fig. 7 of the paper: NAOSD trained at each setting for {steps} steps from {start}. "
+        f"Range: greatest minus least over {noises} noises of the mean over images, mean ± standard error over training seeds "
+        "(the paper: 50 noises on RealSR). Mean: ± standard error over images."
+    )
+    notes = [
+        *stand_ins("fig7", config),
+        "The paper's values are drawn, not printed; the claims below are its text's. No advantages here, so no control.",
+    ]
+    first = Table(caption, header, rows, "figure-7", notes)
+    lines = [
+        [
+            Cell(f"{c['row']} against {c['against']}"), Cell(c["claim"]), Cell(label(c["metric"])), _difference(c),
+            Cell(c["sign"] or "–"),
+        ]
+        for c in claims
+    ]  # fmt: skip
+    said = ["Ranges of single images are compared here, paired by image and training seed."]
+    header = ["Settings", "The paper says", "Ours is", "Difference of ours", "Sign"]
+    return first, Table("What the paper says of Fig. 7", header, lines, "figure-7-claims", said)
+
+
+def _range(record: Record) -> Cell:
+    error = record["range_standard_error"]
+    return Cell(f"{record['range']:.3g}" + ("" if error is None else f" ± {error:.2g}"), record["range"])

@@ -1,0 +1,215 @@
+"""The files between the stages `select`, `rollout` and `finetune`: the pairs that were selected, and their groups.
+
+data/rollouts/<part>/00000.parquet     one row per group (gdpo/preference/group.py), in the order of the manifest
+  metadata  gdpo-rollout               version of the columns
+            rollout                    `header`: what the groups depend on; `finetune` refuses any other than the present
+            plan                       how the selected pairs were shared out to the parts: equal in all files of a set
+            skipped                    {pair id: why it gave no group}
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gdpo.config import Config, Rollout
+from gdpo.data.shards import Pair, Shards, shard_files
+from gdpo.preference.errors import check_group
+from gdpo.preference.group import SCHEMA_VERSION, Group, from_row, schema
+from tasks.runs import fingerprint
+
+AGAIN = "run the rollout stage again"
+BATCH = 64  # rows that are read at once
+# Settings that mean something for one kind of candidates only, and those that change no group.
+ONLY_FOR = {"guidance_range": "guidance", "t_add_range": "t_add", "sigma": "action"}
+NO_MATTER = {"parts", "batch"}
+MAY_BE_NULL = {"tags", "latent_lr"}
+
+
+def header(config: Config, root: Path) -> dict[str, Any]:
+    """{printed name: value} of everything that a rollout set depends on, besides the pairs."""
+    kind = config.rollout.candidates
+    settings = config.rollout.model_dump(exclude=NO_MATTER)
+    found = {
+        "reference": fingerprint({}, [root / "models/naosd"]),
+        "seed": config.seed,
+        **{f"rollout.{key}": value for key, value in settings.items() if ONLY_FOR.get(key, kind) == kind},
+        "model.training_prompt": config.model.training_prompt,
+    }
+    return found | ({"model.negative_prompt": config.model.negative_prompt} if kind == "guidance" else {})
+
+
+class Selected(Sequence[Pair]):
+    """The pairs of data/selected/manifest.parquet, each read from data/shards/train when it is asked for.
+
+    by_id: in the order in which `read_rollouts` gives their groups; else by rank. Errors: ValueError naming the manifest or
+    shard that is missing or damaged, or the patch that no shard has.
+    """
+
+    def __init__(self, root: Path, *, by_id: bool = False) -> None:
+        path = root / "data/selected/manifest.parquet"
+        if not path.is_file():
+            raise ValueError(f"{path}: no such file; run the select stage")
+        self._shards = Shards(root / "data/shards/train")
+        self._index = {id_: i for i, id_ in enumerate(self._shards.ids)}
+        try:
+            self.ids: list[str] = pq.read_table(path, columns=["id"]).column("id").to_pylist()
+        except (OSError, pa.ArrowException) as error:
+            raise ValueError(f"{path}: damaged manifest ({_line(error)}); run the select stage again") from error
+        strangers = [id_ for id_ in self.ids if id_ not in self._index]
+        if strangers:
+            raise ValueError(f"{path}: patch {strangers[0]} is not in data/shards/train; run the select stage again")
+        if by_id:
+            self.ids.sort()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @overload
+    def __getitem__(self, index: int) -> Pair: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Pair]: ...
+    def __getitem__(self, index: int | slice) -> Pair | list[Pair]:
+        """The pair at a position, or those of several."""
+        if isinstance(index, slice):
+            return [self._shards[self._index[id_]] for id_ in self.ids[index]]
+        return self._shards[self._index[self.ids[index]]]
+
+    def fingerprint(self) -> str:
+        """SHA-256 of which pairs, in which order, and of all pixels they are taken from."""
+        return hashlib.sha256(json.dumps([self.ids, self._shards.fingerprint()]).encode()).hexdigest()
+
+
+def pairs_at_once(settings: Rollout) -> int:
+    """Pairs whose candidates fill a forward pass, at most `rollout.batch` of them."""
+    return max(1, settings.batch // settings.group)
+
+
+def ranks(count: int, settings: Rollout, part: str) -> dict[int, range]:
+    """{number of the chunk: ranks of its pairs} of one part: of n parts, part k takes the chunks c with c % n == k.
+
+    A chunk is what fills a forward pass, so the number of parts changes no batch, and no bit of a group.
+    """
+    size, parts = pairs_at_once(settings), settings.parts
+    chunks = range(parts.index(part), -(-count // size), len(parts))
+    return {chunk: range(chunk * size, min((chunk + 1) * size, count)) for chunk in chunks}
+
+
+def plan(ids: list[str], settings: Rollout) -> dict[str, Any]:
+    """What the shares of the parts follow from."""
+    selected = hashlib.sha256(json.dumps(ids).encode()).hexdigest()
+    return {"parts": settings.parts, "pairs_at_once": pairs_at_once(settings), "selected": selected}
+
+
+def read_rollouts(config: Config, root: Path) -> list[Group]:
+    """All groups of the rollout set, sorted by id.
+
+    Errors: ValueError naming the file and what is wrong: made by another reference or with other settings, of another
+    selection than the other parts, a part that is missing, damage, a group that is there twice or not finite.
+    """
+    folder = root / "data/rollouts"
+    paths = shard_files(folder)
+    if not paths:
+        raise ValueError(f"{folder}: no rollouts here; run the rollout stage")
+    wanted = header(config, root)
+    plans = {path: _check_metadata(path, wanted) for path in paths}
+    _check_parts(folder, plans)
+    groups: dict[str, Group] = {}
+    for path in paths:
+        for group in _groups(path, config.rollout):
+            if group.id in groups:
+                raise ValueError(f"{path}: group {group.id} is there twice; {AGAIN}")
+            groups[group.id] = group
+    if not groups:
+        raise ValueError(f"{folder}: no group in any part; {AGAIN}")
+    return [groups[id_] for id_ in sorted(groups)]
+
+
+def _check_metadata(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+    """The plan of a file whose header is the one that is wanted."""
+    with _opened(path) as file:
+        metadata = file.schema_arrow.metadata or {}
+    if metadata.get(b"gdpo-rollout") != SCHEMA_VERSION.encode() or b"plan" not in metadata:
+        raise ValueError(f"{path}: no rollouts of this version; delete it and {AGAIN}")
+    found = json.loads(metadata[b"rollout"])
+    for key in [*wanted, *(key for key in found if key not in wanted)]:
+        if found.get(key) != wanted.get(key):
+            known, present = (_short(values.get(key)) for values in (found, wanted))
+            name = "reference (models/naosd)" if key == "reference" else key
+            raise ValueError(f"{path}: made with {name} {known}, and now it is {present}; {AGAIN}")
+    return dict(json.loads(metadata[b"plan"]))
+
+
+def _check_parts(folder: Path, plans: dict[Path, dict[str, Any]]) -> None:
+    """The files must be those of one plan, one for each of its parts."""
+    first, of_first = next(iter(plans.items()))
+    for path, found in plans.items():
+        if found != of_first:
+            key = next(key for key in of_first if found.get(key) != of_first[key])
+            raise ValueError(f"{path}: of another rollout set than {first} (other {key}); run all parts of the rollout stage")
+    there = {path.relative_to(folder).as_posix() for path in plans}
+    files = {f"{part}/00000.parquet": part for part in of_first["parts"]}
+    missing = [part for name, part in files.items() if name not in there]
+    if missing:
+        raise ValueError(f"{folder}: part {missing[0]} is missing; run it: python -m tasks rollout --part {missing[0]}")
+    if odd := sorted(there - set(files)):
+        raise ValueError(f"{folder / odd[0]}: belongs to no part ({', '.join(of_first['parts'])}); delete it")
+
+
+def _groups(path: Path, settings: Rollout) -> Iterator[Group]:
+    """The groups of a file, each checked."""
+    with _opened(path) as file:
+        if file.schema_arrow.remove_metadata() != schema(settings, "").remove_metadata():
+            raise ValueError(f"{path}: other columns than rollouts have; {AGAIN}")
+        try:
+            for batch in file.iter_batches(BATCH):
+                empty = [name for name in batch.schema.names if name not in MAY_BE_NULL and batch[name].null_count]
+                if empty:
+                    raise ValueError(f"{path}: {empty[0]} is missing in a row; {AGAIN}")
+                for row in batch.to_pylist():
+                    yield _group(path, row, settings)
+        except (OSError, pa.ArrowException) as error:
+            raise ValueError(f"{path}: damaged rollouts ({_line(error)}); {AGAIN}") from error
+
+
+def _group(path: Path, row: dict[str, Any], settings: Rollout) -> Group:
+    """One group. What is trained on must be there for all candidates and noises, and finite."""
+    try:
+        group = from_row(row)
+    except ValueError as error:
+        raise ValueError(f"{path}: group {row['id']}: damaged latents ({_line(error)}); {AGAIN}") from error
+    try:
+        check_group(group)
+    except ValueError as error:
+        raise ValueError(f"{path}: {_line(error)}; {AGAIN}") from error
+    if not 0 <= group.detail_share <= 1:
+        raise ValueError(f"{path}: group {group.id}: detail_share is {group.detail_share}; {AGAIN}")
+    if group.latents.lr is not None and not group.latents.lr.isfinite().all():
+        raise ValueError(f"{path}: group {group.id}: latents.lr is not finite; {AGAIN}")
+    size = (len(group.seeds), len(group.noise_seeds), len(group.reference_error))
+    if size != (settings.group, settings.noises, settings.noises):
+        raise ValueError(
+            f"{path}: group {group.id} is not of {settings.group} candidates and {settings.noises} noises; {AGAIN}"
+        )
+    return group
+
+
+def _opened(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path, page_checksum_verification=True)
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{path}: damaged rollouts ({_line(error)}); {AGAIN}") from error
+
+
+def _short(value: object) -> str:
+    """A value of the header, a hash cut to its beginning."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return f"{text[:60]}..." if len(text) > 64 else text[:12] if len(text) == 64 else text
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
