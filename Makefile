@@ -24,7 +24,7 @@ demo: .venv  ## run the sample pipeline (what is up to date is not run again), p
 test: .venv  ## run the tests
 	python -m pytest
 
-fleet-test: .venv  ## run the tests against real servers and workers (ten minutes)
+fleet-test: .venv  ## run the tests against real servers and workers (a quarter of an hour)
 	python -m pytest -m orchestration
 
 lint: .venv  ## style, formatting, types

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from record import record
 
-from tests.flows.fleet import QUICK, Fleet
+from tests.flows.fleet import QUICK, Fleet, wait_for
 
 
 def outputs(clone: Path) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def on_workers(count: int, changes: dict[str, Any]) -> tuple[float, dict[str, An
         fleet.worker("head", "head")
         for number in range(count):
             fleet.worker(f"worker-{number}", "cpu")
-        time.sleep(10)  # until the workers poll
+        wait_for(lambda: len(fleet.post("work_pools/cpu/workers/filter")) == count, 300, f"{count} workers")
         begun = time.perf_counter()
         state = fleet.finished(fleet.start("gdpo-pipeline/head", fan_out=True, gpu="gdpo-stage/cpu"), 3600)
         seconds = time.perf_counter() - begun

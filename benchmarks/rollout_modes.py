@@ -51,8 +51,8 @@ def main() -> int:
     """Train, judge, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=REPO)
-    parser.add_argument("--groups", type=int, default=96)
-    parser.add_argument("--steps", type=int, default=48)
+    parser.add_argument("--groups", type=int, default=48)
+    parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--batch", type=int, default=6)
     parser.add_argument("--lr", type=float, default=3e-4)
     parser.add_argument("--repeats", type=int, default=3)

@@ -4,7 +4,8 @@
     against the promoted run        as `python -m tasks evaluate --against FILE` does; a regression fails the run, by name
     publish                         runs/<date>-<commit>/ of the kind "nightly"
 
-It judges and shows; it promotes nothing and touches no pointer. Without a promoted run there is nothing to compare with,
+It judges the models that the clone's ledger (dvc.lock) names, and refuses them if they were made with other code or parameters
+than those here. It promotes nothing and touches no pointer. Without a promoted run there is nothing to compare with,
 and that is logged, not an error.
 """
 
@@ -15,7 +16,7 @@ from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from flows.publish import publish, store_url
-from flows.repro import RETRIES, StageFailed, graph, pull, push, repro
+from flows.repro import RETRIES, StageFailed, check_inputs, graph, pull, push, repro
 from flows.workplace import ROOT
 from tasks import against, publication
 from tasks.params import load
@@ -27,7 +28,7 @@ def evaluate() -> None:
     """Bring the evaluation up to date, publish it, and fail if it is worse than the promoted run."""
     edges = graph(ROOT)
     mine = [stage for stage in edges if stage.partition("@")[0] in ("evaluate", "report")]
-    pull("gdpo-evaluate", sorted({name for stage in mine for name in edges[stage]} - set(mine)), ROOT)
+    pull("gdpo-evaluate", check_inputs("the evaluation", mine, edges, ROOT), ROOT)
     for stage in mine:
         repro(stage, ROOT, share=True)
         push(stage, ROOT)

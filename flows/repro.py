@@ -145,6 +145,27 @@ def outdated(stages: Sequence[str], root: Path) -> dict[str, str]:
     return found
 
 
+def ancestors(edges: dict[str, set[str]], stages: Sequence[str]) -> list[str]:
+    """`stages` and everything they are made from, in the order of `edges`."""
+    wanted = set(stages)
+    for stage in reversed(edges):
+        if stage in wanted:
+            wanted |= edges[stage]
+    return [stage for stage in edges if stage in wanted]
+
+
+def check_inputs(what: str, stages: Sequence[str], edges: dict[str, set[str]], root: Path) -> list[str]:
+    """What `stages` read that is not of their own making; `StageFailed` if it was made with other code or parameters."""
+    inputs = sorted({name for stage in stages for name in edges[stage]} - set(stages))
+    old = outdated(ancestors(edges, inputs), root)
+    if old:
+        stage, why = next(iter(old.items()))
+        raise StageFailed(
+            f"{what} reads what stage {stage} makes, but {why}: prefect deployment run gdpo-pipeline/head makes it anew"
+        )
+    return inputs
+
+
 def _changed(entries: list[Any]) -> str:
     """The first changed parameter or file in one stage's status, or ""."""
     for entry in entries:

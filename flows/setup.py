@@ -7,7 +7,7 @@ limits          tag gdpo-transfer: pulls and pushes at once; one stage per worke
 variable        gdpo_store: the bucket with runs/, models/ and the results of flow runs
 results         S3Bucket block `gdpo-results`; endpoint and credentials stay in each worker's environment
 deployments     those of prefect.yaml
-automations     a run without a sign of life is marked crashed; a finished training run is evaluated
+automations     a run without a sign of life is marked crashed; a finished run of gdpo-train/a100 is evaluated
 """
 
 import argparse
@@ -16,6 +16,7 @@ import sys
 from datetime import timedelta
 from typing import cast
 from urllib.parse import urlparse
+from uuid import UUID
 
 from prefect.automations import Automation
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -61,10 +62,11 @@ def setup(store: str, heartbeat_s: int = HEARTBEAT_S) -> None:
     _deploy()
     with get_client(sync_client=True) as client:
         nightly = client.read_deployment_by_name("gdpo-evaluate/nightly")
+        train = client.read_deployment_by_name("gdpo-train/a100")  # not .../local: what that makes stays on its machine
     _automation(_crash_the_dead(timedelta(seconds=3 * heartbeat_s)))
     _automation(
         _evaluate_after_training(
-            RunDeployment(deployment_id=nightly.id, source="selected", parameters=None, job_variables=None)
+            train.id, RunDeployment(deployment_id=nightly.id, source="selected", parameters=None, job_variables=None)
         )
     )
 
@@ -104,12 +106,12 @@ def _crash_the_dead(window: timedelta) -> Automation:
     )  # fmt: skip
 
 
-def _evaluate_after_training(evaluate: RunDeployment) -> Automation:
+def _evaluate_after_training(train: UUID, evaluate: RunDeployment) -> Automation:
     return Automation(
         name="gdpo: evaluate after training",
         trigger=EventTrigger(
             expect={"prefect.flow-run.Completed"}, match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
-            match_related=ResourceSpecification({"prefect.resource.role": "flow", "prefect.resource.name": "gdpo-train"}),
+            match_related=ResourceSpecification({"prefect.resource.id": f"prefect.deployment.{train}"}),
             posture=Posture.Reactive, threshold=1, within=timedelta(0),
         ),
         actions=[evaluate],

@@ -10,7 +10,7 @@ parameters: `gdpo-pipeline/head` makes it.
 from prefect import flow
 
 from flows.publish import publish
-from flows.repro import StageFailed, check_commit, graph, outdated, pull, push, repro
+from flows.repro import check_commit, check_inputs, graph, pull, push, repro
 from flows.workplace import ROOT
 
 STAGES = ("finetune", "evaluate", "report")
@@ -27,28 +27,9 @@ def train(share: bool = True, commit: str | None = None) -> None:
         publish(ROOT, share=False)
         return
     mine = [stage for stage in edges if stage.partition("@")[0] in STAGES]
-    inputs = sorted({name for stage in mine for name in edges[stage]} - set(mine))
-    _check_inputs(ancestors(edges, inputs))
+    inputs = check_inputs("training", mine, edges, ROOT)
     pull("gdpo-train", inputs, ROOT)
     for stage in mine:
         repro(stage, ROOT, share=True)
         push(stage, ROOT)
     publish(ROOT, share=True)
-
-
-def ancestors(edges: dict[str, set[str]], stages: list[str]) -> list[str]:
-    """`stages` and everything they are made from, in the order of `edges`."""
-    wanted = set(stages)
-    for stage in reversed(edges):
-        if stage in wanted:
-            wanted |= edges[stage]
-    return [stage for stage in edges if stage in wanted]
-
-
-def _check_inputs(stages: list[str]) -> None:
-    old = outdated(stages, ROOT)
-    if old:
-        stage, what = next(iter(old.items()))
-        raise StageFailed(
-            f"training reads what stage {stage} makes, but {what}: prefect deployment run gdpo-pipeline/head makes it anew"
-        )

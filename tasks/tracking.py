@@ -5,9 +5,9 @@
                    WANDB_MODE=offline all of it; `wandb sync` uploads that
 
 A resumed loop replays its history, so both begin anew with each start and show every step once: TensorBoard drops what older
-files in the folder hold, W&B gets another run. We send the values of steps and no more: no parameters, code, git remote, environment or output (W&B
-itself adds the machine's load, the command line and the installed packages). A tracker that does not start is an error, since
-nothing is lost by then; one that fails later costs a line, not the training.
+files in the folder hold, W&B gets another run. We send the values of steps and no more: no parameters, code, git remote,
+environment or output (W&B itself adds the machine's load, the command line and the installed packages). A tracker that does
+not start is an error, since nothing is lost by then; one that fails later costs a line, not the training.
 """
 
 import importlib
@@ -57,14 +57,9 @@ class _Wandb:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # read at the import: its own crashes, to its makers
         wandb = importlib.import_module("wandb")
         settings = wandb.Settings(
-            silent=True,
-            console="off",
-            disable_git=True,
-            disable_code=True,
-            save_code=False,
-            finish_timeout=UPLOAD_S,
-            finish_timeout_raises=True,
-        )
+            silent=True, console="off", disable_git=True, disable_code=True, save_code=False,
+            finish_timeout=UPLOAD_S, finish_timeout_raises=True,
+        )  # fmt: skip
         self._run = wandb.init(project=PROJECT, name=name, dir=str(folder), settings=settings)
 
     def log(self, step: int, values: dict[str, float]) -> None:

@@ -1,5 +1,6 @@
 """docs/fidelity.md against the code: every key, every named test, every difference; and profiles/paper.yaml's values."""
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,6 +99,24 @@ def test_the_paper_profile_has_the_published_values(paper: Config) -> None:
     assert (paper.degrade.tags, paper.model.training_prompt) == ("hr", "")
     assert paper.evaluate.color_fix == "adain"
     assert "maniqa_pipal" in paper.evaluate.metrics
+
+
+def test_the_precision_of_the_metrics_is_quoted_as_recorded() -> None:
+    measured = json.loads((ROOT / "benchmarks/results/metric_precision.json").read_text())["measured"]
+    quoted = {
+        "musiq": "MUSIQ",
+        "clipiqa": "CLIP-IQA",
+        "maniqa_koniq": "MANIQA",
+        "afine": "A-FINE",
+        "lpips_alex": "LPIPS",
+        "dists": "DISTS",
+    }
+    assert set(measured["metrics"]) == set(quoted)
+    for name, row in measured["metrics"].items():
+        changed, error = round(row["order_changed"] * measured["groups"]), row["error_in_spreads"]
+        found = re.search(rf"\b{quoted[name]} (\d+) of {measured['groups']}, (?:error )?(\d\.\d\d)\b", TEXT)
+        assert found and (int(found[1]), float(found[2])) == (changed, pytest.approx(error, abs=0.006)), name
+        assert row["weights"] == "random"
 
 
 def test_the_paper_profile_hides_no_value_of_the_sample() -> None:

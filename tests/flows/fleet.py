@@ -58,6 +58,18 @@ def snapshot(folder: Path, changes: Mapping[str, Any]) -> Path:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
     (folder / "dvc.lock").unlink(missing_ok=True)
+    set_params(folder, changes)
+    for command in (
+        ["init", "-q"],
+        ["add", "-A"],
+        ["-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "x"],
+    ):
+        subprocess.run(["git", *command], cwd=folder, check=True)
+    return folder
+
+
+def set_params(folder: Path, changes: Mapping[str, Any]) -> None:
+    """Write `changes` (section.key: value) into params.yaml."""
     yaml = YAML()
     params = yaml.load(folder / "params.yaml")
     for key, value in changes.items():
@@ -67,13 +79,6 @@ def snapshot(folder: Path, changes: Mapping[str, Any]) -> Path:
             node = node[section]
         node[last] = value
     yaml.dump(params, folder / "params.yaml")
-    for command in (
-        ["init", "-q"],
-        ["add", "-A"],
-        ["-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "x"],
-    ):
-        subprocess.run(["git", *command], cwd=folder, check=True)
-    return folder
 
 
 class Fleet:
@@ -86,6 +91,7 @@ class Fleet:
         self.cluster: Path | None = None
         self.api = f"http://127.0.0.1:{free_port()}/api"
         self.s3 = f"http://127.0.0.1:{free_port()}"
+        self.http = httpx.Client(timeout=60)
         home = str(Path(sys.executable).parent)
         self.env = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "AWS_", "DVC_"))},
@@ -114,9 +120,9 @@ class Fleet:
             self.env["PREFECT_API_DATABASE_CONNECTION_URL"] = database
         port = self.api.removesuffix("/api").rpartition(":")[2]
         self.spawn("server", ["-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", port], self.folder)
-        wait_for(lambda: _answers(f"{self.s3}/moto-api/"), 60, "the S3 server")
+        wait_for(lambda: _answers(f"{self.s3}/moto-api/"), 180, "the S3 server")
         s3.client(self.s3).create_bucket(Bucket=BUCKET)
-        wait_for(lambda: _answers(f"{self.api}/health"), 180, "the Prefect server")
+        wait_for(lambda: _answers(f"{self.api}/health"), 300, "the Prefect server")
         command = ["-m", "flows.setup", "--store", f"s3://{BUCKET}", "--heartbeat", str(HEARTBEAT_S)]
         subprocess.run([sys.executable, *command], cwd=self.source, env=self._environment(self.source), check=True)
 
@@ -139,7 +145,7 @@ class Fleet:
                 stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
         psql = [str(programs / "psql"), "-h", "127.0.0.1", "-p", port, "-U", "prefect", "-d", "postgres", "-c"]
-        wait_for(lambda: subprocess.run([*psql, "SELECT 1"], capture_output=True).returncode == 0, 60, "PostgreSQL")
+        wait_for(lambda: subprocess.run([*psql, "SELECT 1"], capture_output=True).returncode == 0, 180, "PostgreSQL")
         subprocess.run([*psql, "CREATE DATABASE prefect"], check=True, capture_output=True)
         psql[psql.index("postgres")] = "prefect"
         subprocess.run([*psql, "CREATE EXTENSION pg_trgm"], check=True, capture_output=True)
@@ -148,6 +154,7 @@ class Fleet:
     def __exit__(self, *_: object) -> None:
         for name in reversed(list(self.processes)):
             self.kill(name)
+        self.http.close()
         if self.cluster:
             shutil.rmtree(self.cluster, ignore_errors=True)
 
@@ -187,13 +194,13 @@ class Fleet:
 
     def post(self, path: str, **content: Any) -> Any:
         """One call of Prefect's REST API."""
-        answer = httpx.post(f"{self.api}/{path}", json=content, timeout=60)
+        answer = self.http.post(f"{self.api}/{path}", json=content)
         answer.raise_for_status()
         return answer.json() if answer.content else None
 
     def get(self, path: str) -> Any:
         """One reading call."""
-        answer = httpx.get(f"{self.api}/{path}", timeout=60)
+        answer = self.http.get(f"{self.api}/{path}")
         answer.raise_for_status()
         return answer.json()
 
@@ -208,7 +215,7 @@ class Fleet:
         """The present state of a run."""
         return dict(self.get(f"flow_runs/{run}")["state"] or {})
 
-    def finished(self, run: str, seconds: float = 600) -> dict[str, Any]:
+    def finished(self, run: str, seconds: float = 1800) -> dict[str, Any]:
         """The final state of a run, waited for."""
         wait_for(lambda: self.state(run).get("type") in FINAL, seconds, f"run {run}, {self.get(f'flow_runs/{run}')['name']}")
         return self.state(run)
@@ -227,6 +234,10 @@ class Fleet:
             found += page
             if len(page) < 200:
                 return "\n".join(row["message"] for row in found)
+
+    def tasks(self, run: str) -> list[dict[str, Any]]:
+        """The task runs of a run."""
+        return list(self.post("task_runs/filter", task_runs={"flow_run_id": {"any_": [run]}}))
 
     def log_files(self) -> str:
         """What all processes printed."""

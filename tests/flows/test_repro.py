@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from flows.faults import is_network_fault
-from flows.repro import StageFailed, check_commit, commit_of, graph, outdated, run_dvc
-from flows.train import ancestors
+from flows.repro import StageFailed, ancestors, check_commit, check_inputs, commit_of, graph, outdated, run_dvc
 from flows.workplace import read_ledger, write_ledger
 
 SLOW = """
@@ -175,6 +174,15 @@ def test_what_a_stage_is_made_from() -> None:
     assert ancestors(edges, ["d"]) == ["a", "b", "d"]
     assert ancestors(edges, ["e", "b"]) == ["a", "b", "c", "e"]
     assert ancestors(edges, []) == []
+
+
+def test_inputs_made_with_other_parameters_are_refused(repository: Path) -> None:
+    repro("made", repository, lambda line: None)
+    edges = graph(repository)
+    assert check_inputs("training", ["after@x", "after@y"], edges, repository) == ["made"]
+    (repository / "params.yaml").write_text("number: 2\n")
+    with pytest.raises(StageFailed, match="training reads what stage made makes, but it was run with another number: prefect"):
+        check_inputs("training", ["after@x", "after@y"], edges, repository)
 
 
 def test_the_ledger_travels(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
