@@ -1,18 +1,19 @@
 """One GDPO step in time and memory: as released, ours with rollouts in the loop, ours from cached rollouts.
 
-    OMP_NUM_THREADS=2 python -m benchmarks.rl_step [--rounds 7]         # a CPU: a quarter of SD2.1-base's widths, 256 px
+    OMP_NUM_THREADS=1 python -m benchmarks.rl_step [--rounds 5]         # a CPU: half of SD2.1-base's widths, 128 px
     python -m benchmarks.rl_step --size sd2.1 [--rounds 20]             # a GPU with 80 GB: SD2.1-base, 512 px
 
     released    benchmarks/released_step.py, which says what it leaves out
     online      the step of `finetune` with rollouts: online
     cached      the same from the rollouts that the stage stores
 
-A step is one LR image with G = 6 candidates, as on each GPU of the release. The three take turns on one machine, medians are
-compared; random weights (benchmarks/rl_variants.py) take the time of trained ones. On a CPU everything is fp32 and the reward
-PSNR and NIQE: MANIQA would dominate the first two alike. Memory is measured in a process of its own for each.
+A step is one LR image with G = 6 candidates, as on each GPU of the release. The three take turns in one process, medians are
+compared: of the processor time of one thread on a CPU, so that a busy machine disturbs little, of wall time on a GPU. Random
+weights (benchmarks/rl_variants.py) take the time of trained ones. On a CPU everything is fp32 and the reward PSNR and NIQE:
+MANIQA would dominate the first two alike. Memory is measured in a process of its own for each.
 
-Also counted, for steps of 1 and of 8 LR images: what waits for the device, and modules or adapters that Python walks
-through. Writes benchmarks/results/rl_step.json, or rl_step_sd2.1.json.
+Also counted: multiply-accumulates, and for steps of 1 and of 8 LR images what waits for the device, and the modules and
+adapters that Python walks through. Writes benchmarks/results/rl_step.json, or rl_step_sd2.1.json.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -52,17 +54,18 @@ def wait() -> None:
         torch.cuda.synchronize()
 
 
-def seconds(variants: dict[str, Variant], rounds: int) -> dict[str, list[float]]:
-    """Wall time of each round's step; the variants take turns, and the first round, which warms them up, is left out."""
-    spent: dict[str, list[float]] = {name: [] for name in variants}
-    for i in range(rounds + 1):
+def seconds(variants: dict[str, Variant], rounds: int) -> dict[str, dict[str, list[float]]]:
+    """Wall and processor time of each round's step; the variants take turns."""
+    spent: dict[str, dict[str, list[float]]] = {name: {"wall": [], "processor": []} for name in variants}
+    for i in range(rounds):
         for name, variant in variants.items():
             wait()
-            start = time.perf_counter()
-            variant.step(i)
+            wall, processor = time.perf_counter(), time.process_time()
+            variant.step(i + 1)
             wait()
-            spent[name].append(time.perf_counter() - start)
-    return {name: values[1:] for name, values in spent.items()}
+            spent[name]["wall"].append(round(time.perf_counter() - wall, 4))
+            spent[name]["processor"].append(round(time.process_time() - processor, 4))
+    return spent
 
 
 class Waits(TorchDispatchMode):
@@ -138,15 +141,6 @@ def memory(name: str, size: Size, file: Path) -> dict[str, int]:
     return {"static": variant.static(), "peak": peak}
 
 
-def macs(size: Size) -> dict[str, int]:
-    """MACs of one step by gdpo/model/cost.py: no tagger, and reward networks only where the reward has them."""
-    with torch.device("meta"):
-        found = networks(size.divisor)
-    parts = cost.rl_step(found, size.side, GROUP)
-    used = [p for p in parts if not p.name.startswith("reward") or any(metric(name).pyiqa for name in size.perception)]
-    return {name: sum(part.macs.total * part.calls[column] for part in used) for name, column in VARIANTS.items()}
-
-
 def static_sd21() -> dict[str, int]:
     """Bytes that a process keeps for SD2.1-base: parameters, and of the adapters their AdamW state (12 bytes each in all).
 
@@ -176,18 +170,18 @@ def each_counted(size: Size, file: Path, batch: int) -> dict[str, dict[str, int]
 
 
 def measure(size: Size, rounds: int, file: Path) -> dict[str, Any]:
-    """Everything but the memory."""
+    """Everything but the memory. The step that is counted is the first, which is not timed."""
     write_rollouts(size, file)
     variants = {name: prepare(name, size, file) for name in VARIANTS}
+    macs = {name: cost.count(partial(variant.step, 0)).total for name, variant in variants.items()}
     spent = seconds(variants, rounds)
-    median = {name: statistics.median(values) for name, values in spent.items()}
-    shares = {name: round(outside(variants[name]), 3) for name in VARIANTS}
-    del variants
+    clock = "processor" if size.device == "cpu" else "wall"
+    median = {name: statistics.median(values[clock]) for name, values in spent.items()}
     return {
-        "seconds": {name: [round(value, 4) for value in values] for name, values in spent.items()},
-        "median": {name: round(value, 4) for name, value in median.items()},
-        "faster": {name: round(median["released"] / median[name], 2) for name in TARGETS},
-        "macs": macs(size), "outside": shares, "per_step": {str(batch): each_counted(size, file, batch) for batch in (1, MANY)},
+        "seconds": spent, "compared": clock, "median": median,
+        "faster": {name: round(median["released"] / median[name], 2) for name in VARIANTS}, "macs": macs,
+        "outside": {name: round(outside(variant), 3) for name, variant in variants.items()},
+        "per_step": {str(batch): each_counted(size, file, batch) for batch in (1, MANY)},
     }  # fmt: skip
 
 
@@ -200,7 +194,7 @@ def described(size: Size) -> dict[str, Any]:
         "widths": f"SD2.1-base / {size.divisor}", "side": size.side, "group": GROUP,
         "reward": ["psnr_y", *size.perception], "precision": size.precision,
         "parameters": {name: cost.parameters(part) for name, part in parts.items()},
-        "device": torch.cuda.get_device_name() if size.device == "cuda" else f"{torch.get_num_threads()} CPU threads",
+        "device": torch.cuda.get_device_name() if size.device == "cuda" else f"CPU, {torch.get_num_threads()} thread",
         "versions": {name: version(name) for name in ("torch", "diffusers", "peft", "transformers")},
     }  # fmt: skip
 
@@ -208,8 +202,8 @@ def described(size: Size) -> dict[str, Any]:
 def main() -> None:
     """Measure, print the table, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=SIZES, default="quarter")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--size", choices=SIZES, default="half")
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--memory", choices=VARIANTS, help=argparse.SUPPRESS)  # of this script's own processes
     parser.add_argument("--rollouts", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -219,6 +213,8 @@ def main() -> None:
         return
     if size.device == "cuda" and not torch.cuda.is_available():
         parser.error(f"--size {args.size} needs a GPU, and torch sees none")
+    if size.device == "cpu" and torch.get_num_threads() != 1:
+        parser.error("one thread is measured: set OMP_NUM_THREADS=1")
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "rollouts.parquet"
         if any(metric(name).pyiqa for name in size.perception):
@@ -230,7 +226,7 @@ def main() -> None:
             done = subprocess.run(command, cwd=REPO, check=True, stdout=subprocess.PIPE, text=True)
             found[name] = json.loads(done.stdout.splitlines()[-1])
     measured |= {"memory": found, "static_sd2.1": static_sd21()}
-    record("rl_step" if args.size == "quarter" else f"rl_step_{args.size}", measured)
+    record("rl_step" if args.size == "half" else f"rl_step_{args.size}", measured)
     show(measured)
 
 
@@ -238,7 +234,7 @@ def show(measured: dict[str, Any]) -> None:
     """The table."""
     print(f"{'':10}{'s/step':>9}{'faster':>8}{'TMAC':>8}{'static MB':>11}{'peak MB':>9}{'SD2.1 static MB':>17}{'part':>6}")
     for name in VARIANTS:
-        faster, memory_of, full = measured["faster"].get(name, 1.0), measured["memory"][name], measured["static_sd2.1"]
+        faster, memory_of, full = measured["faster"][name], measured["memory"][name], measured["static_sd2.1"]
         print(
             f"{name:10}{measured['median'][name]:9.3f}{faster:8.2f}{measured['macs'][name] / 1e12:8.3f}"
             f"{memory_of['static'] / 1e6:11.0f}{memory_of['peak'] / 1e6:9.0f}{full[name] / 1e6:17.0f}"

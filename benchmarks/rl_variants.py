@@ -25,7 +25,7 @@ from gdpo.config import Config
 from gdpo.data.shards import Box, Pair, enlarge
 from gdpo.data.sources import photographs
 from gdpo.images import to_tensor
-from gdpo.model import architectures, cost
+from gdpo.model import architectures
 from gdpo.model.architectures import Networks
 from gdpo.model.naosd import NAOSD
 from gdpo.model.tiny import tiny_tokenizer
@@ -38,7 +38,7 @@ from gdpo.rewards.networks import offline
 from gdpo.rewards.table import metric
 
 GROUP = 6
-VARIANTS = {"released": cost.RELEASED, "online": cost.ONLINE, "cached": cost.CACHED}
+VARIANTS = ("released", "online", "cached")
 PHOTOGRAPHS = ("astronaut", "hubble_deep_field", "ihc", "retina")
 
 
@@ -55,7 +55,7 @@ class Size:
 
 
 SIZES = {
-    "quarter": Size(4, 256, ["niqe"], "fp32", torch.float32, "cpu"),
+    "half": Size(2, 128, ["niqe"], "fp32", torch.float32, "cpu"),
     "sd2.1": Size(1, 512, ["musiq", "maniqa_koniq"], "bf16", torch.bfloat16, "cuda"),
 }
 

@@ -331,7 +331,7 @@ class Config(Section):
     seed: Annotated[int, Field(ge=0)] = 0
     allow_cpu: bool = Field(False, description="let the stages that need a GPU run without one")
     track: Literal["none", "tensorboard", "wandb"] = Field(
-        "none", description="where the values of every step go, besides work/<stage>/metrics.jsonl"
+        "none", description="where the values of every training step go, besides work/<stage>/metrics.jsonl"
     )
     fetch: Fetch = Fetch()
     model: Model
