@@ -16,6 +16,7 @@ the step, LPIPS that is loaded and not used, gradients that the VAE's weights as
 
 import copy
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,10 +25,21 @@ from torch import Tensor, nn
 from gdpo.config import Finetune, Reward
 from gdpo.model.naosd import NAOSD
 from gdpo.model.schedule import add_noise, predict_x0
-from gdpo.rewards.metrics import higher_is_better, network, score
+from gdpo.rewards.metrics import higher_is_better, score
+from gdpo.rewards.networks import build
 from gdpo.rewards.table import metric
 
 Draw = Callable[[int], Tensor]  # so many standard normal latents, on the device
+
+
+def released_metric(name: str, device: torch.device) -> nn.Module:
+    """pyiqa's own module, all crops of MANIQA at once: not shared with ours, whose MANIQA keeps no block's output."""
+    pyiqa_name = metric(name).pyiqa
+    assert pyiqa_name is not None
+    net: Any = build(pyiqa_name, device, **metric(name).options)
+    if hasattr(net, "save_output"):
+        net.save_output.outputs = []
+    return net
 
 
 class Released:
@@ -43,7 +55,7 @@ class Released:
         optimizer = settings.optimizer
         self.optimizer = torch.optim.AdamW(self.policy.values(), lr=optimizer.lr, weight_decay=optimizer.weight_decay)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.device.type == "cuda")
-        self.networks = {n: network(n, self.device) for n in (*reward.fidelity, *reward.perception) if metric(n).pyiqa}
+        self.networks = {n: released_metric(n, self.device) for n in (*reward.fidelity, *reward.perception) if metric(n).pyiqa}
 
     def held(self) -> Iterable[nn.Module]:
         """The networks it keeps in memory."""

@@ -171,7 +171,6 @@ def each_counted(size: Size, file: Path, batch: int) -> dict[str, dict[str, int]
 
 def measure(size: Size, rounds: int, file: Path) -> dict[str, Any]:
     """Everything but the memory. The step that is counted is the first, which is not timed."""
-    write_rollouts(size, file)
     variants = {name: prepare(name, size, file) for name in VARIANTS}
     macs = {name: cost.count(partial(variant.step, 0)).total for name, variant in variants.items()}
     spent = seconds(variants, rounds)
@@ -179,7 +178,7 @@ def measure(size: Size, rounds: int, file: Path) -> dict[str, Any]:
     median = {name: statistics.median(values[clock]) for name, values in spent.items()}
     return {
         "seconds": spent, "compared": clock, "median": median,
-        "faster": {name: round(median["released"] / median[name], 2) for name in VARIANTS}, "macs": macs,
+        "faster": {name: round(median["released"] / median[name], 2) for name in VARIANTS}, "targets": TARGETS, "macs": macs,
         "outside": {name: round(outside(variant), 3) for name, variant in variants.items()},
         "per_step": {str(batch): each_counted(size, file, batch) for batch in (1, MANY)},
     }  # fmt: skip
@@ -219,12 +218,13 @@ def main() -> None:
         file = Path(scratch) / "rollouts.parquet"
         if any(metric(name).pyiqa for name in size.perception):
             random_rewards(Path(scratch))
-        measured = described(size) | measure(size, args.rounds, file)
+        write_rollouts(size, file)
         found = {}
         for name in VARIANTS:
             command = [sys.executable, "-m", "benchmarks.rl_step", "--size", args.size, "--memory", name, "--rollouts", file]
             done = subprocess.run(command, cwd=REPO, check=True, stdout=subprocess.PIPE, text=True)
             found[name] = json.loads(done.stdout.splitlines()[-1])
+        measured = described(size) | measure(size, args.rounds, file)
     measured |= {"memory": found, "static_sd2.1": static_sd21()}
     record("rl_step" if args.size == "half" else f"rl_step_{args.size}", measured)
     show(measured)

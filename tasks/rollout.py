@@ -71,7 +71,7 @@ def _part(config: Config, root: Path, hooks: Hooks, part: str) -> None:
         missing = table is None
         if table is None:
             table = _keep(files[-1], described, _groups(model(), pairs[share.start : share.stop], config))
-        skipped |= _report(table, part)
+        skipped |= _named(table, part)
         done += len(share)
         hooks.log(done - 1, {"of": len(mine), **_means(table), "skipped": len(skipped)})
         if missing and hooks.should_stop():
@@ -138,7 +138,7 @@ def _read(path: Path) -> pa.Table | None:
         return None
 
 
-def _report(chunk: pa.Table, part: str) -> dict[str, str]:
+def _named(chunk: pa.Table, part: str) -> dict[str, str]:
     """Which pairs of a chunk gave no group, and why."""
     skipped: dict[str, str] = json.loads(chunk.schema.metadata[b"skipped"])
     for id_, reason in skipped.items():

@@ -103,8 +103,7 @@ def test_the_variants_run(device: str, base: torch.dtype, tmp_path: Path, monkey
     assert all(value > 0 for times in spent.values() for values in times.values() for value in values)
     static = {name: variant.static() for name, variant in variants.items()}
     assert static["cached"] == static["online"] < static["released"]
-    waits = [rl_step.counted(rl_variants.prepare("cached", size, file, batch))["waits"] for batch in (1, 2)]
-    assert waits[0] == waits[1] <= 2
+    assert rl_step.counted(variants["cached"])["waits"] <= 2
 
 
 def test_a_wait_is_a_value_read_that_follows_from_the_weights() -> None:

@@ -227,7 +227,7 @@ def test_training_is_followed_by_an_evaluation(fleet: Fleet) -> None:
     (run,) = [str(run["id"]) for run in triggered()]  # one: the training without a bucket is not followed by any
     state = fleet.finished(run)
     assert state["type"] == "COMPLETED", state["message"]
-    assert "no run is promoted" in fleet.logs(run)
+    wait_for(lambda: "no run is promoted" in fleet.logs(run), 60, "the line that nothing is promoted")  # logs come later
     assert len(published(fleet, "nightly")) == 1
 
 

@@ -35,7 +35,7 @@ def logged(root: Path, seed: int = SEED, repeat: int = 0) -> Path:
 
 
 def shown(root: Path, seed: int = SEED, **settings: int) -> list[dict[str, str]]:
-    finetune = Finetune(batch=BATCH, **settings)  # type: ignore[arg-type]  # fields of other types have other names
+    finetune = Finetune(batch=BATCH, **settings)
     return curves.batches(root, root / "assets", curves.read_groups(root, REWARD), seed, finetune)
 
 

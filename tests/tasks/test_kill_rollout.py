@@ -69,7 +69,7 @@ def test_killed_and_killed_again_it_makes_no_chunk_twice(root: Path, finished: P
     seen: dict[str, int] = {}
     for wanted in (1, 6):
         process = forks.start(root, *PART)
-        wait_for(lambda count=wanted: len(kept(root)) >= count)  # type: ignore[misc]  # mypy cannot infer the default
+        wait_for(lambda count=wanted: len(kept(root)) >= count)
         os.kill(process, signal.SIGKILL)
         assert forks.wait() == -signal.SIGKILL
         assert not (root / "data/rollouts").exists() and not (root / "reports/data-docs").exists()
