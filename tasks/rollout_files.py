@@ -186,10 +186,6 @@ def _group(path: Path, row: dict[str, Any], settings: Rollout) -> Group:
         check_group(group)
     except ValueError as error:
         raise ValueError(f"{path}: {_line(error)}; {AGAIN}") from error
-    if not 0 <= group.detail_share <= 1:
-        raise ValueError(f"{path}: group {group.id}: detail_share is {group.detail_share}; {AGAIN}")
-    if group.latents.lr is not None and not group.latents.lr.isfinite().all():
-        raise ValueError(f"{path}: group {group.id}: latents.lr is not finite; {AGAIN}")
     size = (len(group.seeds), len(group.noise_seeds), len(group.reference_error))
     if size != (settings.group, settings.noises, settings.noises):
         raise ValueError(

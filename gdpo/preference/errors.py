@@ -49,6 +49,10 @@ def check_group(group: Group) -> None:
     for name in ("mean", "std"):
         check_tensor(f"group {group.id}: latents.{name}", getattr(latents, name), "BCHW")
     check_same_shape("latents.std", latents.std, "latents.mean", latents.mean)
+    if latents.lr is not None:
+        check_tensor(f"group {group.id}: latents.lr", latents.lr, "CHW")
+    if not 0 <= group.detail_share <= 1:
+        raise ValueError(f"group {group.id}: detail_share is {group.detail_share}, not in [0, 1]")
     if bool((latents.std < 0).any()):
         raise ValueError(f"group {group.id}: latents.std must not be negative")
     lengths = {len(latents.mean), *(len(values) for values in group.metrics.values()), *(len(e) for e in group.reference_error)}
@@ -67,17 +71,17 @@ def problem(model: NAOSD, group: Group, config: Rollout, visit: int) -> Problem:
     """
     if model.t_add is None:
         raise ValueError("model.t_add is null: errors are compared at the noise a model injects, and this one injects none")
-    latents = group.latents
-    shape = tuple(latents.mean.shape[1:])
-    if latents.lr is not None:
-        state = draws(group.seeds, shape, 3)[0].to(latents.mean, non_blocking=True)
-        z_noisy = add_noise(latents.lr.expand_as(latents.mean), state, model.t_add)
+    mean, std, lr = group.latents.mean.float(), group.latents.std.float(), group.latents.lr
+    shape = tuple(mean.shape[1:])
+    if lr is not None:
+        state = draws(group.seeds, shape, 3)[0].to(mean, non_blocking=True)
+        z_noisy = add_noise(lr.float().expand_as(mean), state, model.t_add)
         abar = float(alphas_cumprod()[model.t_diff])
-        return Problem(z_noisy, consistent_target(z_noisy, latents.mean, model.t_diff), (1 - abar) / abar)
-    posterior, noise = draws(group.noise_seeds[visit], shape, 2).to(latents.mean, non_blocking=True)
+        return Problem(z_noisy, consistent_target(z_noisy, mean, model.t_diff), (1 - abar) / abar)
+    posterior, noise = draws(group.noise_seeds[visit], shape, 2).to(mean, non_blocking=True)
     if config.noise == "shared":
         noise = noise[:1].expand_as(noise)
-    z = latents.mean + latents.std * posterior
+    z = mean + std * posterior
     z_noisy = add_noise(z, noise, model.t_add)
     return Problem(z_noisy, noise if config.target == "added" else consistent_target(z_noisy, z, model.t_diff))
 

@@ -24,7 +24,7 @@ SCHEMA_VERSION = "2"
 
 @dataclass(frozen=True)
 class Latents:
-    """What the errors of a group start from, float32.
+    """What the errors of a group start from: float32, or float16 as read from a file, in half the memory.
 
     mean, std (G, c, h, w): posterior moments of the re-encoded candidates. With `rollout.candidates: action` the mean is the
     action z_i itself (std 0) and lr (c, h, w) the sample of z_LR that its state was made from; otherwise lr is None.
@@ -100,7 +100,7 @@ def from_row(row: dict[str, Any]) -> Group:
         content = row[f"latent_{name}"]
         if content is None:
             return None
-        return torch.from_numpy(np.frombuffer(content, np.float16).reshape(shape).astype(np.float32))
+        return torch.from_numpy(np.frombuffer(content, np.float16).reshape(shape).copy())
 
     mean, std = latent("mean", row["shape"]), latent("std", row["shape"])
     assert mean is not None and std is not None

@@ -104,6 +104,8 @@ def test_a_model_that_injects_no_noise_is_refused() -> None:
         (group(Latents(LATENTS.mean * torch.nan, LATENTS.std)), "group g: latents.mean has values that are NaN"),
         (group(Latents(LATENTS.mean, LATENTS.std.int())), "group g: latents.std must be a floating-point tensor"),
         (group(Latents(LATENTS.mean, LATENTS.std - 1)), "group g: latents.std must not be negative"),
+        (group(Latents(LATENTS.mean, LATENTS.std, LATENTS.mean[0] * torch.nan)), "group g: latents.lr has values that are NaN"),
+        (group(detail_share=float("nan")), r"group g: detail_share is nan, not in \[0, 1\]"),
         (group(metrics={"niqe": [1.0, float("nan"), 2.0]}), "group g: niqe of its candidates is not finite"),
         (group(reference_error=[[0.1, 0.2, 0.3], [0.1, float("inf"), 0.3]]), "group g: reference_error of its candidates is"),
         (group(metrics={"niqe": [1.0, 2.0]}), "group g: its lists and latents differ in length from its 3 seeds"),
