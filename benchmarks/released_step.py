@@ -7,7 +7,8 @@
                    policy with its graph, and nobody looks at the images
     loss           -log sigmoid(-2500 (sum_i A_i m_i - sum_i A_i r_i)); gradient norm clipped at 1; AdamW
 
-On CUDA the loss pass runs under float16 autocast with loss scaling and the rest in fp32, as released; on a CPU all is fp32.
+On CUDA rewards and loss pass run under float16 autocast, with loss scaling, and the candidates in fp32, as released; on a CPU
+all is fp32.
 tests/test_rl_step.py shows that loss and gradient are those of `finetune` with `rollouts: online`.
 
 Left out, each of which only flatters the release: tags of the HR image (RAM, twice), degradation and complexity map inside
@@ -67,8 +68,8 @@ class Released:
         shape = self.model.latent_shape(*lr.shape[-2:])
         draw = draw or (lambda count: torch.randn((count, *shape), device=self.device))
         images = self.candidates(lr, prompt, draw)
-        advantage = self.advantages(images, hr, detail_share)
         with torch.autocast(self.device.type, torch.float16, enabled=self.device.type == "cuda"):
+            advantage = self.advantages(images, hr, detail_share)
             loss = self.loss(images, advantage, prompt, negative, draw)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)

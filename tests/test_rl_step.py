@@ -61,7 +61,7 @@ def test_the_released_step_has_our_loss_gradient_and_update(monkeypatch: pytest.
     loss = run.step(0)["loss"]
     released, other, gradients = as_released(group)
     assert abs(loss - math.log(2)) > 0.1
-    assert other == pytest.approx(loss, rel=2e-3)  # the release adds up in fp32 what cancels (docs/fidelity.md)
+    assert other == pytest.approx(loss, rel=2e-3)  # the release subtracts two sums of fp32
     whole, same = (
         torch.cat([g[name].flatten() for name in run.policy]) for g in ({n: p.grad for n, p in run.policy.items()}, gradients)
     )
