@@ -4,6 +4,7 @@ from pathlib import Path
 
 from gdpo.config import Config
 from gdpo.model.checkpoints import load_model, read_adapters, save_model
+from gdpo.model.sampling import base_dtype
 from gdpo.preference.group import Group
 from gdpo.preference.loop import finetune
 from gdpo.training import Hooks
@@ -24,7 +25,7 @@ def run(config: Config, root: Path, hooks: Hooks, name: str = "gdpo") -> None:
     else:
         groups = read_rollouts(config, root)
     base, naosd = root / config.model.base, root / "models/naosd"
-    model = load_model(naosd, base).to(device())
+    model = load_model(naosd, base).to(device(), base_dtype(config.rollout.precision))
     work = root / "work/finetune" / name
     settings = {
         "name": name,

@@ -23,6 +23,7 @@ from gdpo.config import Config
 from gdpo.data.shards import Pair
 from gdpo.model.checkpoints import load_model
 from gdpo.model.naosd import NAOSD
+from gdpo.model.sampling import base_dtype
 from gdpo.preference.errors import check_group
 from gdpo.preference.group import Group, Skipped, schema, to_row
 from gdpo.preference.rollout import rollout
@@ -60,7 +61,8 @@ def _part(config: Config, root: Path, hooks: Hooks, part: str) -> None:
 
     @cache
     def model() -> NAOSD:  # not before a chunk is missing
-        return load_model(root / "models/naosd", root / config.model.base).to(device())
+        model = load_model(root / "models/naosd", root / config.model.base)
+        return model.to(device(), base_dtype(config.rollout.precision))
 
     files: list[Path] = []
     skipped: dict[str, str] = {}

@@ -89,6 +89,8 @@ class Roles:
         self._layers = {n: m for n, m in self.network.named_modules() if isinstance(m, LoraLayer)}
         for name, layer in self._layers.items():
             layer._active_adapter = self.active  # the shared list that makes switching free
+            for part in (layer.lora_A[role], layer.lora_B[role]):
+                part.float()  # on a bf16 base, too: in bf16 small updates would round away
             a = layer.lora_A[role].weight
             noise = torch.randn(a.shape, generator=torch_generator(seed, "lora", role, name))
             with torch.no_grad():

@@ -24,6 +24,11 @@ def autocast(precision: Precision, device: str) -> contextlib.AbstractContextMan
     return torch.autocast(device, dtype=torch.bfloat16)
 
 
+def base_dtype(precision: Precision) -> torch.dtype:
+    """What frozen weights are kept in: under bf16 autocast a bf16 base, in half the memory of the fp32 one it is cast from."""
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
 def pad_to_multiple(x: torch.Tensor, multiple: int) -> torch.Tensor:
     """Extend x_BCHW at the bottom and right to multiples of `multiple`, by reflection where the image is large enough."""
     bottom, right = -x.shape[2] % multiple, -x.shape[3] % multiple

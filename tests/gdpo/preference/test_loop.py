@@ -350,3 +350,17 @@ def test_divergence_names_the_step_and_keeps_the_checkpoint(groups: list[Group],
 def test_no_groups_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="there are no rollouts to train on; run the select and rollout stages"):
         train([], tmp_path)
+
+
+def test_on_a_bf16_base_the_policy_is_fp32_and_starts_at_the_reference(tmp_path: Path) -> None:
+    """Half the static memory: frozen weights in bf16, the trained ones in fp32; policy and reference still the same bits."""
+    config = configured({"precision": "bf16"}, steps=3, optimizer={"lr": 1e-3})
+    model = tiny.model().to(torch.bfloat16)
+    groups = [group for pair in PAIRS for group in rollout(model, [pair], config) if isinstance(group, Group)]
+    assert len(groups) == 5
+    run = _Run(model, [from_row(to_row(group)) for group in groups], config, False)
+    assert {p.dtype for p in run.policy.values()} == {torch.float32}
+    assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
+    rows = [run.step(step) for step in range(3)]
+    assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-9) and rows[0]["error_change"] == 0
+    assert rows[2]["error_change"] != 0 and all(row["grad_norm"] > 0 for row in rows)
