@@ -195,7 +195,7 @@ def rl_step(networks: Networks, size: int, group: int = 6) -> list[Part]:
     g = group
     rows = [
         ("tags of the HR image, twice", one["tagger"], 2, 0, 0),
-        ("text encoder", one["text"], 1 + 2 * g, g + 2, 1),
+        ("text encoder", one["text"], 1 + 2 * g, 3, 1),
         ("LR image, VAE encoder", one["encoder"], 1, 1, 0),
         ("candidates, UNet", one["unet"], g, g, 0),
         ("candidates, VAE decoder", one["decoder"], g, g, 0),

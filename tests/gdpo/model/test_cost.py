@@ -147,7 +147,7 @@ def test_the_calls_of_our_columns_are_those_of_the_code(rl_step: dict[str, Part]
     config = tiny.settings(rollout={"group": 6, "noises": 1}, finetune={"steps": 1, "batch": 1})
     model = tiny.model()
     groups: list[Any] = []
-    made = calls_of(model, lambda: groups.extend(rollout(model, [tiny.pair(0)], config.rollout, seed=0)))
+    made = calls_of(model, lambda: groups.extend(rollout(model, [tiny.pair(0)], config)))
 
     def train() -> None:
         finetune(model, groups, config, control=False, folder=tmp_path, fingerprint="", hooks=Hooks())
