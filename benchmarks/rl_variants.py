@@ -1,6 +1,6 @@
 """What `benchmarks/rl_step.py` compares: models of two sizes with random weights, and the three ways to do a step on them.
 
-quarter    SD2.1-base with every width divided by four, on images of 256 px; fp32; reward PSNR and NIQE
+half       SD2.1-base with every width halved, on images of 128 px; fp32; reward PSNR and NIQE
 sd2.1      SD2.1-base on images of 512 px, on a GPU; ours with its base in bf16; reward PSNR, MUSIQ and MANIQA
 """
 
