@@ -24,7 +24,6 @@ from gdpo.data.shards import Pair
 from gdpo.model.checkpoints import load_model
 from gdpo.model.naosd import NAOSD
 from gdpo.model.sampling import base_dtype
-from gdpo.preference.errors import check_group
 from gdpo.preference.group import Group, Skipped, schema, to_row
 from gdpo.preference.rollout import rollout
 from gdpo.rewards.metrics import check_available, versions
@@ -95,17 +94,7 @@ def _part(config: Config, root: Path, hooks: Hooks, part: str) -> None:
 def _groups(model: NAOSD, pairs: list[Pair], config: Config) -> Iterator[Group | Skipped]:
     """The groups of a chunk in its order; pairs of one size that follow each other share a forward pass."""
     for _, same in groupby(pairs, key=lambda pair: pair.hr.shape):
-        for found in rollout(model, list(same), config):
-            yield _checked(found) if isinstance(found, Group) else found
-
-
-def _checked(group: Group) -> Group | Skipped:
-    """The group, or `Skipped` where what is no score (a latent, an error) is not finite."""
-    try:
-        check_group(group)
-    except ValueError as error:
-        return Skipped(group.id, str(error))
-    return group
+        yield from rollout(model, list(same), config)
 
 
 def _claim(folder: Path, inputs: str) -> None:

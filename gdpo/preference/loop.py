@@ -16,6 +16,7 @@ once per step, when the values to log are read.
     python -m tasks finetune [--run control]
 """
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -129,6 +130,7 @@ class _Run:
         index, epoch, visit = self._visit(position)
         group = self._group(index, epoch)
         if isinstance(group, Skipped):
+            logging.getLogger(__name__).warning("%s is left out of this step: %s", group.id, group.reason)
             return torch.tensor([0.0] * (len(self._names()) - 1) + [1.0], dtype=torch.float64).to(self.device)
         reward, advantage = reward_of(group.metrics, group.detail_share, self.config.reward)
         if self.control:

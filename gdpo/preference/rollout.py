@@ -21,7 +21,7 @@ from gdpo.model.naosd import NAOSD
 from gdpo.model.prompts import compose
 from gdpo.model.sampling import autocast
 from gdpo.preference.candidates import Candidates, candidates
-from gdpo.preference.errors import noise_errors
+from gdpo.preference.errors import check_group, noise_errors
 from gdpo.preference.group import Group, Latents, Skipped
 from gdpo.rewards.complexity import detail_share
 from gdpo.rewards.metrics import score
@@ -67,7 +67,16 @@ def rollout(
         embedded = model.embed([prompts[b]])
         with model.unet_roles.use(None):
             errors = [noise_errors(model, group, embedded, settings, visit).tolist() for visit in range(settings.noises)]
-        yield replace(group, latents=latents[b].to(torch.device("cpu")), reference_error=errors)
+        yield _finite(replace(group, latents=latents[b].to(torch.device("cpu")), reference_error=errors))
+
+
+def _finite(group: Group) -> Group | Skipped:
+    """The group, or `Skipped` where what is no score (a latent, an error) is not finite."""
+    try:
+        check_group(group)
+    except ValueError as error:
+        return Skipped(group.id, str(error))
+    return group
 
 
 def _seed(seed: int, what: str, pair: str, candidate: int, draw: int) -> int:

@@ -225,13 +225,12 @@ def test_a_pair_without_finite_scores_is_left_out_by_name(
 
 
 def test_an_error_that_is_not_finite_leaves_a_pair_out_too(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(model: Any, pairs: list[Any], config: Config) -> Any:
-        for found in core.rollout(model, pairs, config):
-            if isinstance(found, Group) and found.id == "pair1":
-                found.reference_error[0][2] = float("nan")
-            yield found
+    errors = core.noise_errors
 
-    monkeypatch.setattr(rollout, "rollout", broken)
+    def broken(model: Any, group: Group, *args: Any) -> Any:
+        return errors(model, group, *args) * (float("nan") if group.id == "pair1" else 1)
+
+    monkeypatch.setattr(core, "noise_errors", broken)
     rollout.run(tiny.settings(), root, Hooks())
     assert list(metadata(root / FILE)["skipped"]) == ["pair1"]
     assert len(read_rollouts(tiny.settings(), root)) == PAIRS - 1

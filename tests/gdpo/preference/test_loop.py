@@ -244,17 +244,20 @@ def test_a_ratio_is_one_where_the_policy_samples(tmp_path: Path) -> None:
     assert all(row["grad_norm"] > 0 for row in history)
 
 
-def test_a_group_that_cannot_be_scored_is_counted_and_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_group_that_cannot_be_scored_is_counted_named_and_left_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Online: the gradient is that of the others; a step of skipped groups alone changes nothing."""
     true = rollout
 
     def without_pair1(model: Any, pairs: list[Pair], *args: Any, **options: Any) -> Any:
-        return iter([Skipped("pair1", "")]) if pairs[0].id == "pair1" else true(model, pairs, *args, **options)
+        return iter([Skipped("pair1", "no score")]) if pairs[0].id == "pair1" else true(model, pairs, *args, **options)
 
     monkeypatch.setattr(loop, "rollout", without_pair1)
     _, history = train([], tmp_path / "a", pairs=PAIRS, rollouts="online", steps=1, batch=5)
     _, others = train([], tmp_path / "b", pairs=[PAIRS[0], *PAIRS[2:]], rollouts="online", steps=1, batch=4)
     assert (history[0]["skipped"], others[0]["skipped"]) == (1.0, 0.0)
+    assert [record.getMessage() for record in caplog.records] == ["pair1 is left out of this step: no score"]
     for name in ("loss", "reward", "psnr_y", "policy_error"):
         assert history[0][name] == pytest.approx(others[0][name], rel=1e-6)
     adapters, alone = train([], tmp_path / "c", pairs=PAIRS[1:2], rollouts="online", steps=1, batch=1)
