@@ -4,12 +4,18 @@ Shapes: B batch, C channels, H height, W width.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 import numpy as np
 import torch
 
 RANGE_TOLERANCE = 1e-6  # what pyiqa allows too: the last bit of a clamp in another precision
+
+
+_values_too = ContextVar("_values_too", default=True)
 
 
 class NotFinite(ValueError):
@@ -19,7 +25,8 @@ class NotFinite(ValueError):
 def check_tensor(name: str, tensor: object, shape: str) -> torch.Tensor:
     """Return `tensor` if it is a finite floating-point tensor with one dimension per letter of `shape`, none empty."""
     found = _check_kind(name, tensor, shape)
-    _limits(name, found)
+    if _values_too.get():
+        _limits(name, found)
     return found
 
 
@@ -31,6 +38,19 @@ def _check_kind(name: str, tensor: object, shape: str) -> torch.Tensor:
     if not tensor.is_floating_point():
         raise ValueError(f"{name} must be a floating-point tensor, got {tensor.dtype}")
     return tensor
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Inside, `check_tensor` and `check_image` look at no values: a device would be waited for at each of them.
+
+    For code that looks at what comes out in the end, such as `rollout`.
+    """
+    token = _values_too.set(False)
+    try:
+        yield
+    finally:
+        _values_too.reset(token)
 
 
 def _limits(name: str, tensor: torch.Tensor) -> tuple[float, float]:
@@ -46,6 +66,8 @@ def check_image(name: str, image: object, low: float = 0.0, high: float = 1.0) -
     tensor = _check_kind(name, image, "BCHW")
     if tensor.shape[1] != 3:
         raise ValueError(f"{name} must have 3 channels (RGB) in shape BCHW, got {tuple(tensor.shape)}")
+    if not _values_too.get():
+        return tensor
     least, most = _limits(name, tensor)
     if least < low - RANGE_TOLERANCE or most > high + RANGE_TOLERANCE:
         raise ValueError(f"{name} must lie in [{low:g}, {high:g}], got values from {least:.6g} to {most:.6g}")

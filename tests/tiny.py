@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from gdpo.config import Config
@@ -146,3 +147,14 @@ def tree(*folders: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+class Counted(TorchDispatchMode):
+    """Counts the numbers that are read back: what waits for a device shows as `_local_scalar_dense`."""
+
+    calls = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        reads = func == torch.ops.aten._local_scalar_dense.default
+        self.calls += reads and args[0].is_floating_point()  # timesteps are whole numbers of the host
+        return func(*args, **(kwargs or {}))

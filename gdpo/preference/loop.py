@@ -128,7 +128,7 @@ class _Run:
     def _position(self, position: int) -> torch.Tensor:
         """One group's share of the step: its gradient stays in the parameters. Its values by `_names`, not waited for."""
         index, epoch, visit = self._visit(position)
-        group = self._group(index, epoch)
+        group, noise = self._group(index, epoch, visit)
         if isinstance(group, Skipped):
             logging.getLogger(__name__).warning("%s is left out of this step: %s", group.id, group.reason)
             return torch.tensor([0.0] * (len(self._names()) - 1) + [1.0], dtype=torch.float64).to(self.device)
@@ -136,19 +136,19 @@ class _Run:
         if self.control:
             order = numpy_generator(self.seed, "shuffle", group.id).permutation(len(advantage))
             advantage = [advantage[i] for i in order]
-        learnt = self._learn(group, advantage, visit)
+        learnt = self._learn(group, advantage, noise)
         scores = torch.tensor([reward, *(group.metrics[name] for name in self.config.rollout.metrics)], dtype=torch.float64)
         spread = torch.stack([scores.mean(1), scores.std(1)], 1).flatten().tolist()
         known = torch.tensor([*spread, float(not any(advantage)), 0.0], dtype=torch.float64)
         return torch.cat([learnt, known.to(self.device, non_blocking=True)])
 
-    def _group(self, index: int, epoch: int) -> Group | Skipped:
-        """The group as stored, or made now."""
+    def _group(self, index: int, epoch: int, visit: int) -> tuple[Group | Skipped, int]:
+        """The group as stored, or made now with no other noise than that of this visit; and which of its noises that is."""
         found = self.source[index]
         if isinstance(found, Group):
-            return found
+            return found, visit
         role = "policy" if self.config.finetune.sampler == "policy" else None
-        return next(rollout(self.model, [found], self.config, draw=epoch, role=role))
+        return next(rollout(self.model, [found], self.config, draw=epoch, role=role, visits=[visit])), 0
 
     def _learn(self, group: Group, advantage: list[float], visit: int) -> torch.Tensor:
         """Forward and backward of one group; the values of `LEARNT`."""

@@ -8,12 +8,13 @@ trains every objective, reward and group size (docs/rollouts.md). All randomness
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 
+from gdpo.checks import shapes_only
 from gdpo.config import Config
 from gdpo.data.shards import Pair, enlarge
 from gdpo.images import to_tensor
@@ -31,14 +32,37 @@ from gdpo.upscale.color import color_fix
 
 @torch.no_grad()
 def rollout(
-    model: NAOSD, pairs: list[Pair], config: Config, *, draw: int = 0, role: str | None = None
-) -> Iterator[Group | Skipped]:
+    model: NAOSD, pairs: list[Pair], config: Config, *, draw: int = 0, role: str | None = None,
+    visits: Sequence[int] | None = None,
+) -> Iterator[Group | Skipped]:  # fmt: skip
     """The groups of a few pairs of one size, computed together: len(pairs) * G candidates in one forward pass.
 
     model: NAOSD, its adapters merged. role: who makes the candidates; the reference errors are the frozen model's all the
-    same. draw: which set of candidates; 0 is what the rollout stage stores, the loop takes others in later epochs. A pair
-    whose scores are not finite comes as `Skipped`, the others are not touched by it.
+    same. draw: which set of candidates; 0 is what the rollout stage stores, the loop takes others in later epochs. visits:
+    which of the K noises get seeds and errors; default: all. A pair whose scores or errors are not finite comes as `Skipped`,
+    the others are not touched by it. The device is waited for once, when all of this is computed.
     """
+    size = config.rollout.group
+    groups, whole, metrics, errors = _computed(model, pairs, config, draw, role, visits)
+    values = torch.stack([value.double().view(len(pairs), size).to(errors.device) for value in metrics.values()], 1)
+    known = torch.cat([whole[:, None].double(), values.flatten(1), errors.flatten(1)], 1).tolist()
+    for group, (is_whole, *row) in zip(groups, known, strict=True):
+        lists = [row[i : i + size] for i in range(0, len(row), size)]
+        raw = dict(zip(metrics, lists, strict=False))
+        bad = [f"metric {name}" for name, found in raw.items() if not np.isfinite(found).all()]
+        bad += ["a pixel"] * (not is_whole)
+        if bad:
+            yield Skipped(group.id, f"{bad[-1]} of its candidates is not finite")
+            continue
+        there = group.latents.to(torch.device("cpu"))
+        yield _finite(replace(group, metrics=raw, latents=there, reference_error=lists[len(raw) :]))
+
+
+@shapes_only()
+def _computed(
+    model: NAOSD, pairs: list[Pair], config: Config, draw: int, role: str | None, visits: Sequence[int] | None
+) -> tuple[list[Group], torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
+    """(groups without metrics and errors, whose pixels are all finite (B), {metric: B*G}, errors (B, K, G)), on the device."""
     settings, size = config.rollout, config.rollout.group
     lr = torch.stack([to_tensor(enlarge(p.lr, p.hr.shape[:2], p.degradation["enlarge"])) for p in pairs])
     hr = torch.stack([to_tensor(p.hr) for p in pairs])
@@ -46,28 +70,28 @@ def rollout(
     seeds = [[_seed(config.seed, "rollout", p.id, i, draw) for i in range(size)] for p in pairs]
     with model.unet_roles.use(role):
         made = candidates(model, lr, [seed for own in seeds for seed in own], prompts, config)
-    broken = ~made.image.isfinite().unflatten(0, (len(pairs), size)).flatten(1).all(1)
-    if bool(broken.any()):
-        made = replace(made, image=made.image.nan_to_num(0, 1, 0))
+    whole = made.image.isfinite().unflatten(0, (len(pairs), size)).flatten(1).all(1)
+    made = replace(made, image=made.image.nan_to_num(0, 1, 0))
     metrics = _scores(made.image, lr.repeat_interleave(size, 0), hr.repeat_interleave(size, 0), config)
-    shares = detail_share(hr, settings.grayscale).tolist()
     latents = _latents(model, made, config)
+    shares = detail_share(hr, settings.grayscale).tolist()
+    kept = range(settings.noises) if visits is None else visits
+    groups = []
     for b, pair in enumerate(pairs):
-        raw = {name: values[b * size : (b + 1) * size].tolist() for name, values in metrics.items()}
-        bad = [f"metric {name}" for name, values in raw.items() if not np.isfinite(values).all()]
-        bad += ["a pixel"] * bool(broken[b])
-        if bad:
-            yield Skipped(pair.id, f"{bad[-1]} of its candidates is not finite")
-            continue
-        noise_seeds = [
-            [_seed(config.seed, f"noise {k}", pair.id, i, draw) for i in range(size)] for k in range(settings.noises)
-        ]
+        noise_seeds = [[_seed(config.seed, f"noise {k}", pair.id, i, draw) for i in range(size)] for k in kept]
         lr_id = hashlib.sha256(pair.lr.tobytes()).hexdigest()
-        group = Group(pair.id, lr_id, pair.tags, prompts[b], shares[b], seeds[b], raw, latents[b], noise_seeds, [])
-        embedded = model.embed([prompts[b]])
-        with model.unet_roles.use(None):
-            errors = [noise_errors(model, group, embedded, settings, visit).tolist() for visit in range(settings.noises)]
-        yield _finite(replace(group, latents=latents[b].to(torch.device("cpu")), reference_error=errors))
+        groups.append(Group(pair.id, lr_id, pair.tags, prompts[b], shares[b], seeds[b], {}, latents[b], noise_seeds, []))
+    return groups, whole, metrics, _errors(model, groups, config)
+
+
+def _errors(model: NAOSD, groups: list[Group], config: Config) -> torch.Tensor:
+    """The reference's errors of each group for each of its noise seeds, (B, K, G) float64."""
+    found = []
+    with model.unet_roles.use(None):
+        for group in groups:
+            prompt, visits = model.embed([group.prompt]), range(len(group.noise_seeds))
+            found += [noise_errors(model, group, prompt, config.rollout, visit) for visit in visits]
+    return torch.stack(found).view(len(groups), -1, config.rollout.group)
 
 
 def _finite(group: Group) -> Group | Skipped:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from gdpo.config import Config
 from gdpo.data.shards import Pair
@@ -219,10 +218,29 @@ def test_online_is_cached_in_the_first_epoch(objective: str, tmp_path: Path) -> 
 
 def test_online_makes_new_candidates_in_every_later_epoch(groups: list[Group]) -> None:
     run = _Run(tiny.model(), PAIRS, configured(rollouts="online"), False)
-    first, again, later = (run._group(1, epoch) for epoch in (0, 0, 1))
+    first, again, later = (run._group(1, epoch, 0)[0] for epoch in (0, 0, 1))
     assert isinstance(first, Group) and isinstance(again, Group) and isinstance(later, Group)
     assert first.seeds == again.seeds == groups[1].seeds and first.metrics == groups[1].metrics
     assert not set(later.seeds) & set(first.seeds) and not set(later.noise_seeds[0]) & set(first.noise_seeds[0])
+
+
+def test_online_makes_the_one_noise_that_the_visit_takes(groups: list[Group]) -> None:
+    run = _Run(tiny.model(), PAIRS, configured({"noises": 2}, rollouts="online"), False)
+    assert run._visit(0)[2] == 0 and run._visit(5)[2] == 1
+    found, noise = run._group(1, 0, 1)
+    stored_, visit = started(stored(configured({"noises": 2})))._group(1, 0, 1)
+    assert isinstance(found, Group) and isinstance(stored_, Group) and (noise, visit) == (0, 1)
+    assert found.noise_seeds == stored_.noise_seeds[1:] and len(found.reference_error) == 1
+    assert found.reference_error[0] == pytest.approx(stored_.reference_error[1], abs=1e-9)
+
+
+def test_a_set_made_in_batches_gives_the_losses_of_online(tmp_path: Path) -> None:
+    """As the stage makes it, five pairs in a forward pass, other kernels round differently: 5e-5 of the second loss."""
+    found = list(rollout(tiny.model(), PAIRS, configured()))
+    groups = [from_row(to_row(group)) for group in found if isinstance(group, Group)]
+    _, cached = train(groups, tmp_path / "cached", steps=2)
+    _, online = train([], tmp_path / "online", pairs=PAIRS, rollouts="online", steps=2)
+    assert [row["loss"] for row in cached] == pytest.approx([row["loss"] for row in online], rel=1e-3)
 
 
 def test_the_policy_as_sampler_makes_its_own_candidates(tmp_path: Path) -> None:
@@ -278,21 +296,10 @@ def test_values_are_read_back_once_per_step_whatever_the_number_of_groups(
         run = started(groups, batch=batch)
         run.step(0)
         monkeypatch.setattr(run.optimizer, "step", lambda: None)  # AdamW counts its steps in tensors of the host
-        with Counted() as counted:
+        with tiny.Counted() as counted:
             run.step(1)
         counts.append(counted.calls)
     assert counts == [1, 1], "the norm of the gradient; the values follow as one copy"
-
-
-class Counted(TorchDispatchMode):
-    """Counts the numbers that are read back."""
-
-    calls = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        reads = func == torch.ops.aten._local_scalar_dense.default
-        self.calls += reads and args[0].is_floating_point()  # timesteps are whole numbers of the host
-        return func(*args, **(kwargs or {}))
 
 
 def test_an_exploding_error_stops_with_the_last_checkpoint(groups: list[Group], tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from gdpo.model.naosd import NAOSD
 from gdpo.model.sampling import super_resolve
 from gdpo.preference.errors import noise_errors
 from gdpo.preference.group import Group, Skipped, from_row, reward_of, schema, subset, to_row
-from gdpo.preference.rollout import rollout
+from gdpo.preference.rollout import _computed, rollout
 from gdpo.rewards.complexity import detail_share
 from gdpo.rewards.metrics import score
 from gdpo.training import Key, draws, seed_of
@@ -236,3 +236,10 @@ def test_a_pair_whose_reference_error_is_not_finite_is_skipped_by_name(model: NA
     monkeypatch.setattr("gdpo.preference.rollout.noise_errors", lambda *_: torch.tensor([0.1, torch.inf, 0.2]))
     (found,) = rollout(model, [tiny.pair(0)], CONFIG)
     assert found == Skipped("pair0", "group pair0: reference_error of its candidates is not finite")
+
+
+def test_no_value_is_waited_for_before_all_of_a_batch_is_computed(model: NAOSD) -> None:
+    pairs = [tiny.pair(0), tiny.pair(1)]
+    with tiny.Counted() as counted:
+        groups, *_ = _computed(model, pairs, CONFIG, 0, None, None)
+    assert counted.calls == 0 and [group.id for group in groups] == ["pair0", "pair1"]
