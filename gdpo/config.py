@@ -208,6 +208,10 @@ class Reward(Section):
             raise ValueError("fidelity and perception are both empty; name at least one metric")
         return self
 
+    def rho_d(self, detail_share: float) -> float:
+        """The weight of the perception side; the fidelity side has the rest."""
+        return detail_share if self.weighting == "adaptive" else 0.5
+
 
 class Rollout(Section):
     """Stage `rollout`: G candidates per LR image by the frozen reference, every metric of each."""

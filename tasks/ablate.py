@@ -104,7 +104,10 @@ def plan(config: Config, tables: Sequence[str], sources: dict[str, Any]) -> Plan
     for key in tables:
         found[key] = {}
         for row in rows(key, start):
-            found[key][row.name] = _runs(row, start, largest, reference)
+            try:
+                found[key][row.name] = _runs(row, start, largest, reference)
+            except ValueError as error:
+                raise ValueError(f"ablate {key}, row {row.name}: {error}") from error
         for t_add, t_diff in paper.FIGURE_7 if key == "fig7" else ():
             steps = {
                 "model": {"t_add": t_add, "t_diff": t_diff},
@@ -139,7 +142,7 @@ def run(config: Config, root: Path, tables: Sequence[str], out: Path) -> str:
     """Do and write everything; returns a sentence or two per table."""
     from tasks.ablation_pages import write
     from tasks.ablation_pool import run_all
-    from tasks.ablation_runs import skipped, sources
+    from tasks.ablation_runs import left_out, sources
 
     wanted = plan(config, tables, sources(config, root))
     with _Progress(len(wanted.first) + len(wanted.then)) as done:
@@ -151,7 +154,7 @@ def run(config: Config, root: Path, tables: Sequence[str], out: Path) -> str:
         "images": len(images),
         "photographs": len({image["source"] for image in images}),
         "fine_tunings": len(wanted.then),
-        "skipped": {job.config.rollout.candidates: skipped(job, root) for job in wanted.first if job.kind == "rollouts"},
+        "skipped": {job.config.rollout.candidates: left_out(job, root) for job in wanted.first if job.kind == "rollouts"},
         "params": {name: getattr(base(config), name).model_dump() for name in ("ablate", "reward", "rollout", "finetune")},
         "metrics": wanted.reference.sources["metrics"],
     }

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from gdpo.config import Config
-from gdpo.evaluate.ablated import Record, Result, add_reward, figure_7, records, what_matters
+from gdpo.evaluate.ablated import Record, Result, add_reward, records, what_matters
 from gdpo.evaluate.ablation import ABLATIONS
-from gdpo.evaluate.ablation_tables import details, figure_7_tables, flat, overview, verdicts
+from gdpo.evaluate.ablation_tables import details, flat, overview, verdicts
 from gdpo.evaluate.benchmark import REWARD
+from gdpo.evaluate.figure_7 import figure_7, figure_7_tables
 from gdpo.evaluate.statistics import Array
 from gdpo.evaluate.tables import Table, sample, to_csv, to_html, to_markdown
 from gdpo.training import written_aside

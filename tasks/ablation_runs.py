@@ -2,7 +2,7 @@
 
     work/ablate/rollouts/<fingerprint>.parquet    one set per way of making candidates, the largest G of the rows
     work/ablate/runs/<fingerprint>/result.json    scores (I, N) of one trained model; written aside, so there or not there
-    work/ablate/checkpoints/<fingerprint>/        of the run that is under way
+    work/ablate/checkpoints/<fingerprint>/        of the run that is under way: its checkpoint, or its finished chunks
 
 A run is named by a hash of everything it depends on, its own configuration, weights, data, code and metrics, so tables share
 runs, and a second command goes on where the first was ended. Every run computes with one thread (or on a GPU of its own), in
@@ -15,11 +15,11 @@ import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import takewhile
+from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
@@ -29,21 +29,26 @@ from gdpo.evaluate.ablation import metrics_of
 from gdpo.evaluate.benchmark import evaluate_image
 from gdpo.model.checkpoints import base_hashes, load_base, load_model, read_adapters
 from gdpo.model.naosd import NAOSD
+from gdpo.model.sampling import base_dtype
 from gdpo.preference.errors import noise_errors
-from gdpo.preference.group import Group, Skipped, from_row, schema, subset, to_row
+from gdpo.preference.group import Group, from_row, schema, subset
 from gdpo.preference.loop import finetune
-from gdpo.preference.rollout import rollout
 from gdpo.pretrain.loop import pretrain
 from gdpo.rewards.metrics import check_available, versions
 from gdpo.training import Hooks, Stopped, written_aside
 from tasks.evaluate import open_pairs, upscalers
+from tasks.rollout_chunks import Chunks, groups, skipped
+from tasks.rollout_files import pairs_at_once
 from tasks.runs import device, fingerprint
 
 WORK = Path("work/ablate")
 REPOSITORY = Path(__file__).resolve().parents[1]
 # What a run's numbers come from; the tables and the command line around it are no part of them.
-CODE = ("gdpo/data", "gdpo/model", "gdpo/preference", "gdpo/pretrain", "gdpo/rewards", "gdpo/upscale", "gdpo/images.py",
-        "gdpo/training.py", "gdpo/evaluate/benchmark.py", "tasks/ablation_runs.py")  # fmt: skip
+CODE = ("gdpo/data", "gdpo/model", "gdpo/preference", "gdpo/pretrain", "gdpo/rewards", "gdpo/upscale", "gdpo/checks.py",
+        "gdpo/config.py", "gdpo/fields.py", "gdpo/images.py", "gdpo/training.py", "gdpo/world.py", "gdpo/evaluate/benchmark.py",
+        "gdpo/evaluate/pairs.py", "tasks/ablation_runs.py", "tasks/evaluate.py", "tasks/rollout_chunks.py",
+        "tasks/tags.py")  # fmt: skip
+LIBRARIES = ("torch", "diffusers", "peft", "transformers", "numpy", "opencv-python-headless")
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ class Job:
         """A text that is equal only for runs of equal results."""
         config = self.config
         read = {
-            "rollouts": ("model", "rollout"), "naosd": (), "pretrain": ("model", "pretrain"),
+            "rollouts": ("model", "rollout"), "naosd": ("model",), "pretrain": ("model", "pretrain"),
             "finetune": ("model", "reward", "rollout", "finetune"),
         }[self.kind]  # fmt: skip
         settings: dict[str, Any] = {name: getattr(config, name).model_dump() for name in read}
@@ -101,9 +106,11 @@ def sources(config: Config, root: Path) -> dict[str, Any]:
     init = config.pretrain.init
     return {
         "code": code(),
+        "libraries": {name: metadata.version(name) for name in LIBRARIES},
         "metrics": versions(metrics),
         "base": base_hashes(root / config.model.base),
         "naosd": fingerprint({}, [root / "models/naosd"]),
+        "tagger": None if config.model.tagger is None else fingerprint({}, [root / config.model.tagger]),
         "init": None if init is None else fingerprint({}, [root / init]),
         "train": Shards(root / "data/shards/train").fingerprint(),
         "selected": fingerprint({}, [root / "data/selected"]),
@@ -147,7 +154,7 @@ def perform(job: Job, root: Path, hooks: Hooks) -> None:
     else:
         model = load_model(root / "models/naosd", base)
         if job.kind == "finetune":
-            policy = load_model(root / "models/naosd", base).to(device())
+            policy = _reference(config, root)
             adapters, history = finetune(
                 policy, _groups(job, root, policy), config, control=job.control, folder=work, fingerprint=job.fingerprint,
                 hooks=hooks,
@@ -189,41 +196,36 @@ def _selected(config: Config, root: Path) -> list[Pair]:
     return [shards[index[id_]] for id_ in chosen]
 
 
+def _reference(config: Config, root: Path) -> NAOSD:
+    """NAOSD on its device, as the stages rollout and finetune load it."""
+    model = load_model(root / "models/naosd", root / config.model.base)
+    return model.to(device(), base_dtype(config.rollout.precision))
+
+
 def _make_rollouts(job: Job, root: Path, hooks: Hooks) -> None:
     """One rollout set; the pairs that gave no group are named in its metadata. ValueError if none gave one."""
     config = job.config
-    pairs = _selected(config, root)
-    model = load_model(root / "models/naosd", root / config.model.base).to(device())
-    at_once = max(1, config.rollout.batch // config.rollout.group)
-    rows, skipped = [], list[dict[str, str]]()
-    start = 0
-    while start < len(pairs):
-        if hooks.should_stop():
+    pairs, at_once = _selected(config, root), pairs_at_once(config.rollout)
+    chunks = Chunks(root / WORK / "checkpoints" / job.fingerprint, job.fingerprint, schema(config.rollout, "{}"))
+    model = _reference(config, root)
+    without: dict[str, str] = {}
+    for start in range(0, len(pairs), at_once):
+        table, made = chunks.get(start, partial(groups, model, pairs[start : start + at_once], config))
+        without |= skipped(table.schema)
+        if made and hooks.should_stop():
             raise Stopped(start)
-        batch = _of_one_size(pairs[start : start + at_once])
-        for found in rollout(model, batch, config):
-            if isinstance(found, Skipped):
-                skipped.append({"id": found.id, "reason": found.reason})
-            else:
-                rows.append(to_row(found))
-        start += len(batch)
-    if not rows:
-        raise ValueError(f"no rollout has finite scores ({skipped[0]['id']}: {skipped[0]['reason']}); nothing to train on")
-    described = schema(config.rollout, json.dumps({"skipped": skipped}))
+    if len(without) == len(pairs):
+        id_, reason = next(iter(without.items()))
+        chunks.remove()
+        raise ValueError(f"no rollout has finite scores ({id_}: {reason}); nothing to train on")
     with written_aside(root / job.output) as part:
-        pq.write_table(pa.Table.from_pylist(rows, schema=described), part, compression="zstd")
+        chunks.join(part, {"skipped": json.dumps(without)})
+    chunks.remove()
 
 
-def _of_one_size(pairs: list[Pair]) -> list[Pair]:
-    """The first pairs, as far as they have the size of the very first: they share a forward pass."""
-    return list(takewhile(lambda pair: pair.hr.shape == pairs[0].hr.shape, pairs))
-
-
-def skipped(job: Job, root: Path) -> list[dict[str, str]]:
+def left_out(job: Job, root: Path) -> list[dict[str, str]]:
     """The pairs that a rollout set does not have, and why."""
-    metadata = pq.read_schema(root / job.output).metadata
-    found: list[dict[str, str]] = json.loads(metadata[b"rollout"])["skipped"]
-    return found
+    return [{"id": id_, "reason": reason} for id_, reason in skipped(pq.read_schema(root / job.output)).items()]
 
 
 def _groups(job: Job, root: Path, model: NAOSD) -> list[Group]:

@@ -144,9 +144,8 @@ def write_results(out: Path, config: Config, origin: dict[str, Any], images: lis
     """Everything below `out`: the rewards are added to the scores first, for their unit is a spread over all images."""
     reference, *_ = config.evaluate.models
     scores = stack([done.scores for done in images])
-    equal = config.reward.weighting == "equal"
-    detail_share = np.array([0.5 if equal else done.entry["detail_share"] for done in images])
-    found = rewards(scores, detail_share, config.reward.fidelity, config.reward.perception, reference)
+    detail_share = np.array([done.entry["detail_share"] for done in images])
+    found = rewards(scores, detail_share, config.reward, reference)
     for model, reward in found.items():
         scores[model][REWARD] = reward
     directions = {metric: metric == REWARD or higher_is_better(metric) for metric in scores[reference]}

@@ -3,7 +3,8 @@
 data/rollouts/<part>/00000.parquet     one row per group (gdpo/preference/group.py), in the order of the manifest
   metadata  gdpo-rollout               version of the columns
             rollout                    `header`: what the groups depend on; `finetune` refuses any other than the present
-            plan                       how the selected pairs were shared out to the parts: equal in all files of a set
+            plan                       how the selected pairs were shared out to the parts, a hash of these pairs and of
+                                       what computed the metrics: equal in all files of a set
             skipped                    {pair id: why it gave no group}
 """
 
@@ -20,6 +21,7 @@ from gdpo.config import Config, Rollout
 from gdpo.data.shards import Pair, Shards, shard_files
 from gdpo.preference.errors import check_group
 from gdpo.preference.group import SCHEMA_VERSION, Group, from_row, schema
+from gdpo.rewards.metrics import versions
 from tasks.runs import fingerprint
 
 AGAIN = "run the rollout stage again"
@@ -99,10 +101,10 @@ def ranks(count: int, settings: Rollout, part: str) -> dict[int, range]:
     return {chunk: range(chunk * size, min((chunk + 1) * size, count)) for chunk in chunks}
 
 
-def plan(ids: list[str], settings: Rollout) -> dict[str, Any]:
-    """What the shares of the parts follow from."""
-    selected = hashlib.sha256(json.dumps(ids).encode()).hexdigest()
-    return {"parts": settings.parts, "pairs_at_once": pairs_at_once(settings), "selected": selected}
+def plan(pairs: Selected, settings: Rollout) -> dict[str, Any]:
+    """What the parts of a set have in common: the shares follow from it, and so does whether their scores compare."""
+    shares = {"parts": settings.parts, "pairs_at_once": pairs_at_once(settings), "selected": pairs.fingerprint()}
+    return {**shares, "metrics": versions(settings.metrics)}
 
 
 def read_rollouts(config: Config, root: Path) -> list[Group]:

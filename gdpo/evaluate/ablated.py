@@ -2,12 +2,16 @@
 
     difference of two rows   per image and training repeat the mean over noises of a minus that of b
     its standard error       sqrt(se_images^2 + se_repeats^2), Student's interval with Satterthwaite's degrees of freedom
+    beyond the controls      the same of (a - control of a) - (b - control of b): what training alone does is taken out
     its sign                 agrees / disagrees with the paper's difference if the 95 % interval leaves out 0,
                              otherwise not distinguishable; compared as better or worse, a stand-in may point the other way
 
 Images and training seeds are both samples: three repeats that disagree widen the interval as few images do. The sum counts
 the interaction of the two twice, so the interval errs to the wide side. The paper prints no errors, so its own sign is taken
-at its word. Legend: I images; R repeats of the training, 1 for NAOSD; N noises.
+at its word. What differs from NAOSD or GDPO may differ by training alone, without preferences: a sign holds beyond the
+controls only if that difference leaves out 0 as well, on the same side.
+
+Legend: I images; R repeats of the training, 1 for NAOSD; N noises.
 """
 
 import math
@@ -15,7 +19,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from scipy import stats
 
 from gdpo.config import Config
@@ -28,6 +31,8 @@ from gdpo.rewards.metrics import higher_is_better
 
 AGREES, DISAGREES, UNCLEAR = "agrees", "disagrees", "not distinguishable"
 REFERENCE = "naosd"
+# The same comparison without what training alone does; NAOSD has no control and needs none.
+BEYOND = {"to_naosd": "to_control", "to_gdpo": "beyond_controls_to_gdpo"}
 Record = dict[str, Any]
 
 
@@ -52,13 +57,29 @@ def effect(a_IRN: Array, b_IRN: Array) -> Record:
     if min(difference_IR.shape) < 2:
         return found
     squared = [float(part.var(ddof=1)) / len(part) for part in parts]
-    error, half, p = math.sqrt(sum(squared)), 0.0, 1.0
+    total = sum(squared)
+    shares = sum(s**2 / (len(part) - 1) for s, part in zip(squared, parts, strict=True))
+    return {**found, **_student(found["mean"], math.sqrt(total), total**2 / shares if total > 0 else math.inf)}
+
+
+def over_repeats(a_R: Array, b_R: Array) -> Record:
+    """a - b, paired by repeat alone, as `effect`: for what is one number per repeat. Student's interval."""
+    repeats = a_R - b_R
+    found: Record = {"mean": float(repeats.mean()), "standard_error": None, "low": None, "high": None, "p": None}
+    found |= {"distinguishable": False, "repeats": repeats.tolist()}
+    if len(repeats) < 2:
+        return found
+    return {**found, **_student(found["mean"], float(repeats.std(ddof=1)) / math.sqrt(len(repeats)), len(repeats) - 1)}
+
+
+def _student(mean: float, error: float, freedom: float) -> Record:
+    """Interval and p of a mean with this standard error; an error of 0 gives an interval of no width."""
+    half, p = 0.0, 1.0
     if error > 0:
-        freedom = sum(squared) ** 2 / sum(s**2 / (len(part) - 1) for s, part in zip(squared, parts, strict=True))
         half = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * error
-        p = 2 * float(stats.t.sf(abs(found["mean"]) / error, freedom))
-    ends = {"low": found["mean"] - half, "high": found["mean"] + half}
-    return {**found, **ends, "standard_error": error, "p": p, "distinguishable": ends["low"] > 0 or ends["high"] < 0}
+        p = 2 * float(stats.t.sf(abs(mean) / error, freedom))
+    low, high = mean - half, mean + half
+    return {"low": low, "high": high, "standard_error": error, "p": p, "distinguishable": low > 0 or high < 0}
 
 
 def sign(ours: Record, better: bool, papers: float, papers_better: bool) -> str | None:
@@ -79,16 +100,11 @@ def add_reward(config: Config, reference: dict[str, Array], detail_share_I: Arra
     reference: NAOSD's, (I, 1, N); runs: (I, R, N). The yardstick is the same for all rows, whatever a row was trained on.
     """
     plain: Scores = {REFERENCE: {metric: values[:, 0] for metric, values in reference.items()}}
-    fidelity, perception = config.reward.fidelity, config.reward.perception
     for scores in (reference, *runs):
         shape = next(iter(scores.values())).shape
         flat = {metric: values.reshape(len(values), -1) for metric, values in scores.items()}
-        weighted = _weighted({**plain, "run": flat}, detail_share_I, fidelity, perception, config.reward.weighting == "equal")
+        weighted = rewards({**plain, "run": flat}, detail_share_I, config.reward, REFERENCE)
         scores[REWARD] = weighted["run"].reshape(shape)
-
-
-def _weighted(scores: Scores, shares: Array, fidelity: list[str], perception: list[str], equal: bool) -> dict[str, Array]:
-    return rewards(scores, np.full_like(shares, 0.5) if equal else shares, fidelity, perception, REFERENCE)
 
 
 def columns(table: Ablation, config: Config) -> list[tuple[str, str | None]]:
@@ -122,17 +138,35 @@ def _ours(
     table: Ablation, row: str, column: str, metric: str, reference: Mapping[str, Array], results: Mapping[str, Result]
 ) -> Record:
     """The measured part of a record; differences as plain values."""
-    result = results.get(row)
+    result, gdpo = results.get(row), results.get(table.gdpo)
     mine = reference[metric] if result is None else result.scores[metric]
     mean = mean_over_images(mine.reshape(len(mine), -1))
-    others = {"to_naosd": None if result is None else reference, "to_control": result.control if result else None}
-    gdpo = results.get(table.gdpo)
-    others["to_gdpo"] = gdpo.scores if result and gdpo and row != table.gdpo else None
-    compared = {name: None if other is None else effect(mine, other[metric]) for name, other in others.items()}
-    if result is not None and result.control is not None:
-        compared["control_to_naosd"] = effect(result.control[metric], reference[metric])
+    compared: Record = dict.fromkeys(("to_naosd", "to_control", "to_gdpo"))
+    if result is not None:
+        compared |= {"to_naosd": effect(mine, reference[metric])} | _against_gdpo(metric, result, gdpo)
+        if result.control is not None:
+            control = result.control[metric]
+            compared |= {"to_control": effect(mine, control), "control_to_naosd": effect(control, reference[metric])}
     stand_in = column != REWARD and is_stand_in(column, metric)
     return {"stand_in": stand_in, "ours": mean.mean, "standard_error": finite(mean.standard_error), **compared}
+
+
+def _against_gdpo(metric: str, row: Result, gdpo: Result | None) -> Record:
+    """A row against GDPO, its control against GDPO's, and the first without the second."""
+    if gdpo is None or row is gdpo:
+        return {}
+    found = {"to_gdpo": effect(row.scores[metric], gdpo.scores[metric])}
+    if row.control is not None and gdpo.control is not None:
+        found["control_to_gdpo"] = effect(row.control[metric], gdpo.control[metric])
+        gained, by_gdpo = _gain(metric, row.scores, row.control), _gain(metric, gdpo.scores, gdpo.control)
+        found[BEYOND["to_gdpo"]] = effect(gained, by_gdpo)
+    return found
+
+
+def _gain(metric: str, scores: dict[str, Array], control: dict[str, Array]) -> Array:
+    """(I, R, 1): what a row has more than its control, a difference of means over noises."""
+    difference: Array = scores[metric].mean(axis=2, keepdims=True) - control[metric].mean(axis=2, keepdims=True)
+    return difference
 
 
 def finite(value: float) -> float | None:
@@ -147,70 +181,32 @@ def _sign(record: Record, column: str, metric: str | None, name: str) -> str | N
     return sign(record[name], higher_is_better(metric), record[f"paper_{name}"], papers_better)
 
 
-def signs(found: Sequence[Record]) -> Iterator[tuple[Record, str, str]]:
-    """(record, "NAOSD" or "GDPO", sign) of everything whose sign was compared."""
+def beyond_controls(record: Record, name: str) -> bool:
+    """Whether the difference `name` is distinguishable, and on the same side without what training alone does."""
+    raw, net = record.get(name), record.get(BEYOND[name])
+    if not raw or not net or not raw["distinguishable"] or not net["distinguishable"]:
+        return False
+    return bool((raw["mean"] > 0) == (net["mean"] > 0))
+
+
+def signs(found: Sequence[Record]) -> Iterator[tuple[Record, str, str, bool]]:
+    """(record, "NAOSD" or "GDPO", sign, whether it holds beyond the controls) of everything whose sign was compared."""
     for record in found:
         for name, other in (("to_naosd", NAOSD), ("to_gdpo", "GDPO")):
             if record[f"sign_{name}"]:
-                yield record, other, record[f"sign_{name}"]
-
-
-def figure_7(
-    config: Config, reference: Mapping[str, Array], results: Mapping[str, Result]
-) -> tuple[list[Record], list[Record]]:
-    """(records by setting and metric, the paper's claims about them). results: by setting "(t_add, t_diff)", (I, R, N).
-
-    range: greatest minus least over the noises of the mean over images, mean over repeats (the paper's definition); the
-    claims compare ranges of single images, of which there are many. Claims: each larger timestep against (100, 100).
-    """
-    names = {column: metric for column, metric in columns(ABLATIONS["fig7"], config) if metric}
-    found = []
-    for setting, result in results.items():
-        for column, metric in names.items():
-            scores = result.scores[metric]
-            mean, ranges = mean_over_images(scores.reshape(len(scores), -1)), np.ptp(scores.mean(axis=0), axis=1)
-            spread = float(ranges.std(ddof=1)) / math.sqrt(len(ranges)) if len(ranges) > 1 else None
-            found.append(
-                {
-                    "row": setting, "column": column, "metric": metric,
-                    "stand_in": column != REWARD and is_stand_in(column, metric),
-                    "ours": mean.mean, "standard_error": finite(mean.standard_error),
-                    "range": float(ranges.mean()), "range_standard_error": spread,
-                    "range_of_an_image": float(np.ptp(scores, axis=2).mean()),
-                    "to_naosd": effect(scores, reference[metric]),
-                }
-            )  # fmt: skip
-    return found, [claim for setting in list(results)[1:3] for claim in _claims(setting, results, names)]
-
-
-def _claims(setting: str, results: Mapping[str, Result], names: Mapping[str, str]) -> Iterator[Record]:
-    """What the paper's text says of a setting against the first: ranges grow, MUSIQ rises, PSNR falls."""
-    first = next(iter(results))
-    for column, rises in (("PSNR", False), ("MUSIQ", True)):
-        metric = names.get(column)
-        if metric is None:
-            continue
-        here, there = results[setting].scores[metric], results[first].scores[metric]
-        ranges = effect(np.ptp(here, axis=2)[..., None], np.ptp(there, axis=2)[..., None])
-        level, up = effect(here, there), higher_is_better(metric)
-        yield _claim(f"the range of {column} is larger", metric, setting, first, ranges, sign(ranges, True, 1.0, True))
-        worse = "rises" if rises else "falls"
-        yield _claim(f"{column} {worse}", metric, setting, first, level, sign(level, up, 1.0 if rises else -1.0, True))
-
-
-def _claim(text: str, metric: str, setting: str, first: str, found: Record, verdict: str | None) -> Record:
-    return {"claim": text, "metric": metric, "row": setting, "against": first, **found, "sign": verdict}
+                yield record, other, record[f"sign_{name}"], beyond_controls(record, name)
 
 
 def what_matters(found: Sequence[Record]) -> str:
-    """One sentence on the options, from their differences to GDPO in the reward."""
-    changes = {r["row"]: r["to_gdpo"] for r in found if r["metric"] == REWARD and r.get("to_gdpo")}
+    """One sentence on the options, from their differences to GDPO in the reward beyond those of the controls."""
+    name = BEYOND["to_gdpo"]
+    changes = {r["row"]: r[name] for r in found if r["metric"] == REWARD and r.get(name)}
 
     def listed(distinguishable: bool) -> str:
         some = ((row, e) for row, e in changes.items() if e["distinguishable"] == distinguishable)
         return ", ".join(f"{row} ({mean_text(e)}, {interval_text(e)})" for row, e in some)
 
     if not listed(True):
-        return f"None is distinguishable from GDPO in the reward at this scale: {listed(False)}."
+        return f"Beyond the controls none is distinguishable from GDPO in the reward at this scale: {listed(False)}."
     rest = f"; not distinguishable are {listed(False)}" if listed(False) else ""
-    return f"Against GDPO the reward changes with {listed(True)}{rest}."
+    return f"Against GDPO and beyond the controls the reward changes with {listed(True)}{rest}."

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import ValidationError
+
 from gdpo.config import Config
 from gdpo.evaluate import paper
 from gdpo.model.schedule import alphas_cumprod
@@ -129,17 +131,23 @@ def metrics_of(config: Config) -> list[str]:
 
 
 def changed(config: Config, changes: Mapping[str, Mapping[str, Any]]) -> Config:
-    """The configuration with keys of some sections replaced, checked as a whole."""
+    """The configuration with keys of some sections replaced, checked as a whole. ValueError naming the key that is wrong."""
     plain = config.model_dump()
-    return Config.model_validate(plain | {section: plain[section] | dict(values) for section, values in changes.items()})
+    try:
+        return Config.model_validate(plain | {section: plain[section] | dict(values) for section, values in changes.items()})
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        key = ".".join(map(str, problem["loc"]))
+        raise ValueError(f"{key}: {problem['msg'].removeprefix('Value error, ')}".removeprefix(": ")) from error
 
 
 def base(config: Config) -> Config:
     """GDPO as all rows start from: the profile's, with the cost of section `ablate`, on cached rollouts of all metrics."""
     cost, finetune = config.ablate, config.finetune
-    metrics = [*config.rollout.metrics, *config.reward.fidelity, *config.reward.perception, metric_of("LPIPS", config)]
+    of_tables = ["psnr_y", metric_of("LPIPS", config)]  # what Table 9 rewards
+    metrics = [*config.rollout.metrics, *config.reward.fidelity, *config.reward.perception, *of_tables]
     trained: dict[str, Any] = {
-        "objective": "gdpo", "rollouts": "cached", "sampler": "reference", "gpus": 1, "steps": cost.steps,
+        "objective": "gdpo", "pairs": 1, "rollouts": "cached", "sampler": "reference", "gpus": 1, "steps": cost.steps,
         "batch": cost.batch, "optimizer": finetune.optimizer.model_dump() | {"lr": cost.lr},
     }  # fmt: skip
     return changed(

@@ -11,7 +11,7 @@ from typing import Any
 
 from gdpo.config import Config
 from gdpo.evaluate import paper
-from gdpo.evaluate.ablated import AGREES, DISAGREES, UNCLEAR, Record, columns, signs
+from gdpo.evaluate.ablated import AGREES, BEYOND, DISAGREES, UNCLEAR, Record, beyond_controls, columns, signs
 from gdpo.evaluate.ablation import ABLATIONS, NAOSD, is_stand_in
 from gdpo.evaluate.benchmark import REWARD
 from gdpo.evaluate.tables import Cell, Table, interval_text, label, mean_text, number
@@ -20,7 +20,7 @@ from gdpo.rewards.metrics import higher_is_better
 EMPTY = Cell("–")
 ZERO = 1e-9  # NAOSD's own reward is 0 by construction, but for rounding
 PLURAL = {AGREES: "agree", DISAGREES: "disagree", UNCLEAR: UNCLEAR}
-DIFFERENCES = ("to_naosd", "control_to_naosd", "to_control", "to_gdpo")
+DIFFERENCES = ("to_naosd", "control_to_naosd", "to_control", "to_gdpo", "control_to_gdpo", BEYOND["to_gdpo"])
 PARTS = ("mean", "standard_error", "low", "high", "p")
 Lines = Sequence[tuple[str, Callable[[Record], Cell]]]
 
@@ -31,10 +31,10 @@ def overview(key: str, found: Sequence[Record], config: Config, notes: Sequence[
     # A table without figures in the paper has no lines for them.
     lines: Lines = [
         *([("paper (− NAOSD)", _printed)] if table.printed else []),
-        ("ours", _mean),
-        ("ours − NAOSD", lambda record: _difference(record.get("to_naosd"))),
-        ("control − NAOSD", lambda record: _difference(record.get("control_to_naosd"))),
-        *([("sign to NAOSD", lambda record: Cell(record["sign_to_naosd"] or "–"))] if table.printed else []),
+        ("ours", measured),
+        ("ours − NAOSD", lambda record: difference(record.get("to_naosd"))),
+        ("control − NAOSD", lambda record: difference(record.get("control_to_naosd"))),
+        *([("sign to NAOSD", lambda record: _sign(record, "to_naosd"))] if table.printed else []),
     ]
     said = [*stand_ins(key, config), *verdicts(found), *table.remarks, *notes]
     number_ = f"Table {key} of the paper: " if key.isdigit() else ""
@@ -49,12 +49,14 @@ def details(key: str, found: Sequence[Record], config: Config) -> Table:
     """Every difference of every row."""
     table = ABLATIONS[key]
     lines: Lines = [
-        ("− NAOSD", lambda record: _difference(record.get("to_naosd"))),
+        ("− NAOSD", lambda record: difference(record.get("to_naosd"))),
         ("− NAOSD, by repeat", _repeats),
-        ("− its own control", lambda record: _difference(record.get("to_control"))),
-        ("− GDPO", lambda record: _difference(record.get("to_gdpo"))),
+        ("− its own control", lambda record: difference(record.get("to_control"))),
+        ("− GDPO", lambda record: difference(record.get("to_gdpo"))),
+        ("control − GDPO's control", lambda record: difference(record.get("control_to_gdpo"))),
+        ("− GDPO, beyond the controls", lambda record: difference(record.get(BEYOND["to_gdpo"]))),
         *([("− GDPO, paper", _printed_to_gdpo)] if table.printed else []),
-        *([("− GDPO, sign", lambda record: Cell(record["sign_to_gdpo"] or "–"))] if table.printed else []),
+        *([("− GDPO, sign", lambda record: _sign(record, "to_gdpo"))] if table.printed else []),
     ]
     caption = "All differences, paired over images, noises and training repeats, with 95 % intervals."
     return _table(key, f"{table.name}-details", caption, lines, [r for r in found if r["row"] != NAOSD], config, [])
@@ -107,7 +109,8 @@ def _printed_to_gdpo(record: Record) -> Cell:
     return Cell(number(difference, _decimals(record["column"], record["paper"]), sign=True), difference)
 
 
-def _mean(record: Record) -> Cell:
+def measured(record: Record) -> Cell:
+    """Our mean ± its standard error over images."""
     if record["metric"] is None:
         return EMPTY
     value, error = record["ours"], record["standard_error"]
@@ -117,8 +120,16 @@ def _mean(record: Record) -> Cell:
     return Cell(f"{value:.4g}{beside}".replace("-", "−"), value)
 
 
-def _difference(found: Mapping[str, Any] | None) -> Cell:
+def difference(found: Mapping[str, Any] | None) -> Cell:
+    """An effect with its interval."""
     return EMPTY if found is None else Cell(f"{mean_text(found)} ({interval_text(found)})", found["mean"])
+
+
+def _sign(record: Record, name: str) -> Cell:
+    verdict = record[f"sign_{name}"]
+    if verdict in (None, UNCLEAR):
+        return Cell(verdict or "–")
+    return Cell(f"{verdict}, {'beyond' if beyond_controls(record, name) else 'not beyond'} the control")
 
 
 def _repeats(record: Record) -> Cell:
@@ -142,16 +153,23 @@ def stand_ins(key: str, config: Config) -> list[str]:
 
 
 def verdicts(found: Sequence[Record]) -> list[str]:
-    """How many signs agree, and every one that does not."""
+    """How many signs agree, how many of them beyond the controls, and every one that does not."""
     every = list(signs(found))
     if not every:
         return []
     said = []
-    for other in dict.fromkeys(name for _, name, _ in every):
-        counts = Counter(verdict for _, name, verdict in every if name == other)
-        parts = ", ".join(f"{counts[verdict]} {text}" for verdict, text in PLURAL.items())
-        said.append(f"Signs of the differences to {other}: {parts}.")
-    against = [f"{r['row']}, {r['column']} to {other}" for r, other, verdict in every if verdict == DISAGREES]
+    for other in dict.fromkeys(name for _, name, *_ in every):
+        mine = [(record, verdict, beyond) for record, name, verdict, beyond in every if name == other]
+        counts = Counter(verdict for _, verdict, _ in mine)
+        beyond = Counter(verdict for _, verdict, holds in mine if holds)
+        parts = ", ".join(
+            f"{counts[verdict]} {text}" + (f" ({beyond[verdict]} beyond the controls)" if verdict != UNCLEAR and counts[verdict] else "")
+            for verdict, text in PLURAL.items()
+        )
+        # One metric of ours may stand in several columns: its difference is counted in each, and is one measurement.
+        measurements = len({(record["row"], record["metric"]) for record, *_ in mine})
+        said.append(f"Signs of the differences to {other}: {parts}; {len(mine)} signs, {measurements} measured differences.")
+    against = [f"{r['row']}, {r['column']} to {other}" for r, other, verdict, _ in every if verdict == DISAGREES]
     return [*said, f"Disagreeing: {'; '.join(against)}."] if against else said
 
 
@@ -172,40 +190,3 @@ def flat(key: str, found: Sequence[Record]) -> Table:
 def plain(value: object) -> Cell:
     """A value as a cell of a CSV file; empty for None."""
     return Cell("", value) if isinstance(value, int | float) else Cell("" if value is None else str(value))
-
-
-def figure_7_tables(found: Sequence[Record], claims: Sequence[Record], config: Config) -> tuple[Table, Table]:
-    """(range and mean of each setting, what the paper's text claims and whether ours agrees)."""
-    heads = [(column, metric) for column, metric in columns(ABLATIONS["fig7"], config) if metric]
-    rows = []
-    for setting in dict.fromkeys(record["row"] for record in found):
-        mine = {record["column"]: record for record in found if record["row"] == setting}
-        cells = [cell for column, _ in heads for cell in (_range(mine[column]), _mean(mine[column]))]
-        rows.append([Cell(setting), *cells])
-    header = ["(t_add, t_diff)", *(f"{heading(*head)} {part}" for head in heads for part in ("range", "mean"))]
-    steps, noises, start = config.ablate.pretrain_steps, config.ablate.noises, config.pretrain.init or "fresh adapters"
-    caption = (
-        f"Fig. 7 of the paper: NAOSD trained at each setting for {steps} steps from {start}. "
-        f"Range: greatest minus least over {noises} noises of the mean over images, mean ± standard error over training seeds "
-        "(the paper: 50 noises on RealSR). Mean: ± standard error over images."
-    )
-    notes = [
-        *stand_ins("fig7", config),
-        "The paper's values are drawn, not printed; the claims below are its text's. No advantages here, so no control.",
-    ]
-    first = Table(caption, header, rows, "figure-7", notes)
-    lines = [
-        [
-            Cell(f"{c['row']} against {c['against']}"), Cell(c["claim"]), Cell(label(c["metric"])), _difference(c),
-            Cell(c["sign"] or "–"),
-        ]
-        for c in claims
-    ]  # fmt: skip
-    said = ["Ranges of single images are compared here, paired by image and training seed."]
-    header = ["Settings", "The paper says", "Ours is", "Difference of ours", "Sign"]
-    return first, Table("What the paper says of Fig. 7", header, lines, "figure-7-claims", said)
-
-
-def _range(record: Record) -> Cell:
-    error = record["range_standard_error"]
-    return Cell(f"{record['range']:.3g}" + ("" if error is None else f" ± {error:.2g}"), record["range"])

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from gdpo.config import Reward
 from gdpo.data.shards import Pair, enlarge
 from gdpo.evaluate.statistics import Array, Scores, within_image_std
 from gdpo.images import to_tensor
@@ -107,13 +108,10 @@ def stack(results: Sequence[Mapping[str, Mapping[str, Array]]]) -> Scores:
     }
 
 
-def rewards(
-    scores: Scores, detail_share_I: Array, fidelity: Sequence[str], perception: Sequence[str], reference: str = REFERENCE
-) -> dict[str, Array]:
+def rewards(scores: Scores, detail_share_I: Array, reward: Reward, reference: str = REFERENCE) -> dict[str, Array]:
     """The reward of every output, {model: (I, N)}, as the module docstring defines it.
 
     A metric in which the reference has no spread at all has no unit and counts 0, and so does a side without metrics.
-    detail_share_I: 0.5 for all images is `reward.weighting: equal`.
     """
 
     def normalised(model: str, metric: str) -> Array:
@@ -129,5 +127,6 @@ def rewards(
         total: Array = sum((normalised(model, metric) for metric in metrics), np.zeros(1))
         return total / max(len(metrics), 1)
 
-    detail_I1 = np.asarray(detail_share_I, dtype=np.float64)[:, None]
-    return {model: (1 - detail_I1) * mean(model, fidelity) + detail_I1 * mean(model, perception) for model in scores}
+    detail_I1 = np.array([reward.rho_d(share) for share in detail_share_I], dtype=np.float64)[:, None]
+    sides = {model: (mean(model, reward.fidelity), mean(model, reward.perception)) for model in scores}
+    return {model: (1 - detail_I1) * faithful + detail_I1 * perceived for model, (faithful, perceived) in sides.items()}

@@ -131,6 +131,6 @@ def reward_of(metrics: dict[str, list[float]], detail_share: float, reward: Rewa
         return torch.tensor(rows, dtype=torch.float64).reshape(len(names), size).T[None]
 
     size = len(next(iter(metrics.values())))
-    shares = torch.tensor([0.5 if reward.weighting == "equal" else detail_share], dtype=torch.float64)
+    shares = torch.tensor([reward.rho_d(detail_share)], dtype=torch.float64)
     values = attribute_aware_reward(oriented(reward.fidelity), oriented(reward.perception), shares)
     return values[0].tolist(), group_advantage(values)[0].tolist()

@@ -13,17 +13,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from gdpo.config import Config
 from gdpo.data.shards import write_shards
-from gdpo.evaluate.ablation import ABLATIONS
+from gdpo.evaluate.ablation import ABLATIONS, changed
 from gdpo.model.checkpoints import load_model
 from gdpo.preference.group import Skipped
-from gdpo.training import Hooks, numpy_generator
+from gdpo.training import Hooks, Stopped, numpy_generator
 from tasks import __main__ as cli
-from tasks import ablate, ablation_pool, ablation_runs, pretrain
+from tasks import ablate, ablation_pool, ablation_runs, pretrain, rollout_chunks
 from tasks.ablation_runs import Job, perform
 from tests import tiny
 
@@ -160,7 +161,7 @@ def test_every_table_is_written_and_its_runs_are_shared(
         assert len({record["row"] for record in found}) == count
         control = [r["to_control"] for r in found if r["row"] != "NAOSD" and r["metric"]]
         assert all(len(difference["repeats"]) == 3 for difference in control)
-    assert content["tables"]["options"]["sentence"].startswith(("None is distinguishable", "Against GDPO the reward changes"))
+    assert content["tables"]["options"]["sentence"].startswith(("Beyond the controls none is", "Against GDPO and beyond the controls"))
     assert len(content["tables"]["fig7"]["claims"]) == 8
     assert "Table 5: Signs of the differences to NAOSD" in capsys.readouterr().out
     text = reports(root)["table-9.md"].decode()
@@ -204,13 +205,13 @@ def test_the_references_errors_are_made_anew_for_other_noises(root: Path) -> Non
 def test_groups_without_finite_scores_are_left_out_by_name(
     root: Path, here: list[Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rollout = ablation_runs.rollout
+    rollout = rollout_chunks.rollout
 
     def broken(model: Any, pairs: Any, config: Config) -> Iterator[Any]:
         for found, pair in zip(rollout(model, pairs, config), pairs, strict=True):
             yield Skipped(pair.id, "metric psnr_y of its candidates is not finite") if pair.id in bad else found
 
-    monkeypatch.setattr(ablation_runs, "rollout", broken)
+    monkeypatch.setattr(rollout_chunks, "rollout", broken)
     bad = {"pair1"}
     assert cli.main(["ablate", "7"]) == 0
     skipped = json.loads(reports(root)["results.json"])["skipped"]["noise"]
@@ -221,9 +222,41 @@ def test_groups_without_finite_scores_are_left_out_by_name(
 def test_no_finite_group_at_all_is_one_line(
     root: Path, here: list[Job], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(ablation_runs, "rollout", lambda model, pairs, config: (Skipped(p.id, "NaN") for p in pairs))
+    monkeypatch.setattr(rollout_chunks, "rollout", lambda model, pairs, config: (Skipped(p.id, "NaN") for p in pairs))
     assert cli.main(["ablate", "7"]) == 1
     assert "no rollout has finite scores (pair0: NaN); nothing to train on" in capsys.readouterr().err
+
+
+def test_rollouts_go_on_with_the_chunk_they_were_at(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = configured()
+    job = next(job for job in ablate.plan(config, ["9"], ablation_runs.sources(config, root)).first if job.kind == "rollouts")
+    rollout, made = rollout_chunks.rollout, list[str]()
+
+    def noted(model: Any, pairs: Any, config: Config) -> Any:
+        made.extend(pair.id for pair in pairs)
+        return rollout(model, pairs, config)
+
+    monkeypatch.setattr(rollout_chunks, "rollout", noted)
+    for _ in range(2):
+        with pytest.raises(Stopped):
+            perform(job, root, Hooks(should_stop=lambda: True))
+        assert not (root / job.output).exists()
+    perform(job, root, Hooks())
+    ids = [row["id"] for row in pq.read_table(root / job.output).to_pylist()]
+    assert made == ids == [pair.id for pair in ablation_runs._selected(config, root)]
+    assert not (root / "work/ablate/checkpoints" / job.fingerprint).exists()
+
+
+def test_a_row_that_cannot_be_is_one_line_that_names_it(sample_config: Config) -> None:
+    """What the configuration says of GDPO need not fit a row; what a table needs is there whatever the reward is."""
+    pairs = changed(sample_config, {"finetune": {"pairs": 3}})
+    assert ablate.plan(pairs, ["7"], {"metrics": {}}).rows["7"].keys() == {"GDPO-SR (G=4)", "GDPO-SR (G=6)", "GDPO-SR (G=8)"}
+    without = changed(sample_config, {"reward": {"fidelity": ["ssim_y"]}, "rollout": {"metrics": ["ssim_y", "niqe"]}})
+    assert "psnr_y" in ablate.plan(without, ["9"], {"metrics": {}}).rows["9"]["PSNR"][0][0].config.rollout.metrics
+    one_side = changed(sample_config, {"reward": {"perception": []}})
+    with pytest.raises(ValueError, match=r"^ablate 6, row ARF w/ NR: .*fidelity and perception are both empty") as error:
+        ablate.plan(one_side, ["6"], {"metrics": {}})
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("path", ["models/naosd", "data/shards/train", "data/selected"])

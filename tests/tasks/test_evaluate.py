@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from gdpo.config import Config
+from gdpo.config import Config, Reward
 from gdpo.data.shards import Box, Pair, write_shards
 from gdpo.evaluate import benchmark
 from gdpo.images import read_photo, write_png
@@ -163,7 +163,7 @@ def test_equal_weights_do_not_look_at_the_picture(folder: Path, paired: Config) 
         for metric in ("psnr_y", "ssim_y", "reward")
     }
     scores = {model: {metric: columns[metric][model] for metric in ("psnr_y", "ssim_y")} for model in ("naosd", "gdpo")}
-    expected = benchmark.rewards(scores, np.full(3, 0.5), ["psnr_y"], ["ssim_y"])
+    expected = benchmark.rewards(scores, np.full(3, 0.5), Reward(fidelity=["psnr_y"], perception=["ssim_y"]))
     assert columns["reward"]["gdpo"] == pytest.approx(expected["gdpo"])
     group = json.loads((folder / "reports/evaluate/realsr/candidates.json").read_text())[0]["members"]
     best = max(group, key=lambda member: member["metrics"]["psnr_y"])

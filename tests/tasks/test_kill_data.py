@@ -6,7 +6,6 @@ import re
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,13 +18,6 @@ from tests.tasks.photos import config, files, photo
 
 COMMANDS = {"index": ("index",), "degrade": ("degrade", "--part", "00")}
 OUTPUTS = {"index": ("data/photos", "reports/photographs"), "degrade": ("data/shards/train/00", "reports/degrade/00")}
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    process = Forks()
-    yield process
-    process.close()
 
 
 @pytest.fixture(scope="module")

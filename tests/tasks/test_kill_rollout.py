@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,13 +20,6 @@ PAIRS = 24
 CHUNKS = "work/rollout/00/chunks"
 PART = ("rollout", "--part", "00")
 CONFIG = tiny.settings(pretrain={"steps": 1}, rollout={"batch": 3})  # a chunk is one pair
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    process = Forks()
-    yield process
-    process.close()
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from gdpo.preference import rollout as core
 from gdpo.preference.group import Group
 from gdpo.rewards.metrics import score
 from gdpo.training import Hooks, Stopped
-from tasks import finetune, pretrain, rollout
+from tasks import finetune, pretrain, rollout, rollout_chunks
 from tasks.rollout_files import Selected, header, ranks, read_rollouts
 from tests import tiny
 
@@ -138,7 +138,7 @@ def test_stopped_it_goes_on_with_the_next_chunk(finished: Path, root: Path, monk
         made.extend(pair.id for pair in pairs)
         return core.rollout(model, pairs, config)
 
-    monkeypatch.setattr(rollout, "rollout", noted)
+    monkeypatch.setattr(rollout_chunks, "rollout", noted)
     for chunks, step in ((1, 2), (2, 4)):
         hooks, _ = stopping(chunks)
         with pytest.raises(Stopped) as stopped:
@@ -394,6 +394,12 @@ def test_parts_must_be_those_of_one_run(finished: Path, root: Path) -> None:
         read_rollouts(config, root)
     shutil.copytree(finished / "data/rollouts/00", root / "data/rollouts/00")
     with pytest.raises(ValueError, match=r"01/00000.parquet: of another rollout set than .*00/00000.parquet \(other parts\)"):
+        read_rollouts(config, root)
+    # A worker with other weights of a metric under the same name.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gdpo.rewards.metrics._origin", lambda name: f"pyiqa 9.9, {name}")
+        rollout.run(config, root, Hooks(), "00")
+    with pytest.raises(ValueError, match=r"01/00000.parquet: of another rollout set than .* \(other metrics\); run all parts"):
         read_rollouts(config, root)
     reselect(root)
     rollout.run(config, root, Hooks(), "00")

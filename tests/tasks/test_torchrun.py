@@ -5,7 +5,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,13 +34,6 @@ def prepared(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pretrain.run(CONFIG, root, Hooks())
     rollout.run(CONFIG, root, Hooks())
     return root
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    server = Forks()
-    yield server
-    server.close()
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -246,13 +246,6 @@ def test_histories_have_whole_steps_and_all_digits(tmp_path: Path) -> None:
 
 
 # Real processes, real signals.
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    server = Forks()
-    yield server
-    server.close()
 
 
 def wait_for(happened: Callable[[], bool]) -> None:

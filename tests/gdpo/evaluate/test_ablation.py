@@ -15,16 +15,18 @@ from gdpo.evaluate.ablated import (
     UNCLEAR,
     Result,
     add_reward,
+    beyond_controls,
     effect,
-    figure_7,
+    over_repeats,
     records,
     sign,
     signs,
     what_matters,
 )
 from gdpo.evaluate.ablation import ABLATIONS, base, changed, is_stand_in, metric_of, metrics_of, rows
-from gdpo.evaluate.ablation_tables import details, figure_7_tables, flat, heading, overview
+from gdpo.evaluate.ablation_tables import details, flat, heading, overview, verdicts
 from gdpo.evaluate.benchmark import REWARD, rewards
+from gdpo.evaluate.figure_7 import figure_7, figure_7_tables
 from gdpo.evaluate.statistics import paired_difference
 from gdpo.evaluate.tables import Table, to_csv
 from tests import tiny
@@ -182,7 +184,40 @@ def test_records_hold_ours_the_papers_and_the_signs(config: Config) -> None:
     assert made["NAOSD", "PSNR"]["to_naosd"] is None and made["NAOSD", REWARD]["ours"] == pytest.approx(0, abs=1e-12)
     assert made["GDPO (ours)", "FID"]["metric"] is None and made["GDPO (ours)", "FID"]["paper"] == 112.13
     assert made["GDPO (ours)", "PSNR"]["to_gdpo"] is None and made["GDPO (ours)", "PSNR"]["paper_to_gdpo"] is None
-    assert {verdict for *_, verdict in signs(list(made.values()))} <= {AGREES, DISAGREES, UNCLEAR}
+    assert {verdict for _, _, verdict, _ in signs(list(made.values()))} <= {AGREES, DISAGREES, UNCLEAR}
+
+
+def test_what_training_alone_does_is_taken_out(config: Config) -> None:
+    """Two rows that gain the same, one of them no more than its shuffled control."""
+    reference = scores(config, repeats=1)
+    gains = {"Diffusion-DPO": (0.5, 0.5), "GDPO (ours)": (0.5, 0.0)}
+    found = {row: Result(scores(config, gain), scores(config, control)) for row, (gain, control) in gains.items()}
+    add_reward(config, reference, np.full(6, 0.3), [part for r in found.values() for part in (r.scores, r.control or {})])
+    made = {(r["row"], r["column"]): r for r in records("5", config, reference, found)}
+    dpo, gdpo = made["Diffusion-DPO", "PSNR"], made["GDPO (ours)", "PSNR"]
+    assert dpo["to_gdpo"]["mean"] == pytest.approx(0) and dpo["control_to_gdpo"]["mean"] == pytest.approx(0.5)
+    assert dpo["beyond_controls_to_gdpo"]["mean"] == pytest.approx(-0.5) and dpo["beyond_controls_to_gdpo"]["distinguishable"]
+    assert dpo["sign_to_naosd"] == gdpo["sign_to_naosd"] == AGREES
+    assert [beyond_controls(r, "to_naosd") for r in (dpo, gdpo)] == [False, True] and not beyond_controls(dpo, "to_gdpo")
+    table = overview("5", list(made.values()), config)
+    assert texts(table, "Diffusion-DPO", "sign to NAOSD")["PSNR ↑"] == "agrees, not beyond the control"
+    assert texts(table, "GDPO (ours)", "sign to NAOSD")["PSNR ↑"] == "agrees, beyond the control"
+    # PSNR and MUSIQ, AFINE, DISTS: each of ours in one column; 4 signs of 4 differences, of which 2 agree for GDPO.
+    assert any(note.startswith("Signs of the differences to NAOSD: ") and "8 signs, 8 measured" in note for note in table.notes)
+
+
+def test_a_metric_in_two_columns_is_one_measurement(config: Config) -> None:
+    reference, found = measured(config, {"ARF w/ NR": 0.5, "ARF (ours)": 0.5})
+    notes = verdicts(records("6", config, reference, found))
+    assert notes[0].startswith("Signs of the differences to NAOSD: ") and notes[0].endswith("8 signs, 6 measured differences.")
+
+
+def test_an_effect_over_repeats_alone_is_students() -> None:
+    found = over_repeats(np.array([1.0, 2.0, 3.0]), np.zeros(3))
+    assert found["standard_error"] == pytest.approx(1 / math.sqrt(3)) and found["repeats"] == [1, 2, 3]
+    assert (found["low"], found["high"]) == pytest.approx((2 - 4.3026527 / math.sqrt(3), 2 + 4.3026527 / math.sqrt(3)))
+    assert not found["distinguishable"] and over_repeats(np.array([1.0, 1.1, 1.2]), np.zeros(3))["distinguishable"]
+    assert over_repeats(np.ones(1), np.zeros(1))["low"] is None
 
 
 def test_the_reward_is_that_of_the_evaluation(config: Config) -> None:
@@ -190,7 +225,7 @@ def test_the_reward_is_that_of_the_evaluation(config: Config) -> None:
     mine = found["GDPO (ours)"].scores
     flat_ = {m: v.reshape(6, -1) for m, v in mine.items() if m != REWARD}
     plain = {m: v[:, 0] for m, v in reference.items() if m != REWARD}
-    known = rewards({"naosd": plain, "run": flat_}, np.full(6, 0.3), config.reward.fidelity, config.reward.perception)
+    known = rewards({"naosd": plain, "run": flat_}, np.full(6, 0.3), config.reward)
     assert np.allclose(mine[REWARD].reshape(6, -1), known["run"])
 
 
@@ -204,7 +239,7 @@ def test_the_overview_has_ours_and_the_control_beside_the_papers(config: Config)
     made = records("5", config, reference, found)
     table = overview("5", made, config, ["a note"])
     assert texts(table, "DanceGRPO", "paper (− NAOSD)")["AFINE ↓ (ours: PIQE ↓)"] == "16.52 (−4.00)"
-    assert texts(table, "DanceGRPO", "sign to NAOSD")["PSNR ↑"] == AGREES
+    assert texts(table, "DanceGRPO", "sign to NAOSD")["PSNR ↑"] == "agrees, beyond the control"
     assert texts(table, "GDPO (ours)", "ours − NAOSD")["PSNR ↑"].startswith("+0.977 (+0.894 to ")
     assert texts(table, "AWM", "control − NAOSD")["FID ↓ (ours: none)"] == "–"
     assert texts(table, "NAOSD", "ours")["Reward ↑"] == "0"
@@ -212,7 +247,9 @@ def test_the_overview_has_ours_and_the_control_beside_the_papers(config: Config)
     assert any(note.startswith("MUSIQ: not in evaluate.metrics") and "NIQE" in note for note in table.notes)
     assert any(note.startswith("Disagreeing: Diffusion-DPO, DISTS to NAOSD") for note in table.notes)
     whole = details("5", made, config)
-    assert texts(whole, "Diffusion-DPO", "− GDPO, sign")["PSNR ↑"] == AGREES
+    assert texts(whole, "Diffusion-DPO", "− GDPO, sign")["PSNR ↑"] == "agrees, beyond the control"
+    assert texts(whole, "Diffusion-DPO", "control − GDPO's control")["PSNR ↑"].startswith("+0.000 (")
+    assert texts(whole, "Diffusion-DPO", "− GDPO, beyond the controls")["PSNR ↑"].startswith("−0.5")
     assert texts(whole, "AWM", "− NAOSD, by repeat")["PSNR ↑"].count(",") == 2
     assert "NAOSD" not in {cells[0].text for cells in whole.rows}
 
@@ -230,12 +267,12 @@ def test_one_sentence_says_what_matters(config: Config) -> None:
     reference, found = measured(config, {"GDPO": 0.5, "noise: shared": 0.5, "omega: 5000": -0.5})
     said = what_matters(records("options", config, reference, found))
     assert (
-        said.startswith("Against GDPO the reward changes with omega: 5000 (")
+        said.startswith("Against GDPO and beyond the controls the reward changes with omega: 5000 (")
         and "not distinguishable are noise: shared" in said
     )
     reference, found = measured(config, {"GDPO": 0.5, "noise: shared": 0.5})
     said = what_matters(records("options", config, reference, found))
-    assert said.startswith("None is distinguishable from GDPO in the reward at this scale: noise: shared (")
+    assert said.startswith("Beyond the controls none is distinguishable from GDPO in the reward at this scale: noise: shared (")
 
 
 def test_figure_7_holds_the_claims_of_the_text_against_ours(config: Config) -> None:
@@ -251,9 +288,13 @@ def test_figure_7_holds_the_claims_of_the_text_against_ours(config: Config) -> N
     runs = [result.scores for result in found.values()]
     add_reward(config, reference, np.full(6, 0.3), runs)
     made, claims = figure_7(config, reference, found)
-    assert [c["row"] for c in claims] == ["(250, 250)"] * 4 + ["(500, 500)"] * 4
+    assert [c["row"] for c in claims] == ["(250, 250)"] * 6 + ["(500, 500)"] * 6 + ["(250, 100)"] * 6
     # Every metric falls here and its range grows: PSNR as the paper says, and NIQE, which is better lower, as MUSIQ rises.
-    assert [c["sign"] for c in claims] == [AGREES] * 8
+    # The last setting is the second here, and neither is better.
+    of_images = [c["sign"] for c in claims if c["of"] != "of the set's mean"]
+    assert of_images == [AGREES] * 11 + [UNCLEAR] and claims[-1]["against"] == "(250, 250)"
+    of_the_set = [c for c in claims if c["of"] == "of the set's mean"]
+    assert len(of_the_set) == 6 and all(len(c["repeats"]) == 3 and c["mean"] > 0 for c in of_the_set)
     by_row = {(r["row"], r["metric"]): r for r in made}
     assert by_row["(250, 250)", "psnr_y"]["range_of_an_image"] == pytest.approx(
         2 * by_row["(100, 100)", "psnr_y"]["range_of_an_image"]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from gdpo.config import Reward
 from gdpo.data.shards import Box, Pair, enlarge
 from gdpo.evaluate.benchmark import Key, evaluate_image, noise_keys, rewards, stack
 from gdpo.evaluate.statistics import within_image_std
@@ -52,10 +53,14 @@ def test_scores_are_of_the_eight_bit_output(pair: Pair) -> None:
     assert found.scores["naosd"]["psnr_y"][0] == found.scores["bicubic"]["psnr_y"][0]
 
 
+def reward(fidelity: str, *perception: str) -> Reward:
+    return Reward(fidelity=[fidelity], perception=list(perception))
+
+
 def test_reward_by_hand() -> None:
     naosd = {"psnr_y": np.array([[20.0, 22.0], [30.0, 32.0]]), "niqe": np.array([[4.0, 5.0], [6.0, 6.0]])}
     gdpo = {"psnr_y": np.array([[21.0, 23.0], [31.0, 31.0]]), "niqe": np.array([[4.0, 4.0], [5.0, 7.0]])}
-    found = rewards({"naosd": naosd, "gdpo": gdpo}, np.array([0.25, 1.0]), ["psnr_y"], ["niqe"])
+    found = rewards({"naosd": naosd, "gdpo": gdpo}, np.array([0.25, 1.0]), reward("psnr_y", "niqe"))
     psnr_unit, niqe_unit = np.sqrt(2.0), np.sqrt(0.25)  # variances 2, 2 and 0.5, 0
     expected = [
         [0.75 * 0 / psnr_unit + 0.25 * 0.5 / niqe_unit, 0.75 * 2 / psnr_unit + 0.25 * 0.5 / niqe_unit],
@@ -67,14 +72,14 @@ def test_reward_by_hand() -> None:
 
 def test_reward_of_one_metric_has_naosds_spread_as_its_unit() -> None:
     values = {"psnr_y": np.random.default_rng(0).normal(25, 0.3, (6, 8))}
-    found = rewards({"naosd": values}, np.zeros(6), ["psnr_y"], ["psnr_y"])
+    found = rewards({"naosd": values}, np.zeros(6), reward("psnr_y", "psnr_y"))
     assert within_image_std(found["naosd"]) == pytest.approx(1)
 
 
 def test_a_metric_without_spread_counts_nothing() -> None:
     flat = {"psnr_y": np.full((2, 3), 20.0), "niqe": np.full((2, 3), 4.0)}
     better = {"psnr_y": np.full((2, 3), 21.0), "niqe": np.full((2, 3), 3.0)}
-    found = rewards({"naosd": flat, "gdpo": better}, np.array([0.5, 0.5]), ["psnr_y"], ["niqe"])
+    found = rewards({"naosd": flat, "gdpo": better}, np.array([0.5, 0.5]), reward("psnr_y", "niqe"))
     assert not found["gdpo"].any()
 
 
@@ -85,6 +90,6 @@ def test_stack_keeps_the_order_of_images() -> None:
 
 def test_a_reward_may_have_one_side_alone() -> None:
     values = {"naosd": {"psnr_y": np.array([[20.0, 22.0]])}, "gdpo": {"psnr_y": np.array([[21.0, 23.0]])}}
-    found = rewards(values, np.array([0.25]), ["psnr_y"], [])
+    found = rewards(values, np.array([0.25]), reward("psnr_y"))
     unit = within_image_std(values["naosd"]["psnr_y"])
     assert found["gdpo"][0] == pytest.approx([0, 0.75 * 2 / unit])

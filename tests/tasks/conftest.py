@@ -1,0 +1,15 @@
+"""What the tests of the stages share."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.tasks.forks import Forks
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Starts `python -m tasks ...` processes; one at a time."""
+    server = Forks()
+    yield server
+    server.close()
