@@ -162,10 +162,8 @@ def verdicts(found: Sequence[Record]) -> list[str]:
         mine = [(record, verdict, beyond) for record, name, verdict, beyond in every if name == other]
         counts = Counter(verdict for _, verdict, _ in mine)
         beyond = Counter(verdict for _, verdict, holds in mine if holds)
-        parts = ", ".join(
-            f"{counts[verdict]} {text}" + (f" ({beyond[verdict]} beyond the controls)" if verdict != UNCLEAR and counts[verdict] else "")
-            for verdict, text in PLURAL.items()
-        )
+        held = {verdict: f" ({beyond[verdict]} beyond the controls)" for verdict in (AGREES, DISAGREES) if counts[verdict]}
+        parts = ", ".join(f"{counts[verdict]} {text}{held.get(verdict, '')}" for verdict, text in PLURAL.items())
         # One metric of ours may stand in several columns: its difference is counted in each, and is one measurement.
         measurements = len({(record["row"], record["metric"]) for record, *_ in mine})
         said.append(f"Signs of the differences to {other}: {parts}; {len(mine)} signs, {measurements} measured differences.")
