@@ -163,7 +163,7 @@ def test_every_table_is_written_and_its_runs_are_shared(
         assert all(len(difference["repeats"]) == 3 for difference in control)
     said = content["tables"]["options"]["sentence"]
     assert said.startswith(("Beyond the controls none is", "Against GDPO and beyond the controls"))
-    assert len(content["tables"]["fig7"]["claims"]) == 8
+    assert len(content["tables"]["fig7"]["claims"]) == 18
     assert "Table 5: Signs of the differences to NAOSD" in capsys.readouterr().out
     text = reports(root)["table-9.md"].decode()
     assert text.index("](table-9.svg)") < text.index("| Method |") and "PSNR+LPIPS" in text
