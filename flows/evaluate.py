@@ -4,18 +4,19 @@
     against the promoted run        as `python -m tasks evaluate --against FILE` does; a regression fails the run, by name
     publish                         runs/<date>-<commit>/ of the kind "nightly"
 
-It judges the models that the clone's ledger (dvc.lock) names, and refuses them if they were made with other code or parameters
-than those here. It promotes nothing and touches no pointer. Without a promoted run there is nothing to compare with,
-and that is logged, not an error.
+It judges the models that the clone's ledger (dvc.lock) names, or that of the training which it follows, and refuses them
+if they were made with other code or parameters than those here. It promotes nothing and touches no pointer. Without a
+promoted run there is nothing to compare with, and that is logged, not an error.
 """
 
 import json
 from pathlib import Path
+from uuid import UUID
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from flows.publish import publish, store_url
+from flows.publish import publish, store_url, take_ledger
 from flows.repro import RETRIES, StageFailed, check_inputs, graph, pull, push, repro
 from flows.workplace import ROOT
 from tasks import against, publication
@@ -24,8 +25,13 @@ from tasks.store import Store
 
 
 @flow(name="gdpo-evaluate")
-def evaluate() -> None:
-    """Bring the evaluation up to date, publish it, and fail if it is worse than the promoted run."""
+def evaluate(after: UUID | None = None) -> None:
+    """Bring the evaluation up to date, publish it, and fail if it is worse than the promoted run.
+
+    after: the id of the run of gdpo-train whose models are judged, wherever it ran; by default those of this clone's ledger.
+    """
+    if after is not None:
+        take_ledger(ROOT, after)
     edges = graph(ROOT)
     mine = [stage for stage in edges if stage.partition("@")[0] in ("evaluate", "report")]
     pull("gdpo-evaluate", check_inputs("the evaluation", mine, edges, ROOT), ROOT)

@@ -7,9 +7,11 @@ The bucket is the Prefect variable `gdpo_store`, which `python -m flows.setup` m
 environment's.
 """
 
+import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from uuid import UUID
 
 from prefect import task
 from prefect.artifacts import create_link_artifact, create_table_artifact
@@ -17,8 +19,9 @@ from prefect.cache_policies import NO_CACHE
 from prefect.variables import Variable
 
 from flows.repro import RETRIES, StageFailed, commit_of, pull
-from flows.workplace import Ledger, read_ledger
+from flows.workplace import Ledger, read_ledger, write_ledger
 from tasks import publication, summary
+from tasks.store import Store
 
 STORE_VARIABLE = "gdpo_store"
 
@@ -45,6 +48,22 @@ def shown(ledger: Ledger) -> Sequence[str]:
 def upload(root: Path, kind: str, when: datetime, commit: str) -> str:
     """Publish the run and return the address of its report."""
     return publication.publish(root, store_url(), publication.run_id(when, commit), kind=kind, commit=commit, when=when)
+
+
+@task(task_run_name="leave the ledger", cache_policy=NO_CACHE, **RETRIES)
+def leave_ledger(root: Path, run: UUID) -> None:
+    """Write the clone's ledger into the bucket, for who goes on from this flow run in another clone."""
+    Store.at(store_url()).write(_key(run), json.dumps(read_ledger(root)).encode())
+
+
+@task(task_run_name="take the ledger", cache_policy=NO_CACHE, **RETRIES)
+def take_ledger(root: Path, run: UUID) -> None:
+    """Lay the ledger that a flow run left over the clone's. ValueError naming it if that run left none."""
+    write_ledger(root, json.loads(Store.at(store_url()).read(_key(run))))
+
+
+def _key(run: UUID) -> str:
+    return f"results/ledgers/{run}.json"
 
 
 def store_url() -> str:

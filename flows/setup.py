@@ -40,6 +40,7 @@ POOLS = {
 TRANSFERS = 16
 HEARTBEAT_S = 180
 _ENDS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
+AFTER = {"after": {"__prefect_kind": "jinja", "template": "{{ flow_run.id }}"}}  # the run that was completed
 _BEAT = "prefect.flow-run.heartbeat"
 
 
@@ -66,7 +67,7 @@ def setup(store: str, heartbeat_s: int = HEARTBEAT_S) -> None:
     _automation(_crash_the_dead(timedelta(seconds=3 * heartbeat_s)))
     _automation(
         _evaluate_after_training(
-            train.id, RunDeployment(deployment_id=nightly.id, source="selected", parameters=None, job_variables=None)
+            train.id, RunDeployment(deployment_id=nightly.id, source="selected", parameters=AFTER, job_variables=None)
         )
     )
 

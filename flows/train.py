@@ -4,12 +4,15 @@
     prefect deployment run gdpo-train/local     everything that is not up to date, here, without a bucket
 
 On the GPU pool only the stages below run; what they read is pulled, and refused if it was made with other code or
-parameters: `gdpo-pipeline/head` makes it.
+parameters: `gdpo-pipeline/head` makes it. The clone's ledger at the end is left in the bucket, by the id of this run: the
+evaluation that follows a training may run in another clone.
 """
 
-from prefect import flow
+from uuid import UUID
 
-from flows.publish import publish
+from prefect import flow, runtime
+
+from flows.publish import leave_ledger, publish
 from flows.repro import check_commit, check_inputs, graph, pull, push, repro
 from flows.workplace import ROOT
 
@@ -33,3 +36,4 @@ def train(share: bool = True, commit: str | None = None) -> None:
         repro(stage, ROOT, share=True)
         push(stage, ROOT)
     publish(ROOT, share=True)
+    leave_ledger(ROOT, UUID(runtime.flow_run.id))

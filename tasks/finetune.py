@@ -1,5 +1,6 @@
 """Stage `finetune`: preference fine-tuning -> models/gdpo, or its control, advantages shuffled -> models/control."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from gdpo.config import Config
@@ -9,7 +10,7 @@ from gdpo.preference.group import Group
 from gdpo.preference.loop import finetune
 from gdpo.training import Hooks
 from gdpo.world import current
-from tasks.rollout_files import Selected, header, read_rollouts
+from tasks.rollout_files import Rollouts, Selected, header
 from tasks.runs import device, fingerprint, write_history
 
 
@@ -18,12 +19,12 @@ def run(config: Config, root: Path, hooks: Hooks, name: str = "gdpo") -> None:
 
     Errors: ValueError naming the file or key; `Stopped` after a checkpoint in work/finetune/<name>.
     """
-    groups: list[Group] = []
+    groups: Sequence[Group] = []
     pairs: Selected | None = None
     if config.finetune.rollouts == "online":
         pairs = _selected(root)
     else:
-        groups = read_rollouts(config, root)
+        groups = Rollouts(config, root)
     base, naosd = root / config.model.base, root / "models/naosd"
     model = load_model(naosd, base).to(device(), base_dtype(config.rollout.precision))
     work = root / "work/finetune" / name

@@ -11,6 +11,7 @@ data/rollouts/<part>/00000.parquet     one row per group (gdpo/preference/group.
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, overload
 
@@ -25,7 +26,6 @@ from gdpo.rewards.metrics import versions
 from tasks.runs import fingerprint
 
 AGAIN = "run the rollout stage again"
-BATCH = 64  # rows that are read at once
 # Settings that mean something for one kind of candidates only, and those that change no group.
 ONLY_FOR = {"guidance_range": "guidance", "t_add_range": "t_add", "sigma": "action"}
 NO_MATTER = {"parts", "batch"}
@@ -48,7 +48,7 @@ def header(config: Config, root: Path) -> dict[str, Any]:
 class Selected(Sequence[Pair]):
     """The pairs of data/selected/manifest.parquet, each read from data/shards/train when it is asked for.
 
-    by_id: in the order in which `read_rollouts` gives their groups; else by rank. Errors: ValueError naming the manifest or
+    by_id: in the order in which `Rollouts` has their groups; else by rank. Errors: ValueError naming the manifest or
     shard that is missing or damaged, or the patch that no shard has.
     """
 
@@ -107,28 +107,71 @@ def plan(pairs: Selected, settings: Rollout) -> dict[str, Any]:
     return {**shares, "metrics": versions(settings.metrics)}
 
 
-def read_rollouts(config: Config, root: Path) -> list[Group]:
-    """All groups of the rollout set, sorted by id.
+class Rollouts(Sequence[Group]):
+    """All groups of the rollout set, sorted by id, each read and checked when it is asked for: 120,000 of full size are 47 GB.
 
     Errors: ValueError naming the file and what is wrong: made by another reference or with other settings, of another
-    selection than the other parts, a part that is missing, damage, a group that is there twice or not finite.
+    selection or with other metrics than the other parts, a part that is missing, a group that is there twice; and of a
+    group, when it is asked for, damage, a value that is missing or not finite.
     """
-    folder = root / "data/rollouts"
-    paths = shard_files(folder)
-    if not paths:
-        raise ValueError(f"{folder}: no rollouts here; run the rollout stage")
-    wanted = header(config, root)
-    plans = {path: _check_metadata(path, wanted) for path in paths}
-    _check_parts(folder, plans)
-    groups: dict[str, Group] = {}
-    for path in paths:
-        for group in _groups(path, config.rollout):
-            if group.id in groups:
-                raise ValueError(f"{path}: group {group.id} is there twice; {AGAIN}")
-            groups[group.id] = group
-    if not groups:
-        raise ValueError(f"{folder}: no group in any part; {AGAIN}")
-    return [groups[id_] for id_ in sorted(groups)]
+
+    def __init__(self, config: Config, root: Path) -> None:
+        folder = root / "data/rollouts"
+        paths = shard_files(folder)
+        if not paths:
+            raise ValueError(f"{folder}: no rollouts here; run the rollout stage")
+        wanted = header(config, root)
+        _check_parts(folder, {path: _check_metadata(path, wanted) for path in paths})
+        self._settings = config.rollout
+        self._files = {path: _opened(path) for path in paths}
+        places: dict[str, tuple[Path, int, int]] = {}  # id -> file, row group, row in it
+        for path, file in self._files.items():
+            for id_, place in _ids(path, file, config.rollout):
+                if id_ in places:
+                    raise ValueError(f"{path}: group {id_} is there twice; {AGAIN}")
+                places[id_] = (path, *place)
+        if not places:
+            raise ValueError(f"{folder}: no group in any part; {AGAIN}")
+        self._places = [places[id_] for id_ in sorted(places)]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, index: int) -> Group: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Group]: ...
+    def __getitem__(self, index: int | slice) -> Group | list[Group]:
+        """The group at a position, or those of several."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        path, number, row = self._places[index]
+        with _damage(path):
+            table = self._files[path].read_row_group(number, use_threads=False).slice(row, 1)
+        empty = [name for name in table.column_names if name not in MAY_BE_NULL and table[name].null_count]
+        if empty:
+            raise ValueError(f"{path}: {empty[0]} is missing in a row; {AGAIN}")
+        return _group(path, table.to_pylist()[0], self._settings)
+
+
+def _ids(path: Path, file: pq.ParquetFile, settings: Rollout) -> Iterator[tuple[str, tuple[int, int]]]:
+    """(id, (row group, row in it)) of every group of a file, from that column alone."""
+    if file.schema_arrow.remove_metadata() != schema(settings, "").remove_metadata():
+        raise ValueError(f"{path}: other columns than rollouts have; {AGAIN}")
+    with _damage(path):
+        for number in range(file.num_row_groups):
+            ids = file.read_row_group(number, columns=["id"], use_threads=False)["id"]
+            if ids.null_count:
+                raise ValueError(f"{path}: id is missing in a row; {AGAIN}")
+            yield from ((id_, (number, row)) for row, id_ in enumerate(ids.to_pylist()))
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{path}: damaged rollouts ({_line(error)}); {AGAIN}") from error
 
 
 def _check_metadata(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -162,22 +205,6 @@ def _check_parts(folder: Path, plans: dict[Path, dict[str, Any]]) -> None:
         raise ValueError(f"{folder / odd[0]}: belongs to no part ({', '.join(of_first['parts'])}); delete it")
 
 
-def _groups(path: Path, settings: Rollout) -> Iterator[Group]:
-    """The groups of a file, each checked."""
-    with _opened(path) as file:
-        if file.schema_arrow.remove_metadata() != schema(settings, "").remove_metadata():
-            raise ValueError(f"{path}: other columns than rollouts have; {AGAIN}")
-        try:
-            for batch in file.iter_batches(BATCH):
-                empty = [name for name in batch.schema.names if name not in MAY_BE_NULL and batch[name].null_count]
-                if empty:
-                    raise ValueError(f"{path}: {empty[0]} is missing in a row; {AGAIN}")
-                for row in batch.to_pylist():
-                    yield _group(path, row, settings)
-        except (OSError, pa.ArrowException) as error:
-            raise ValueError(f"{path}: damaged rollouts ({_line(error)}); {AGAIN}") from error
-
-
 def _group(path: Path, row: dict[str, Any], settings: Rollout) -> Group:
     """One group. What is trained on must be there for all candidates and noises, and finite."""
     try:
@@ -197,10 +224,8 @@ def _group(path: Path, row: dict[str, Any], settings: Rollout) -> Group:
 
 
 def _opened(path: Path) -> pq.ParquetFile:
-    try:
+    with _damage(path):
         return pq.ParquetFile(path, page_checksum_verification=True)
-    except (OSError, pa.ArrowException) as error:
-        raise ValueError(f"{path}: damaged rollouts ({_line(error)}); {AGAIN}") from error
 
 
 def _short(value: object) -> str:

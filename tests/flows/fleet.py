@@ -29,6 +29,8 @@ from tests import s3
 ROOT = Path(__file__).parents[2]
 BUCKET = "gdpo-sr"
 HEARTBEAT_S = 30  # Prefect's least
+# Debian's PostgreSQL, newest last, where this process may start it as the user that it wants.
+POSTGRESQL = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")) if os.geteuid() == 0 and shutil.which("runuser") else []
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 # The sample profile with as little work as shows every stage: seconds each.
 QUICK: dict[str, Any] = {
@@ -82,12 +84,16 @@ def set_params(folder: Path, changes: Mapping[str, Any]) -> None:
 
 
 class Fleet:
-    """The servers and workers; a context. folder: where everything is written; changes: to params.yaml."""
+    """The servers and workers; a context. folder: where everything is written; changes: to params.yaml.
 
-    def __init__(self, folder: Path, changes: Mapping[str, Any] = QUICK) -> None:
+    postgresql: the server keeps its runs there, and not in Prefect's own SQLite file.
+    """
+
+    def __init__(self, folder: Path, changes: Mapping[str, Any] = QUICK, *, postgresql: bool = False) -> None:
         self.folder = folder
         self.source = snapshot(folder / "source", changes)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.postgresql = postgresql
         self.cluster: Path | None = None
         self.api = f"http://127.0.0.1:{free_port()}/api"
         self.s3 = f"http://127.0.0.1:{free_port()}"
@@ -115,9 +121,8 @@ class Fleet:
 
     def _begin(self) -> None:
         self.spawn("s3", ["-m", "moto.server", "-H", "127.0.0.1", "-p", self.s3.rpartition(":")[2]], self.folder)
-        database = self._postgresql()
-        if database:
-            self.env["PREFECT_API_DATABASE_CONNECTION_URL"] = database
+        if self.postgresql:
+            self.env["PREFECT_API_DATABASE_CONNECTION_URL"] = self._start_postgresql()
         port = self.api.removesuffix("/api").rpartition(":")[2]
         self.spawn("server", ["-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", port], self.folder)
         wait_for(lambda: _answers(f"{self.s3}/moto-api/"), 180, "the S3 server")
@@ -126,15 +131,12 @@ class Fleet:
         command = ["-m", "flows.setup", "--store", f"s3://{BUCKET}", "--heartbeat", str(HEARTBEAT_S)]
         subprocess.run([sys.executable, *command], cwd=self.source, env=self._environment(self.source), check=True)
 
-    def _postgresql(self) -> str | None:
-        """A PostgreSQL server as the operations guide asks for, where Debian's is installed; None: Prefect's own SQLite."""
-        found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-        if not found or os.geteuid() != 0 or shutil.which("runuser") is None:
-            return None
+    def _start_postgresql(self) -> str:
+        """A PostgreSQL server as the operations guide asks for; its address for Prefect."""
         # PostgreSQL does not run as root, and its user must reach the folder.
         self.cluster = Path(tempfile.mkdtemp(prefix="gdpo-postgresql-"))
         shutil.chown(self.cluster, "postgres")
-        programs, port, data = found[-1].parent, str(free_port()), str(self.cluster / "data")
+        programs, port, data = POSTGRESQL[-1].parent, str(free_port()), str(self.cluster / "data")
         as_postgres = ["runuser", "-u", "postgres", "--"]
         initdb = [str(programs / "initdb"), "-D", data, "-U", "prefect", "--auth=trust"]
         subprocess.run([*as_postgres, *initdb], cwd=self.cluster, check=True, capture_output=True)
@@ -177,10 +179,11 @@ class Fleet:
             subprocess.run(["git", "clone", "-q", str(self.source), str(path)], check=True)
         return path
 
-    def worker(self, name: str, pool: str, clone: str | None = None, **env: str) -> Path:
-        """A process worker of one run at a time in its clone; returns the clone."""
+    def worker(self, name: str, pool: str, clone: str | None = None, queue: str | None = None, **env: str) -> Path:
+        """A process worker of one run at a time in its clone, of one queue of the pool or of all; returns the clone."""
         place = self.clone(clone or name)
         command = ["-m", "prefect", "worker", "start", "--pool", pool, "--limit", "1", "--name", name]
+        command += ["--work-queue", queue] if queue else []
         self.spawn(name, command, place, {**self._environment(place), **env})
         return place
 

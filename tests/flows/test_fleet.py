@@ -23,7 +23,7 @@ from ruamel.yaml import YAML
 
 from flows.repro import graph
 from tests import s3
-from tests.flows.fleet import BUCKET, FINAL, Fleet, set_params, wait_for, working_in
+from tests.flows.fleet import BUCKET, FINAL, POSTGRESQL, Fleet, set_params, wait_for, working_in
 
 pytestmark = [pytest.mark.orchestration, pytest.mark.timeout(2400)]
 
@@ -57,6 +57,20 @@ def outputs(clone: Path) -> dict[str, Any]:
 def bucket(fleet: Fleet) -> Any:
     """An independent look at what lies there."""
     return s3.client(fleet.s3)
+
+
+@pytest.mark.skipif(not POSTGRESQL, reason="PostgreSQL is not installed, or this is not root")
+def test_a_server_with_postgresql_does_the_same(tmp_path: Path) -> None:
+    with Fleet(tmp_path, postgresql=True) as fleet:
+        place = fleet.worker("one", "cpu")
+        run = fleet.start("gdpo-stage/cpu", stage="index")
+        state = fleet.finished(run)
+        assert state["type"] == "COMPLETED", state["message"]
+        assert "data/photos" in outputs(place)
+        wait_for(lambda: "Running stage 'index'" in fleet.logs(run), 60, "the stage's lines")
+        nightly = fleet.get("deployments/name/gdpo-evaluate/nightly")["id"]
+        wait_for(lambda: fleet.post("flow_runs/filter", deployments={"id": {"any_": [nightly]}}), 300, "a scheduled nightly")
+        assert not list(tmp_path.rglob("prefect.db*"))
 
 
 def objects(fleet: Fleet) -> list[str]:
@@ -199,7 +213,10 @@ def test_cancelled_and_killed_it_resumes_to_the_same_bytes(fleet: Fleet, long_ru
     assert died["type"] == "CRASHED"  # ... but the automation
     assert "no sign of life" in died["message"]
 
-    fleet.worker("gpu", "a100")
+    # From here on a host of its own does the evaluations: it has the commit, and a ledger without this training.
+    fleet.worker("gpu", "a100", queue="default")
+    subprocess.run(["git", "pull", "-q", str(long_run), "HEAD"], cwd=fleet.clone("night"), check=True)
+    fleet.worker("night", "a100", queue="nightly")
     third = fleet.start("gdpo-train/a100")
     state = fleet.finished(third)
     assert state["type"] == "COMPLETED", state["message"]
@@ -228,7 +245,13 @@ def test_training_is_followed_by_an_evaluation(fleet: Fleet) -> None:
     state = fleet.finished(run)
     assert state["type"] == "COMPLETED", state["message"]
     wait_for(lambda: "no run is promoted" in fleet.logs(run), 60, "the line that nothing is promoted")  # logs come later
-    assert len(published(fleet, "nightly")) == 1
+    (shown,) = published(fleet, "nightly")
+    night, gpu = fleet.folder / "night", fleet.folder / "gpu"
+    assert outputs(night)["models/gdpo"] == outputs(gpu)["models/gdpo"] != outputs(fleet.folder / "head")["models/gdpo"]
+    assert body(fleet, f"runs/{shown}/index.html") == (gpu / "reports/index.html").read_bytes()
+    for worker in ("night", "gpu"):
+        fleet.kill(worker)
+    fleet.worker("gpu", "a100")
 
 
 def tool(fleet: Fleet, clone: Path, *args: str) -> subprocess.CompletedProcess[str]:

@@ -21,7 +21,7 @@ from gdpo.preference.group import Group
 from gdpo.rewards.metrics import score
 from gdpo.training import Hooks, Stopped
 from tasks import finetune, pretrain, rollout, rollout_chunks
-from tasks.rollout_files import Selected, header, ranks, read_rollouts
+from tasks.rollout_files import Rollouts, Selected, header, ranks
 from tests import tiny
 
 PAIRS = 7
@@ -80,7 +80,7 @@ def test_the_union_of_any_number_of_parts_has_the_same_bytes(finished: Path, roo
     for part in reversed(config.rollout.parts):
         rollout.run(config, root, Hooks(), part)
     assert rows(root) == rows(finished) and len(rows(root)) == PAIRS
-    one, many = read_rollouts(tiny.settings(), finished), read_rollouts(config, root)
+    one, many = list(Rollouts(tiny.settings(), finished)), list(Rollouts(config, root))
     assert [group.id for group in one] == [group.id for group in many] == [f"pair{i}" for i in range(PAIRS)]
     assert all(torch.equal(a.latents.mean, b.latents.mean) for a, b in zip(one, many, strict=True))
 
@@ -99,7 +99,7 @@ def test_a_rollout_does_not_depend_on_the_batch_size(finished: Path, root: Path)
     rollout.run(tiny.settings(rollout={"batch": 3}), root, Hooks())
     for id_, row in rows(finished).items():
         assert row["metrics"]["psnr_y"] == pytest.approx(rows(root)[id_]["metrics"]["psnr_y"], rel=1e-4)
-    assert len(read_rollouts(tiny.settings(), root)) == PAIRS  # made with another batch, and the same all the same
+    assert len(Rollouts(tiny.settings(), root)) == PAIRS  # made with another batch, and the same all the same
 
 
 def test_pictures_of_several_sizes_are_not_batched_together(root: Path) -> None:
@@ -221,7 +221,7 @@ def test_a_pair_without_finite_scores_is_left_out_by_name(
     expected = rows(finished)
     del expected["pair4"]
     assert rows(root) == expected
-    assert "pair4" not in [group.id for group in read_rollouts(parted(parts), root)]
+    assert "pair4" not in [group.id for group in Rollouts(parted(parts), root)]
 
 
 def test_an_error_that_is_not_finite_leaves_a_pair_out_too(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,7 +233,7 @@ def test_an_error_that_is_not_finite_leaves_a_pair_out_too(root: Path, monkeypat
     monkeypatch.setattr(core, "noise_errors", broken)
     rollout.run(tiny.settings(), root, Hooks())
     assert list(metadata(root / FILE)["skipped"]) == ["pair1"]
-    assert len(read_rollouts(tiny.settings(), root)) == PAIRS - 1
+    assert len(Rollouts(tiny.settings(), root)) == PAIRS - 1
 
 
 def test_no_group_at_all_is_an_error_and_nothing_is_kept_of_it(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,7 +293,7 @@ def test_rollouts_made_otherwise_are_refused_by_name(root: Path, change: Callabl
 def test_what_changes_no_group_is_not_asked_for(root: Path) -> None:
     same = tiny.settings(rollout={"batch": 9, "parts": ["a", "b"], "sigma": 0.2, "guidance_range": [1.0, 3.0]})
     assert header(same, root) == header(tiny.settings(), root)
-    assert len(read_rollouts(same, root)) == PAIRS
+    assert len(Rollouts(same, root)) == PAIRS
     action = [header(tiny.settings(rollout={"candidates": "action", "sigma": s}, finetune={"objective": "dance_grpo"}), root)
               for s in (0.1, 0.2)]  # fmt: skip
     assert action[0] != action[1]
@@ -391,20 +391,20 @@ def test_parts_must_be_those_of_one_run(finished: Path, root: Path) -> None:
     shutil.rmtree(root / "data/rollouts")
     rollout.run(config, root, Hooks(), "01")
     with pytest.raises(ValueError, match=r"data/rollouts: part 00 is missing; run it: python -m tasks rollout --part 00$"):
-        read_rollouts(config, root)
+        Rollouts(config, root)
     shutil.copytree(finished / "data/rollouts/00", root / "data/rollouts/00")
     with pytest.raises(ValueError, match=r"01/00000.parquet: of another rollout set than .*00/00000.parquet \(other parts\)"):
-        read_rollouts(config, root)
+        Rollouts(config, root)
     # A worker with other weights of a metric under the same name.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("gdpo.rewards.metrics._origin", lambda name: f"pyiqa 9.9, {name}")
         rollout.run(config, root, Hooks(), "00")
     with pytest.raises(ValueError, match=r"01/00000.parquet: of another rollout set than .* \(other metrics\); run all parts"):
-        read_rollouts(config, root)
+        Rollouts(config, root)
     reselect(root)
     rollout.run(config, root, Hooks(), "00")
     with pytest.raises(ValueError, match=r"01/00000.parquet: of another rollout set than .* \(other selected\); run all parts"):
-        read_rollouts(config, root)
+        Rollouts(config, root)
 
 
 def test_an_empty_part_is_fine(root: Path) -> None:
@@ -414,7 +414,7 @@ def test_an_empty_part_is_fine(root: Path) -> None:
     shutil.rmtree(root / "data/rollouts")
     rollout.run(config, root, Hooks())
     assert pq.read_metadata(root / "data/rollouts/02/00000.parquet").num_rows == 0
-    assert [group.id for group in read_rollouts(config, root)] == ["pair0", "pair1"]
+    assert [group.id for group in Rollouts(config, root)] == ["pair0", "pair1"]
 
 
 def test_selected_pairs_are_read_by_rank_or_by_id(root: Path) -> None:
