@@ -12,7 +12,7 @@ from typing import Any
 from gdpo.config import Config
 from gdpo.evaluate.ablated import Record, Result, add_reward, records, what_matters
 from gdpo.evaluate.ablation import ABLATIONS
-from gdpo.evaluate.ablation_tables import details, flat, overview, verdicts
+from gdpo.evaluate.ablation_tables import PLURAL, details, flat, overview, verdicts
 from gdpo.evaluate.benchmark import REWARD
 from gdpo.evaluate.figure_7 import figure_7, figure_7_tables
 from gdpo.evaluate.statistics import Array
@@ -93,8 +93,9 @@ def _title(key: str) -> str:
 def _of_claims(claims: Sequence[Record]) -> str:
     """How many of the paper's claims about Fig. 7 agree, and those that disagree."""
     counts = Counter(claim["sign"] for claim in claims)
-    text = f"Of {len(claims)} claims of the paper's text " + ", ".join(f"{n} {sign}" for sign, n in sorted(counts.items()))
-    against = [f"{claim['row']}: {claim['claim']}" for claim in claims if claim["sign"] == "disagrees"]
+    found = ", ".join(f"{counts[sign]} {word}" for sign, word in PLURAL.items())
+    text = f"Of {len(claims)} claims of the paper's text {found}"
+    against = [f"{claim['row']}: {claim['claim']}, {claim['of']}" for claim in claims if claim["sign"] == "disagrees"]
     return text + (f" ({'; '.join(against)})." if against else ".")
 
 
