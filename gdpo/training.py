@@ -179,7 +179,9 @@ class Loop:
 
     folder: where `checkpoint.pt` lives (outside the stage's outputs); fingerprint: text that names everything the run
     depends on (configuration and input hashes): a checkpoint of another fingerprint is ignored, not resumed. world: the
-    processes that run the same loop (gdpo.world); all resume, the first one writes, and they stop after the same step.
+    processes that run the same loop (gdpo.world); all resume, the first one writes, and they stop after the same step. verify:
+    called before a state is kept, in a checkpoint or as the result: raises NotFinite if the last update, which no step has
+    seen yet, broke it.
     """
 
     folder: Path
@@ -190,6 +192,7 @@ class Loop:
     hooks: Hooks = field(default_factory=Hooks)
     history: list[dict[str, float]] = field(default_factory=list)
     world: World = field(default_factory=current)
+    verify: Callable[[], None] = lambda: None
 
     @property
     def path(self) -> Path:
@@ -249,11 +252,18 @@ class Loop:
             self.history.append({"step": float(step), **values})
             self.hooks.log(step, self.history[-1])
             done = step + 1
-            if self.world.any(self.hooks.should_stop()):
+            stopping = self.world.any(self.hooks.should_stop())
+            due = done % self.checkpoint_every == 0
+            if not (stopping or due or done == self.steps):
+                continue
+            try:
+                self.verify()
+            except NotFinite as error:
+                raise self._diverged(step, f"{error} by its update") from error
+            if stopping or done < self.steps:
                 self.save(done)
+            if stopping:
                 raise Stopped(done)
-            if done % self.checkpoint_every == 0 and done < self.steps:
-                self.save(done)
         return self.history
 
     def _diverged(self, step: int, what: str) -> Diverged:

@@ -152,6 +152,7 @@ def run(config: Config, root: Path, tables: Sequence[str], out: Path) -> str:
     results = {key: {name: _result(*both, root) for name, both in table.items()} for key, table in wanted.rows.items()}
     about = {
         "images": len(images),
+        "sources": [image["source"] for image in images],
         "photographs": len({image["source"] for image in images}),
         "fine_tunings": len(wanted.then),
         "skipped": {job.config.rollout.candidates: left_out(job, root) for job in wanted.first if job.kind == "rollouts"},

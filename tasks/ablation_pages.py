@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gdpo.config import Config
-from gdpo.evaluate.ablated import Record, Result, add_reward, records, what_matters
+from gdpo.evaluate.ablated import Record, Result, add_reward, photographs_widen, records, what_matters
 from gdpo.evaluate.ablation import ABLATIONS
 from gdpo.evaluate.ablation_tables import PLURAL, details, flat, overview, verdicts
 from gdpo.evaluate.benchmark import REWARD
@@ -41,6 +41,7 @@ def write(
     every = [result for rows in results.values() for result in rows.values()]
     runs = [scores for result in every for scores in (result.scores, result.control) if scores is not None]
     add_reward(config, reference, shares, runs)
+    about = {**about, "photographs_widen": _widened(reference, every, about["sources"])}
     tables: dict[str, Any] = {}
     said: list[str] = []
     with written_aside(out) as part:
@@ -62,6 +63,11 @@ def write(
         text = json.dumps({**about, "tables": tables}, indent=1, allow_nan=False)
         (part / "results.json").write_text(text + "\n", encoding="utf-8")
     return "\n".join(said)
+
+
+def _widened(reference: dict[str, Array], every: Sequence[Result], sources: Sequence[str]) -> list[float]:
+    pairs = ((result.scores[metric], reference[metric]) for result in every for metric in reference)
+    return [round(float(value), 2) for value in photographs_widen(pairs, sources)]
 
 
 def _write_table(folder: Path, key: str, found: Sequence[Record], shown: Sequence[Table]) -> None:
@@ -106,14 +112,24 @@ def _how(config: Config, about: Mapping[str, Any]) -> list[str]:
         f"Every row: {cost.repeats} trainings and {cost.repeats} of its control, {cost.steps} steps of {cost.batch} groups out "
         f"of {cost.groups}, learning rate {cost.lr:g}, omega {config.finetune.omega:g}, noise {rollout.noise}, target "
         f"{rollout.target}, G = {rollout.group}; unless the row says otherwise.",
-        f"Evaluated on {sample(about)} with {cost.noises} noises each, the same for all. Where one photograph gives several "
-        "images, these resemble each other, and the intervals are somewhat too narrow.",
+        f"Evaluated on {sample(about)} with {cost.noises} noises each, the same for all.{_narrow(about)}",
         "No sign is adjusted for how many are looked at: of those of no effect, one in twenty is called all the same.",
     ]
     for mode, pairs in about["skipped"].items():
         if pairs:
             said.append(f"Left out of the rollouts by {mode}: " + "; ".join(f"{p['id']} ({p['reason']})" for p in pairs) + ".")
     return said
+
+
+def _narrow(about: Mapping[str, Any]) -> str:
+    if about["photographs"] == about["images"] or not about["photographs_widen"]:
+        return ""
+    low, middle, high = about["photographs_widen"]
+    return (
+        f" Images of one photograph resemble each other: with the {about['photographs']} photographs as the unit, the standard "
+        f"errors over images would be {middle:.1f} times as large (quartiles of all differences: {low:.1f} to {high:.1f}), and "
+        "their degrees of freedom fewer. The intervals are too narrow by that much for any other photographs than these."
+    )
 
 
 def _index(said: Sequence[str], results: Mapping[str, Any], how: Sequence[str]) -> str:

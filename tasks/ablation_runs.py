@@ -38,7 +38,7 @@ from gdpo.rewards.metrics import check_available, versions
 from gdpo.training import Hooks, Stopped, written_aside
 from tasks.evaluate import open_pairs, upscalers
 from tasks.rollout_chunks import Chunks, groups, skipped
-from tasks.rollout_files import pairs_at_once
+from tasks.rollout_files import pairs_at_once, prompts_of
 from tasks.runs import device, fingerprint
 
 WORK = Path("work/ablate")
@@ -47,8 +47,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 CODE = ("gdpo/data", "gdpo/model", "gdpo/preference", "gdpo/pretrain", "gdpo/rewards", "gdpo/upscale", "gdpo/checks.py",
         "gdpo/config.py", "gdpo/fields.py", "gdpo/images.py", "gdpo/training.py", "gdpo/world.py", "gdpo/evaluate/benchmark.py",
         "gdpo/evaluate/pairs.py", "tasks/ablation_runs.py", "tasks/evaluate.py", "tasks/rollout_chunks.py",
+        "tasks/rollout_files.py", "tasks/runs.py",
         "tasks/tags.py")  # fmt: skip
-LIBRARIES = ("torch", "diffusers", "peft", "transformers", "numpy", "opencv-python-headless")
+LIBRARIES = ("torch", "diffusers", "peft", "transformers", "numpy", "scipy", "opencv-python-headless")
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,7 @@ def sources(config: Config, root: Path) -> dict[str, Any]:
         "libraries": {name: metadata.version(name) for name in LIBRARIES},
         "metrics": versions(metrics),
         "base": base_hashes(root / config.model.base),
+        "prompts": prompts_of(config, root),
         "naosd": fingerprint({}, [root / "models/naosd"]),
         "tagger": None if config.model.tagger is None else fingerprint({}, [root / config.model.tagger]),
         "init": None if init is None else fingerprint({}, [root / init]),

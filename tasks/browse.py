@@ -68,7 +68,7 @@ class Handler(BaseHTTPRequestHandler):
     def _answer(self, body: bool) -> None:
         path = unquote(urlsplit(self.path).path)
         key = normpath(path).lstrip("/")
-        if key in ("", ".") or (path.endswith("/") and key in ("runs", "models")):
+        if key in ("", ".", "runs", "models"):
             return self._redirect(f"/{'models/index.html' if key == 'models' else START}")
         if not key.startswith(("runs/", "models/")):
             return self.send_error(HTTPStatus.NOT_FOUND, "only runs/ and models/ are shown")

@@ -22,13 +22,14 @@ from gdpo.config import Config, Rollout
 from gdpo.data.shards import Pair, Shards, shard_files
 from gdpo.preference.errors import check_group
 from gdpo.preference.group import SCHEMA_VERSION, Group, from_row, schema
-from gdpo.rewards.metrics import versions
+from gdpo.rewards.metrics import missing, versions
 from tasks.runs import fingerprint
 
 AGAIN = "run the rollout stage again"
 # Settings that mean something for one kind of candidates only, and those that change no group.
 ONLY_FOR = {"guidance_range": "guidance", "t_add_range": "t_add", "sigma": "action"}
 NO_MATTER = {"parts", "batch"}
+NAMES = {"reference": "reference (models/naosd)", "prompts": "text encoder or tokenizer (model.base)"}
 MAY_BE_NULL = {"tags", "latent_lr"}
 
 
@@ -38,11 +39,17 @@ def header(config: Config, root: Path) -> dict[str, Any]:
     settings = config.rollout.model_dump(exclude=NO_MATTER)
     found = {
         "reference": fingerprint({}, [root / "models/naosd"]),
+        "prompts": prompts_of(config, root),
         "seed": config.seed,
         **{f"rollout.{key}": value for key, value in settings.items() if ONLY_FOR.get(key, kind) == kind},
         "model.training_prompt": config.model.training_prompt,
     }
     return found | ({"model.negative_prompt": config.model.negative_prompt} if kind == "guidance" else {})
+
+
+def prompts_of(config: Config, root: Path) -> str:
+    """A hash of what embeds prompts: the card of a model has the hashes of UNet and VAE alone."""
+    return fingerprint({}, [root / config.model.base / name for name in ("text_encoder", "tokenizer")])
 
 
 class Selected(Sequence[Pair]):
@@ -121,7 +128,9 @@ class Rollouts(Sequence[Group]):
         if not paths:
             raise ValueError(f"{folder}: no rollouts here; run the rollout stage")
         wanted = header(config, root)
-        _check_parts(folder, {path: _check_metadata(path, wanted) for path in paths})
+        plans = {path: _check_metadata(path, wanted) for path in paths}
+        _check_parts(folder, plans)
+        _check_metrics(paths[0], plans[paths[0]], config.rollout)
         self._settings = config.rollout
         self._files = {path: _opened(path) for path in paths}
         places: dict[str, tuple[Path, int, int]] = {}  # id -> file, row group, row in it
@@ -154,6 +163,15 @@ class Rollouts(Sequence[Group]):
         return _group(path, table.to_pylist()[0], self._settings)
 
 
+def _check_metrics(path: Path, made: dict[str, Any], settings: Rollout) -> None:
+    """Scores by other code or weights than those here do not compare; training needs none, so they may be absent."""
+    if missing(settings.metrics):
+        return
+    for name, version in versions(settings.metrics).items():
+        if made["metrics"].get(name) != version:
+            raise ValueError(f"{path}: {name} was computed by {made['metrics'].get(name)}, and here it is {version}; {AGAIN}")
+
+
 def _ids(path: Path, file: pq.ParquetFile, settings: Rollout) -> Iterator[tuple[str, tuple[int, int]]]:
     """(id, (row group, row in it)) of every group of a file, from that column alone."""
     if file.schema_arrow.remove_metadata() != schema(settings, "").remove_metadata():
@@ -184,7 +202,7 @@ def _check_metadata(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     for key in [*wanted, *(key for key in found if key not in wanted)]:
         if found.get(key) != wanted.get(key):
             known, present = (_short(values.get(key)) for values in (found, wanted))
-            name = "reference (models/naosd)" if key == "reference" else key
+            name = NAMES.get(key, key)
             raise ValueError(f"{path}: made with {name} {known}, and now it is {present}; {AGAIN}")
     return dict(json.loads(metadata[b"plan"]))
 

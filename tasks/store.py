@@ -3,10 +3,11 @@
     store = Store.at("s3://bucket/prefix")
     for key in store.keys(): store.read(key)         keys are relative to the prefix
     store.write(key, data)                           with its SHA-256, which every read checks
-    store.swap(key, data, tag)                       only if nobody has written it since (IfMatch), or at all (IfNoneMatch)
+    store.put_if(key, data, {"IfMatch": tag})        only if nobody has written it since
 
-A missing bucket, prefix or object is a ValueError, a store that does not answer an OSError; each names the s3:// URL. An
-object is there whole or not at all: S3 shows a (multipart) upload when it is complete.
+A missing bucket, prefix or object is a ValueError, a store that does not answer an OSError (PermissionError if it answers
+that we may not); each names the s3:// URL. An object is there whole or not at all: S3 shows a (multipart) upload when it is
+complete.
 """
 
 import hashlib
@@ -17,7 +18,6 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import boto3
 from boto3.exceptions import Boto3Error
@@ -32,7 +32,9 @@ from botocore.exceptions import (
 
 CONNECTIONS = 16
 ATTEMPTS = 5
-MISSING = {"NoSuchBucket", "NoSuchKey", "404"}
+NO_KEY = {"NoSuchKey", "404"}
+MISSING = {"NoSuchBucket", *NO_KEY}
+FORBIDDEN = {"AccessDenied", "403"}
 CONFLICT = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
 # What Python's table does not know, or not everywhere.
 TYPES = {".parquet": "application/vnd.apache.parquet", ".safetensors": "application/octet-stream", ".webp": "image/webp"}
@@ -84,18 +86,40 @@ class Store:
         return self.fetch(key)[0]
 
     def fetch(self, key: str) -> tuple[bytes, str]:
-        """(bytes, tag) of one object. boto3 repeats a request that fails, but not an answer that breaks off: we do."""
+        """(bytes, tag) of one object; the bytes are checked as by `read`."""
+        body, answer = self._get(key)
+        self._verify(key, answer.get("Metadata", {}), hashlib.sha256(body).hexdigest())
+        return body, str(answer["ETag"])
+
+    def _get(self, key: str) -> tuple[bytes, Any]:
+        """boto3 repeats a request that fails, but not an answer that breaks off: we do."""
         with _errors(self.url(key)):
             for left in reversed(range(ATTEMPTS)):
                 try:
                     answer = self.client.get_object(Bucket=self.bucket, Key=self._name(key))
-                    body: bytes = answer["Body"].read()
-                    break
+                    return answer["Body"].read(), answer
                 except (IncompleteReadError, ReadTimeoutError, ResponseStreamingError):
                     if not left:
                         raise
-        self._verify(key, answer.get("Metadata", {}), hashlib.sha256(body).hexdigest())
-        return body, str(answer["ETag"])
+        raise AssertionError("the last attempt returns or raises")
+
+    def tag(self, key: str) -> str | None:
+        """The present tag of one object, without reading it; None if there is no such object."""
+        with _errors(self.url(key)):
+            try:
+                return str(self.client.head_object(Bucket=self.bucket, Key=self._name(key))["ETag"])
+            except ClientError as error:
+                if _code(error) not in NO_KEY:
+                    raise
+                return None
+
+    def tag_if_holds(self, key: str, data: bytes) -> str | None:
+        """The object's tag if it is `data`, written with the SHA-256 as we write it; else, or if there is none, None."""
+        try:
+            body, answer = self._get(key)
+        except ValueError:
+            return None
+        return str(answer["ETag"]) if (body, answer["Metadata"]) == (data, _extra(key, data)["Metadata"]) else None
 
     def size(self, key: str) -> int:
         """The bytes of one object, without reading it."""
@@ -132,27 +156,26 @@ class Store:
             except Boto3Error as error:
                 raise OSError(f"{self.url(key)}: the upload broke off ({' '.join(str(error).split())})") from error
 
-    def swap(self, key: str, data: bytes, tag: str | None) -> None:
-        """Write if the object still has the tag that `fetch` gave, or with None if there is none yet.
+    def put_if(self, key: str, data: bytes, condition: dict[str, str]) -> str:
+        """Write on a condition that this server may ignore (tasks/conditional.py knows), and return the new tag.
 
-        `Conflict` if somebody was first. ValueError if the server ignores the condition.
+        condition: {"IfNoneMatch": "*"} or {"IfMatch": tag}. `Conflict` if it fails and the object is not `data` already.
         """
-        condition = {"IfNoneMatch": "*"} if tag is None else {"IfMatch": tag}
-        _check_conditions(self)
-        self._put_if(key, data, condition)
-
-    def _put_if(self, key: str, data: bytes, condition: dict[str, str]) -> None:
-        try:
-            self.client.put_object(Bucket=self.bucket, Key=self._name(key), Body=data, **_extra(key, data), **condition)
-        except ClientError as error:
-            code = error.response.get("Error", {}).get("Code", "")
-            if code in CONFLICT or ("IfMatch" in condition and code in MISSING):
-                raise Conflict(f"{self.url(key)}: somebody else wrote it first") from error
-            with _errors(self.url(key)):
-                raise
-        except BotoCoreError:
-            with _errors(self.url(key)):
-                raise
+        with _errors(self.url(key)):
+            try:
+                answer = self.client.put_object(
+                    Bucket=self.bucket, Key=self._name(key), Body=data, **_extra(key, data), **condition
+                )
+                return str(answer["ETag"])
+            except ClientError as error:
+                if _code(error) not in CONFLICT | NO_KEY:
+                    raise
+                refused = error
+        # If the answer to our write was lost, botocore wrote again, and it is our own object that was in the way.
+        tag = self.tag_if_holds(key, data)
+        if tag is None:
+            raise Conflict(f"{self.url(key)}: somebody else wrote it first") from refused
+        return tag
 
     def delete(self, key: str) -> None:
         """Remove one object; nothing happens if there is none."""
@@ -188,24 +211,6 @@ def _extra(key: str, data: bytes | Path) -> dict[str, Any]:
 
 
 @cache
-def _check_conditions(store: Store) -> None:
-    """Once per bucket and process: write a probe twice with "only if there is none"; the second must be refused."""
-    probe = f".conditional-write-probe-{uuid4().hex}"
-    try:
-        store._put_if(probe, b"probe", {"IfNoneMatch": "*"})
-        try:
-            store._put_if(probe, b"probe", {"IfNoneMatch": "*"})
-        except Conflict:
-            return
-    finally:
-        store.delete(probe)
-    raise ValueError(
-        f"{store.url()}: this server ignores conditional writes, so two promotions could overwrite each other; promote on a "
-        "store that honours If-None-Match and If-Match (AWS S3 does)"
-    )
-
-
-@cache
 def _client() -> Any:
     """One client per process; boto3 retries what may pass by itself."""
     retries = {"mode": "standard", "max_attempts": ATTEMPTS}
@@ -214,16 +219,21 @@ def _client() -> Any:
     return boto3.client("s3", config=config)
 
 
+def _code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", "unknown error"))
+
+
 @contextmanager
 def _errors(url: str) -> Iterator[None]:
     """Turn what botocore says into one line that names the URL and holds no header, key or token."""
     try:
         yield
     except ClientError as error:
-        code = error.response.get("Error", {}).get("Code", "unknown error")
+        code = _code(error)
         if code in MISSING:
             raise ValueError(f"{url}: there is no such object or bucket ({code})") from error
-        raise OSError(f"{url}: the store refused ({code}); check credentials and endpoint in the environment") from error
+        kind = PermissionError if code in FORBIDDEN else OSError
+        raise kind(f"{url}: the store refused ({code}); check credentials and endpoint in the environment") from error
     except BotoCoreError as error:
         reason = " ".join(str(error).split())
         raise OSError(f"{url}: the store cannot be reached ({reason}); check AWS_ENDPOINT_URL and credentials") from error

@@ -47,7 +47,8 @@ def client(url: str) -> Any:
 
 
 # What a fault does with a request: None lets it pass; a number is answered as that status; "cut" sends half of the answer and
-# closes; "ignore" strips the conditional headers, as some servers do.
+# closes, of a PUT's nothing: it is stored and nobody hears of it; "ignore NAME" strips the headers that begin with NAME, as
+# servers do that know no conditional writes ("ignore if-").
 Fault = Callable[[str, str], int | str | None]
 
 
@@ -68,14 +69,17 @@ def proxy(target: str, fault: Fault) -> Iterator[str]:
                 self.end_headers()
                 return
             headers = dict(self.headers)
-            if wrong == "ignore":
-                headers = {name: value for name, value in headers.items() if not name.lower().startswith("if-")}
+            if isinstance(wrong, str) and wrong.startswith("ignore "):
+                ignored = wrong.removeprefix("ignore ")
+                headers = {name: value for name, value in headers.items() if not name.lower().startswith(ignored)}
             assert place.hostname
             connection = HTTPConnection(place.hostname, place.port)
             connection.request(self.command, self.path, body, headers)
             answer = connection.getresponse()
             content = answer.read()
             connection.close()
+            if wrong == "cut" and self.command == "PUT":
+                return self._close()
             self.send_response(answer.status)
             for name, value in answer.getheaders():
                 if name.lower() not in ("transfer-encoding", "connection", "content-length"):
@@ -86,10 +90,13 @@ def proxy(target: str, fault: Fault) -> Iterator[str]:
             if wrong == "cut":
                 self.wfile.write(content[: len(content) // 2])
                 self.wfile.flush()
-                self.connection.shutdown(socket.SHUT_RDWR)
-                self.close_connection = True
+                self._close()
             elif self.command != "HEAD":
                 self.wfile.write(content)
+
+        def _close(self) -> None:
+            self.connection.shutdown(socket.SHUT_RDWR)
+            self.close_connection = True
 
         do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _pass_on
 

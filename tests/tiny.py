@@ -150,11 +150,13 @@ def tree(*folders: Path) -> dict[str, bytes]:
 
 
 class Counted(TorchDispatchMode):
-    """Counts the numbers that are read back: what waits for a device shows as `_local_scalar_dense`."""
+    """Counts what waits for a device: numbers read back (`_local_scalar_dense`), plain copies to the device `meta`."""
 
-    calls = 0
+    calls = copies = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         reads = func == torch.ops.aten._local_scalar_dense.default
         self.calls += reads and args[0].is_floating_point()  # timesteps are whole numbers of the host
+        to_meta = func == torch.ops.aten._to_copy.default and str((kwargs or {}).get("device")) == "meta"
+        self.copies += to_meta and args[0].device.type == "cpu" and not (kwargs or {}).get("non_blocking")
         return func(*args, **(kwargs or {}))

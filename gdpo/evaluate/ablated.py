@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from scipy import stats
 
 from gdpo.config import Config
@@ -74,7 +75,7 @@ def over_repeats(a_R: Array, b_R: Array) -> Record:
 
 def _student(mean: float, error: float, freedom: float) -> Record:
     """Interval and p of a mean with this standard error; an error of 0 gives an interval of no width."""
-    half, p = 0.0, 1.0
+    half, p = 0.0, 0.0 if mean else 1.0
     if error > 0:
         half = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * error
         p = 2 * float(stats.t.sf(abs(mean) / error, freedom))
@@ -195,6 +196,23 @@ def signs(found: Sequence[Record]) -> Iterator[tuple[Record, str, str, bool]]:
         for name, other in (("to_naosd", NAOSD), ("to_gdpo", "GDPO")):
             if record[f"sign_{name}"]:
                 yield record, other, record[f"sign_{name}"], beyond_controls(record, name)
+
+
+def photographs_widen(pairs: Iterable[tuple[Array, Array]], sources: Sequence[str]) -> Array:
+    """Quartiles (3) of how much larger standard errors are with photographs as the unit, over differences a - b (I, R, N).
+
+    sources: the photograph of each image. Cluster-robust over the mean of images; empty with a single photograph.
+    """
+    groups = [np.flatnonzero(np.array(sources) == source) for source in dict.fromkeys(sources)]
+    count, found = len(groups), []
+    for a_IRN, b_IRN in pairs if count > 1 else ():
+        difference_I = (a_IRN.mean(axis=2) - b_IRN.mean(axis=2)).mean(axis=1)
+        centred_I = difference_I - difference_I.mean()
+        clustered = math.sqrt(sum(centred_I[group].sum() ** 2 for group in groups) * count / (count - 1)) / len(centred_I)
+        plain = float(difference_I.std(ddof=1)) / math.sqrt(len(difference_I))
+        found += [clustered / plain] if plain > 0 else []
+    quartiles: Array = np.quantile(found, [0.25, 0.5, 0.75]) if found else np.zeros(0)
+    return quartiles
 
 
 def what_matters(found: Sequence[Record]) -> str:

@@ -56,7 +56,8 @@ GDPO-SR (t_add) 25.29 0.7294 0.2871 0.2133 0.6477 69.46 0.6766 17.12
 GDPO-SR 25.48 0.7328 0.2675 0.1980 0.6615 69.42 0.6760 17.73
 """
 
-# Where a column's metric has no weights here. A stand-in is of the same kind (with or without a reference), no more.
+# Where a column's metric has no weights here. A stand-in is of the same kind (with or without a reference), no more; AFINE's
+# (which compares with a reference, docs/fidelity.md D19) is not even that.
 STAND_INS = {"LPIPS": "gmsd", "DISTS": "ssim_y", "MANIQA": "niqe", "MUSIQ": "niqe", "CLIPIQA": "niqe", "AFINE": "piqe"}
 OF_FIGURE_7 = ("PSNR", "MUSIQ")
 

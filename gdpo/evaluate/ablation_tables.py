@@ -12,7 +12,7 @@ from typing import Any
 from gdpo.config import Config
 from gdpo.evaluate import paper
 from gdpo.evaluate.ablated import AGREES, BEYOND, DISAGREES, UNCLEAR, Record, beyond_controls, columns, signs
-from gdpo.evaluate.ablation import ABLATIONS, NAOSD, is_stand_in
+from gdpo.evaluate.ablation import ABLATIONS, NAOSD, is_stand_in, metric_of
 from gdpo.evaluate.benchmark import REWARD
 from gdpo.evaluate.tables import Cell, Table, interval_text, label, mean_text, number
 from gdpo.rewards.metrics import higher_is_better
@@ -147,8 +147,24 @@ def stand_ins(key: str, config: Config) -> list[str]:
             said.append(f"{column}: not measured; it compares sets of images and has no value, so no interval, per image.")
         elif column != REWARD and is_stand_in(column, metric):
             said.append(f"{column}: not in evaluate.metrics, for it needs weights; {label(metric)} stands in for it.")
+    said += rewarded(key, config)
     used = " | ".join(", ".join(map(label, part)) for part in (config.reward.fidelity, config.reward.perception))
     said.append(f"Reward: {used}, weighted as in training, in NAOSD's within-image standard deviations; the same for all rows.")
+    return said
+
+
+def rewarded(key: str, config: Config) -> list[str]:
+    """What rows are trained for where it is not what the paper trains for."""
+    said = []
+    lpips = metric_of("LPIPS", config)
+    if key == "9" and lpips and is_stand_in("LPIPS", lpips):
+        said.append(f"The rows LPIPS and PSNR+LPIPS are trained for {label(lpips)} in the place of LPIPS.")
+    perception = [name for name in config.reward.perception if name not in (paper.METRICS["MUSIQ"], paper.METRICS["MANIQA"])]
+    if perception and key != "fig7":
+        names = ", ".join(map(label, perception))
+        said.append(
+            f"All rows are trained for {names} where the paper's are for MUSIQ and MANIQA: columns with it are rewarded."
+        )
     return said
 
 

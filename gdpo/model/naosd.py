@@ -133,6 +133,8 @@ class NAOSD(nn.Module):
     def predict_noise(self, z_noisy: torch.Tensor, prompt: torch.Tensor, t: torch.Tensor | int | None = None) -> torch.Tensor:
         """e = UNet(z~, t, c); t defaults to t_diff. prompt (1 or B, L, D)."""
         t = self.t_diff if t is None else t
+        if isinstance(t, int):
+            t = torch.full((1,), t, device=z_noisy.device)  # of a number diffusers makes a copy that waits for the device
         prompt = prompt.expand(len(z_noisy), -1, -1)
         return self.unet(z_noisy, t, prompt.to(z_noisy.dtype)).sample
 

@@ -41,7 +41,8 @@ def _coefficients(t: torch.Tensor | int, like: torch.Tensor) -> tuple[torch.Tens
     check_timestep("timestep", t)
     index = torch.as_tensor(t, device="cpu").reshape(-1)
     abar = alphas_cumprod()[index].reshape(-1, *[1] * (like.ndim - 1))
-    return abar.sqrt().to(like), (1 - abar).sqrt().to(like)
+    later = like.device.type != "cpu"  # a plain copy would wait for the device
+    return abar.sqrt().to(like, non_blocking=later), (1 - abar).sqrt().to(like, non_blocking=later)
 
 
 def add_noise(z: torch.Tensor, noise: torch.Tensor, t: torch.Tensor | int) -> torch.Tensor:

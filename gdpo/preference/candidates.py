@@ -36,7 +36,7 @@ def candidates(model: NAOSD, lr: torch.Tensor, seeds: list[int], prompts: list[s
     height, width = lr.shape[-2:]
     x = pad_to_multiple(lr, model.multiple).to(device) * 2 - 1
     noise, posterior, xi = draws(seeds, model.latent_shape(*x.shape[-2:]), 3).to(device)
-    steps = torch.linspace(0, 1, settings.group, device=device).repeat(len(lr))
+    steps = torch.linspace(0, 1, settings.group).repeat(len(lr))
     if settings.candidates in ("guidance", "t_add"):
         noise = noise[:: settings.group].repeat_interleave(settings.group, 0)
     with autocast(settings.precision, device.type):
@@ -50,7 +50,7 @@ def candidates(model: NAOSD, lr: torch.Tensor, seeds: list[int], prompts: list[s
         eps_hat = model.predict_noise(z_noisy, embedded)
         if settings.candidates == "guidance":
             negative = model.predict_noise(z_noisy, model.embed([config.model.negative_prompt]))
-            eps_hat = negative + _between(settings.guidance_range, steps)[:, None, None, None] * (eps_hat - negative)
+            eps_hat = negative + _between(settings.guidance_range, steps.to(device))[:, None, None, None] * (eps_hat - negative)
         z_sr = predict_x0(z_noisy, eps_hat.to(z_noisy.dtype), model.t_diff)
         action = _stored(z_sr + settings.sigma * xi) if settings.candidates == "action" else None
         image = model.decode(z_sr if action is None else action)

@@ -11,7 +11,7 @@ it, and what an objective calls the old policy is the present one. With `micro_b
 to the group's errors are taken first, and the backward passes then go over a few candidates each: the same gradient.
 
 The control run shuffles the advantages inside each group: whatever it gains is not preference. The device is waited for
-once per step, when the values to log are read.
+twice per step, for the norm of the gradient and for the values to log.
 
     python -m tasks finetune [--run control]
 """
@@ -36,6 +36,7 @@ from gdpo.world import current
 
 History = list[dict[str, float]]
 EXPLODED = 10.0  # times the reference's error: no learning rate that works gets near it
+FOREIGN = 0.01  # of the reference's error: more than kernels or a machine's bf16 change; an untrained policy is the reference
 LEARNT = ("loss", "implicit_accuracy", "weighted_error_difference", "error_change", "policy_error")
 EMBEDDED = 256  # prompts whose embeddings are kept
 
@@ -48,8 +49,8 @@ def finetune(
 
     model: the reference (NAOSD merged), without roles. groups: the rollouts, or with `rollouts: online` the pairs to make them
     from. control: use shuffled advantages. folder: of the checkpoint. Errors: `Stopped` after a checkpoint when asked to
-    stop; `Diverged` when a value is not finite or the policy's error explodes; ValueError without groups, or naming a group
-    whose numbers are not finite.
+    stop; `Diverged` when a value is not finite or the policy's error explodes; ValueError without groups, naming a group
+    whose numbers are not finite, if no pair gives a group, or if the stored errors are not this reference's.
     """
     settings = config.finetune
     online = settings.rollouts == "online"
@@ -60,7 +61,8 @@ def finetune(
             check_group(group)
     run = _Run(model, pairs if online else groups, config, control)
     state: dict[str, Stateful] = {"policy": Tensors(run.policy), "adam": run.optimizer}
-    history = Loop(folder, settings.steps, state, fingerprint, settings.checkpoint_every, hooks).run(run.step)
+    loop = Loop(folder, settings.steps, state, fingerprint, settings.checkpoint_every, hooks, verify=run.verify)
+    history = loop.run(run.step)
     tensors = {f"unet.{name}": parameter.detach().cpu().clone() for name, parameter in run.policy.items()}
     return Adapters("gdpo", tensors, settings.lora), history
 
@@ -83,6 +85,8 @@ class _Run:
         self.device = next(model.parameters()).device
         self.world = current()
         self._embedded: dict[str, torch.Tensor] = {}
+        self._seen: tuple[Group, int] | None = None  # the last group, and which of its noises
+        self._idle = 0  # positions in a row that gave no group
 
     def step(self, step: int) -> dict[str, float]:
         """One optimiser step over `finetune.batch` groups; returns the values to log."""
@@ -101,6 +105,17 @@ class _Run:
         values = {name: total / max(trained, 1) for name, total in totals.items()}
         values |= {"skipped": skipped, "grad_norm": norm}
         self._check(values)
+        reference = values["policy_error"] - values["error_change"]
+        if step == 0 and abs(values["error_change"]) > FOREIGN * reference:
+            raise ValueError(
+                f"the rollouts' reference errors are {-values['error_change'] / values['policy_error']:+.1%} off those of this "
+                "model: made with other weights, precision or software; run the rollout stage again"
+            )
+        self._idle = 0 if trained else self._idle + settings.batch
+        if self._idle >= min(len(self.source), settings.steps * settings.batch):
+            raise ValueError(
+                "no pair gave a group: see what was left out; check models/naosd, rollout.metrics and rollout.precision"
+            )
         if trained:
             self.optimizer.step()
         return values
@@ -110,9 +125,21 @@ class _Run:
         for name, value in values.items():
             if not abs(value) < float("inf"):
                 raise NotFinite(f"{name} is not finite")
-        policy, reference = values["policy_error"], values["policy_error"] - values["error_change"]
-        if policy > EXPLODED * reference:
-            raise NotFinite(f"the policy's error exploded to {policy / reference:.0f} times the reference's")
+        _check_error(values["policy_error"], values["policy_error"] - values["error_change"])
+
+    @torch.no_grad()
+    def verify(self) -> None:
+        """Raise NotFinite if the last update made the policy's error explode: on the last group, of every process."""
+        errors = {"policy": 0.0, "reference": 0.0}
+        if self._seen is not None:
+            group, noise = self._seen
+            asked = problem(self.model, self._on_device(group), self.config.rollout, noise)
+            with self.model.unet_roles.use("policy"):
+                eps_hat = predict(self.model, asked, self._prompt(group.prompt), self.config.rollout)
+            errors["policy"] = float(squared(eps_hat - asked.target.double(), asked).mean())
+            errors["reference"] = sum(group.reference_error[noise]) / len(group.seeds)
+        totals = self.world.add(errors)
+        _check_error(totals["policy"], totals["reference"])
 
     def _visit(self, position: int) -> tuple[int, int, int]:
         """(index of the group, epoch, which of its stored noises) at a position of the endless, per-epoch shuffled order."""
@@ -153,8 +180,8 @@ class _Run:
     def _learn(self, group: Group, advantage: list[float], visit: int) -> torch.Tensor:
         """Forward and backward of one group; the values of `LEARNT`."""
         settings = self.config.finetune
-        on_device = Group(**{**vars(group), "latents": group.latents.to(self.device)})
-        asked = problem(self.model, on_device, self.config.rollout, visit)
+        self._seen = group, visit
+        asked = problem(self.model, self._on_device(group), self.config.rollout, visit)
         prompt = self._prompt(group.prompt)
         known = torch.tensor([group.reference_error[visit], advantage], dtype=torch.float64)
         reference, advantages = known.to(self.device, non_blocking=True)[:, None]
@@ -176,6 +203,9 @@ class _Run:
             change = policy - reference
             weighted = (advantages * change).sum()
             return torch.stack([loss, (weighted < 0).double(), weighted, change.mean(), policy.mean()])
+
+    def _on_device(self, group: Group) -> Group:
+        return Group(**{**vars(group), "latents": group.latents.to(self.device)})
 
     def _errors(self, asked: Problem, prompt: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(m, d): the policy's errors, and for `nft` its mean squared distance from the old policy's predictions."""
@@ -207,3 +237,10 @@ class _Run:
             with torch.no_grad():
                 self._embedded[text] = self.model.embed([text])
         return self._embedded[text]
+
+
+def _check_error(policy: float, reference: float) -> None:
+    """Raise NotFinite for a policy whose error is none, or out of all proportion to the reference's."""
+    if not policy <= EXPLODED * reference:
+        times = f"{policy / reference:.0f} times" if reference else "beyond"
+        raise NotFinite(f"the policy's error exploded to {times} the reference's")

@@ -99,7 +99,7 @@ def _finite(group: Group) -> Group | Skipped:
     try:
         check_group(group)
     except ValueError as error:
-        return Skipped(group.id, str(error))
+        return Skipped(group.id, str(error).removeprefix(f"group {group.id}: "))
     return group
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from gdpo.images import write_png
 from tasks import __main__ as cli
-from tasks import browse, publication
+from tasks import browse, conditional, publication
 from tasks import store as store_module
 from tasks.store import Conflict, Store
 from tests import s3
@@ -57,8 +57,8 @@ def finished(root: Path, tmp_path: Path) -> Path:
 def publish(place: Path, hours: int = 0, commit: str = "0123456789abcdef") -> str:
     when = NOW + timedelta(hours=hours)
     run = publication.run_id(when, commit)
-    publication.publish(place, "s3://gdpo-sr", run, kind="train", commit=commit, when=when)
-    return run
+    link = publication.publish(place, "s3://gdpo-sr", run, kind="train", commit=commit, when=when)
+    return link.removeprefix("s3://gdpo-sr/runs/").removesuffix("/index.html")
 
 
 def page(store: Store, key: str) -> str:
@@ -117,16 +117,139 @@ def test_an_interrupted_upload_is_in_no_list(address: str, finished: Path, monke
     assert [manifest["run"] for manifest in publication.manifests(Store.at("s3://gdpo-sr"))] == [run]
 
 
-def test_the_link_is_signed_or_below_the_gateway(address: str, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = publish(finished)
-    store = Store.at("s3://gdpo-sr")
-    link = publication.address(store, f"runs/{run}/index.html")
-    assert s3.SECRET not in link
-    with urlopen(link) as answer:
-        assert answer.read() == b"<title>the report</title>"
-        assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
+def test_the_address_holds_no_credentials(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store.at("s3://gdpo-sr/sr")
+    assert publication.address(store, "runs/x/index.html") == "s3://gdpo-sr/sr/runs/x/index.html"
     monkeypatch.setenv("GDPO_GATEWAY", "https://results.example.org/sr/")
     assert publication.address(store, "runs/x/index.html") == "https://results.example.org/sr/runs/x/index.html"
+    monkeypatch.setenv("GDPO_GATEWAY", f"https://me:{s3.SECRET}@results.example.org")
+    with pytest.raises(ValueError, match="GDPO_GATEWAY: has a user or password") as caught:
+        publication.address(store, "runs/x/index.html")
+    assert s3.SECRET not in str(caught.value)
+
+
+def writes(asked: list[tuple[str, str]]) -> list[str]:
+    return [path for method, path in asked if method == "PUT"]
+
+
+@pytest.mark.parametrize("ignored", ["nothing", "if-"])
+@pytest.mark.parametrize("others", [0, 1])
+def test_of_two_that_list_at_once_both_are_listed(
+    address: str, finished: Path, monkeypatch: pytest.MonkeyPatch, ignored: str, others: int
+) -> None:
+    """Another run is published and listed when the list without it is on its way; before that, `others` were."""
+    runs = [publish(finished, hours) for hours in range(others)]
+    came: list[str] = []
+
+    def fault(method: str, path: str) -> str:
+        if method == "PUT" and path.endswith("/runs/index.html") and not came:
+            came.append("now")
+            came.append(publish(finished, hours=8))
+        return f"ignore {ignored}"
+
+    with s3.proxy(address, fault) as url:
+        use(monkeypatch, url)
+        runs.append(publish(finished, hours=4))
+    text = page(Store.at("s3://gdpo-sr"), "runs/index.html")
+    assert [run for run in (*runs, came[1]) if run not in text] == []
+
+
+def test_a_list_that_others_write_all_the_time_is_given_up(
+    address: str, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(finished)
+    tries: list[str] = []
+
+    def refuse(method: str, path: str) -> int | None:
+        if method == "PUT" and path.endswith("/runs/index.html"):
+            tries.append(path)
+            return 412
+        return None
+
+    with s3.proxy(address, refuse) as url:
+        use(monkeypatch, url)
+        with pytest.raises(Conflict, match=r"s3://gdpo-sr/runs/index\.html: others wrote it"):
+            publish(finished, hours=1)
+    assert len(tries) == conditional.TRIES
+
+
+@pytest.mark.parametrize("ignored", ["nothing", "if-"])
+def test_two_publications_of_one_name_are_two_runs(
+    address: str, finished: Path, monkeypatch: pytest.MonkeyPatch, ignored: str
+) -> None:
+    with s3.proxy(address, lambda method, path: f"ignore {ignored}") as url:
+        use(monkeypatch, url)
+        first = publish(finished)
+        (finished / "models/gdpo/adapters.safetensors").write_bytes(b"other weights")
+        second = publish(finished)
+        assert second == f"{first}-2"
+        assert publish(finished) == second  # the same again, as after a failure
+    store = Store.at("s3://gdpo-sr")
+    assert [manifest["run"] for manifest in publication.manifests(store)] == [second, first]
+    assert store.read(f"runs/{first}/model/adapters.safetensors") == b"weights"
+    assert store.read(f"runs/{second}/model/adapters.safetensors") == b"other weights"
+
+
+def test_a_name_is_claimed_before_anything_is_written_below_it(
+    address: str, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another publication takes the name when our first write is on its way."""
+    other = finished.parent / "other"
+    shutil.copytree(finished, other)
+    (other / "models/gdpo/adapters.safetensors").write_bytes(b"other weights")
+    came: list[str] = []
+
+    def fault(method: str, path: str) -> None:
+        if method == "PUT" and "/runs/" in path and not came:
+            came.append("now")
+            came.append(publish(other))
+
+    with s3.proxy(address, fault) as url:
+        use(monkeypatch, url)
+        run = publish(finished)
+    assert run == f"{came[1]}-2"
+    store = Store.at("s3://gdpo-sr")
+    assert store.read(f"runs/{run}/model/adapters.safetensors") == b"weights"
+    assert store.read(f"runs/{came[1]}/model/adapters.safetensors") == b"other weights"
+
+
+def test_an_interrupted_publication_goes_on_under_its_name(
+    address: str, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with s3.proxy(address, lambda method, path: 403 if method == "PUT" and "manifest" in path else None) as url:
+        use(monkeypatch, url)
+        with pytest.raises(PermissionError, match=r"manifest\.json"):
+            publish(finished)
+    use(monkeypatch, address)
+    assert publish(finished) == "20261121T020000Z-01234567"
+
+
+def test_the_models_page_is_there_before_the_first_promotion(address: str, finished: Path) -> None:
+    run = publish(finished)
+    store = Store.at("s3://gdpo-sr")
+    assert "No run has been promoted yet" in page(store, "models/index.html")
+    publication.promote("s3://gdpo-sr", run, NOW)
+    publish(finished, hours=1)
+    assert run in page(store, "models/index.html")
+
+
+def test_a_worker_that_may_not_write_models_publishes(address: str, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with s3.proxy(address, lambda method, path: 403 if method == "PUT" and "/models/" in path else None) as url:
+        use(monkeypatch, url)
+        run = publish(finished)
+    store = Store.at("s3://gdpo-sr")
+    assert run in page(store, "runs/index.html")
+    assert store.tag("models/index.html") is None
+
+
+def test_the_thumbnail_without_a_model_gdpo_is_of_the_last_one(address: str, finished: Path) -> None:
+    place = finished / "reports/evaluate/sample"
+    models = dict.fromkeys(("bicubic", "naosd", "grpo"), SUMMARY["models"]["gdpo"])
+    differences = [{**SUMMARY["differences"][0], "pair": "grpo-naosd", "a": "grpo", "b": "naosd"}]
+    (place / "summary.json").write_text(json.dumps({**SUMMARY, "models": models, "differences": differences}))
+    (place / "images/000-x/gdpo.png").rename(place / "images/000-x/grpo.png")
+    run = publish(finished)
+    assert Store.at("s3://gdpo-sr").read(f"runs/{run}/thumbnail.webp")[8:12] == b"WEBP"
 
 
 def test_promotion_moves_the_pointer_and_lists_the_models(
@@ -147,8 +270,80 @@ def test_promotion_moves_the_pointer_and_lists_the_models(
     assert "GDPO-SR beats NAOSD" in card
     assert (tmp_path / "promoted/sample/per_image.parquet").read_bytes() == b"scores"
     assert "commit promoted/sample/per_image.parquet" in capsys.readouterr().out
-    publication.promote("s3://gdpo-sr", runs[1], NOW)
-    assert len(publication.promoted(store)[0]) == 2  # promoting it again changes nothing
+
+
+@pytest.mark.parametrize("missing", ["/models/20261121T020000Z-01234567.html", "/models/index.html"])
+def test_promoting_again_completes_what_is_missing_and_writes_nothing_else(
+    address: str, finished: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    run = publish(finished)
+    asked: list[tuple[str, str]] = []
+
+    def fail(method: str, path: str) -> int | None:
+        return 403 if method == "PUT" and path.endswith(missing) else None
+
+    def note(method: str, path: str) -> None:
+        asked.append((method, path))
+
+    with s3.proxy(address, fail) as url:
+        use(monkeypatch, url)
+        with pytest.raises(PermissionError, match=re.escape(missing)):
+            publication.promote("s3://gdpo-sr", run, NOW)
+    store = Store.at("s3://gdpo-sr")
+    with s3.proxy(address, note) as url:
+        use(monkeypatch, url)
+        for hours in (1, 2):
+            assert publication.promote("s3://gdpo-sr", run, NOW + timedelta(hours=hours))["run"] == run
+        assert len([path for path in writes(asked) if path.endswith(missing)]) == 1
+        assert run in page(store, "models/index.html")
+        assert "GDPO-SR beats NAOSD" in page(store, f"models/{run}.html")
+        entries, _ = publication.promoted(store)
+        assert [entry["promoted"] for entry in entries] == [NOW.isoformat(timespec="seconds")]
+        asked.clear()
+        publication.promote("s3://gdpo-sr", run, NOW + timedelta(hours=3))
+    assert writes(asked) == []
+    assert not [path for _, path in asked if "safetensors" in path]
+
+
+def test_a_card_goes_with_the_run_that_is_promoted_meanwhile(
+    address: str, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another run is promoted and listed when the pages that call ours the latest are on their way."""
+    runs = [publish(finished, hours) for hours in range(2)]
+    came: list[str] = []
+
+    def fault(method: str, path: str) -> None:
+        if method == "PUT" and path.endswith(f"/models/{runs[0]}.html") and not came:
+            came.append(path)
+            publication.promote("s3://gdpo-sr", runs[1], NOW)
+
+    with s3.proxy(address, fault) as url:
+        use(monkeypatch, url)
+        publication.promote("s3://gdpo-sr", runs[0], NOW)
+    store = Store.at("s3://gdpo-sr")
+    assert came
+    assert 'class="latest"' not in page(store, f"models/{runs[0]}.html")
+    assert 'class="latest"' in page(store, f"models/{runs[1]}.html")
+    assert page(store, "models/index.html").index(runs[1]) < page(store, "models/index.html").index(runs[0])
+
+
+@pytest.mark.parametrize("name", ["model/adapters.safetensors", "evaluate/sample/per_image.parquet"])
+def test_a_file_that_is_not_the_published_one_is_not_promoted(
+    address: str, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """Written over with a SHA-256 of its own, or with none: the manifest's counts."""
+    run = publish(finished)
+    store = Store.at("s3://gdpo-sr")
+    store.write(f"runs/{run}/{name}", b"another run's")
+    assert cli.main(["promote", run]) == 1
+    said = capsys.readouterr().err
+    assert f"s3://gdpo-sr/runs/{run}/{name}: not the file that was published" in said
+    assert said.count("\n") == 1
+    assert publication.promoted(store) == ([], None)
+    s3.client(address).put_object(Bucket="gdpo-sr", Key=f"runs/{run}/evaluate/sample/per_image.parquet", Body=b"other")
+    with pytest.raises(ValueError, match=r"per_image\.parquet: not the file that was published"):
+        publication.bring_scores(store, publication.manifest_of(store, run), tmp_path / "scores")
+    assert not list(tmp_path.glob("scores/sample/*"))
 
 
 def test_a_run_that_is_not_whole_is_not_promoted(address: str, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -211,6 +406,9 @@ def test_the_browser_serves_two_folders_and_nothing_else(address: str, finished:
         with urlopen(base + "/") as answer:
             assert answer.url == f"{base}/runs/index.html"
             assert run in answer.read().decode()
+        for short in ("runs", "models"):
+            with urlopen(f"{base}/{short}") as answer:
+                assert answer.url == f"{base}/{short}/index.html"
         with urlopen(f"{base}/runs/{run}/") as answer:
             assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
             assert answer.read() == b"<title>the report</title>"

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from gdpo.config import Config
 from gdpo.data.shards import write_shards
@@ -384,6 +385,24 @@ def test_damage_is_named_and_never_trained_on(root: Path, change: Callable[[Path
     with pytest.raises(ValueError, match=says) as error:
         finetune.run(tiny.settings(), root, Hooks())
     assert "\n" not in str(error.value) and not (root / "models/gdpo").exists()
+
+
+def test_another_text_encoder_is_another_reference(finished: Path, root: Path) -> None:
+    """The card of a model holds the hashes of UNet and VAE; the stored errors depend on the embedded prompt too."""
+    base = (root / "base").resolve()
+    (root / "base").unlink()
+    shutil.copytree(base, root / "base")
+    weights = next((root / "base/text_encoder").glob("*.safetensors"))
+    tensors = load_file(weights)
+    save_file({name: tensor * 1.1 for name, tensor in tensors.items()}, weights)
+    with pytest.raises(ValueError, match=r"made with text encoder or tokenizer \(model.base\) \w+, and now it is .*again$"):
+        finetune.run(tiny.settings(), root, Hooks())
+
+
+def test_scores_by_another_version_of_a_metric_are_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gdpo.rewards.metrics._origin", lambda name: "pyiqa 9.9")
+    with pytest.raises(ValueError, match=rf"{FILE}: psnr_y was computed by gdpo, and here it is pyiqa 9.9; run the rollout"):
+        finetune.run(tiny.settings(), root, Hooks())
 
 
 def test_parts_must_be_those_of_one_run(finished: Path, root: Path) -> None:

@@ -18,13 +18,14 @@ from gdpo.evaluate.ablated import (
     beyond_controls,
     effect,
     over_repeats,
+    photographs_widen,
     records,
     sign,
     signs,
     what_matters,
 )
 from gdpo.evaluate.ablation import ABLATIONS, base, changed, is_stand_in, metric_of, metrics_of, rows
-from gdpo.evaluate.ablation_tables import details, flat, heading, overview, verdicts
+from gdpo.evaluate.ablation_tables import details, flat, heading, overview, rewarded, verdicts
 from gdpo.evaluate.benchmark import REWARD, rewards
 from gdpo.evaluate.figure_7 import figure_7, figure_7_tables
 from gdpo.evaluate.statistics import paired_difference
@@ -210,6 +211,26 @@ def test_a_metric_in_two_columns_is_one_measurement(config: Config) -> None:
     reference, found = measured(config, {"ARF w/ NR": 0.5, "ARF (ours)": 0.5})
     notes = verdicts(records("6", config, reference, found))
     assert notes[0].startswith("Signs of the differences to NAOSD: ") and notes[0].endswith("8 signs, 6 measured differences.")
+
+
+def test_photographs_as_the_unit_widen_the_error() -> None:
+    """Two images of each photograph, alike: the error is that of half as many, sqrt(2) times as large."""
+    rng = np.random.default_rng(0)
+    a = rng.normal(0, 1, (200, 1, 1)).repeat(2, axis=0)
+    sources = [f"p{i // 2}" for i in range(400)]
+    assert photographs_widen([(a, np.zeros_like(a))], sources)[1] == pytest.approx(math.sqrt(2), rel=0.01)
+    apart = rng.normal(0, 1, (400, 3, 2))
+    assert photographs_widen([(apart, np.zeros_like(apart))], [str(i) for i in range(400)])[1] == pytest.approx(1, rel=1e-6)
+    assert len(photographs_widen([(apart, np.zeros_like(apart))], ["one"] * 400)) == 0
+
+
+def test_what_rows_are_trained_for_is_said_where_it_is_not_the_papers(config: Config) -> None:
+    reference, found = measured(config, {"PSNR": 0.5, "LPIPS": 0.5})
+    notes = overview("9", records("9", config, reference, found), config).notes
+    assert any(note.startswith("The rows LPIPS and PSNR+LPIPS are trained for GMSD") for note in notes)
+    assert any(note.startswith("All rows are trained for ") for note in rewarded("6", config))
+    papers = {"reward": {"perception": ["musiq"]}, "rollout": {"metrics": ["psnr_y", "musiq"]}}
+    assert rewarded("6", changed(config, papers)) == []
 
 
 def test_an_effect_over_repeats_alone_is_students() -> None:

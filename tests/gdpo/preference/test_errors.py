@@ -1,5 +1,6 @@
 """Noise errors: the formula, the two kinds of noise and of target, and policy == reference before training."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from gdpo.config import Lora, Rollout
 from gdpo.model.naosd import NAOSD
 from gdpo.model.schedule import add_noise, predict_x0
-from gdpo.preference.errors import check_group, consistent_target, noise_errors
+from gdpo.preference.errors import check_group, consistent_target, noise_errors, predict, problem
 from gdpo.preference.group import Group, Latents
 from gdpo.training import draws, torch_generator
 from tests import tiny
@@ -138,3 +139,17 @@ def test_gradients_reach_every_adapter_of_the_policy() -> None:
     parameters = model.unet_roles.parameters("policy")
     assert all(bool(p.grad.any()) for name, p in parameters.items() if name.endswith("lora_B"))  # type: ignore[union-attr]
     assert not any(bool(p.grad.any()) for name, p in parameters.items() if name.endswith("lora_A"))  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("target", ["added", "consistent"])
+def test_no_copy_to_the_device_is_waited_for(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On `meta`, which dispatches as a GPU does: the schedule's coefficients, the draws and the timestep."""
+    model, given = tiny.model().to("meta"), group()
+    there = replace(given, latents=given.latents.to(torch.device("meta")))
+    seen: list[Any] = []
+    monkeypatch.setattr(model.unet, "forward", lambda z, t, prompt: seen.append(t) or type("Out", (), {"sample": z}))
+    config = tiny.settings(rollout={"target": target}).rollout
+    prompt = torch.zeros(1, 4, 8, device="meta")
+    with tiny.Counted() as counted:
+        predict(model, problem(model, there, config, 0), prompt, config)
+    assert counted.copies == 0 and seen[0].device.type == "meta"

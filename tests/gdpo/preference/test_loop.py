@@ -265,7 +265,7 @@ def test_a_ratio_is_one_where_the_policy_samples(tmp_path: Path) -> None:
 def test_a_group_that_cannot_be_scored_is_counted_named_and_left_out(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Online: the gradient is that of the others; a step of skipped groups alone changes nothing."""
+    """Online: the values are those of the others; a step of skipped groups alone changes nothing, a run of them is refused."""
     true = rollout
 
     def without_pair1(model: Any, pairs: list[Pair], *args: Any, **options: Any) -> Any:
@@ -278,8 +278,14 @@ def test_a_group_that_cannot_be_scored_is_counted_named_and_left_out(
     assert [record.getMessage() for record in caplog.records] == ["pair1 is left out of this step: no score"]
     for name in ("loss", "reward", "psnr_y", "policy_error"):
         assert history[0][name] == pytest.approx(others[0][name], rel=1e-6)
-    adapters, alone = train([], tmp_path / "c", pairs=PAIRS[1:2], rollouts="online", steps=1, batch=1)
-    assert alone[0]["skipped"] == 1 and not any(bool(t.any()) for n, t in adapters.tensors.items() if n.endswith("lora_B"))
+    run = _Run(tiny.model(), PAIRS[:2], configured(rollouts="online", steps=4, batch=1), False)
+    order = [PAIRS[run._visit(step)[0]].id for step in range(2)]
+    for step, name in enumerate(order):
+        before = {n: p.detach().clone() for n, p in run.policy.items()}
+        assert run.step(step)["skipped"] == (name == "pair1")
+        assert all(torch.equal(before[n], p) for n, p in run.policy.items()) == (name == "pair1")
+    with pytest.raises(ValueError, match=r"^no pair gave a group: see what was left out; check models/naosd"):
+        train([], tmp_path / "c", pairs=PAIRS[1:2], rollouts="online", steps=3, batch=1)
 
 
 def test_values_are_read_back_once_per_step_whatever_the_number_of_groups(
@@ -303,10 +309,33 @@ def test_values_are_read_back_once_per_step_whatever_the_number_of_groups(
 
 
 def test_an_exploding_error_stops_with_the_last_checkpoint(groups: list[Group], tmp_path: Path) -> None:
-    with pytest.raises(Diverged, match=r"step \d+: the policy's error exploded to \d+ times the reference's; the last good .*"):
-        train(groups, tmp_path, steps=200, checkpoint_every=1, optimizer={"lr": 1.0})
+    with pytest.raises(Diverged, match=r"step 2: .* error exploded to \d+ times the reference's by its .*; the last good"):
+        train(groups, tmp_path, steps=40, checkpoint_every=1, optimizer={"lr": 0.2})
     kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    assert all(bool(t.isfinite().all()) for t in kept["state"]["policy"].values())
+    run = started(groups)
+    with torch.no_grad():
+        for name, parameter in run.policy.items():
+            parameter.copy_(kept["state"]["policy"][name])
+    row = run.step(kept["step"])
+    assert row["policy_error"] < 10 * (row["policy_error"] - row["error_change"]), "it has not exploded yet"
+
+
+@pytest.mark.parametrize("every", [1, 100])
+def test_an_update_that_explodes_is_neither_kept_nor_the_result(groups: list[Group], tmp_path: Path, every: int) -> None:
+    """No step sees the weights after the last update, nor those that a checkpoint gets."""
+    with pytest.raises(
+        Diverged, match=r"^step 0: the policy's error exploded to .* by its update; there is no checkpoint yet$"
+    ):
+        train(groups, tmp_path, steps=1 if every > 1 else 9, checkpoint_every=every, optimizer={"lr": 30.0})
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_rollouts_whose_errors_are_not_this_models_are_refused(groups: list[Group], tmp_path: Path) -> None:
+    """Whatever made them differ: an untrained policy is the reference."""
+    off = [replace(g, reference_error=[[e * 1.05 for e in row] for row in g.reference_error]) for g in groups]
+    with pytest.raises(ValueError, match=r"^the rollouts' reference errors are \+5.0% off those of this model: .* again$"):
+        train(off, tmp_path)
+    assert not (tmp_path / "checkpoint.pt").exists()
 
 
 def test_a_group_that_is_not_finite_is_refused_by_name(groups: list[Group], tmp_path: Path) -> None:
@@ -352,7 +381,7 @@ def test_divergence_names_the_step_and_keeps_the_checkpoint(groups: list[Group],
         return true(*args) * (torch.nan if len(calls) == 7 else 1)
 
     monkeypatch.setattr(loop, "squared", sometimes_nan)
-    with pytest.raises(Diverged, match=r"step 3: loss is not finite; the last good checkpoint is .*checkpoint.pt"):
+    with pytest.raises(Diverged, match=r"step 2: loss is not finite; the last good checkpoint is .*checkpoint.pt"):
         train(groups, tmp_path)
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 2
 

@@ -235,7 +235,7 @@ def test_a_pair_whose_candidates_are_not_finite_is_skipped_by_name(model: NAOSD,
 def test_a_pair_whose_reference_error_is_not_finite_is_skipped_by_name(model: NAOSD, monkeypatch: Any) -> None:
     monkeypatch.setattr("gdpo.preference.rollout.noise_errors", lambda *_: torch.tensor([0.1, torch.inf, 0.2]))
     (found,) = rollout(model, [tiny.pair(0)], CONFIG)
-    assert found == Skipped("pair0", "group pair0: reference_error of its candidates is not finite")
+    assert found == Skipped("pair0", "reference_error of its candidates is not finite")
 
 
 def test_no_value_is_waited_for_before_all_of_a_batch_is_computed(model: NAOSD) -> None:
