@@ -4,8 +4,9 @@
     against the promoted run        as `python -m tasks evaluate --against FILE` does; a regression fails the run, by name
     publish                         runs/<date>-<commit>/ of the kind "nightly"
 
-It judges the models that the clone's ledger (dvc.lock) names, or that of the training which it follows, and refuses them
-if they were made with other code or parameters than those here. It promotes nothing and touches no pointer. Without a
+It judges the models that the committed ledger (dvc.lock at HEAD) names, or the ledger of the training which it follows, and
+refuses them if they were made with other code or parameters than those here. The committed ledger takes the place of what
+this clone's last run left: at 02:00 every worker judges the same. It promotes nothing and touches no pointer. Without a
 promoted run there is nothing to compare with, and that is logged, not an error.
 """
 
@@ -16,9 +17,10 @@ from uuid import UUID
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
+from flows.inputs import check_inputs, graph
 from flows.publish import publish, store_url, take_ledger
-from flows.repro import RETRIES, StageFailed, check_inputs, graph, pull, push, repro
-from flows.workplace import ROOT
+from flows.repro import RETRIES, StageFailed, committed, pull, push, repro
+from flows.workplace import ROOT, replace_ledger
 from tasks import against, publication
 from tasks.params import load
 from tasks.store import Store
@@ -28,9 +30,11 @@ from tasks.store import Store
 def evaluate(after: UUID | None = None) -> None:
     """Bring the evaluation up to date, publish it, and fail if it is worse than the promoted run.
 
-    after: the id of the run of gdpo-train whose models are judged, wherever it ran; by default those of this clone's ledger.
+    after: the id of the run of gdpo-train whose models are judged, wherever it ran; by default those of the committed ledger.
     """
-    if after is not None:
+    if after is None:
+        restore_ledger(ROOT)
+    else:
         take_ledger(ROOT, after)
     edges = graph(ROOT)
     mine = [stage for stage in edges if stage.partition("@")[0] in ("evaluate", "report")]
@@ -42,6 +46,14 @@ def evaluate(after: UUID | None = None) -> None:
     regressions = [text for benchmark, scores in promoted_scores(ROOT).items() if (text := compare(benchmark, scores, ROOT))]
     if regressions:
         raise StageFailed("\n".join(regressions))
+
+
+def restore_ledger(root: Path) -> None:
+    """Put the committed dvc.lock in the place of the clone's. `StageFailed` if none is committed."""
+    content = committed("dvc.lock", root)
+    if content is None:
+        raise StageFailed("no dvc.lock is committed here, so no models are named: commit that of the training to be judged")
+    replace_ledger(root, content)
 
 
 @task(cache_policy=NO_CACHE, **RETRIES)

@@ -5,32 +5,39 @@
 
 Fanned out, a stage starts when the stages it reads are done, so matrix parts run side by side, as many as there are
 workers. This process holds the ledger (dvc.lock) and sends each run the entries it needs; the data goes through the DVC
-remote and never through here.
+remote and never through here. It waits for ten minutes for a Prefect server or a bucket that is away; when it is cancelled
+or gives up, so do the runs that it started.
 """
 
 import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 from uuid import UUID
 
-from prefect import flow, get_run_logger, task
+import httpx
+from prefect import flow, get_run_logger, runtime, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.futures import PrefectFuture
 from prefect.states import Cancelling
 
+from flows.faults import is_network_fault
+from flows.inputs import graph
 from flows.publish import publish
-from flows.repro import StageFailed, commit_of, graph, repro
+from flows.repro import StageFailed, commit_of, repro
 from flows.workplace import ROOT, Ledger, read_ledger, write_ledger
 from tasks.__main__ import GPU_STAGES
 
 POLL_S = 2.0
+PATIENCE_S = 600.0
+T = TypeVar("T")
 
 
 @flow(name="gdpo-pipeline")
@@ -77,6 +84,7 @@ class _Fleet:
     def __init__(self, root: Path, commit: str) -> None:
         self.root, self.commit = root, commit
         self.running: dict[UUID, str] = {}
+        self.cancelled = False
         self._ledger = threading.Lock()
 
     def entries(self, stages: list[str]) -> Ledger:
@@ -90,33 +98,80 @@ class _Fleet:
         with self._ledger:
             write_ledger(self.root, entries)
 
+    def check(self) -> None:
+        """`StageFailed` once the pipeline run is cancelled: whoever notes a run asks afterwards, and cancels it himself."""
+        if self.cancelled:
+            raise StageFailed("the pipeline run was cancelled")
+
     def cancel(self) -> None:
         """Cancel the runs under way: Prefect does not hand a cancellation down to another deployment's runs."""
-        with get_client(sync_client=True) as client:
-            for run in list(self.running):
-                client.set_flow_run_state(run, Cancelling(message="the pipeline run was cancelled"))
+        self.cancelled = True
+        for run in list(self.running):
+            self.stop(run)
+
+    def stop(self, run: UUID) -> None:
+        """Cancel one run. A server that refuses is a line in the log: there are others to cancel."""
+        try:
+            with get_client(sync_client=True) as client:
+                client.set_flow_run_state(run, Cancelling(message="the pipeline run was cancelled, or gave up"))
+        except Exception as error:
+            get_run_logger().warning("run %s (%s) could not be cancelled: %r", run, self.running.get(run), error)
 
 
 @task(task_run_name="{stage} on {deployment}", cache_policy=NO_CACHE)
 def dispatch(stage: str, inputs: list[str], deployment: str, fleet: _Fleet) -> None:
     """One run of `gdpo-stage`, waited for. Raises `StageFailed` with the run's message if it does not complete."""
+    fleet.check()
     parameters = {"stage": stage, "ledger": fleet.entries(inputs), "commit": fleet.commit}
+    # A second request for the same run, after one whose answer was lost, gives that run and not another.
+    key = f"{runtime.flow_run.id}-{runtime.flow_run.run_count}-{stage}"
     try:
-        run = cast(FlowRun, run_deployment(deployment, parameters=parameters, timeout=0, flow_run_name=stage))
+        run = patiently(
+            lambda: cast(
+                FlowRun,
+                run_deployment(deployment, parameters=parameters, timeout=0, flow_run_name=stage, idempotency_key=key),
+            )
+        )
     except ObjectNotFound as error:
         raise StageFailed(f"there is no deployment {deployment}: python -m flows.setup makes it") from error
     fleet.running[run.id] = stage
-    get_run_logger().info("%s waits for a worker as run %s", stage, run.name)
-    with get_client(sync_client=True) as client:
-        while True:
-            state = client.read_flow_run(run.id).state
-            if state is not None and state.is_final():
-                break
-            time.sleep(POLL_S)
-    del fleet.running[run.id]
+    try:
+        fleet.check()
+        get_run_logger().info("%s waits for a worker as run %s", stage, run.name)
+        state = _wait(run.id, fleet)
+    except BaseException:
+        fleet.stop(run.id)
+        raise
+    finally:
+        del fleet.running[run.id]
     if not state.is_completed():
         raise StageFailed(f"stage {stage}: {state.name}: {state.message}")
-    fleet.add(state.result())
+    fleet.add(patiently(state.result))
+
+
+def _wait(run: UUID, fleet: _Fleet) -> "State[Ledger]":
+    """The final state of a run. Raises `StageFailed` if the pipeline is cancelled meanwhile."""
+    with get_client(sync_client=True) as client:
+        while True:
+            state = patiently(lambda: client.read_flow_run(run).state)
+            if state is not None and state.is_final():
+                return state
+            fleet.check()
+            time.sleep(POLL_S)
+
+
+def patiently(call: Callable[[], T]) -> T:
+    """What `call` returns, tried again while the Prefect server or S3 is away, for ten minutes."""
+    end = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return call()
+        except Exception as error:
+            away = isinstance(error, httpx.TransportError) or is_network_fault(f"{type(error).__name__}: {error}")
+            if not away or time.monotonic() > end:
+                raise
+            get_run_logger().warning("%s: trying again", type(error).__name__)
+        time.sleep(POLL_S)
 
 
 def main() -> int:

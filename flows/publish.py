@@ -18,7 +18,7 @@ from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.variables import Variable
 
-from flows.repro import RETRIES, StageFailed, commit_of, pull
+from flows.repro import RETRIES, StageFailed, check_commit, commit_of, pull
 from flows.workplace import Ledger, read_ledger, write_ledger
 from tasks import publication, summary
 from tasks.store import Store
@@ -31,11 +31,12 @@ def publish(root: Path, *, share: bool, kind: str = "train") -> None:
     if share:
         pull("publication", shown(read_ledger(root)), root)
         link = upload(root, kind, datetime.now(UTC), commit_of(root))
+        how = f"{link}\n\nWithout a gateway: `gdpo-sr browse --store {store_url()}`"
     else:
-        link = (root / summary.REPORT).as_uri()
+        link, how = (root / summary.REPORT).as_uri(), None
     table, verdict = summary.artifact(summary.read(root))
     create_table_artifact(key="gdpo-evaluation", table=table, description=verdict)
-    create_link_artifact(key="gdpo-report", link=link, link_text="report")
+    create_link_artifact(key="gdpo-report", link=link, link_text="report", description=how)
 
 
 def shown(ledger: Ledger) -> Sequence[str]:
@@ -52,14 +53,20 @@ def upload(root: Path, kind: str, when: datetime, commit: str) -> str:
 
 @task(task_run_name="leave the ledger", cache_policy=NO_CACHE, **RETRIES)
 def leave_ledger(root: Path, run: UUID) -> None:
-    """Write the clone's ledger into the bucket, for who goes on from this flow run in another clone."""
-    Store.at(store_url()).write(_key(run), json.dumps(read_ledger(root)).encode())
+    """Write the clone's ledger and commit into the bucket, for who goes on from this flow run in another clone."""
+    content = {"commit": commit_of(root), "stages": read_ledger(root)}
+    Store.at(store_url()).write(_key(run), json.dumps(content).encode())
 
 
 @task(task_run_name="take the ledger", cache_policy=NO_CACHE, **RETRIES)
 def take_ledger(root: Path, run: UUID) -> None:
-    """Lay the ledger that a flow run left over the clone's. ValueError naming it if that run left none."""
-    write_ledger(root, json.loads(Store.at(store_url()).read(_key(run))))
+    """Lay the ledger that a flow run left over the clone's. `StageFailed` if it left none, or is of another commit."""
+    try:
+        content = json.loads(Store.at(store_url()).read(_key(run)))
+    except ValueError as error:
+        raise StageFailed(f"run {run} left no ledger to go on from, as with share=false ({error})") from error
+    check_commit(root, content["commit"], f"run {run} was")
+    write_ledger(root, content["stages"])
 
 
 def _key(run: UUID) -> str:

@@ -2,12 +2,12 @@
 
     run_dvc(args): one dvc command in a session of its own, every line handed on as it comes
     cancelled:     SIGTERM to the whole group, its last lines handed on, SIGKILL after 25 s (Prefect allows 30 s)
+    killed:        the session's leader (flows/guard.py) sees it within a second and does the same
 
-Both matter. SIGTERM to `dvc repro` alone leaves the stage's process behind, and Prefect's cancel signals only its own.
+All matter. SIGTERM to `dvc repro` alone leaves the stage's process behind, and Prefect's cancel signals only its own.
 The three tasks are what a worker does with a stage: `pull` what it reads, `repro` it, `push` what it made.
 """
 
-import json
 import os
 import signal
 import subprocess
@@ -16,7 +16,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,8 @@ from prefect.tasks import Task, exponential_backoff
 
 from flows.faults import is_network_fault
 from flows.progress import Progress
-from flows.workplace import read_ledger
 
+GUARD = Path(__file__).with_name("guard.py")
 GRACE_S = 25.0
 LAST_LINES = 15
 TICK_S = 5.0
@@ -36,6 +35,10 @@ TICK_S = 5.0
 
 class StageFailed(RuntimeError):
     """A dvc command was refused, or ended with an error: the message has the last lines."""
+
+
+class StageBroke(StageFailed):
+    """The same of a stage that had begun: whatever it says, it is not run again."""
 
 
 def run_dvc(
@@ -47,13 +50,13 @@ def run_dvc(
 ) -> None:
     """Run `dvc ARGS` in the repository at `root`; `on_tick` is called every few seconds from this thread.
 
-    Raises `StageFailed`. On any exception in the calling thread, Prefect's `TerminationSignal` included, the whole
-    process group is stopped before the exception goes on.
+    Raises `StageFailed`. On any exception in the calling thread, Prefect's `TerminationSignal` and those of `on_tick` included,
+    the whole process group is stopped before the exception goes on. An `on_line` that fails costs its line.
     """
     if "DVC_STAGE" in os.environ:
         raise StageFailed(f"inside the DVC stage {os.environ['DVC_STAGE']}: a stage must not start the pipeline")
     process = subprocess.Popen(
-        [sys.executable, "-m", "dvc", *args],
+        [sys.executable, "-P", str(GUARD), str(os.getpid()), sys.executable, "-m", "dvc", *args],
         cwd=root, env=_environment(), start_new_session=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
     )  # fmt: skip
@@ -90,7 +93,8 @@ def _hand_on(process: subprocess.Popen[str], last: deque[str], on_line: Callable
         for line in lines:
             if text := line.rstrip():
                 last.append(text)
-                on_line(text)
+                with suppress(Exception):  # without a reader the lines, and the last ones of a failure, would end here
+                    on_line(text)
 
 
 def _stop_group(process: subprocess.Popen[str], reader: threading.Thread, grace_s: float) -> None:
@@ -110,76 +114,25 @@ def commit_of(root: Path) -> str:
     return _git(["rev-parse", "HEAD"], root) + ("+changes" if changes else "")
 
 
-def check_commit(root: Path, wanted: str | None) -> None:
-    """`StageFailed` unless the clone is at the caller's commit; None: the caller does not mind."""
+def check_commit(root: Path, wanted: str | None, whose: str = "the caller's") -> None:
+    """`StageFailed` unless the clone is at the commit of another, `whose` it is; None: that one does not mind."""
     here = commit_of(root)
     if wanted is not None and here != wanted:
-        raise StageFailed(f"this clone is at {here}, the caller's at {wanted}: check out the same commit here, without changes")
+        raise StageFailed(f"this clone is at {here}, {whose} at {wanted}: check out the same commit here, without changes")
 
 
 def _git(args: Sequence[str], root: Path) -> str:
     return subprocess.run(["git", *args], cwd=root, check=True, capture_output=True, text=True).stdout.strip()
 
 
-def graph(root: Path) -> dict[str, set[str]]:
-    """The stages of dvc.yaml at `root` in an order that works: stage -> the stages whose outputs it reads."""
-    edges: dict[str, set[str]] = {}
-    for line in _output(["dag", "--dot"], root).splitlines():
-        names = [part.strip().strip('"') for part in line.strip().removesuffix(";").split("->")]
-        if line.strip().startswith('"'):
-            edges.setdefault(names[-1], set()).update(names[:-1])
-    return {stage: edges.get(stage, set()) for stage in TopologicalSorter(edges).static_order()}
+def committed(path: str, root: Path) -> bytes | None:
+    """The file `path` as the commit checked out at `root` has it; None if it has none."""
+    result = subprocess.run(["git", "show", f"HEAD:{path}"], cwd=root, capture_output=True)
+    return result.stdout if result.returncode == 0 else None
 
 
-def outdated(stages: Sequence[str], root: Path) -> dict[str, str]:
-    """Those of `stages` that were never run, or with other code or parameters: {stage: which}.
-
-    Data that is merely not here does not count: it can be pulled.
-    """
-    known = read_ledger(root)
-    found = {stage: "it was never run" for stage in stages if stage not in known}
-    if len(found) < len(stages):
-        status = json.loads(_output(["status", "--json", *stages], root).splitlines()[-1])
-        changed = {stage: _changed(entries) for stage, entries in status.items()}
-        found.update({stage: f"it was run with another {what}" for stage, what in changed.items() if what})
-    return found
-
-
-def ancestors(edges: dict[str, set[str]], stages: Sequence[str]) -> list[str]:
-    """`stages` and everything they are made from, in the order of `edges`."""
-    wanted = set(stages)
-    for stage in reversed(edges):
-        if stage in wanted:
-            wanted |= edges[stage]
-    return [stage for stage in edges if stage in wanted]
-
-
-def check_inputs(what: str, stages: Sequence[str], edges: dict[str, set[str]], root: Path) -> list[str]:
-    """What `stages` read that is not of their own making; `StageFailed` if it was made with other code or parameters."""
-    inputs = sorted({name for stage in stages for name in edges[stage]} - set(stages))
-    old = outdated(ancestors(edges, inputs), root)
-    if old:
-        stage, why = next(iter(old.items()))
-        raise StageFailed(
-            f"{what} reads what stage {stage} makes, but {why}: prefect deployment run gdpo-pipeline/head makes it anew"
-        )
-    return inputs
-
-
-def _changed(entries: list[Any]) -> str:
-    """The first changed parameter or file in one stage's status, or ""."""
-    for entry in entries:
-        if isinstance(entry, str):
-            continue  # "changed command", "always changed"
-        for path, state in entry.get("changed deps", {}).items():
-            if isinstance(state, dict):
-                return next(iter(state))
-            if state in ("modified", "new"):
-                return str(path)
-    return ""
-
-
-def _output(args: Sequence[str], root: Path) -> str:
+def dvc_output(args: Sequence[str], root: Path) -> str:
+    """What a quick dvc command prints. `StageFailed` with its error."""
     result = subprocess.run([sys.executable, "-m", "dvc", *args], cwd=root, env=_environment(), capture_output=True, text=True)
     if result.returncode != 0:
         raise StageFailed(f"dvc {' '.join(args)} failed: {result.stderr.strip()}")
@@ -187,8 +140,8 @@ def _output(args: Sequence[str], root: Path) -> str:
 
 
 def worth_another_try(task: "Task[..., Any]", run: TaskRun, state: "State[Any]") -> bool:
-    """Prefect's retry condition: the network, and S3."""
-    return is_network_fault(str(state.message))
+    """Prefect's retry condition: the network, and S3, before the stage itself has begun."""
+    return not isinstance(state.data, StageBroke) and is_network_fault(str(state.message))
 
 
 TRANSFER_TAG = "gdpo-transfer"  # flows/setup.py limits how many tasks with it run at once
@@ -207,15 +160,29 @@ def pull(stage: str, inputs: Sequence[str], root: Path) -> None:
         run_dvc(["pull", "--force", *inputs], root, get_run_logger().info)
 
 
-@task(task_run_name="{stage}", cache_policy=NO_CACHE)
+@task(task_run_name="{stage}", cache_policy=NO_CACHE, **RETRIES)
 def repro(stage: str, root: Path, *, share: bool = False) -> None:
     """One stage; its lines are the task's logs, its steps a progress artifact. What is up to date is not run again.
 
-    share: take the outputs from the remote if somebody has run the same stage on the same inputs.
+    share: take the outputs from the remote if somebody has run the same stage on the same inputs. DVC asks for them before
+    the stage begins: a fault of the remote is tried again, one of the stage is a `StageBroke` and is not.
     """
-    with Progress(stage, root) as progress:
-        command = ["repro", "--single-item", stage, *(["--pull"] if share else [])]
-        run_dvc(command, root, get_run_logger().info, progress.update)
+    logger = get_run_logger()
+    begun = False
+
+    def on_line(line: str) -> None:
+        nonlocal begun
+        begun = begun or "Running stage '" in line
+        logger.info(line)
+
+    command = ["repro", "--single-item", stage, *(["--pull"] if share else [])]
+    try:
+        with Progress(stage, root, logger.warning) as progress:
+            run_dvc(command, root, on_line, progress.update)
+    except StageFailed as error:
+        if begun:
+            raise StageBroke(str(error)) from error
+        raise
 
 
 @task(task_run_name="push {stage}", tags=[TRANSFER_TAG], cache_policy=NO_CACHE, **RETRIES)

@@ -25,6 +25,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.events import EventTrigger, Posture, ResourceSpecification
 from prefect.events.actions import ChangeFlowRunState, RunDeployment
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.settings import PREFECT_API_URL
 from prefect.variables import Variable
 from prefect_aws import AwsCredentials, S3Bucket
 
@@ -138,6 +139,9 @@ def main() -> int:
         help="PREFECT_FLOWS_HEARTBEAT_FREQUENCY of the workers; a run silent three times as long is marked crashed",
     )  # fmt: skip
     args = parser.parse_args()
+    if not PREFECT_API_URL.value():
+        sys.stderr.write("PREFECT_API_URL is not set: without it a server is started that ends with this command\n")
+        return 2
     try:
         setup(args.store, args.heartbeat)
     except ValueError as error:

@@ -11,7 +11,8 @@ The result of the run is the stage's ledger entry.
 
 from prefect import flow
 
-from flows.repro import StageFailed, check_commit, graph, pull, push, repro
+from flows.inputs import graph
+from flows.repro import StageFailed, check_commit, pull, push, repro
 from flows.workplace import RESULTS, ROOT, Ledger, read_ledger, write_ledger
 
 

@@ -12,8 +12,9 @@ from uuid import UUID
 
 from prefect import flow, runtime
 
+from flows.inputs import check_inputs, graph
 from flows.publish import leave_ledger, publish
-from flows.repro import check_commit, check_inputs, graph, pull, push, repro
+from flows.repro import check_commit, pull, push, repro
 from flows.workplace import ROOT
 
 STAGES = ("finetune", "evaluate", "report")

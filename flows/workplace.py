@@ -7,6 +7,7 @@
 A worker never commits and never pushes to git; what it made goes to the DVC remote, and its ledger entry to the caller.
 """
 
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,13 @@ def write_ledger(root: Path, entries: Ledger) -> None:
     merged = {**read_ledger(root), **entries}
     yaml = YAML()
     yaml.default_flow_style = False
+    content = io.BytesIO()
+    yaml.dump({"schema": "2.0", "stages": merged}, content)
+    replace_ledger(root, content.getvalue())
+
+
+def replace_ledger(root: Path, content: bytes) -> None:
+    """Make `content` the clone's dvc.lock, written aside and renamed."""
     part = root / ".dvc.lock.part"
-    with part.open("w", encoding="utf-8") as file:
-        yaml.dump({"schema": "2.0", "stages": merged}, file)
+    part.write_bytes(content)
     os.replace(part, root / "dvc.lock")

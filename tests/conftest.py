@@ -1,6 +1,7 @@
 """What every test may use: no network, one device, the sample configuration."""
 
 import os
+import shutil
 import socket
 from pathlib import Path
 from typing import Any
@@ -57,3 +58,19 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", local_only)
+
+
+@pytest.fixture
+def repository(root: Path, tmp_path: Path) -> Path:
+    """A small repository with deploy/, a DVC configuration and a committed ledger."""
+    from tests.guide import git
+
+    place = tmp_path / "repository"
+    shutil.copytree(root / "deploy", place / "deploy")
+    shutil.copytree(root / ".dvc", place / ".dvc", ignore=lambda folder, names: set(names) - {".gitignore", "config"})
+    (place / "dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
+    (place / ".gitignore").write_text(".venv/\n")
+    git("init", "-q", at=place)
+    git("add", "-A", at=place)
+    git("commit", "-qm", "one", at=place)
+    return place

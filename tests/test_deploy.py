@@ -1,20 +1,30 @@
-"""What deploy/ and prefect.yaml hand to other programs, as far as it can be checked without them."""
+"""What deploy/ and prefect.yaml hand to other programs, as far as a machine can tell."""
 
 import configparser
 import json
+import os
 import re
 import shutil
+import socket
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from prefect.flows import Flow
+from prefect.server.schemas.actions import WorkPoolCreate
+from prefect.utilities.schema_tools import is_valid_schema, validate
+from prefect.utilities.templating import apply_values
 from ruamel.yaml import YAML
 
-UNITS = ("gdpo-server.service", "gdpo-worker@.service", "gdpo-gpu-worker@.service")
+from tests.guide import git, guide
+
+UNITS = ("gdpo-server.service", "gdpo-worker@.service", "gdpo-gpu-worker@.service", "gdpo-kubernetes-worker@.service")
 
 
 def unit(root: Path, name: str) -> configparser.ConfigParser:
@@ -40,16 +50,37 @@ def test_workers_take_one_run_and_one_gpu(root: Path) -> None:
     assert unit(root, UNITS[2])["Service"]["Environment"] == "CUDA_VISIBLE_DEVICES=%i"
 
 
+def test_the_server_is_private_unless_told_and_its_files_are_systemds(root: Path) -> None:
+    service = unit(root, UNITS[0])["Service"]
+    assert "--host" not in service["ExecStart"]  # the setting's default is 127.0.0.1
+    assert f"PREFECT_HOME=%S/{service['StateDirectory']}" in service["Environment"]
+
+
+def test_the_server_counts_as_started_when_it_answers(root: Path) -> None:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        command = unit(root, UNITS[0])["Service"]["ExecStartPost"].replace("$$", "$").replace("4200", str(one.getsockname()[1]))
+        env = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+        waiting = subprocess.Popen(["bash", "-c", f"exec {command}"], env=env)
+        try:
+            time.sleep(1.0)
+            assert waiting.poll() is None
+            one.listen()
+            assert waiting.wait(20) == 0
+        finally:
+            waiting.kill()
+
+
 def test_systemd_accepts_the_units(root: Path, tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not installed here")
     for name in UNITS:
         text = (root / "deploy/systemd" / name).read_text().replace("/srv/gdpo-sr", str(tmp_path)).replace("User=gdpo\n", "")
         (tmp_path / name.replace("@", "@0" if "gpu" in name else "@cpu-0")).write_text(text)
-    program = tmp_path / "head/.venv/bin/prefect"
-    program.parent.mkdir(parents=True)
-    program.write_text("#!/bin/sh\n")
-    program.chmod(0o755)
+    for program in (tmp_path / "head/.venv/bin/prefect", tmp_path / "kubernetes/bin/prefect"):
+        program.parent.mkdir(parents=True)
+        program.write_text("#!/bin/sh\n")
+        program.chmod(0o755)
     result = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", *map(str, tmp_path.glob("*.service"))], capture_output=True, text=True
     )
@@ -68,28 +99,128 @@ def strings(node: Any) -> Iterator[str]:
         yield node
 
 
+def template(root: Path) -> dict[str, Any]:
+    return dict(json.loads((root / "deploy/kubernetes/base-job-template.json").read_text()))
+
+
+def defaults(root: Path) -> dict[str, Any]:
+    properties = template(root)["variables"]["properties"]
+    return {name: entry["default"] for name, entry in properties.items() if "default" in entry}
+
+
 def test_the_kubernetes_template_is_a_job_whose_every_placeholder_is_a_variable(root: Path) -> None:
-    template = json.loads((root / "deploy/kubernetes/base-job-template.json").read_text())
-    known = template["variables"]["properties"]
-    used = {name for text in strings(template["job_configuration"]) for name in re.findall(r"{{ (\w+) }}", text)}
-    assert used == set(known)
-    job = template["job_configuration"]["job_manifest"]
+    found = template(root)
+    used = {name for text in strings(found["job_configuration"]) for name in re.findall(r"{{ (\w+) }}", text)}
+    assert used == set(found["variables"]["properties"])
+    WorkPoolCreate(name="a100", type="kubernetes", base_job_template=found)  # as the server checks it
+    is_valid_schema(found["variables"])
+    validate(defaults(root), found["variables"], raise_on_error=True)
+    job = found["job_configuration"]["job_manifest"]
     assert (job["apiVersion"], job["kind"]) == ("batch/v1", "Job")
     pod = job["spec"]["template"]["spec"]
     assert pod["restartPolicy"] == "Never" and job["spec"]["backoffLimit"] == 0  # a failing stage fails once
+    assert pod["parallelism"] == pod["completions"] == 1  # no fields of a pod, but the worker refuses a template without
     (container,) = pod["containers"]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "{{ gpus }}"
-    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
     # Credentials come from a secret, not from the template, where everybody can read them.
     assert container["envFrom"] == [{"secretRef": {"name": "{{ secret }}"}}]
 
 
-def test_the_policy_covers_what_the_code_writes(root: Path) -> None:
-    policy = json.loads((root / "deploy/s3-policy.json").read_text())
-    resources = " ".join(strings([statement["Resource"] for statement in policy["Statement"]]))
-    for folder in ("dvc/*", "runs/*", "results/*", "models/*", ".conditional-write-probe-*"):
-        assert f":::gdpo-sr/{folder}" in resources
-    assert not any("*" in action for statement in policy["Statement"] for action in statement["Action"])
+def test_what_a_clone_keeps_outlives_the_pod(root: Path) -> None:
+    values = {**defaults(root), "claim": "mine"}
+    job = apply_values(template(root)["job_configuration"]["job_manifest"], values)
+    pod = job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    places = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+    assert {mount["name"] for mount in places.values()} == {volume["name"] for volume in pod["volumes"]}
+    (claim,) = [volume["name"] for volume in pod["volumes"] if "persistentVolumeClaim" in volume]
+    assert apply_values(pod["volumes"], values)[0]["persistentVolumeClaim"] == {"claimName": "mine"}
+    ignored = [line.strip("/") for line in (root / ".gitignore").read_text().splitlines() if line.startswith("/")]
+    assert {"work", "data", "models", "reports"} <= set(ignored)
+    for folder in ignored:  # a folder per worker, as every worker of a host has its clone
+        mount = places[f"{container['workingDir']}/{folder}"]
+        assert (mount["name"], mount["subPathExpr"]) == (claim, f"$(PREFECT__WORKER_NAME)/{folder}")
+    cache = places[f"{container['workingDir']}/.dvc/cache"]
+    assert cache["name"] == claim and "WORKER" not in json.dumps(cache)
+    written = YAML(typ="safe").load((root / "deploy/kubernetes/claim.yaml").read_text())
+    assert written["metadata"]["name"] == defaults(root)["claim"]
+    assert written["spec"]["accessModes"] == ["ReadWriteMany"]
+    secret = unit(root, UNITS[3])["Service"]["Environment"]  # configparser keeps the last: the key in the secret
+    assert secret.endswith("SECRET_KEY=PREFECT_API_AUTH_STRING")
+    assert f"SECRET_NAME={defaults(root)['secret']}\n" in (root / "deploy/systemd" / UNITS[3]).read_text()
+
+
+def test_the_image_is_a_clean_clone_with_the_locked_environment_and_no_entry_point(
+    root: Path, tmp_path: Path, repository: Path
+) -> None:
+    lines = [line for line in (root / "deploy/Dockerfile").read_text().splitlines() if not line.startswith("#")]
+    words = [line.split()[0] for line in lines]
+    assert words[0] == "FROM" and set(words) == {"FROM", "RUN", "WORKDIR", "ENV"}  # Prefect's arguments are the command
+    assert "/" not in lines[0]  # a registry is the builder's own business
+    (container,) = template(root)["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]["containers"]
+    place = container["workingDir"]
+    assert f"WORKDIR {place}" in lines and f"ENV PATH={place}/.venv/bin:$PATH" in lines
+    assert any(line.startswith("RUN make .venv") for line in lines)
+    assert "--require-hashes -r requirements.lock" in (root / "Makefile").read_text()
+    (clone,) = [line for line in lines if "git clone" in line]
+    mount, command = re.fullmatch(r"RUN --mount=type=bind,source=(\S+),target=/source (.*)", clone).groups()  # type: ignore[union-attr]
+    (repository / "deploy/bucket.py").write_text("changed")
+    (repository / "data").mkdir()
+    subprocess.run(
+        command.replace("/source", str(repository / mount)).replace(place, str(tmp_path / "image")), shell=True, check=True
+    )
+    assert git("status", "--porcelain", at=tmp_path / "image") == ""
+    assert git("rev-parse", "HEAD", at=tmp_path / "image") == git("rev-parse", "HEAD", at=repository)
+
+
+@pytest.mark.prefect
+@pytest.mark.timeout(600)
+def test_the_pool_of_the_guide_is_kubernetes_and_stays_so_on_a_server_with_a_password(root: Path, tmp_path: Path) -> None:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")} | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PREFECT_HOME": str(tmp_path / "prefect"), "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_API_HOST": "127.0.0.1", "PREFECT_SERVER_UI_API_URL": "http://head:4200/api",
+        "PREFECT_SERVER_API_AUTH_STRING": "gdpo:secret", "AWS_DEFAULT_REGION": "us-east-1",
+    }  # fmt: skip
+    with (tmp_path / "server.log").open("wb") as log:
+        command = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)]
+        server = subprocess.Popen(command, env=env, stdout=log, stderr=log)
+    try:
+        wait_for_server(f"{address}/api/health", server)
+        assert httpx.get(f"{address}/api/admin/version").status_code == 401
+        assert httpx.get(f"{address}/ui-settings").json()["api_url"] == "http://head:4200/api"
+        env |= {"PREFECT_API_URL": f"{address}/api", "PREFECT_API_AUTH_STRING": "gdpo:secret"}
+        setup = [sys.executable, "-m", "flows.setup"]
+        subprocess.run(setup, cwd=root, env=env, check=True)  # makes the process pool
+        lines = [line for line in guide(root, "On Kubernetes")[0].splitlines() if re.match("sed |prefect ", line)]
+        text = "\n".join(lines).replace("/tmp/", f"{tmp_path}/").replace("IMAGE", "an/image")
+        subprocess.run(["bash", "-ec", text], cwd=root, env=env, check=True, stdin=subprocess.DEVNULL)
+        subprocess.run(setup, cwd=root, env=env, check=True)
+        with httpx.Client(base_url=f"{address}/api", auth=("gdpo", "secret")) as api:
+            pool = api.get("/work_pools/a100").json()
+            assert pool["type"] == "kubernetes"
+            assert pool["base_job_template"]["variables"]["properties"]["image"]["default"] == "an/image"
+            nightly = api.get("/deployments/name/gdpo-evaluate/nightly").json()
+            assert (nightly["work_pool_name"], nightly["work_queue_name"]) == ("a100", "nightly")
+    finally:
+        server.terminate()
+        server.wait(60)
+
+
+def wait_for_server(url: str, server: subprocess.Popen[bytes]) -> None:
+    for _ in range(300):
+        assert server.poll() is None
+        try:
+            if httpx.get(url).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(1)
+    raise AssertionError("the server never answered")
 
 
 def deployments(root: Path) -> list[dict[str, Any]]:
@@ -122,4 +253,4 @@ def test_the_nightly_runs_at_two_and_never_twice_at_once(root: Path) -> None:
     (nightly,) = [entry for entry in deployments(root) if entry["name"] == "nightly"]
     (schedule,) = nightly["schedules"]
     assert (schedule["cron"], schedule["timezone"]) == ("0 2 * * *", "UTC")
-    assert nightly["concurrency_limit"] == {"limit": 1, "collision_strategy": "CANCEL_NEW"}
+    assert nightly["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}

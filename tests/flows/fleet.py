@@ -195,11 +195,22 @@ class Fleet:
                 os.kill(pid, signal.SIGKILL)
         process.wait()
 
+    def crash(self, name: str) -> None:
+        """SIGKILL to a worker and to the run that it started, and to nothing else: what they started has to see it."""
+        process = self.processes.pop(name)
+        for pid in [process.pid, *_children().get(process.pid, [])]:
+            os.kill(pid, signal.SIGKILL)
+        process.wait()
+
     def post(self, path: str, **content: Any) -> Any:
         """One call of Prefect's REST API."""
         answer = self.http.post(f"{self.api}/{path}", json=content)
         answer.raise_for_status()
         return answer.json() if answer.content else None
+
+    def patch(self, path: str, **content: Any) -> None:
+        """One changing call."""
+        self.http.patch(f"{self.api}/{path}", json=content).raise_for_status()
 
     def get(self, path: str) -> Any:
         """One reading call."""
@@ -266,12 +277,18 @@ def _answers(url: str) -> bool:
         return False
 
 
-def descendants(pid: int) -> list[int]:
-    """All processes below one, by /proc."""
+def _children() -> dict[int, list[int]]:
+    """{process: those it started}, by /proc."""
     parents: dict[int, list[int]] = {}
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError, IndexError, ValueError):
             parents.setdefault(int((entry / "stat").read_text().rpartition(")")[2].split()[1]), []).append(int(entry.name))
+    return parents
+
+
+def descendants(pid: int) -> list[int]:
+    """All processes below one."""
+    parents = _children()
     found, todo = [], [pid]
     while todo:
         children = parents.get(todo.pop(), [])

@@ -3,6 +3,7 @@
 Each test goes on from the fleet as the one before left it, as days do on real hosts.
 """
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -11,7 +12,9 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from functools import cache
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +24,9 @@ import pyarrow.parquet as pq
 import pytest
 from ruamel.yaml import YAML
 
-from flows.repro import graph
+from flows.inputs import graph
 from tests import s3
-from tests.flows.fleet import BUCKET, FINAL, POSTGRESQL, Fleet, set_params, wait_for, working_in
+from tests.flows.fleet import BUCKET, FINAL, HEARTBEAT_S, POSTGRESQL, Fleet, set_params, wait_for, working_in
 
 pytestmark = [pytest.mark.orchestration, pytest.mark.timeout(2400)]
 
@@ -93,25 +96,40 @@ def published(fleet: Fleet, kind: str) -> list[str]:
     return sorted(manifest["run"] for manifest in manifests if manifest["kind"] == kind)
 
 
-def test_setup_a_second_time_changes_nothing_but_what_differs(fleet: Fleet) -> None:
-    def there() -> dict[str, list[str]]:
+def test_setup_a_second_time_repairs_what_differs_and_changes_nothing_else(fleet: Fleet) -> None:
+    def there() -> dict[str, Any]:
+        limits = fleet.post("v2/concurrency_limits/filter", limit=50, offset=0)
         return {
-            "pools": sorted(row["name"] for row in fleet.post("work_pools/filter")),
-            "queues": sorted(row["name"] for row in fleet.post("work_pools/a100/queues/filter")),
-            "deployments": sorted(row["id"] for row in fleet.post("deployments/filter")),
-            "automations": sorted(row["id"] + row["name"] for row in fleet.post("automations/filter")),
-            "limits": sorted(row["name"] for row in fleet.post("v2/concurrency_limits/filter", limit=50, offset=0)),
+            "pools": {row["name"]: row["description"] for row in fleet.post("work_pools/filter")},
+            "queues": {row["name"]: row["priority"] for row in fleet.post("work_pools/a100/queues/filter")},
+            "deployments": sorted((row["id"], row["name"], row["paused"]) for row in fleet.post("deployments/filter")),
+            "automations": {
+                row["name"]: (row["id"], row["enabled"], row["trigger"]["within"]) for row in fleet.post("automations/filter")
+            },
+            "limits": {row["name"]: (row["limit"], row["active"]) for row in limits},
         }
 
     before = there()
-    command = [sys.executable, "-m", "flows.setup", "--store", f"s3://{BUCKET}", "--heartbeat", "30"]
+    assert sorted(before["pools"]) == ["a100", "cpu", "head"]
+    assert before["queues"]["nightly"] == 2
+    assert len(before["deployments"]) == 6
+    assert before["limits"]["tag:gdpo-transfer"] == (16, True)
+    dead, after = "gdpo: mark dead runs crashed", "gdpo: evaluate after training"
+    assert {name: entry[1:] for name, entry in before["automations"].items()} == {
+        dead: (True, 3.0 * HEARTBEAT_S),
+        after: (True, 0.0),
+    }
+
+    fleet.patch("work_pools/cpu", description="somebody's")
+    fleet.patch("work_pools/a100/queues/nightly", priority=7)
+    fleet.patch(f"automations/{before['automations'][dead][0]}", enabled=False)
+    fleet.patch("v2/concurrency_limits/tag:gdpo-transfer", limit=1)
+    changed = there()
+    assert [key for key in before if changed[key] != before[key]] == ["pools", "queues", "automations", "limits"]
+
+    command = [sys.executable, "-m", "flows.setup", "--store", f"s3://{BUCKET}", "--heartbeat", str(HEARTBEAT_S)]
     subprocess.run(command, cwd=fleet.source, env={**fleet.env, "PYTHONPATH": str(fleet.source)}, check=True)
     assert there() == before
-    assert before["pools"] == ["a100", "cpu", "head"]
-    assert "nightly" in before["queues"]
-    assert len(before["deployments"]) == 6
-    assert len(before["automations"]) == 2
-    assert "tag:gdpo-transfer" in before["limits"]
 
 
 def test_the_nightly_is_scheduled(fleet: Fleet) -> None:
@@ -137,8 +155,19 @@ def test_the_graph_on_two_workers_makes_what_a_plain_repro_makes(fleet: Fleet) -
         state = fleet.finished(run)
     repro.result()
     assert state["type"] == "COMPLETED", state["message"]
-    # The parts of a matrix were there to be shared.
+    # The parts of a matrix were there to be shared, and were made side by side.
     assert all((clone / "work").is_dir() for clone in clones)
+    cpu = fleet.get("deployments/name/gdpo-stage/cpu")["id"]
+    spans = {
+        row["name"]: tuple(datetime.fromisoformat(row[which]) for which in ("start_time", "end_time"))
+        for row in fleet.post("flow_runs/filter", deployments={"id": {"any_": [cpu]}})
+    }
+    at_once = [
+        (one, other)
+        for one, other in combinations(spans, 2)
+        if spans[one][0] < spans[other][1] and spans[other][0] < spans[one][1]
+    ]
+    assert any("@" in one and "@" in other for one, other in at_once), spans
 
     assert outputs(fleet.folder / "head") == outputs(plain)
     assert len(outputs(plain)) > 10
@@ -186,6 +215,12 @@ def steps_of(clone: Path) -> int:
     return path.read_text().count("\n") if path.exists() else 0
 
 
+def replayed(clone: Path) -> int:
+    """Steps that the last training here took from a checkpoint: they, and the next, have no cost (tasks/recorder.py)."""
+    rows = [json.loads(line) for line in (clone / "work/finetune/gdpo/metrics.jsonl").read_text().splitlines()]
+    return sum("seconds" not in row for row in rows) - 1
+
+
 def test_cancelled_and_killed_it_resumes_to_the_same_bytes(fleet: Fleet, long_run: Path) -> None:
     fleet.worker("gpu", "a100")
 
@@ -203,8 +238,11 @@ def test_cancelled_and_killed_it_resumes_to_the_same_bytes(fleet: Fleet, long_ru
     wait_for(lambda: "progress" in artifacts(fleet, second), 600, "a progress artifact")
     wait_for(lambda: steps_of(long_run) >= 30, 600, "thirty steps of training")
     assert fleet.state(second)["type"] == "RUNNING"
-    fleet.kill("gpu")  # the worker, the run, dvc and the trainer: a dead host
+    assert replayed(long_run) >= 4  # the first run's
+    begun = time.time()
+    fleet.crash("gpu")  # the worker and the run; dvc and the trainer have to see by themselves that nobody waits for them
     wait_for(lambda: not working_in(long_run), 60, "the end of all processes")
+    assert (long_run / "work/finetune/gdpo/checkpoint.pt").stat().st_mtime > begun
     assert fleet.state(second)["type"] == "RUNNING"  # nobody is left who could say otherwise ...
     straight = fleet.clone("straight")
     with ThreadPoolExecutor(1) as beside:
@@ -220,8 +258,10 @@ def test_cancelled_and_killed_it_resumes_to_the_same_bytes(fleet: Fleet, long_ru
     third = fleet.start("gdpo-train/a100")
     state = fleet.finished(third)
     assert state["type"] == "COMPLETED", state["message"]
+    assert 30 <= replayed(long_run) < STEPS
 
     uninterrupted.result()
+    assert replayed(straight) == 0
     for path in ("models/gdpo", "reports/finetune/gdpo"):
         assert outputs(straight)[path] == outputs(long_run)[path]
 
@@ -298,7 +338,12 @@ def _promote_a_better_one(fleet: Fleet, run: str) -> None:
     table = table.set_column(table.column_names.index("psnr_y"), "psnr_y", better)
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
-    bucket(fleet).put_object(Bucket=BUCKET, Key=key, Body=sink.getvalue().to_pybytes())
+    data = sink.getvalue().to_pybytes()
+    bucket(fleet).put_object(Bucket=BUCKET, Key=key, Body=data)
+    place = f"runs/{run}/manifest.json"
+    manifest = json.loads(body(fleet, place))
+    manifest["files"]["evaluate/sample/per_image.parquet"] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    bucket(fleet).put_object(Bucket=BUCKET, Key=place, Body=json.dumps(manifest).encode())
 
 
 def test_a_failing_stage_fails_once_with_its_last_lines(fleet: Fleet) -> None:
@@ -362,12 +407,14 @@ def test_the_secret_is_nowhere(fleet: Fleet) -> None:
     for run in runs:
         assert secret not in fleet.logs(run["id"])
         assert secret not in json.dumps(run)
-    assert secret not in json.dumps(fleet.post("artifacts/filter", limit=200))
+    shown = json.dumps(fleet.post("artifacts/filter", limit=200))
+    assert secret not in shown and "X-Amz-" not in shown  # a signed address is a key as long as it holds
     assert secret not in json.dumps(fleet.post("block_documents/filter", include_secrets=True))
     assert secret not in json.dumps(fleet.post("deployments/filter"))
     for key in objects(fleet):
         assert secret.encode() not in body(fleet, key), key
-    for clone in ("head", "one", "gpu", "plain"):
+    for clone in ("head", "one", "two", "plain", "laptop", "gpu", "straight", "night", "fresh"):
+        assert (fleet.folder / clone / "dvc.lock").is_file(), clone
         for path in (fleet.folder / clone).rglob("*"):
             if path.is_file() and ".git" not in path.parts and path.name != "s3.py":
                 assert secret.encode() not in path.read_bytes(), path

@@ -1,5 +1,6 @@
 """Running DVC stages from outside, on small repositories; Prefect's engine is not started."""
 
+import logging
 import os
 import shutil
 import signal
@@ -10,9 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from prefect.states import Failed
 
-from flows.faults import is_network_fault
-from flows.repro import StageFailed, ancestors, check_commit, check_inputs, commit_of, graph, outdated, run_dvc
+from flows import repro as flows_repro
+from flows.evaluate import restore_ledger
+from flows.repro import StageBroke, StageFailed, check_commit, commit_of, run_dvc, worth_another_try
 from flows.workplace import read_ledger, write_ledger
 
 SLOW = """
@@ -68,14 +71,6 @@ def repro(stage: str, repository: Path, on_line: Callable[[str], None]) -> None:
     run_dvc(["repro", "--single-item", stage], repository, on_line)
 
 
-def test_stages_come_after_what_they_depend_on(repository: Path) -> None:
-    edges = graph(repository)
-    order = list(edges)
-    assert edges["after@x"] == {"made"} and not edges["made"]
-    assert sorted(order) == ["after@x", "after@y", "broken", "made", "slow", "stubborn"]
-    assert order.index("made") < min(order.index("after@x"), order.index("after@y"))
-
-
 def test_a_stage_runs_once_and_its_lines_are_handed_on(repository: Path) -> None:
     lines: list[str] = []
     repro("made", repository, lines.append)
@@ -91,6 +86,42 @@ def test_a_failing_stage_raises_with_its_last_lines(repository: Path) -> None:
     with pytest.raises(StageFailed, match="dvc repro --single-item broken ended with code") as caught:
         repro("broken", repository, lambda line: None)
     assert "the reason" in str(caught.value)
+
+
+def test_a_line_that_cannot_be_logged_costs_the_line(repository: Path) -> None:
+    """Without a reader the stage would break on its pipe."""
+
+    def on_line(line: str) -> None:
+        raise RuntimeError("the log is away")
+
+    repro("made", repository, on_line)
+    assert (repository / "made").read_text() == "1\n"
+    with pytest.raises(StageFailed, match="the reason"):
+        repro("broken", repository, on_line)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_fault_of_the_network_is_tried_again_until_the_stage_has_begun(
+    begun: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(args: list[str], root: Path, on_line: Callable[[str], None], on_tick: Callable[[], None]) -> None:
+        for line in ["Running stage 'x':"] * begun + ["Connection reset by peer"] * 20:
+            on_line(line)
+        raise StageFailed("dvc repro ended with code 1:\nConnection reset by peer")
+
+    monkeypatch.setattr(flows_repro, "run_dvc", broken)
+    monkeypatch.setattr(flows_repro, "get_run_logger", lambda: logging.getLogger("test"))
+    with pytest.raises(StageFailed, match="reset by peer") as caught:
+        flows_repro.repro.fn("x", tmp_path, share=True)
+    assert isinstance(caught.value, StageBroke) == begun
+    state = Failed(data=caught.value, message=f"Task run encountered unexpected exception: {caught.value!r}")
+    assert worth_another_try(None, None, state) != begun  # type: ignore[arg-type]
+
+
+def test_pull_repro_and_push_are_tried_again() -> None:
+    """By that condition, and with the repeats that a server needs to come back."""
+    for task in (flows_repro.pull, flows_repro.repro, flows_repro.push):
+        assert task.retries == 4 and task.retry_condition_fn is worth_another_try
 
 
 def test_no_pipeline_inside_a_stage(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,34 +188,6 @@ def test_a_stage_that_ignores_the_signal_is_killed(repository: Path) -> None:
     assert not left_over(repository)
 
 
-def test_a_stage_is_outdated_by_a_parameter_but_not_by_absent_data(repository: Path) -> None:
-    assert outdated([], repository) == {}
-    repro("made", repository, lambda line: None)
-    repro("after@x", repository, lambda line: None)
-    assert outdated(["made", "after@x"], repository) == {}
-    (repository / "made").unlink()
-    assert outdated(["made", "after@x"], repository) == {}
-    (repository / "params.yaml").write_text("number: 2\n")
-    assert outdated(["made", "after@x"], repository) == {"made": "it was run with another number"}
-    assert outdated(["after@y"], repository) == {"after@y": "it was never run"}
-
-
-def test_what_a_stage_is_made_from() -> None:
-    edges: dict[str, set[str]] = {"a": set(), "b": {"a"}, "c": set(), "d": {"b"}, "e": {"c"}}
-    assert ancestors(edges, ["d"]) == ["a", "b", "d"]
-    assert ancestors(edges, ["e", "b"]) == ["a", "b", "c", "e"]
-    assert ancestors(edges, []) == []
-
-
-def test_inputs_made_with_other_parameters_are_refused(repository: Path) -> None:
-    repro("made", repository, lambda line: None)
-    edges = graph(repository)
-    assert check_inputs("training", ["after@x", "after@y"], edges, repository) == ["made"]
-    (repository / "params.yaml").write_text("number: 2\n")
-    with pytest.raises(StageFailed, match="training reads what stage made makes, but it was run with another number: prefect"):
-        check_inputs("training", ["after@x", "after@y"], edges, repository)
-
-
 def test_the_ledger_travels(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Entries of another clone's dvc.lock are laid over; DVC takes the file and knows the stage."""
     assert read_ledger(repository) == {}
@@ -213,32 +216,18 @@ def test_a_clone_at_another_commit_is_refused(repository: Path) -> None:
         check_commit(repository, here)
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        "ERROR: unexpected error - Could not connect to the endpoint URL: 'http://s3/dvc'",
-        "botocore.exceptions.ClientError: An error occurred (503) when calling the PutObject operation: Service Unavailable",
-        "An error occurred (SlowDown) when calling the UploadPart operation: Please reduce your request rate.",
-        "aiohttp.client_exceptions.ServerDisconnectedError: Server disconnected",
-        "s3://gdpo-sr/runs/x: the upload broke off (Connection was closed before we received a valid response)",
-        "[Errno -3] Temporary failure in name resolution",
-        "Read timeout on endpoint URL",
-    ],
-)
-def test_the_network_is_worth_another_try(line: str) -> None:
-    assert is_network_fault(f"dvc push ended with code 1:\nuploading\n{line}")
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "gdpo-sr: select: none of 500 patches is fit; lower select.min_detail",
-        "ERROR: failed to pull data from the cloud - Checkout failed for following targets: data/rollouts",
-        "An error occurred (AccessDenied) when calling the PutObject operation: Access Denied",
-        "s3://gdpo-sr/x: there is no such object or bucket (NoSuchKey)",
-        "step 500: loss is not finite; the last good checkpoint is work/finetune/gdpo/checkpoint.pt",
-        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 502.00 MiB",
-    ],
-)
-def test_a_failing_stage_is_not(line: str) -> None:
-    assert not is_network_fault(line)
+def test_the_committed_ledger_takes_the_place_of_the_clones(repository: Path) -> None:
+    """At night every worker judges the same, whatever ran in its clone since."""
+    with pytest.raises(StageFailed, match=r"no dvc\.lock is committed here"):
+        restore_ledger(repository)
+    repro("made", repository, lambda line: None)
+    there = (repository / "dvc.lock").read_bytes()
+    for command in (["add", "dvc.lock"], ["-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "y"]):
+        subprocess.run(["git", *command], cwd=repository, check=True)
+    (repository / "params.yaml").write_text("number: 2\n")
+    repro("made", repository, lambda line: None)
+    repro("after@x", repository, lambda line: None)
+    assert (repository / "dvc.lock").read_bytes() != there
+    restore_ledger(repository)
+    assert (repository / "dvc.lock").read_bytes() == there
+    assert not list(repository.glob("*.part")) and not list(repository.glob(".dvc.lock*"))

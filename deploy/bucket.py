@@ -1,0 +1,55 @@
+"""The bucket of a fleet: made if it is missing, versions kept, what a broken upload left removed after a day.
+
+    .venv/bin/python deploy/bucket.py s3://gdpo-sr
+
+Endpoint, region and credentials come from the environment; the credentials must be allowed to make buckets. Run it again
+at any time.
+"""
+
+import sys
+from contextlib import suppress
+from typing import Any
+from urllib.parse import urlparse
+
+import boto3
+from botocore.exceptions import BotoCoreError, ClientError
+
+BROKEN_UPLOADS = {
+    "ID": "end broken uploads",
+    "Status": "Enabled",
+    "Filter": {"Prefix": ""},
+    "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 1},
+}
+
+
+def make(bucket: str) -> None:
+    """Bring the bucket to this state. ClientError or BotoCoreError as boto3 raises them."""
+    s3 = boto3.client("s3")
+    with suppress(s3.exceptions.BucketAlreadyOwnedByYou):
+        s3.create_bucket(Bucket=bucket, **_place(s3.meta.region_name))
+    s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    s3.put_bucket_lifecycle_configuration(Bucket=bucket, LifecycleConfiguration={"Rules": [BROKEN_UPLOADS]})
+
+
+def _place(region: str) -> dict[str, Any]:
+    """S3 wants every region named but its first, which it refuses."""
+    return {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
+
+
+def main(argv: list[str]) -> int:
+    """Make the bucket that is named; 0, or 1 with one line, or 2 for a wrong call."""
+    url = urlparse(argv[0] if len(argv) == 1 else "")
+    if url.scheme != "s3" or not url.netloc or url.path.strip("/"):
+        sys.stderr.write("usage: python deploy/bucket.py s3://BUCKET\n")
+        return 2
+    try:
+        make(url.netloc)
+    except (ClientError, BotoCoreError) as error:
+        sys.stderr.write(f"s3://{url.netloc}: {' '.join(str(error).split())}; check endpoint, region and credentials\n")
+        return 1
+    sys.stdout.write(f"s3://{url.netloc} is there, with versions\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
