@@ -5,7 +5,7 @@
 Per repeat (other initial adapters and order, the same patches) and mode one fine-tuning of --steps steps of --batch groups
 over --groups patches, so of several epochs: `cached` visits the stored candidates again, `online` makes new ones in every later
 epoch, `policy` makes them by the policy itself. All are judged on the held-out tiles with the same noises. Writes
-benchmarks/results/rollout_modes.json and the curves docs/rollouts-*.svg, which docs/rollouts.md shows. Seconds are of this
+benchmarks/results/rollout_modes.json and the curves docs/rollouts-*.svg, which docs/rollouts.md shows. Seconds are of the processor, on this
 machine; only their ratio in one run means something.
 """
 
@@ -59,18 +59,18 @@ def main() -> int:
     args = parser.parse_args()
     plain = load(REPO / "params.yaml")
     pairs = selected(args.root, args.groups)
-    started = time.monotonic()
+    started = time.process_time()
     groups = stored(pairs, plain, args.root)
-    making = time.monotonic() - started
+    making = time.process_time() - started
     histories: dict[str, list[History]] = {mode: [] for mode in MODES}
     seconds: dict[str, float] = dict.fromkeys(MODES, 0.0)
     models = {"naosd": load_model(args.root / "models/naosd", args.root / plain.model.base)}
     for repeat in range(args.repeats):
         for mode, keys in MODES.items():
             config = configured(plain, args, repeat, keys)
-            started = time.monotonic()
+            started = time.process_time()
             adapters, history = trained(config, args.root, groups, pairs)
-            seconds[mode] += (time.monotonic() - started) / args.repeats
+            seconds[mode] += (time.process_time() - started) / args.repeats
             histories[mode].append(history)
             models[f"{mode} {repeat}"] = load_model(args.root / "models/naosd", args.root / plain.model.base)
             adapters.merge_into(models[f"{mode} {repeat}"])
