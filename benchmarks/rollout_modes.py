@@ -5,8 +5,8 @@
 Per repeat (other initial adapters and order, the same patches) and mode one fine-tuning of --steps steps of --batch groups
 over --groups patches, so of several epochs: `cached` visits the stored candidates again, `online` makes new ones in every later
 epoch, `policy` makes them by the policy itself. All are judged on the held-out tiles with the same noises. Writes
-benchmarks/results/rollout_modes.json and the curves docs/rollouts-*.svg, which docs/rollouts.md shows. Seconds are of the processor, on this
-machine; only their ratio in one run means something.
+benchmarks/results/rollout_modes.json and the curves docs/rollouts-*.svg, which docs/rollouts.md shows. Seconds are processor
+time on this machine; only their ratio in one run means something.
 """
 
 import argparse
