@@ -49,7 +49,7 @@ def plain(changes: dict[str, Any]) -> tuple[float, dict[str, Any]]:
         fleet = Fleet(Path(folder), changes)  # not started: its snapshot and environment
         clone = fleet.clone("plain")
         begun = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "dvc", "repro", "-q"], cwd=clone, env=fleet.env, check=True)
+        subprocess.run([sys.executable, "-m", "dvc", "repro", "-q"], cwd=clone, env=fleet.environment(clone), check=True)
         return time.perf_counter() - begun, outputs(clone)
 
 

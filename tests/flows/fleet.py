@@ -61,12 +61,14 @@ def snapshot(folder: Path, changes: Mapping[str, Any]) -> Path:
             shutil.copy(ROOT / name, folder / name)
     (folder / "dvc.lock").unlink(missing_ok=True)
     set_params(folder, changes)
+    # The same files are the same commit, whenever it is made: evaluations name theirs.
+    env = {**os.environ, "GIT_AUTHOR_DATE": "2026-01-01T00:00:00Z", "GIT_COMMITTER_DATE": "2026-01-01T00:00:00Z"}
     for command in (
         ["init", "-q"],
         ["add", "-A"],
         ["-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "x"],
     ):
-        subprocess.run(["git", *command], cwd=folder, check=True)
+        subprocess.run(["git", *command], cwd=folder, check=True, env=env)
     return folder
 
 
@@ -129,7 +131,7 @@ class Fleet:
         s3.client(self.s3).create_bucket(Bucket=BUCKET)
         wait_for(lambda: _answers(f"{self.api}/health"), 300, "the Prefect server")
         command = ["-m", "flows.setup", "--store", f"s3://{BUCKET}", "--heartbeat", str(HEARTBEAT_S)]
-        subprocess.run([sys.executable, *command], cwd=self.source, env=self._environment(self.source), check=True)
+        subprocess.run([sys.executable, *command], cwd=self.source, env=self.environment(self.source), check=True)
 
     def _start_postgresql(self) -> str:
         """A PostgreSQL server as the operations guide asks for; its address for Prefect."""
@@ -160,8 +162,8 @@ class Fleet:
         if self.cluster:
             shutil.rmtree(self.cluster, ignore_errors=True)
 
-    def _environment(self, clone: Path) -> dict[str, str]:
-        # What an environment installed from the clone would do: its packages come first.
+    def environment(self, clone: Path) -> dict[str, str]:
+        """What an environment installed from the clone would do: its packages come first."""
         return {**self.env, "PYTHONPATH": str(clone)}
 
     def spawn(self, name: str, arguments: list[str], cwd: Path, env: Mapping[str, str] | None = None) -> None:
@@ -184,7 +186,7 @@ class Fleet:
         place = self.clone(clone or name)
         command = ["-m", "prefect", "worker", "start", "--pool", pool, "--limit", "1", "--name", name]
         command += ["--work-queue", queue] if queue else []
-        self.spawn(name, command, place, {**self._environment(place), **env})
+        self.spawn(name, command, place, {**self.environment(place), **env})
         return place
 
     def kill(self, name: str) -> None:
