@@ -13,19 +13,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from record import record
 
-from tests.flows.fleet import QUICK, Fleet, wait_for
-
-
-def outputs(clone: Path) -> dict[str, Any]:
-    """{path: hash} of everything the pipeline made there."""
-    lock = YAML(typ="safe").load((clone / "dvc.lock").read_text())
-    return {out["path"]: out["md5"] for stage in lock["stages"].values() for out in stage["outs"]}
+from tests.flows.fleet import QUICK, Fleet, outputs, wait_for
 
 
 def on_workers(count: int, changes: dict[str, Any]) -> tuple[float, dict[str, Any]]:
@@ -66,6 +58,8 @@ def main() -> None:
     for count in (1, 2):
         walls[f"workers_{count}"], found = on_workers(count, changes)
         same[f"workers_{count}"] = found == wanted
+        for path in sorted(path for path in {**wanted, **found} if wanted.get(path) != found.get(path)):
+            print(f"{path} differs on {count} worker(s): {wanted.get(path)} and {found.get(path)}")
     result = {
         "profile": "sample" if args.full else "sample, cut short",
         "outputs": len(wanted),

@@ -204,21 +204,27 @@ class Fleet:
             os.kill(pid, signal.SIGKILL)
         process.wait()
 
-    def post(self, path: str, **content: Any) -> Any:
-        """One call of Prefect's REST API."""
-        answer = self.http.post(f"{self.api}/{path}", json=content)
+    def call(self, method: str, path: str, content: Mapping[str, Any] | None = None) -> Any:
+        """One call of Prefect's REST API; asked again, as its client does, when SQLite is locked, which it calls 503."""
+        for pause in (1, 2, 4, 8, 16, 0):
+            answer = self.http.request(method, f"{self.api}/{path}", json=content)
+            if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                break
+            time.sleep(pause)
         answer.raise_for_status()
         return answer.json() if answer.content else None
 
+    def post(self, path: str, **content: Any) -> Any:
+        """One call that asks or makes."""
+        return self.call("POST", path, content)
+
     def patch(self, path: str, **content: Any) -> None:
         """One changing call."""
-        self.http.patch(f"{self.api}/{path}", json=content).raise_for_status()
+        self.call("PATCH", path, content)
 
     def get(self, path: str) -> Any:
         """One reading call."""
-        answer = self.http.get(f"{self.api}/{path}")
-        answer.raise_for_status()
-        return answer.json()
+        return self.call("GET", path)
 
     def start(self, deployment: str, **parameters: Any) -> str:
         """Ask for a run; its id."""
@@ -297,6 +303,12 @@ def descendants(pid: int) -> list[int]:
         found += children
         todo += children
     return found
+
+
+def outputs(clone: Path) -> dict[str, Any]:
+    """{path: hash} of everything the pipeline made there, as DVC recorded it."""
+    lock = YAML(typ="safe").load((clone / "dvc.lock").read_text())
+    return {out["path"]: out["md5"] for stage in lock["stages"].values() for out in stage["outs"]}
 
 
 def working_in(folder: Path) -> list[str]:

@@ -22,11 +22,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from ruamel.yaml import YAML
 
 from flows.inputs import graph
 from tests import s3
-from tests.flows.fleet import BUCKET, FINAL, HEARTBEAT_S, POSTGRESQL, Fleet, set_params, wait_for, working_in
+from tests.flows.fleet import BUCKET, FINAL, HEARTBEAT_S, POSTGRESQL, Fleet, outputs, set_params, wait_for, working_in
 
 pytestmark = [pytest.mark.orchestration, pytest.mark.timeout(2400)]
 
@@ -48,12 +47,6 @@ def dvc(clone: Path, env: dict[str, str], *args: str) -> str:
 def commit(clone: Path, message: str) -> None:
     for command in (["add", "-A"], ["-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", message]):
         subprocess.run(["git", *command], cwd=clone, check=True)
-
-
-def outputs(clone: Path) -> dict[str, Any]:
-    """{path: hash} of everything the pipeline made there, as DVC recorded it."""
-    lock = YAML(typ="safe").load((clone / "dvc.lock").read_text())
-    return {out["path"]: out["md5"] for stage in lock["stages"].values() for out in stage["outs"]}
 
 
 @cache
@@ -247,7 +240,7 @@ def test_cancelled_and_killed_it_resumes_to_the_same_bytes(fleet: Fleet, long_ru
     straight = fleet.clone("straight")
     with ThreadPoolExecutor(1) as beside:
         uninterrupted = beside.submit(_train_without_a_break, fleet, long_run, straight)
-        died = fleet.finished(second)
+        died = fleet.finished(second, 600)
     assert died["type"] == "CRASHED"  # ... but the automation
     assert "no sign of life" in died["message"]
 

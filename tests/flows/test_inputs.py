@@ -59,6 +59,22 @@ def test_stages_come_after_what_they_depend_on(repository: Path) -> None:
     assert order.index("made") < min(order.index("after@x"), order.index("after@y")) and order[-1] == "all"
 
 
+def test_a_training_that_makes_its_rollouts_reads_the_pairs_as_well(repository: Path) -> None:
+    (repository / "dvc.yaml").write_text("""
+stages:
+  finetune: {matrix: {run: [gdpo, control]}, cmd: "true", deps: [rollouts], outs: ["${item.run}"]}
+  rollout: {cmd: "true", deps: [selected, "01"], outs: [rollouts]}
+  select: {cmd: "true", deps: ["01"], outs: [selected]}
+  degrade: {matrix: {part: ["01"]}, cmd: "true", outs: ["${item.part}"]}
+""")
+    rest = {"degrade@01": set(), "select": {"degrade@01"}, "rollout": {"degrade@01", "select"}}
+    for rollouts, reads in (("cached", {"rollout"}), ("online", {"rollout", "degrade@01", "select"})):
+        (repository / "params.yaml").write_text(f"finetune: {{rollouts: {rollouts}}}\n")
+        edges = graph(repository)
+        assert edges == {**rest, "finetune@gdpo": reads, "finetune@control": reads}
+        assert set(list(edges)[-2:]) == {"finetune@gdpo", "finetune@control"}
+
+
 def test_what_a_stage_is_made_from() -> None:
     edges: dict[str, set[str]] = {"a": set(), "b": {"a"}, "c": set(), "d": {"b"}, "e": {"c"}}
     assert ancestors(edges, ["d"]) == ["a", "b", "d"]

@@ -219,6 +219,20 @@ def test_a_store_that_stays_away_is_one_line_without_the_secret(address: str, mo
         Store.at("s3://bucket").write("x", b"")
 
 
+@pytest.mark.parametrize("there", [(), ("AWS_ACCESS_KEY_ID",)])
+def test_credentials_that_are_not_there_are_asked_for(
+    there: tuple[str, ...], address: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"} - {*there}:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    module._client.cache_clear()
+    with pytest.raises(PermissionError, match=r"^s3://bucket[/x]*: set AWS_ACCESS_KEY_ID and AWS_SECRET"):
+        Store.at("s3://bucket").read("x")
+
+
 def test_a_broken_upload_is_not_visible(address: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "large").write_bytes(bytes(20_000_000))
 
