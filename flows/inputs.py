@@ -1,6 +1,6 @@
 """What stages are made from: the graph of dvc.yaml, and whether the results that one reads are those of this commit.
 
-    graph(root)             stage -> the stages whose outputs it reads, from dvc.yaml
+    graph(root)             stage -> the stages whose outputs it reads, from dvc.yaml and finetune.rollouts
     outdated(stages)        of those, what was never run, or with other code, parameters or inputs than are here now
     check_inputs(...)       refuses to train or judge on top of that
 
@@ -17,6 +17,7 @@ from typing import Any
 
 from flows.repro import StageFailed, dvc_output
 from flows.workplace import read_ledger
+from tasks import params
 
 Hashes = Mapping[str, str | None]  # path: md5 in the ledger
 
@@ -28,6 +29,11 @@ def graph(root: Path) -> dict[str, set[str]]:
         names = [part.strip().strip('"') for part in line.strip().removesuffix(";").split("->")]
         if line.strip().startswith('"'):
             edges.setdefault(names[-1], set()).update(names[:-1])
+    if params.read(root / "params.yaml").get("finetune", {}).get("rollouts") == "online":
+        # It makes the groups itself, from pairs that dvc.yaml does not name: the stages that made the rollouts stand for them.
+        pairs = {stage for stage in edges if stage.partition("@")[0] in ("degrade", "select")}
+        for stage in edges:
+            edges[stage] |= pairs if stage.partition("@")[0] == "finetune" else set()
     return {stage: edges.get(stage, set()) for stage in TopologicalSorter(edges).static_order()}
 
 

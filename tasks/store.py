@@ -6,8 +6,8 @@
     store.put_if(key, data, {"IfMatch": tag})        only if nobody has written it since
 
 A missing bucket, prefix or object is a ValueError, a store that does not answer an OSError (PermissionError if it answers
-that we may not); each names the s3:// URL. An object is there whole or not at all: S3 shows a (multipart) upload when it is
-complete.
+that we may not, or there are no credentials); each names the s3:// URL. An object is there whole or not at all: S3 shows a
+(multipart) upload when it is complete.
 """
 
 import hashlib
@@ -26,6 +26,8 @@ from botocore.exceptions import (
     BotoCoreError,
     ClientError,
     IncompleteReadError,
+    NoCredentialsError,
+    PartialCredentialsError,
     ReadTimeoutError,
     ResponseStreamingError,
 )
@@ -234,6 +236,8 @@ def _errors(url: str) -> Iterator[None]:
             raise ValueError(f"{url}: there is no such object or bucket ({code})") from error
         kind = PermissionError if code in FORBIDDEN else OSError
         raise kind(f"{url}: the store refused ({code}); check credentials and endpoint in the environment") from error
+    except (NoCredentialsError, PartialCredentialsError) as error:
+        raise PermissionError(f"{url}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE") from error
     except BotoCoreError as error:
         reason = " ".join(str(error).split())
         raise OSError(f"{url}: the store cannot be reached ({reason}); check AWS_ENDPOINT_URL and credentials") from error
