@@ -2,8 +2,8 @@
 
     .venv/bin/python deploy/bucket.py s3://gdpo-sr
 
-Endpoint, region and credentials come from the environment; the credentials must be allowed to make buckets. Run it again
-at any time.
+Endpoint, region and credentials come from the environment; the credentials must be allowed to make buckets and to read and
+write their settings. Run it again at any time: lifecycle rules with other names than ours stay.
 """
 
 import sys
@@ -14,6 +14,8 @@ from urllib.parse import urlparse
 import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
+from tasks.store import reason
+
 BROKEN_UPLOADS = {
     "ID": "end broken uploads",
     "Status": "Enabled",
@@ -23,12 +25,26 @@ BROKEN_UPLOADS = {
 
 
 def make(bucket: str) -> None:
-    """Bring the bucket to this state. ClientError or BotoCoreError as boto3 raises them."""
+    """Bring the bucket to this state. ClientError, BotoCoreError or ValueError (no such endpoint) as boto3 raises them."""
     s3 = boto3.client("s3")
     with suppress(s3.exceptions.BucketAlreadyOwnedByYou):
         s3.create_bucket(Bucket=bucket, **_place(s3.meta.region_name))
     s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
-    s3.put_bucket_lifecycle_configuration(Bucket=bucket, LifecycleConfiguration={"Rules": [BROKEN_UPLOADS]})
+    s3.put_bucket_lifecycle_configuration(Bucket=bucket, **_lifecycle(s3, bucket))
+
+
+def _lifecycle(s3: Any, bucket: str) -> dict[str, Any]:
+    """The bucket's lifecycle as it is, but for our rule: it can only be written as a whole."""
+    try:
+        found = s3.get_bucket_lifecycle_configuration(Bucket=bucket)
+    except ClientError as error:
+        if error.response["Error"]["Code"] != "NoSuchLifecycleConfiguration":
+            raise
+        return {"LifecycleConfiguration": {"Rules": [BROKEN_UPLOADS]}}
+    others = [rule for rule in found["Rules"] if rule.get("ID") != BROKEN_UPLOADS["ID"]]
+    size = "TransitionDefaultMinimumObjectSize"  # of everybody's rules; not every server has it
+    kept = {size: found[size]} if size in found else {}
+    return {"LifecycleConfiguration": {"Rules": [*others, BROKEN_UPLOADS]}, **kept}
 
 
 def _place(region: str) -> dict[str, Any]:
@@ -45,7 +61,10 @@ def main(argv: list[str]) -> int:
     try:
         make(url.netloc)
     except (ClientError, BotoCoreError) as error:
-        sys.stderr.write(f"s3://{url.netloc}: {' '.join(str(error).split())}; check endpoint, region and credentials\n")
+        sys.stderr.write(f"s3://{url.netloc}: {reason(error)}; check endpoint, region and credentials\n")
+        return 1
+    except ValueError:  # boto3's own shows the endpoint with the user and password that may be in it
+        sys.stderr.write(f"s3://{url.netloc}: AWS_ENDPOINT_URL is no address of a server, such as https://s3.example.org\n")
         return 1
     sys.stdout.write(f"s3://{url.netloc} is there, with versions\n")
     return 0

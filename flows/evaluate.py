@@ -7,35 +7,44 @@
 It judges the models that the committed ledger (dvc.lock at HEAD) names, or the ledger of the training which it follows, and
 refuses them if they were made with other code or parameters than those here. The committed ledger takes the place of what
 this clone's last run left: at 02:00 every worker judges the same. It promotes nothing and touches no pointer. Without a
-promoted run there is nothing to compare with, and that is logged, not an error.
+promoted run there is nothing to compare with, and that is logged, not an error. A night that no worker had time for until
+the next came is skipped.
 """
 
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
 
-from prefect import flow, get_run_logger, task
+from prefect import flow, get_run_logger, runtime, task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
 
 from flows.inputs import check_inputs, graph
-from flows.publish import publish, store_url, take_ledger
+from flows.ledger import take_ledger
+from flows.publish import publish, store_url
 from flows.repro import RETRIES, StageFailed, committed, pull, push, repro
 from flows.workplace import ROOT, replace_ledger
 from tasks import against, publication
 from tasks.params import load
 from tasks.store import Store
 
+NIGHT = timedelta(days=1)
+
 
 @flow(name="gdpo-evaluate")
-def evaluate(after: UUID | None = None) -> None:
+def evaluate(after: UUID | None = None) -> "State[None] | None":
     """Bring the evaluation up to date, publish it, and fail if it is worse than the promoted run.
 
     after: the id of the run of gdpo-train whose models are judged, wherever it ran; by default those of the committed ledger.
     """
     if after is None:
+        if datetime.now(UTC) - runtime.flow_run.scheduled_start_time > NIGHT:
+            return Completed(name="Skipped", message="a day late: the run of the next night judges the same")
         restore_ledger(ROOT)
     else:
-        take_ledger(ROOT, after)
+        take_ledger(ROOT, str(after))
     edges = graph(ROOT)
     mine = [stage for stage in edges if stage.partition("@")[0] in ("evaluate", "report")]
     pull("gdpo-evaluate", check_inputs("the evaluation", mine, edges, ROOT), ROOT)
@@ -46,6 +55,7 @@ def evaluate(after: UUID | None = None) -> None:
     regressions = [text for benchmark, scores in promoted_scores(ROOT).items() if (text := compare(benchmark, scores, ROOT))]
     if regressions:
         raise StageFailed("\n".join(regressions))
+    return None
 
 
 def restore_ledger(root: Path) -> None:
@@ -58,7 +68,10 @@ def restore_ledger(root: Path) -> None:
 
 @task(cache_policy=NO_CACHE, **RETRIES)
 def promoted_scores(root: Path) -> dict[str, Path]:
-    """The promoted run's scores, {benchmark: per_image.parquet below work/promoted}; {} if nothing is promoted."""
+    """The promoted run's scores, {benchmark: per_image.parquet below work/promoted}, of those benchmarks that are run here.
+
+    {} if nothing is promoted.
+    """
     store = Store.at(store_url())
     known, _ = publication.promoted(store)
     if not known:
@@ -66,7 +79,11 @@ def promoted_scores(root: Path) -> dict[str, Path]:
         return {}
     manifest = publication.manifest_of(store, known[0]["run"])
     found = publication.bring_scores(store, manifest, root / "work/promoted")
-    return {path.parent.name: path for path in found}
+    scores = {path.parent.name: path for path in found}
+    here = load(root / "params.yaml").evaluate.benchmarks
+    for benchmark in sorted(scores.keys() - here):
+        get_run_logger().warning("%s is not in evaluate.benchmarks: not compared with run %s", benchmark, manifest["run"])
+    return {benchmark: path for benchmark, path in scores.items() if benchmark in here}
 
 
 @task(task_run_name="compare {benchmark}", cache_policy=NO_CACHE)

@@ -28,8 +28,10 @@ from prefect.exceptions import ObjectNotFound
 from prefect.futures import PrefectFuture
 from prefect.states import Cancelling
 
+from flows.alive import Alive
 from flows.faults import is_network_fault
 from flows.inputs import graph
+from flows.ledger import leave_ledger
 from flows.publish import publish
 from flows.repro import StageFailed, commit_of, repro
 from flows.workplace import ROOT, Ledger, read_ledger, write_ledger
@@ -37,6 +39,7 @@ from tasks.__main__ import GPU_STAGES
 
 POLL_S = 2.0
 PATIENCE_S = 600.0
+CRASHED_S = 60.0
 T = TypeVar("T")
 
 
@@ -53,6 +56,7 @@ def pipeline(
     edges = graph(root)
     if fan_out:
         _fan_out(root, edges, cpu, gpu)
+        leave_ledger(root, commit_of(root))
     else:
         for stage in edges:
             repro(stage, root)
@@ -85,6 +89,7 @@ class _Fleet:
         self.root, self.commit = root, commit
         self.running: dict[UUID, str] = {}
         self.cancelled = False
+        self.alive = Alive()
         self._ledger = threading.Lock()
 
     def entries(self, stages: list[str]) -> Ledger:
@@ -150,11 +155,18 @@ def dispatch(stage: str, inputs: list[str], deployment: str, fleet: _Fleet) -> N
 
 
 def _wait(run: UUID, fleet: _Fleet) -> "State[Ledger]":
-    """The final state of a run. Raises `StageFailed` if the pipeline is cancelled meanwhile."""
+    """The final state of a run. Raises `StageFailed` if the pipeline is cancelled meanwhile.
+
+    One that is marked crashed is given a minute to say that it is alive (flows/alive.py).
+    """
+    crashed_at = None
     with get_client(sync_client=True) as client:
         while True:
+            fleet.alive.update()
             state = patiently(lambda: client.read_flow_run(run).state)
-            if state is not None and state.is_final():
+            now = time.monotonic()
+            crashed_at = (crashed_at or now) if state is not None and state.is_crashed() else None
+            if state is not None and state.is_final() and (crashed_at is None or now - crashed_at > CRASHED_S):
                 return state
             fleet.check()
             time.sleep(POLL_S)

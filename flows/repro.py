@@ -8,6 +8,7 @@ All matter. SIGTERM to `dvc repro` alone leaves the stage's process behind, and 
 The three tasks are what a worker does with a stage: `pull` what it reads, `repro` it, `push` what it made.
 """
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task, exponential_backoff
 
+from flows.alive import Alive
 from flows.faults import is_network_fault
 from flows.progress import Progress
 
@@ -69,6 +71,8 @@ def run_dvc(
     except BaseException:
         _stop_group(process, reader, grace_s)
         raise
+    if code < 0:  # somebody killed the leader, which itself ends with the others' code
+        _stop_group(process, reader, grace_s)
     if code != 0:
         raise StageFailed(f"dvc {' '.join(args)} ended with code {code}:\n" + "\n".join(last))
 
@@ -109,9 +113,10 @@ def _stop_group(process: subprocess.Popen[str], reader: threading.Thread, grace_
 
 
 def commit_of(root: Path) -> str:
-    """The commit checked out at `root`, with "+changes" if tracked files other than dvc.lock differ from it."""
-    changes = _git(["status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock"], root)
-    return _git(["rev-parse", "HEAD"], root) + ("+changes" if changes else "")
+    """The commit checked out at `root`; with "+changes-<hash>" if tracked files other than dvc.lock differ from it."""
+    changes = _git(["diff", "HEAD", "--binary", "--", ".", ":!dvc.lock"], root)
+    head = _git(["rev-parse", "HEAD"], root).decode().strip()
+    return f"{head}+changes-{hashlib.sha256(changes).hexdigest()[:12]}" if changes else head
 
 
 def check_commit(root: Path, wanted: str | None, whose: str = "the caller's") -> None:
@@ -121,8 +126,8 @@ def check_commit(root: Path, wanted: str | None, whose: str = "the caller's") ->
         raise StageFailed(f"this clone is at {here}, {whose} at {wanted}: check out the same commit here, without changes")
 
 
-def _git(args: Sequence[str], root: Path) -> str:
-    return subprocess.run(["git", *args], cwd=root, check=True, capture_output=True, text=True).stdout.strip()
+def _git(args: Sequence[str], root: Path) -> bytes:
+    return subprocess.run(["git", *args], cwd=root, check=True, capture_output=True).stdout
 
 
 def committed(path: str, root: Path) -> bytes | None:
@@ -157,7 +162,7 @@ RETRIES: dict[str, Any] = {
 def pull(stage: str, inputs: Sequence[str], root: Path) -> None:
     """Bring the outputs of the stages `inputs`, as dvc.lock has them, from the cache or the DVC remote."""
     if inputs:
-        run_dvc(["pull", "--force", *inputs], root, get_run_logger().info)
+        run_dvc(["pull", "--force", *inputs], root, get_run_logger().info, Alive().update)
 
 
 @task(task_run_name="{stage}", cache_policy=NO_CACHE, **RETRIES)
@@ -169,16 +174,21 @@ def repro(stage: str, root: Path, *, share: bool = False) -> None:
     """
     logger = get_run_logger()
     begun = False
+    alive = Alive()
 
     def on_line(line: str) -> None:
         nonlocal begun
         begun = begun or "Running stage '" in line
         logger.info(line)
 
+    def on_tick() -> None:
+        progress.update()
+        alive.update()
+
     command = ["repro", "--single-item", stage, *(["--pull"] if share else [])]
     try:
         with Progress(stage, root, logger.warning) as progress:
-            run_dvc(command, root, on_line, progress.update)
+            run_dvc(command, root, on_line, on_tick)
     except StageFailed as error:
         if begun:
             raise StageBroke(str(error)) from error
@@ -188,4 +198,4 @@ def repro(stage: str, root: Path, *, share: bool = False) -> None:
 @task(task_run_name="push {stage}", tags=[TRANSFER_TAG], cache_policy=NO_CACHE, **RETRIES)
 def push(stage: str, root: Path) -> None:
     """Send the outputs of a stage, and DVC's record of the run, to the remote."""
-    run_dvc(["push", "--run-cache", stage], root, get_run_logger().info)
+    run_dvc(["push", "--run-cache", stage], root, get_run_logger().info, Alive().update)

@@ -1,10 +1,10 @@
 """Everything on the Prefect server that the flows need; run it again at any time: what is there is brought up to date.
 
-python -m flows.setup [--store s3://gdpo-sr] [--heartbeat 180]
+python -m flows.setup [--store s3://BUCKET] [--heartbeat S]        without them, what the server has: at first s3://gdpo-sr, 180
 
 work pools      head, cpu, a100: process workers; a queue `nightly` behind the default one on a100
 limits          tag gdpo-transfer: pulls and pushes at once; one stage per worker is the worker's own --limit 1
-variable        gdpo_store: the bucket with runs/, models/ and the results of flow runs
+variables       gdpo_store: the bucket with runs/, models/ and the results of runs; gdpo_heartbeat_s: the workers' heartbeat
 results         S3Bucket block `gdpo-results`; endpoint and credentials stay in each worker's environment
 deployments     those of prefect.yaml
 automations     a run without a sign of life is marked crashed; a finished run of gdpo-train/a100 is evaluated
@@ -39,26 +39,32 @@ POOLS = {
     "a100": "stages with models; one worker per GPU, each with its CUDA_VISIBLE_DEVICES and --limit 1",
 }
 TRANSFERS = 16
+STORE = "s3://gdpo-sr"
 HEARTBEAT_S = 180
+HEARTBEAT_VARIABLE = "gdpo_heartbeat_s"
 _ENDS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
 AFTER = {"after": {"__prefect_kind": "jinja", "template": "{{ flow_run.id }}"}}  # the run that was completed
 _BEAT = "prefect.flow-run.heartbeat"
 
 
-def setup(store: str, heartbeat_s: int = HEARTBEAT_S) -> None:
-    """Make or update everything. store: s3://BUCKET. heartbeat_s: PREFECT_FLOWS_HEARTBEAT_FREQUENCY of the workers.
+def setup(store: str | None = None, heartbeat_s: int | None = None) -> str:
+    """Make or update everything; returns the bucket.
 
+    store: s3://BUCKET. heartbeat_s: PREFECT_FLOWS_HEARTBEAT_FREQUENCY of the workers. By default what they are on the server.
     ValueError naming `store` if it is no bucket.
     """
+    store = store or str(Variable.get(STORE_VARIABLE, STORE))
     bucket = urlparse(store)
     if bucket.scheme != "s3" or not bucket.netloc or bucket.path.strip("/"):
         raise ValueError(f"--store must be s3://BUCKET, got {store}")
+    heartbeat_s = heartbeat_s or int(str(Variable.get(HEARTBEAT_VARIABLE, HEARTBEAT_S)))
     with get_client(sync_client=True) as client:
         for name, description in POOLS.items():
             _pool(client, name, description)
         _queue(client, "a100", "nightly", priority=2)
         client.upsert_global_concurrency_limit_by_name(f"tag:{TRANSFER_TAG}", TRANSFERS)
     Variable.set(STORE_VARIABLE, f"s3://{bucket.netloc}", overwrite=True)
+    Variable.set(HEARTBEAT_VARIABLE, heartbeat_s, overwrite=True)
     results = S3Bucket(bucket_name=bucket.netloc, bucket_folder="results", credentials=AwsCredentials())
     results.save(RESULTS_BLOCK, overwrite=True)
     _deploy()
@@ -71,6 +77,7 @@ def setup(store: str, heartbeat_s: int = HEARTBEAT_S) -> None:
             train.id, RunDeployment(deployment_id=nightly.id, source="selected", parameters=AFTER, job_variables=None)
         )
     )
+    return f"s3://{bucket.netloc}"
 
 
 def _deploy() -> None:
@@ -133,21 +140,24 @@ def _automation(wanted: Automation) -> None:
 def main() -> int:
     """Parse, set up, say so."""
     parser = argparse.ArgumentParser(prog="python -m flows.setup", description="Set up the Prefect server at PREFECT_API_URL.")
-    parser.add_argument("--store", default="s3://gdpo-sr", metavar="URL", help="bucket of runs, models and results")
     parser.add_argument(
-        "--heartbeat", type=int, default=HEARTBEAT_S, metavar="S",
-        help="PREFECT_FLOWS_HEARTBEAT_FREQUENCY of the workers; a run silent three times as long is marked crashed",
+        "--store", metavar="URL", help=f"bucket of runs, models and results; at first {STORE}, then what it was"
+    )
+    parser.add_argument(
+        "--heartbeat", type=int, metavar="S",
+        help="PREFECT_FLOWS_HEARTBEAT_FREQUENCY of the workers; a run silent three times as long is marked crashed; "
+        f"at first {HEARTBEAT_S}, then what it was",
     )  # fmt: skip
     args = parser.parse_args()
     if not PREFECT_API_URL.value():
         sys.stderr.write("PREFECT_API_URL is not set: without it a server is started that ends with this command\n")
         return 2
     try:
-        setup(args.store, args.heartbeat)
+        store = setup(args.store, args.heartbeat)
     except ValueError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    sys.stdout.write(f"pools {', '.join(POOLS)}, deployments and automations are set up; results go to {args.store}\n")
+    sys.stdout.write(f"pools {', '.join(POOLS)}, deployments and automations are set up; results go to {store}\n")
     return 0
 
 

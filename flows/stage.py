@@ -11,7 +11,8 @@ The result of the run is the stage's ledger entry.
 
 from prefect import flow
 
-from flows.inputs import graph
+from flows.inputs import check_inputs, graph
+from flows.ledger import take_pipelines_ledger
 from flows.repro import StageFailed, check_commit, pull, push, repro
 from flows.workplace import RESULTS, ROOT, Ledger, read_ledger, write_ledger
 
@@ -20,13 +21,17 @@ from flows.workplace import RESULTS, ROOT, Ledger, read_ledger, write_ledger
 def run_stage(stage: str, ledger: Ledger | None = None, commit: str | None = None) -> Ledger:
     """Run one stage in this worker's clone and return {stage: its entry in dvc.lock}.
 
-    ledger: entries of the stages whose outputs it reads, by default those in the clone. commit: of the caller.
+    ledger: entries of the stages whose outputs it reads; by default those that gdpo-pipeline left at this commit, and the
+    clone's own, refused if they are of other code or parameters. commit: of the caller.
     """
     check_commit(ROOT, commit)
     edges = graph(ROOT)
     if stage not in edges:
         raise StageFailed(f"there is no stage {stage} in dvc.yaml; there is {', '.join(edges)}")
-    if ledger:
+    if ledger is None:
+        take_pipelines_ledger(ROOT)
+        check_inputs(f"stage {stage}", [stage], edges, ROOT)
+    else:
         write_ledger(ROOT, ledger)
     pull(stage, sorted(edges[stage]), ROOT)
     repro(stage, ROOT, share=True)

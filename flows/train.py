@@ -4,16 +4,15 @@
     prefect deployment run gdpo-train/local     everything that is not up to date, here, without a bucket
 
 On the GPU pool only the stages below run; what they read is pulled, and refused if it was made with other code or
-parameters: `gdpo-pipeline/head` makes it. The clone's ledger at the end is left in the bucket, by the id of this run: the
-evaluation that follows a training may run in another clone.
+parameters: `gdpo-pipeline/head` makes it, and leaves its ledger in the bucket by the commit. So does this, by the id of
+its run: the evaluation that follows may run in another clone.
 """
-
-from uuid import UUID
 
 from prefect import flow, runtime
 
 from flows.inputs import check_inputs, graph
-from flows.publish import leave_ledger, publish
+from flows.ledger import leave_ledger, take_pipelines_ledger
+from flows.publish import publish
 from flows.repro import check_commit, pull, push, repro
 from flows.workplace import ROOT
 
@@ -31,10 +30,11 @@ def train(share: bool = True, commit: str | None = None) -> None:
         publish(ROOT, share=False)
         return
     mine = [stage for stage in edges if stage.partition("@")[0] in STAGES]
+    take_pipelines_ledger(ROOT)
     inputs = check_inputs("training", mine, edges, ROOT)
     pull("gdpo-train", inputs, ROOT)
     for stage in mine:
         repro(stage, ROOT, share=True)
         push(stage, ROOT)
+    leave_ledger(ROOT, str(runtime.flow_run.id))  # before the rest: a bucket that fails later costs no evaluation
     publish(ROOT, share=True)
-    leave_ledger(ROOT, UUID(runtime.flow_run.id))

@@ -1,10 +1,11 @@
 """Objects that several write at once: replaced only by who has seen what it replaces.
 
-    swap            strict: for the pointer; refused on a server that ignores conditional writes
-    swap_or_look    where it does, a look and a write instead: for names
+    swap            strict: for the pointer; refused on a server without conditional writes
+    swap_or_look    there, a look and a write instead: for names
     refresh         a page that is made from what lies in the bucket: for lists
 
-Tags are those of `Store.fetch` and `Store.tag`; None stands for "there is none yet".
+A server is without conditional writes if it ignores the conditions, and if it answers them with NotImplemented. Tags are those
+of `Store.fetch` and `Store.tag`; None stands for "there is none yet".
 """
 
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from contextlib import suppress
 from functools import cache
 from uuid import uuid4
 
-from tasks.store import Conflict, Store
+from tasks.store import Conflict, NotSupported, Store
 
 TRIES = 8  # of a list, before it is left to the others who write it
 
@@ -20,7 +21,7 @@ TRIES = 8  # of a list, before it is left to the others who write it
 def swap(store: Store, key: str, data: bytes, tag: str | None) -> None:
     """Write if the object still has `tag`.
 
-    `Conflict` if somebody was first, unless with the same bytes. ValueError if the server ignores the condition.
+    `Conflict` if somebody was first, unless with the same bytes. ValueError on a server without conditional writes.
     """
     if not honoured(store):
         raise ValueError(
@@ -31,7 +32,7 @@ def swap(store: Store, key: str, data: bytes, tag: str | None) -> None:
 
 
 def swap_or_look(store: Store, key: str, data: bytes, tag: str | None) -> None:
-    """`swap`; where the server ignores conditions, a look and then a write: somebody may come between the two."""
+    """`swap`; on a server without conditional writes, a look and then a write: somebody may come between the two."""
     if honoured(store):
         store.put_if(key, data, _condition(tag))
     elif store.tag(key) == tag or store.tag_if_holds(key, data):
@@ -44,7 +45,7 @@ def refresh(store: Store, key: str, make: Callable[[], bytes]) -> None:
     """Write the page that `make` makes from what lies in the bucket; nothing if that page is there.
 
     It never replaces a page that was written after it began to look: then it looks again, and `Conflict` if that happens
-    TRIES times. On a server that ignores conditions it may replace one, and looks again after every write instead. So who
+    TRIES times. On a server without conditional writes it may replace one, and looks again after every write instead. So who
     puts something into the bucket and then refreshes the page finds it there, however many do so at once.
     """
     for _ in range(TRIES):
@@ -61,7 +62,7 @@ def refresh(store: Store, key: str, make: Callable[[], bytes]) -> None:
 
 @cache
 def honoured(store: Store) -> bool:
-    """Whether the server refuses a write whose If-None-Match or If-Match fails: tried once per store and process."""
+    """Whether the server refuses writes whose If-None-Match or If-Match fails, and no others: tried once per store."""
     probe = f".conditional-write-probe-{uuid4().hex}"
 
     def refused(data: bytes, tag: str | None) -> bool:
@@ -75,6 +76,8 @@ def honoured(store: Store) -> bool:
         # Every write has other bytes: the same again would be no conflict.
         tag = store.put_if(probe, b"created", _condition(None))
         return refused(b"created again", None) and not refused(b"swapped", tag) and refused(b"swapped again", tag)
+    except NotSupported:
+        return False
     finally:
         store.delete(probe)
 

@@ -7,16 +7,16 @@
     models/latest.json          the promoted runs, newest first: the pointer, written by compare-and-swap
     models/index.html           them with their cards           made from the pointer and the manifests
 
-A run without a manifest was interrupted, and is in no list. All links are relative: the pages work through a static
-gateway, behind a prefix, and by `gdpo-sr browse`. Everything but the pointer works on a server without conditional writes.
+A run without a whole manifest was interrupted, and is in no list; a promoted one that was deleted is listed as gone. All links
+are relative: the pages work through a static gateway, behind a prefix, and by `gdpo-sr browse`. Everything but the pointer
+works on a server without conditional writes.
 """
 
 import hashlib
-import io
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime
@@ -26,20 +26,30 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import jinja2
-from PIL import Image
+from pydantic import BaseModel
 
-from gdpo.images import read_photo
 from gdpo.training import written_aside
-from tasks import summary
+from tasks import contents, summary
 from tasks.conditional import refresh, swap, swap_or_look
-from tasks.params import load, profile_of
 from tasks.store import Conflict, Store, sha256_of
 
-Manifest = dict[str, Any]
+Manifest = dict[str, Any]  # `_Needed`, and what `contents.describe` says: other versions may have said less or more
 UPLOADS = 8
 NAMES = 100  # publications of one second and commit
 THUMBNAIL = "thumbnail.webp"
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+class _File(BaseModel):
+    sha256: str
+    bytes: int
+
+
+class _Needed(BaseModel):
+    """What every reader of a manifest needs."""
+
+    run: str
+    files: dict[str, _File]
 
 
 def run_id(when: datetime, commit: str) -> str:
@@ -47,25 +57,25 @@ def run_id(when: datetime, commit: str) -> str:
     return f"{when:%Y%m%dT%H%M%SZ}-{commit[:8]}"
 
 
-def publish(root: Path, store_url: str, run: str, *, kind: str, commit: str, when: datetime) -> str:
-    """Upload the reports and the model under `root` as runs/<run>/, list the run, and return the report's `address`.
+def publish(root: Path, store_url: str, run: str, *, outs: Sequence[str], kind: str, commit: str, when: datetime) -> str:
+    """Upload the outputs `outs` under `root` as runs/<run>/, list the run, and return the report's `address`.
 
-    If another publication has the name, it is <run>-2, and so on; the same one again goes on where it was interrupted.
-    ValueError if there is no report.
+    outs: relative to `root`, each below reports/ or the folder of the model. If another publication has the name, it is
+    <run>-2, and so on; the same one again goes on where it was interrupted. ValueError if an output or the report is not there.
     """
     if not _RUN.fullmatch(run):
         raise ValueError(f"{run!r} cannot name a run: letters, digits, dots, dashes")
     store = Store.at(store_url)
-    files = dict(_files(root))
+    files = dict(sorted(contents.files(root, outs)))
     if "index.html" not in files:
         raise ValueError(f"{root / summary.REPORT}: no report to publish; `dvc repro report` makes it")
-    manifest = _describe(root, kind, commit, when)
+    manifest: Manifest = contents.describe(root, kind, commit, when)
     manifest["files"] = {name: {"sha256": sha256_of(path), "bytes": path.stat().st_size} for name, path in files.items()}
     run = _claim(store, run, _json(manifest))
     link = address(store, f"runs/{run}/index.html")
     with ThreadPoolExecutor(UPLOADS) as pool:
         list(pool.map(lambda item: store.write(f"runs/{run}/{item[0]}", item[1]), files.items()))
-    store.write(f"runs/{run}/{THUMBNAIL}", _thumbnail(root))
+    store.write(f"runs/{run}/{THUMBNAIL}", contents.thumbnail(root))
     store.write(f"runs/{run}/manifest.json", _json({"run": run, **manifest}))
     list_runs(store)
     return link
@@ -96,39 +106,6 @@ def address(store: Store, key: str) -> str:
     return f"{gateway}/{key}" if gateway else store.url(key)
 
 
-def _files(root: Path) -> Iterator[tuple[str, Path]]:
-    """(name below the run, file): the reports as they are, the model below model/. Links out of the folders stay out."""
-    for folder, prefix in ((root / "reports", ""), (root / "models/gdpo", "model/")):
-        for path in sorted(folder.rglob("*")):
-            if path.is_file() and not path.is_symlink() and not path.name.startswith("."):
-                yield prefix + path.relative_to(folder).as_posix(), path
-
-
-def _describe(root: Path, kind: str, commit: str, when: datetime) -> Manifest:
-    table, verdict = summary.artifact(summary.read(root))
-    return {
-        "kind": kind,
-        "date": when.isoformat(timespec="seconds"),
-        "commit": commit,
-        "profile": profile_of(root / "params.yaml"),
-        "verdict": verdict,
-        "table": table,
-    }
-
-
-def _thumbnail(root: Path) -> bytes:
-    """The output for the first image of the evaluation, 160 pixels wide: GDPO-SR's, or the last model's if none is `gdpo`."""
-    benchmark = load(root / "params.yaml").evaluate.benchmarks[0]
-    results = summary.read(root, benchmark)
-    models, folder = list(results["models"]), results["files"][0]["folder"]
-    model = "gdpo" if "gdpo" in models else models[-1]  # the last may be the control
-    image = Image.fromarray(read_photo(root / "reports/evaluate" / benchmark / "images" / folder / f"{model}.png"))
-    image.thumbnail((160, 160))
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=80)
-    return buffer.getvalue()
-
-
 def manifests(store: Store) -> list[Manifest]:
     """The manifests of all whole runs, newest first."""
     with ThreadPoolExecutor(UPLOADS) as pool:
@@ -146,7 +123,8 @@ def manifest_of(store: Store, run: str) -> Manifest:
 
 def _manifest_or_none(store: Store, run: str) -> Manifest | None:
     try:
-        return dict(json.loads(store.read(f"runs/{run}/manifest.json")))
+        found = json.loads(store.read(f"runs/{run}/manifest.json"))
+        return dict(found) if _Needed.model_validate(found, strict=True).run == run else None
     except ValueError:
         return None
 
@@ -186,7 +164,7 @@ def promote(store_url: str, run: str, when: datetime) -> Manifest:
             raise ValueError(f"{store.url(f'runs/{run}')}: has no model to promote")
         for name in [*model, *_scores(manifest)]:
             _check(store, manifest, name, hashlib.sha256(store.read(f"runs/{run}/{name}")).hexdigest())
-        entry = {"run": run, "promoted": when.isoformat(timespec="seconds"), "commit": manifest["commit"]}
+        entry = {"run": run, "promoted": when.isoformat(timespec="seconds"), "commit": manifest.get("commit")}
         try:
             swap(store, "models/latest.json", _json({"run": run, "promoted": [entry, *known]}), tag)
         except Conflict as error:
@@ -221,9 +199,10 @@ def bring_scores(store: Store, manifest: Manifest, folder: Path) -> list[Path]:
 
 
 def list_models(store: Store) -> None:
-    """Make models/index.html and every promoted model's card anew, as `refresh` does."""
+    """Make models/index.html anew, as `refresh` does, and the card of every promoted model whose run is there."""
     for run in dict.fromkeys(entry["run"] for entry in promoted(store)[0]):
-        refresh(store, f"models/{run}.html", partial(_card, store, run))
+        if _manifest_or_none(store, run):
+            refresh(store, f"models/{run}.html", partial(_card, store, run))
     refresh(store, "models/index.html", partial(_models, store))
 
 
@@ -235,7 +214,8 @@ def _card(store: Store, run: str) -> bytes:
 
 def _models(store: Store) -> bytes:
     entries, _ = promoted(store)
-    return _page("models.html", models=[{**manifest_of(store, entry["run"]), **entry} for entry in entries])
+    found = [(_manifest_or_none(store, entry["run"]), entry) for entry in entries]
+    return _page("models.html", models=[{**(manifest or {}), **entry, "gone": manifest is None} for manifest, entry in found])
 
 
 def _page(template: str, **context: Any) -> bytes:

@@ -12,6 +12,7 @@ that we may not, or there are no credentials); each names the s3:// URL. An obje
 
 import hashlib
 import mimetypes
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -37,13 +38,19 @@ ATTEMPTS = 5
 NO_KEY = {"NoSuchKey", "404"}
 MISSING = {"NoSuchBucket", *NO_KEY}
 FORBIDDEN = {"AccessDenied", "403"}
+NOT_SUPPORTED = {"NotImplemented", "501"}
 CONFLICT = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
+USER = re.compile("//.*(@|%40)")  # and password: the value may be a wrong one, so whatever is before the last @
 # What Python's table does not know, or not everywhere.
 TYPES = {".parquet": "application/vnd.apache.parquet", ".safetensors": "application/octet-stream", ".webp": "image/webp"}
 
 
 class Conflict(ValueError):
     """Somebody else wrote the object first."""
+
+
+class NotSupported(OSError):
+    """The server does not know what it was asked for, such as a conditional write."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +67,11 @@ class Store:
         bucket, _, prefix = url.removeprefix("s3://").partition("/")
         if not url.startswith("s3://") or not bucket:
             raise ValueError(f"{url}: must look like s3://bucket/prefix")
-        with _errors(url):
-            return cls(bucket, prefix.strip("/"), _client())
+        try:
+            with _errors(url):
+                return cls(bucket, prefix.strip("/"), _client())
+        except ValueError:  # botocore's own shows the endpoint with the user and password that may be in it
+            raise ValueError(f"{url}: AWS_ENDPOINT_URL is no address of a server, such as https://s3.example.org") from None
 
     def url(self, key: str = "") -> str:
         """The address of an object, or of the store itself."""
@@ -135,7 +145,7 @@ class Store:
                 metadata = self.client.head_object(Bucket=self.bucket, Key=self._name(key)).get("Metadata", {})
                 self.client.download_file(self.bucket, self._name(key), str(path))
             except Boto3Error as error:  # it repeats what breaks off, and then says so in a way of its own
-                raise OSError(f"{self.url(key)}: the download broke off ({' '.join(str(error).split())})") from error
+                raise OSError(f"{self.url(key)}: the download broke off ({reason(error)})") from error
         try:
             self._verify(key, metadata, sha256_of(path))
         except ValueError:
@@ -156,7 +166,7 @@ class Store:
                 else:
                     self.client.upload_file(str(data), self.bucket, self._name(key), ExtraArgs=_extra(key, data))
             except Boto3Error as error:
-                raise OSError(f"{self.url(key)}: the upload broke off ({' '.join(str(error).split())})") from error
+                raise OSError(f"{self.url(key)}: the upload broke off ({reason(error)})") from error
 
     def put_if(self, key: str, data: bytes, condition: dict[str, str]) -> str:
         """Write on a condition that this server may ignore (tasks/conditional.py knows), and return the new tag.
@@ -234,10 +244,17 @@ def _errors(url: str) -> Iterator[None]:
         code = _code(error)
         if code in MISSING:
             raise ValueError(f"{url}: there is no such object or bucket ({code})") from error
-        kind = PermissionError if code in FORBIDDEN else OSError
+        kind = PermissionError if code in FORBIDDEN else NotSupported if code in NOT_SUPPORTED else OSError
         raise kind(f"{url}: the store refused ({code}); check credentials and endpoint in the environment") from error
     except (NoCredentialsError, PartialCredentialsError) as error:
         raise PermissionError(f"{url}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE") from error
     except BotoCoreError as error:
-        reason = " ".join(str(error).split())
-        raise OSError(f"{url}: the store cannot be reached ({reason}); check AWS_ENDPOINT_URL and credentials") from error
+        # The cause says more, and shows the endpoint as it is.
+        cause = None if USER.search(str(error)) else error
+        said = f"the store cannot be reached ({reason(error)}); check AWS_ENDPOINT_URL and credentials"
+        raise OSError(f"{url}: {said}") from cause
+
+
+def reason(error: Exception) -> str:
+    """What boto3 says, in one line and without the user and password that may be in an address."""
+    return USER.sub("//", " ".join(str(error).split()))

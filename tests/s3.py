@@ -47,8 +47,8 @@ def client(url: str) -> Any:
 
 
 # What a fault does with a request: None lets it pass; a number is answered as that status; "cut" sends half of the answer and
-# closes, of a PUT's nothing: it is stored and nobody hears of it; "ignore NAME" strips the headers that begin with NAME, as
-# servers do that know no conditional writes ("ignore if-").
+# closes, of a PUT's nothing: it is stored and nobody hears of it; "ignore NAME" strips the headers that begin with NAME, and
+# "refuse NAME" answers NotImplemented to a request that has one: two ways of not knowing conditional writes ("ignore if-").
 Fault = Callable[[str, str], int | str | None]
 
 
@@ -64,14 +64,14 @@ def proxy(target: str, fault: Fault) -> Iterator[str]:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             wrong = fault(self.command, self.path)
             if isinstance(wrong, int):
-                self.send_response(wrong)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-                return
+                return self._refuse(wrong)
             headers = dict(self.headers)
-            if isinstance(wrong, str) and wrong.startswith("ignore "):
-                ignored = wrong.removeprefix("ignore ")
-                headers = {name: value for name, value in headers.items() if not name.lower().startswith(ignored)}
+            what, _, beginning = str(wrong).partition(" ")
+            named = [name for name in headers if beginning and name.lower().startswith(beginning)]
+            if what == "refuse" and named:
+                return self._refuse(501, b"<Error><Code>NotImplemented</Code></Error>")
+            if what == "ignore":
+                headers = {name: value for name, value in headers.items() if name not in named}
             assert place.hostname
             connection = HTTPConnection(place.hostname, place.port)
             connection.request(self.command, self.path, body, headers)
@@ -93,6 +93,12 @@ def proxy(target: str, fault: Fault) -> Iterator[str]:
                 self._close()
             elif self.command != "HEAD":
                 self.wfile.write(content)
+
+        def _refuse(self, status: int, content: bytes = b"") -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
 
         def _close(self) -> None:
             self.connection.shutdown(socket.SHUT_RDWR)

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from itertools import combinations
 from pathlib import Path
@@ -25,7 +25,7 @@ import pytest
 
 from flows.inputs import graph
 from tests import s3
-from tests.flows.fleet import BUCKET, FINAL, HEARTBEAT_S, POSTGRESQL, Fleet, outputs, set_params, wait_for, working_in
+from tests.flows.fleet import BUCKET, FINAL, HEARTBEAT_S, PASSWORD, POSTGRESQL, Fleet, outputs, set_params, wait_for, working_in
 
 pytestmark = [pytest.mark.orchestration, pytest.mark.timeout(2400)]
 
@@ -100,6 +100,7 @@ def test_setup_a_second_time_repairs_what_differs_and_changes_nothing_else(fleet
                 row["name"]: (row["id"], row["enabled"], row["trigger"]["within"]) for row in fleet.post("automations/filter")
             },
             "limits": {row["name"]: (row["limit"], row["active"]) for row in limits},
+            "store": fleet.get("variables/name/gdpo_store")["value"],
         }
 
     before = there()
@@ -120,8 +121,8 @@ def test_setup_a_second_time_repairs_what_differs_and_changes_nothing_else(fleet
     changed = there()
     assert [key for key in before if changed[key] != before[key]] == ["pools", "queues", "automations", "limits"]
 
-    command = [sys.executable, "-m", "flows.setup", "--store", f"s3://{BUCKET}", "--heartbeat", str(HEARTBEAT_S)]
-    subprocess.run(command, cwd=fleet.source, env={**fleet.env, "PYTHONPATH": str(fleet.source)}, check=True)
+    command = [sys.executable, "-m", "flows.setup"]  # bucket and heartbeat are on the server
+    subprocess.run(command, cwd=fleet.source, env=fleet.environment(fleet.source), check=True)
     assert there() == before
 
 
@@ -230,7 +231,10 @@ def test_cancelled_and_killed_it_resumes_to_the_same_bytes(fleet: Fleet, long_ru
     second = fleet.start("gdpo-train/a100")
     wait_for(lambda: "progress" in artifacts(fleet, second), 600, "a progress artifact")
     wait_for(lambda: steps_of(long_run) >= 30, 600, "thirty steps of training")
-    assert fleet.state(second)["type"] == "RUNNING"
+    # As after a server was away for longer than the window: it is alive, and says so.
+    crashed = {"type": "CRASHED", "message": "no sign of life from the worker"}
+    fleet.post(f"flow_runs/{second}/set_state", state=crashed, force=True)
+    wait_for(lambda: fleet.state(second)["type"] == "RUNNING", 60, "the run that is alive to say so")
     assert replayed(long_run) >= 4  # the first run's
     begun = time.time()
     fleet.crash("gpu")  # the worker and the run; dvc and the trainer have to see by themselves that nobody waits for them
@@ -278,6 +282,8 @@ def test_training_is_followed_by_an_evaluation(fleet: Fleet) -> None:
     state = fleet.finished(run)
     assert state["type"] == "COMPLETED", state["message"]
     wait_for(lambda: "no run is promoted" in fleet.logs(run), 60, "the line that nothing is promoted")  # logs come later
+    late = fleet.finished(fleet.start("gdpo-evaluate/nightly", at=datetime.now(UTC) - timedelta(days=2)), 300)
+    assert (late["type"], late["name"]) == ("COMPLETED", "Skipped")
     (shown,) = published(fleet, "nightly")
     night, gpu = fleet.folder / "night", fleet.folder / "gpu"
     assert outputs(night)["models/gdpo"] == outputs(gpu)["models/gdpo"] != outputs(fleet.folder / "head")["models/gdpo"]
@@ -378,8 +384,7 @@ def test_faults_of_s3_are_waited_out(fleet: Fleet) -> None:
     fleet.kill("one")
     with s3.proxy(fleet.s3, fault) as url:
         # One attempt: the client by itself would wait for minutes before it says so.
-        fresh = fleet.worker("fresh", "cpu", AWS_ENDPOINT_URL=url, AWS_MAX_ATTEMPTS="1")
-        shutil.copy(fleet.folder / "head/dvc.lock", fresh)
+        fresh = fleet.worker("fresh", "cpu", AWS_ENDPOINT_URL=url, AWS_MAX_ATTEMPTS="1")  # it has the pipeline's ledger from S3
         run = fleet.start("gdpo-stage/cpu", stage="select")
         wait_for(repeated, 900, "a second try")
         mended.set()
@@ -391,9 +396,9 @@ def test_faults_of_s3_are_waited_out(fleet: Fleet) -> None:
     assert outputs(fresh)["data/selected"] == outputs(fleet.folder / "plain")["data/selected"]
 
 
-def test_the_secret_is_nowhere(fleet: Fleet) -> None:
+@pytest.mark.parametrize("secret", [s3.SECRET, PASSWORD], ids=["s3", "prefect"])
+def test_the_secret_is_nowhere(fleet: Fleet, secret: str) -> None:
     """In no log, artifact, result, lock or report: it is in the workers' environment and there alone."""
-    secret = s3.SECRET
     assert secret not in fleet.log_files()
     runs = fleet.post("flow_runs/filter", limit=200, sort="EXPECTED_START_TIME_ASC")  # those of coming nights last
     assert sum(row["state_type"] in FINAL for row in runs) > 10
@@ -409,5 +414,5 @@ def test_the_secret_is_nowhere(fleet: Fleet) -> None:
     for clone in ("head", "one", "two", "plain", "laptop", "gpu", "straight", "night", "fresh"):
         assert (fleet.folder / clone / "dvc.lock").is_file(), clone
         for path in (fleet.folder / clone).rglob("*"):
-            if path.is_file() and ".git" not in path.parts and path.name != "s3.py":
+            if path.is_file() and ".git" not in path.parts and path.name not in ("s3.py", "fleet.py"):
                 assert secret.encode() not in path.read_bytes(), path

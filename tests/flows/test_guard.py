@@ -86,6 +86,17 @@ def test_a_stage_whose_flow_is_killed_checkpoints_and_is_gone(folder: Path) -> N
     wait_for(lambda: not processes(folder), 15)
 
 
+def test_if_the_guard_itself_is_killed_the_stage_is_stopped(folder: Path) -> None:
+    flow = subprocess.Popen(
+        [sys.executable, "-c", FLOW], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    wait_for((folder / "begun").exists, 60)
+    (guard,) = [pid for pid in processes(folder) if "guard.py" in Path(f"/proc/{pid}/cmdline").read_text()]
+    os.kill(guard, signal.SIGKILL)
+    assert "StageFailed: dvc repro slow ended with code -9" in flow.communicate(timeout=30)[1]
+    wait_for(lambda: not processes(folder), 5)
+
+
 def test_a_stubborn_stage_whose_flow_is_killed_is_killed(folder: Path) -> None:
     guard = "import flows.guard as g, os, sys; g.GRACE_S = 0.5; sys.exit(g.main(int(sys.argv[1]), sys.argv[2:]))"
     parent = (

@@ -211,9 +211,14 @@ def test_a_clone_at_another_commit_is_refused(repository: Path) -> None:
     (repository / "dvc.lock").write_text("schema: '2.0'\n")
     check_commit(repository, here)  # the ledger may differ
     (repository / "params.yaml").write_text("number: 3\n")
-    assert commit_of(repository) == f"{here}+changes"
-    with pytest.raises(StageFailed, match=r"this clone is at [0-9a-f]{40}\+changes, the caller's at"):
+    changed = commit_of(repository)
+    assert changed.startswith(f"{here}+changes-")
+    with pytest.raises(StageFailed, match=r"this clone is at [0-9a-f]{40}\+changes-[0-9a-f]{12}, the caller's at"):
         check_commit(repository, here)
+    (repository / "params.yaml").write_text("number: 4\n")  # other changes are another commit
+    assert commit_of(repository).startswith(f"{here}+changes-") and commit_of(repository) != changed
+    (repository / "params.yaml").write_text("number: 3\n")
+    check_commit(repository, changed)
 
 
 def test_the_committed_ledger_takes_the_place_of_the_clones(repository: Path) -> None:

@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from tests.tasks.test_store import use
 NOW = datetime(2026, 11, 21, 2, 0, tzinfo=UTC)
 HOSTILE = '<script>alert("x")</script>'
 SUMMARY = {**fabricated.SMALL, "files": [{"folder": "000-x"}]}
+OUTS = ("models/gdpo", "reports/evaluate/sample", "reports/index.html")
 
 
 @pytest.fixture
@@ -54,10 +55,10 @@ def finished(root: Path, tmp_path: Path) -> Path:
     return place
 
 
-def publish(place: Path, hours: int = 0, commit: str = "0123456789abcdef") -> str:
+def publish(place: Path, hours: int = 0, commit: str = "0123456789abcdef", outs: Sequence[str] = OUTS) -> str:
     when = NOW + timedelta(hours=hours)
     run = publication.run_id(when, commit)
-    link = publication.publish(place, "s3://gdpo-sr", run, kind="train", commit=commit, when=when)
+    link = publication.publish(place, "s3://gdpo-sr", run, outs=outs, kind="train", commit=commit, when=when)
     return link.removeprefix("s3://gdpo-sr/runs/").removesuffix("/index.html")
 
 
@@ -87,7 +88,7 @@ def test_a_run_is_its_report_its_model_and_a_manifest_of_both(address: str, fini
 
 def test_the_list_has_the_newest_first_and_only_whole_runs(address: str, finished: Path) -> None:
     first, second = publish(finished), "20261122T020000Z-second"
-    publication.publish(finished, "s3://gdpo-sr", second, kind="nightly", commit=HOSTILE, when=NOW)
+    publication.publish(finished, "s3://gdpo-sr", second, outs=OUTS, kind="nightly", commit=HOSTILE, when=NOW)
     store = Store.at("s3://gdpo-sr")
     store.write("runs/20991231T000000Z-broken/index.html", b"no manifest")
     publication.list_runs(store)
@@ -102,7 +103,28 @@ def test_the_list_has_the_newest_first_and_only_whole_runs(address: str, finishe
 
 def test_a_name_that_leaves_the_folder_is_refused(address: str, finished: Path) -> None:
     with pytest.raises(ValueError, match="cannot name a run"):
-        publication.publish(finished, "s3://gdpo-sr", "../models", kind="train", commit="c", when=NOW)
+        publication.publish(finished, "s3://gdpo-sr", "../models", outs=OUTS, kind="train", commit="c", when=NOW)
+
+
+def test_what_is_no_output_of_the_pipeline_is_not_published(address: str, finished: Path, tmp_path: Path) -> None:
+    """Last night's comparison, and the scores of a benchmark that the pipeline no longer has."""
+    for name in ("against/sample.json", "evaluate/oldbench/per_image.parquet", "evaluate/sample.old/per_image.parquet"):
+        path = finished / "reports" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"left over")
+    run = publish(finished)
+    store = Store.at("s3://gdpo-sr")
+    assert [key for key in store.keys("runs/") if "against" in key or "old" in key] == []
+    manifest = publication.promote("s3://gdpo-sr", run, NOW)
+    assert {name.partition("/")[0] for name in manifest["files"]} == {"index.html", "evaluate", "model"}
+    assert publication.bring_scores(store, manifest, tmp_path) == [tmp_path / "sample/per_image.parquet"]
+
+
+def test_nothing_is_published_when_an_output_is_not_there(address: str, finished: Path) -> None:
+    with pytest.raises(ValueError, match=r"^reports/pages: .*`dvc pull reports/pages`") as caught:
+        publish(finished, outs=[*OUTS, "reports/pages"])
+    assert "\n" not in str(caught.value)
+    assert list(Store.at("s3://gdpo-sr").keys()) == []
 
 
 def test_an_interrupted_upload_is_in_no_list(address: str, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,11 +195,11 @@ def test_a_list_that_others_write_all_the_time_is_given_up(
     assert len(tries) == conditional.TRIES
 
 
-@pytest.mark.parametrize("ignored", ["nothing", "if-"])
+@pytest.mark.parametrize("way", ["ignore nothing", "ignore if-", "refuse if-", "refuse if-match"])
 def test_two_publications_of_one_name_are_two_runs(
-    address: str, finished: Path, monkeypatch: pytest.MonkeyPatch, ignored: str
+    address: str, finished: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    with s3.proxy(address, lambda method, path: f"ignore {ignored}") as url:
+    with s3.proxy(address, lambda method, path: way) as url:
         use(monkeypatch, url)
         first = publish(finished)
         (finished / "models/gdpo/adapters.safetensors").write_bytes(b"other weights")
@@ -240,16 +262,6 @@ def test_a_worker_that_may_not_write_models_publishes(address: str, finished: Pa
     store = Store.at("s3://gdpo-sr")
     assert run in page(store, "runs/index.html")
     assert store.tag("models/index.html") is None
-
-
-def test_the_thumbnail_without_a_model_gdpo_is_of_the_last_one(address: str, finished: Path) -> None:
-    place = finished / "reports/evaluate/sample"
-    models = dict.fromkeys(("bicubic", "naosd", "grpo"), SUMMARY["models"]["gdpo"])
-    differences = [{**SUMMARY["differences"][0], "pair": "grpo-naosd", "a": "grpo", "b": "naosd"}]
-    (place / "summary.json").write_text(json.dumps({**SUMMARY, "models": models, "differences": differences}))
-    (place / "images/000-x/gdpo.png").rename(place / "images/000-x/grpo.png")
-    run = publish(finished)
-    assert Store.at("s3://gdpo-sr").read(f"runs/{run}/thumbnail.webp")[8:12] == b"WEBP"
 
 
 def test_promotion_moves_the_pointer_and_lists_the_models(
@@ -357,6 +369,73 @@ def test_a_run_that_is_not_whole_is_not_promoted(address: str, finished: Path, c
     assert cli.main(["promote", run]) == 1
     assert "adapters.safetensors: damaged" in capsys.readouterr().err
     assert publication.promoted(Store.at("s3://gdpo-sr")) == ([], None)
+
+
+def delete(store: Store, under: str) -> None:
+    for key in list(store.keys(under)):
+        store.delete(key)
+
+
+def test_a_promoted_run_that_is_gone_is_said_to_be_and_stops_nothing(address: str, finished: Path) -> None:
+    gone, run = publish(finished, commit="abcdef0123456789"), publish(finished, hours=1)
+    publication.promote("s3://gdpo-sr", gone, NOW)
+    store = Store.at("s3://gdpo-sr")
+    delete(store, f"runs/{gone}/")
+    delete(store, f"models/{gone}.html")
+    publication.promote("s3://gdpo-sr", run, NOW)
+    text = page(store, "models/index.html")
+    first, second = re.findall(r"<li>.*?</li>", text, flags=re.DOTALL)
+    assert f'href="{run}.html"' in first and 'class="latest"' in first
+    assert gone in second and "abcdef012345" in second and NOW.isoformat(timespec="seconds") in second
+    assert "gone" in second and "href" not in second and "src" not in second
+    assert store.tag(f"models/{gone}.html") is None
+    delete(store, "models/index.html")
+    delete(store, f"runs/{run}/")  # now nothing that was promoted is there
+    publish(finished, hours=2)
+    assert page(store, "models/index.html").count("gone") == 2
+    with pytest.raises(ValueError, match="there is no whole run"):
+        publication.promote("s3://gdpo-sr", gone, NOW)
+
+
+@pytest.mark.parametrize(
+    "without", [("kind",), ("date",), ("commit",), ("profile",), ("verdict",), ("table",),
+                ("kind", "date", "commit", "profile", "verdict", "table")],
+    ids="-".join,
+)  # fmt: skip
+def test_a_run_of_another_version_is_listed_with_what_it_has(address: str, finished: Path, without: Sequence[str]) -> None:
+    old, store = publish(finished, commit="abcdef0123456789"), Store.at("s3://gdpo-sr")
+    manifest = publication.manifest_of(store, old)
+    shown = {"commit": "abcdef012345", "profile": "profile sample", "verdict": "GDPO-SR beats NAOSD", "kind": "train ·"}
+    left = {name: value for name, value in manifest.items() if name not in without}
+    store.write(f"runs/{old}/manifest.json", json.dumps({**left, "newer": "field"}).encode())
+    run = publish(finished, hours=1, commit="0" * 40)
+    entry = re.findall(r"<li>.*?</li>", page(store, "runs/index.html"), flags=re.DOTALL)[1]
+    assert f'href="{old}/index.html"' in entry and "5 files" in entry
+    assert {name: text in entry for name, text in shown.items()} == {name: name not in without for name in shown}
+    for promoted in (old, run):
+        publication.promote("s3://gdpo-sr", promoted, NOW)
+    assert f'href="{old}.html"' in page(store, "models/index.html")
+    assert "adapters.safetensors" in page(store, f"models/{old}.html")
+    for name in ("runs/index.html", "models/index.html", f"models/{old}.html"):
+        assert "None" not in page(store, name) and "<code></code>" not in page(store, name)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[]", b"[1]", b'"x"', b"7", b"null", b"{}", b"{", b"\xff", b'{"run": "RUN"}', b'{"files": {}}',
+        b'{"run": "RUN", "files": []}', b'{"run": "RUN", "files": {"x": {}}}', b'{"run": "RUN", "files": {"x": 1}}',
+        b'{"run": "another", "files": {}}', b'{"run": 1, "files": {}}',
+    ],
+)  # fmt: skip
+def test_a_run_whose_manifest_lacks_what_every_reader_needs_is_in_no_list(address: str, finished: Path, content: bytes) -> None:
+    store, broken = Store.at("s3://gdpo-sr"), "20991231T000000Z-broken"
+    store.write(f"runs/{broken}/manifest.json", content.replace(b"RUN", broken.encode()))
+    run = publish(finished)
+    assert [manifest["run"] for manifest in publication.manifests(store)] == [run]
+    assert broken not in page(store, "runs/index.html")
+    with pytest.raises(ValueError, match="there is no whole run"):
+        publication.promote("s3://gdpo-sr", broken, NOW)
 
 
 def test_of_two_who_promote_at_once_one_is_told(address: str, finished: Path) -> None:

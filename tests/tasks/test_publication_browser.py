@@ -47,8 +47,9 @@ def base(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Iterator[str]:
             patch.setenv(name, value)
         store_module._client.cache_clear()
         s3.client(url).create_bucket(Bucket="gdpo-sr")
+        outs = ["models/gdpo", *(f"reports/{path.name}" for path in (place / "reports").iterdir())]
         for run in RUNS:
-            publication.publish(place, "s3://gdpo-sr", run, kind="train", commit=HOSTILE, when=when)
+            publication.publish(place, "s3://gdpo-sr", run, outs=outs, kind="train", commit=HOSTILE, when=when)
         publication.promote("s3://gdpo-sr", RUNS[0], when)
         with browse.server(Store.at("s3://gdpo-sr"), 0) as server:
             threading.Thread(target=server.serve_forever, daemon=True).start()

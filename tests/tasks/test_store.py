@@ -2,14 +2,16 @@
 
 import hashlib
 import threading
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 
 from tasks import store as module
-from tasks.conditional import honoured, swap
+from tasks.conditional import honoured, swap, swap_or_look
 from tasks.store import Conflict, Store, content_type
 from tests import s3
 
@@ -115,15 +117,29 @@ def test_of_many_at_once_one_wins(address: str) -> None:
     assert store.read("pointer") == b"%d" % won[0]
 
 
-@pytest.mark.parametrize("ignored", ["if-", "if-match", "if-none-match"])
-def test_a_server_that_ignores_a_condition_is_refused(address: str, monkeypatch: pytest.MonkeyPatch, ignored: str) -> None:
-    with s3.proxy(address, lambda method, path: f"ignore {ignored}") as url:
+@pytest.mark.parametrize("header", ["if-", "if-match", "if-none-match"])
+@pytest.mark.parametrize("way", ["ignore", "refuse"])
+def test_a_server_without_conditions_moves_no_pointer(
+    address: str, monkeypatch: pytest.MonkeyPatch, way: str, header: str
+) -> None:
+    with s3.proxy(address, lambda method, path: f"{way} {header}") as url:
         use(monkeypatch, url)
         store = Store.at("s3://bucket")
         for _ in range(2):
             with pytest.raises(ValueError, match="ignores conditional writes, so two promotions could overwrite each other"):
                 swap(store, "pointer", b"one", None)
         assert list(store.keys()) == []
+        swap_or_look(store, "name", b"one", None)
+        with pytest.raises(Conflict):
+            swap_or_look(store, "name", b"two", None)
+        assert store.read("name") == b"one"
+
+
+def test_a_server_that_refuses_every_write_is_not_one_without_conditions(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with s3.proxy(address, lambda method, path: "refuse content-" if method == "PUT" else None) as url:
+        use(monkeypatch, url)
+        with pytest.raises(OSError, match=r"^s3://bucket/name: the store refused \(NotImplemented\)"):
+            swap_or_look(Store.at("s3://bucket"), "name", b"one", None)
 
 
 def test_the_server_is_tried_once(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,6 +235,24 @@ def test_a_store_that_stays_away_is_one_line_without_the_secret(address: str, mo
         Store.at("s3://bucket").write("x", b"")
 
 
+@pytest.mark.parametrize("beginning", ["http://me:", "http://me:@", "http://me:/", "me:"])
+def test_a_password_in_the_endpoint_is_not_shown(
+    address: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, beginning: str
+) -> None:
+    monkeypatch.setattr(module, "ATTEMPTS", 1)
+    use(monkeypatch, f"{beginning}{s3.SECRET}@127.0.0.1:9")
+    (tmp_path / "file").write_bytes(b"")
+    for ask in (
+        lambda: Store.at("s3://bucket").read("x"),
+        lambda: Store.at("s3://bucket").write("x", tmp_path / "file"),
+        lambda: Store.at("s3://bucket").download("x", tmp_path / "back"),
+    ):
+        with pytest.raises((OSError, ValueError), match="AWS_ENDPOINT_URL") as caught:
+            ask()
+        assert "\n" not in str(caught.value)
+        assert s3.SECRET not in "".join(traceback.format_exception(caught.value))  # what Prefect logs
+
+
 @pytest.mark.parametrize("there", [(), ("AWS_ACCESS_KEY_ID",)])
 def test_credentials_that_are_not_there_are_asked_for(
     there: tuple[str, ...], address: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -228,6 +262,7 @@ def test_credentials_that_are_not_there_are_asked_for(
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
         monkeypatch.setenv(name, str(tmp_path / "none"))
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it remembers the credentials of the tests before
     module._client.cache_clear()
     with pytest.raises(PermissionError, match=r"^s3://bucket[/x]*: set AWS_ACCESS_KEY_ID and AWS_SECRET"):
         Store.at("s3://bucket").read("x")
