@@ -28,6 +28,7 @@ from prefect.tasks import Task, exponential_backoff
 from flows.alive import Alive
 from flows.faults import is_network_fault
 from flows.progress import Progress
+from tasks.store import sha256_of
 
 GUARD = Path(__file__).with_name("guard.py")
 GRACE_S = 25.0
@@ -114,9 +115,15 @@ def _stop_group(process: subprocess.Popen[str], reader: threading.Thread, grace_
 
 def commit_of(root: Path) -> str:
     """The commit checked out at `root`; with "+changes-<hash>" if tracked files other than dvc.lock differ from it."""
-    changes = _git(["diff", "HEAD", "--binary", "--", ".", ":!dvc.lock"], root)
     head = _git(["rev-parse", "HEAD"], root).decode().strip()
-    return f"{head}+changes-{hashlib.sha256(changes).hexdigest()[:12]}" if changes else head
+    changed = _git(["diff", "HEAD", "--name-only", "--no-renames", "-z", "--", ".", ":!dvc.lock"], root)
+    if not changed:
+        return head
+    # Of the files, not of git's diff: how that looks is each host's own settings.
+    digest = hashlib.sha256(changed)
+    for name in changed.decode(errors="surrogateescape").rstrip("\0").split("\0"):
+        digest.update(sha256_of(root / name).encode() if (root / name).is_file() else b"deleted")
+    return f"{head}+changes-{digest.hexdigest()[:12]}"
 
 
 def check_commit(root: Path, wanted: str | None, whose: str = "the caller's") -> None:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.tasks.test_publication import NOW, finished, publish  # noqa: F401 - finished is a fixture
+from tests.tasks.published import NOW, finished, publish  # noqa: F401 - finished is a fixture
 
 # apt-get, useradd and systemctl only note that they were called; `make -C CLONE .venv` leaves an environment; runuser stays
 # who it is, and install cannot give files away, but wants the user made before.

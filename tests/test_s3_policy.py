@@ -17,7 +17,7 @@ from tasks.conditional import honoured
 from tasks.store import Store
 from tests import s3
 from tests.guide import shell
-from tests.tasks.test_publication import NOW, finished, publish  # noqa: F401 - finished is a fixture
+from tests.tasks.published import NOW, finished, publish  # noqa: F401 - finished is a fixture
 from tests.tasks.test_store import use
 from tests.test_deploy import strings
 

@@ -219,6 +219,10 @@ def test_a_clone_at_another_commit_is_refused(repository: Path) -> None:
     assert commit_of(repository).startswith(f"{here}+changes-") and commit_of(repository) != changed
     (repository / "params.yaml").write_text("number: 3\n")
     check_commit(repository, changed)
+    subprocess.run(["git", "config", "diff.noprefix", "true"], cwd=repository, check=True)  # another host
+    check_commit(repository, changed)
+    (repository / "slow.py").unlink()
+    assert commit_of(repository) not in (here, changed)
 
 
 def test_the_committed_ledger_takes_the_place_of_the_clones(repository: Path) -> None:

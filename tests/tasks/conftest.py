@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.tasks.forks import Forks
+from tests.tasks.published import address, finished  # noqa: F401 - fixtures
 
 
 @pytest.fixture(scope="session")

@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 
 from tasks import contents
-from tests.tasks.test_publication import OUTS, SUMMARY, finished  # noqa: F401 - finished is a fixture
+from tests.tasks.published import OUTS, SUMMARY
 
 
 @pytest.mark.parametrize("out", ["params.yaml", "reports", "reports/../params.yaml", "models/gdpo2", "/etc/hosts", ""])
-def test_no_other_path_is_part_of_a_run(finished: Path, out: str) -> None:  # noqa: F811
+def test_no_other_path_is_part_of_a_run(finished: Path, out: str) -> None:
     with pytest.raises(ValueError, match="no output that a run consists of"):
         list(contents.files(finished, [*OUTS, out]))
 
 
-def test_links_and_dot_files_stay_out(finished: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_links_and_dot_files_stay_out(finished: Path, tmp_path: Path) -> None:
     (tmp_path / "outside/sub").mkdir(parents=True)
     (tmp_path / "outside/secret").write_text("not shown")
     (tmp_path / "outside/sub/secret").write_text("not shown")
@@ -34,7 +34,7 @@ def test_links_and_dot_files_stay_out(finished: Path, tmp_path: Path) -> None:  
     }  # fmt: skip
 
 
-def test_the_thumbnail_without_a_model_gdpo_is_of_the_last_one(finished: Path) -> None:  # noqa: F811
+def test_the_thumbnail_without_a_model_gdpo_is_of_the_last_one(finished: Path) -> None:
     place = finished / "reports/evaluate/sample"
     models = dict.fromkeys(("bicubic", "naosd", "grpo"), SUMMARY["models"]["gdpo"])
     (place / "summary.json").write_text(json.dumps({**SUMMARY, "models": models}))
