@@ -16,9 +16,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
 
-from prefect import flow, get_run_logger, runtime, task
+from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
+from prefect.context import FlowRunContext
 from prefect.states import Completed
 
 from flows.inputs import check_inputs, graph
@@ -40,8 +41,8 @@ def evaluate(after: UUID | None = None) -> "State[None] | None":
     after: the id of the run of gdpo-train whose models are judged, wherever it ran; by default those of the committed ledger.
     """
     if after is None:
-        if datetime.now(UTC) - runtime.flow_run.scheduled_start_time > NIGHT:
-            return Completed(name="Skipped", message="a day late: the run of the next night judges the same")
+        if is_late(FlowRunContext.get(), datetime.now(UTC)):
+            return Completed(message="a day late, and skipped: the run of the next night judges the same")
         restore_ledger(ROOT)
     else:
         take_ledger(ROOT, str(after))
@@ -56,6 +57,14 @@ def evaluate(after: UUID | None = None) -> "State[None] | None":
     if regressions:
         raise StageFailed("\n".join(regressions))
     return None
+
+
+def is_late(context: FlowRunContext | None, now: datetime) -> bool:
+    """Whether the schedule made the run, and it begins when the next is due. Not one that somebody asked for, or repeats."""
+    run = context.flow_run if context else None
+    if run is None or not run.auto_scheduled or run.run_count > 1 or run.expected_start_time is None:
+        return False
+    return now - run.expected_start_time > NIGHT
 
 
 def restore_ledger(root: Path) -> None:

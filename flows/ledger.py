@@ -11,6 +11,7 @@ import json
 import sys
 from pathlib import Path
 
+import httpx
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
@@ -21,9 +22,9 @@ from tasks.store import Store
 
 
 @task(task_run_name="leave the ledger", cache_policy=NO_CACHE, **RETRIES)
-def leave_ledger(root: Path, name: str) -> None:
-    """Write the clone's ledger and commit into the bucket. name: the flow run's id, or the commit."""
-    content = {"commit": commit_of(root), "stages": read_ledger(root)}
+def leave_ledger(root: Path, name: str, commit: str) -> None:
+    """Write the clone's ledger into the bucket. name: the flow run's id, or the commit; commit: that its stages ran at."""
+    content = {"commit": commit, "stages": read_ledger(root)}
     Store.at(store_url()).write(_key(name), json.dumps(content).encode())
 
 
@@ -59,8 +60,9 @@ def main() -> int:
     run = parser.parse_args().run
     try:
         take_ledger.fn(ROOT, run)
-    except (StageFailed, OSError) as error:
-        sys.stderr.write(f"{error}\n")
+    except (StageFailed, OSError, httpx.TransportError) as error:
+        away = "the Prefect server does not answer: " if isinstance(error, httpx.TransportError) else ""
+        sys.stderr.write(f"{away}{error}\n")
         return 1
     sys.stdout.write(f"dvc.lock has what run {run} made; `git commit dvc.lock` names it for the nights to come\n")
     return 0

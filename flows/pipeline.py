@@ -39,7 +39,7 @@ from tasks.__main__ import GPU_STAGES
 
 POLL_S = 2.0
 PATIENCE_S = 600.0
-CRASHED_S = 60.0
+CRASHED_S = 180.0
 T = TypeVar("T")
 
 
@@ -55,16 +55,17 @@ def pipeline(
     root = (root or ROOT).resolve()
     edges = graph(root)
     if fan_out:
-        _fan_out(root, edges, cpu, gpu)
-        leave_ledger(root, commit_of(root))
+        commit = commit_of(root)
+        _fan_out(root, edges, commit, cpu, gpu)
+        leave_ledger(root, commit, commit)
     else:
         for stage in edges:
             repro(stage, root)
     publish(root, share=fan_out)
 
 
-def _fan_out(root: Path, edges: dict[str, set[str]], cpu: str, gpu: str) -> None:
-    fleet = _Fleet(root, commit_of(root))
+def _fan_out(root: Path, edges: dict[str, set[str]], commit: str, cpu: str, gpu: str) -> None:
+    fleet = _Fleet(root, commit)
     futures: dict[str, PrefectFuture[None]] = {}
     try:
         for stage, inputs in edges.items():
@@ -157,7 +158,7 @@ def dispatch(stage: str, inputs: list[str], deployment: str, fleet: _Fleet) -> N
 def _wait(run: UUID, fleet: _Fleet) -> "State[Ledger]":
     """The final state of a run. Raises `StageFailed` if the pipeline is cancelled meanwhile.
 
-    One that is marked crashed is given a minute to say that it is alive (flows/alive.py).
+    One that is marked crashed is given three minutes to say that it is alive (flows/alive.py).
     """
     crashed_at = None
     with get_client(sync_client=True) as client:

@@ -116,13 +116,15 @@ def _stop_group(process: subprocess.Popen[str], reader: threading.Thread, grace_
 def commit_of(root: Path) -> str:
     """The commit checked out at `root`; with "+changes-<hash>" if tracked files other than dvc.lock differ from it."""
     head = _git(["rev-parse", "HEAD"], root).decode().strip()
-    changed = _git(["diff", "HEAD", "--name-only", "--no-renames", "-z", "--", ".", ":!dvc.lock"], root)
+    listed = ["-c", "diff.autoRefreshIndex=true", "diff", "HEAD", "--name-only", "--no-renames", "-z"]
+    changed = os.fsdecode(_git([*listed, "--", ".", ":!dvc.lock"], root)).split("\0")[:-1]
     if not changed:
         return head
     # Of the files, not of git's diff: how that looks is each host's own settings.
-    digest = hashlib.sha256(changed)
-    for name in changed.decode(errors="surrogateescape").rstrip("\0").split("\0"):
-        digest.update(sha256_of(root / name).encode() if (root / name).is_file() else b"deleted")
+    digest = hashlib.sha256()
+    for name in sorted(changed):
+        content = sha256_of(root / name) if (root / name).is_file() else "deleted"
+        digest.update(os.fsencode(f"{name}\0{content}\0"))
     return f"{head}+changes-{digest.hexdigest()[:12]}"
 
 

@@ -2,7 +2,8 @@
 
 python -m flows.setup [--store s3://BUCKET] [--heartbeat S]        without them, what the server has: at first s3://gdpo-sr, 180
 
-work pools      head, cpu, a100: process workers; a queue `nightly` behind the default one on a100
+work pools      head, cpu, a100: process workers
+queues          pipeline on head, nightly on a100: one run at a time, others wait; the default queue of the pool goes first
 limits          tag gdpo-transfer: pulls and pushes at once; one stage per worker is the worker's own --limit 1
 variables       gdpo_store: the bucket with runs/, models/ and the results of runs; gdpo_heartbeat_s: the workers' heartbeat
 results         S3Bucket block `gdpo-results`; endpoint and credentials stay in each worker's environment
@@ -18,6 +19,7 @@ from typing import cast
 from urllib.parse import urlparse
 from uuid import UUID
 
+import httpx
 from prefect.automations import Automation
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
@@ -61,7 +63,9 @@ def setup(store: str | None = None, heartbeat_s: int | None = None) -> str:
     with get_client(sync_client=True) as client:
         for name, description in POOLS.items():
             _pool(client, name, description)
-        _queue(client, "a100", "nightly", priority=2)
+        # Two pipelines would write one clone's dvc.lock. None is left out: a training is evaluated however many end at once.
+        _queue(client, "head", "pipeline")
+        _queue(client, "a100", "nightly")
         client.upsert_global_concurrency_limit_by_name(f"tag:{TRANSFER_TAG}", TRANSFERS)
     Variable.set(STORE_VARIABLE, f"s3://{bucket.netloc}", overwrite=True)
     Variable.set(HEARTBEAT_VARIABLE, heartbeat_s, overwrite=True)
@@ -94,13 +98,13 @@ def _pool(client: SyncPrefectClient, name: str, description: str) -> None:
         client.update_work_pool(name, WorkPoolUpdate(description=description))
 
 
-def _queue(client: SyncPrefectClient, pool: str, name: str, priority: int) -> None:
+def _queue(client: SyncPrefectClient, pool: str, name: str) -> None:
     try:
         queue = client.read_work_queue_by_name(name, work_pool_name=pool)
     except ObjectNotFound:
-        client.create_work_queue(name, work_pool_name=pool, priority=priority)
+        client.create_work_queue(name, work_pool_name=pool, priority=2, concurrency_limit=1)
     else:
-        client.update_work_queue(queue.id, priority=priority)
+        client.update_work_queue(queue.id, priority=2, concurrency_limit=1)
 
 
 def _crash_the_dead(window: timedelta) -> Automation:
@@ -157,6 +161,9 @@ def main() -> int:
     except ValueError as error:
         sys.stderr.write(f"{error}\n")
         return 2
+    except httpx.TransportError as error:
+        sys.stderr.write(f"PREFECT_API_URL: {PREFECT_API_URL.value()} does not answer ({error})\n")
+        return 1
     sys.stdout.write(f"pools {', '.join(POOLS)}, deployments and automations are set up; results go to {store}\n")
     return 0
 

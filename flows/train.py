@@ -13,7 +13,7 @@ from prefect import flow, runtime
 from flows.inputs import check_inputs, graph
 from flows.ledger import leave_ledger, take_pipelines_ledger
 from flows.publish import publish
-from flows.repro import check_commit, pull, push, repro
+from flows.repro import check_commit, commit_of, pull, push, repro
 from flows.workplace import ROOT
 
 STAGES = ("finetune", "evaluate", "report")
@@ -23,6 +23,7 @@ STAGES = ("finetune", "evaluate", "report")
 def train(share: bool = True, commit: str | None = None) -> None:
     """Run the stages that train and judge, and publish. share: inputs from, and outputs to, the DVC remote and the bucket."""
     check_commit(ROOT, commit)
+    here = commit_of(ROOT)
     edges = graph(ROOT)
     if not share:
         for stage in edges:
@@ -36,5 +37,5 @@ def train(share: bool = True, commit: str | None = None) -> None:
     for stage in mine:
         repro(stage, ROOT, share=True)
         push(stage, ROOT)
-    leave_ledger(ROOT, str(runtime.flow_run.id))  # before the rest: a bucket that fails later costs no evaluation
+    leave_ledger(ROOT, str(runtime.flow_run.id), here)  # before the rest: a bucket that fails later costs no evaluation
     publish(ROOT, share=True)

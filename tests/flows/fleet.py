@@ -18,7 +18,6 @@ import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -139,13 +138,23 @@ class Fleet:
         self.spawn("s3", ["-m", "moto.server", "-H", "127.0.0.1", "-p", self.s3.rpartition(":")[2]], self.folder)
         if self.postgresql:
             self.env["PREFECT_API_DATABASE_CONNECTION_URL"] = self._start_postgresql()
-        port = self.api.removesuffix("/api").rpartition(":")[2]
-        self.spawn("server", ["-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", port], self.folder)
+        self._serve()
         wait_for(lambda: _answers(f"{self.s3}/moto-api/"), 180, "the S3 server")
         s3.client(self.s3).create_bucket(Bucket=BUCKET)
-        wait_for(lambda: _answers(f"{self.api}/health"), 300, "the Prefect server")
         command = ["-m", "flows.setup", "--store", f"s3://{BUCKET}", "--heartbeat", str(HEARTBEAT_S)]
         subprocess.run([sys.executable, *command], cwd=self.source, env=self.environment(self.source), check=True)
+
+    def _serve(self) -> None:
+        port = self.api.removesuffix("/api").rpartition(":")[2]
+        self.spawn("server", ["-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", port], self.folder)
+        wait_for(lambda: _answers(f"{self.api}/health"), 300, "the Prefect server")
+
+    def restart_server(self) -> None:
+        """What `systemctl restart gdpo-server` does."""
+        server = self.processes.pop("server")
+        server.terminate()
+        server.wait(60)
+        self._serve()
 
     def _start_postgresql(self) -> str:
         """A PostgreSQL server as the operations guide asks for; its address for Prefect."""
@@ -240,13 +249,18 @@ class Fleet:
         """One reading call."""
         return self.call("GET", path)
 
-    def start(self, deployment: str, at: datetime | None = None, **parameters: Any) -> str:
-        """Ask for a run, now or at a time; its id."""
+    def start(self, deployment: str, **parameters: Any) -> str:
+        """Ask for a run; its id."""
         found = self.get(f"deployments/name/{deployment}")
-        state: dict[str, Any] = {"type": "SCHEDULED"}
-        if at is not None:
-            state["state_details"] = {"scheduled_time": at.isoformat()}
-        return str(self.post(f"deployments/{found['id']}/create_flow_run", parameters=parameters, state=state)["id"])
+        return str(
+            self.post(f"deployments/{found['id']}/create_flow_run", parameters=parameters, state={"type": "SCHEDULED"})["id"]
+        )
+
+    def call_crashed(self, run: str) -> None:
+        """What the automation does to a run that was silent for too long; waits until the run says that it is alive."""
+        crashed = {"type": "CRASHED", "message": "no sign of life from the worker"}
+        self.post(f"flow_runs/{run}/set_state", state=crashed, force=True)
+        wait_for(lambda: self.state(run)["type"] == "RUNNING", 60, "the run that is alive to say so")
 
     def state(self, run: str) -> dict[str, Any]:
         """The present state of a run."""

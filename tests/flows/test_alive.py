@@ -1,11 +1,14 @@
 """A run that is alive takes back that it is marked crashed, and nothing else."""
 
+import logging
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from prefect.states import Cancelling, Completed, Crashed, Running, State
 
-from flows import alive, pipeline
+from flows import alive, pipeline, repro
 from flows.alive import Alive
 
 
@@ -98,23 +101,46 @@ def test_without_a_run_nobody_is_asked(clock: dict[str, float], monkeypatch: pyt
 class Waiting:
     """Stands for the pipeline that waits."""
 
-    class alive:
-        update = staticmethod(lambda: None)
+    def __init__(self) -> None:
+        self.alive, self.looked = self, 0
 
-    check = staticmethod(lambda: None)
+    def update(self) -> None:
+        self.looked += 1
+
+    def check(self) -> None:
+        pass
 
 
-def test_a_pipeline_waits_a_minute_for_a_crashed_run_to_be_alive(
-    clock: dict[str, float], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pipeline_waits_for_a_crashed_run_to_be_alive(clock: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says of itself that it is alive all the time."""
     done, crashed = Completed(message="done"), Crashed()
     for states, final, seconds in (
         ([Running(), crashed, crashed, Running(), crashed, Running(), done], done, 12.0),
-        ([Running(), crashed], crashed, 64.0),
+        ([Running(), crashed], crashed, 2 + pipeline.CRASHED_S + 2),
         ([done], done, 0.0),
     ):
-        client = Client(*states)
+        client, fleet = Client(*states), Waiting()
         monkeypatch.setattr(pipeline, "get_client", client)
         begun = clock["s"]
-        assert pipeline._wait("run", Waiting()) is final  # type: ignore[arg-type]
-        assert clock["s"] - begun == seconds
+        assert pipeline._wait("run", fleet) is final  # type: ignore[arg-type]
+        assert clock["s"] - begun == seconds and fleet.looked == client.asked
+
+
+def test_every_dvc_command_of_a_worker_says_that_its_run_is_alive(
+    clock: dict[str, float], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ran = []
+
+    def run_dvc(args: list[str], root: Path, on_line: object, on_tick: Callable[[], None]) -> None:
+        clock["s"] += alive.EVERY_S
+        on_tick()
+        ran.append(args[0])
+
+    client = Client(Crashed())
+    monkeypatch.setattr(alive, "get_client", client)
+    monkeypatch.setattr(repro, "run_dvc", run_dvc)
+    monkeypatch.setattr(repro, "get_run_logger", lambda: logging.getLogger("test"))
+    repro.pull.fn("stage", ["other"], tmp_path)
+    repro.repro.fn("stage", tmp_path)
+    repro.push.fn("stage", tmp_path)
+    assert ran == ["pull", "repro", "push"] and client.asked == 3

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
+import httpx
 import pytest
 
 from flows import ledger, publish
@@ -41,7 +42,7 @@ def test_a_ledger_goes_to_a_clone_at_the_same_commit_and_to_no_other(bucket: str
     run = str(uuid4())
     training = clone(tmp_path / "training", "a" * 40)
     write_ledger(training, ENTRIES)
-    leave_ledger.fn(training, run)
+    leave_ledger.fn(training, run, "a" * 40)
     left = s3.client(bucket).get_object(Bucket="gdpo-sr", Key=f"results/ledgers/{run}.json")["Body"].read()
     assert json.loads(left) == {"commit": "a" * 40, "stages": ENTRIES}
 
@@ -70,7 +71,7 @@ def test_a_training_begins_with_the_ledger_of_the_pipeline_at_its_commit(bucket:
     assert read_ledger(worker) == {"own": {"cmd": "y"}, "made": {"cmd": "old"}}
     head = clone(tmp_path / "head", "a" * 40)
     write_ledger(head, ENTRIES)
-    leave_ledger.fn(head, "a" * 40)
+    leave_ledger.fn(head, "a" * 40, "a" * 40)
     elsewhere = clone(tmp_path / "elsewhere", "b" * 40)
     take_pipelines_ledger.fn(elsewhere)
     assert read_ledger(elsewhere) == {}
@@ -83,7 +84,7 @@ def test_by_hand_it_is_laid_over_the_ledger_here(
 ) -> None:
     training = clone(tmp_path / "training", "a" * 40)
     write_ledger(training, ENTRIES)
-    leave_ledger.fn(training, "7-run")
+    leave_ledger.fn(training, "7-run", "a" * 40)
     monkeypatch.setattr(ledger, "ROOT", clone(tmp_path / "head", "a" * 40))
     monkeypatch.setattr("sys.argv", ["ledger", "7-run"])
     assert ledger.main() == 0 and read_ledger(tmp_path / "head") == ENTRIES
@@ -92,6 +93,13 @@ def test_by_hand_it_is_laid_over_the_ledger_here(
     assert ledger.main() == 1
     said = capsys.readouterr()
     assert said.err.startswith("run 8-run left no ledger") and said.err.count("\n") == 1 and not said.out
+
+    def away() -> str:
+        raise httpx.ConnectError("All connection attempts failed")
+
+    monkeypatch.setattr(ledger, "store_url", away)
+    assert ledger.main() == 1
+    assert capsys.readouterr().err == "the Prefect server does not answer: All connection attempts failed\n"
 
 
 def test_what_dvc_yaml_no_longer_makes_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,10 @@ def test_a_store_that_is_no_bucket_is_refused() -> None:
         setup("s3://bucket/folder")
 
 
-def test_no_evaluation_is_dropped_because_another_one_runs() -> None:
+def test_one_at_a_time_is_the_queues_limit_and_no_lease() -> None:
+    """A deployment's limit is a lease: a server that was restarted, or called the run crashed, has lost it, and Prefect ends
+    the run. Or it drops the second run."""
     deployments = YAML(typ="safe").load((ROOT / "prefect.yaml").read_text())["deployments"]
-    limits = [deployment["concurrency_limit"] for deployment in deployments if "concurrency_limit" in deployment]
-    assert limits == [{"limit": 1, "collision_strategy": "ENQUEUE"}] * 2
+    assert not [deployment for deployment in deployments if "concurrency_limit" in deployment]
+    queues = {deployment["name"]: deployment["work_pool"].get("work_queue_name") for deployment in deployments}
+    assert {name: queue for name, queue in queues.items() if queue} == {"head": "pipeline", "nightly": "nightly"}
