@@ -2,6 +2,7 @@
 
 results/ledgers/<commit>.json          left by gdpo-pipeline/head; trainings and single stages at that commit begin with it
 results/ledgers/<flow run>.json        left by gdpo-train; the evaluation that follows it judges those models
+results/evaluated/<flow run>.txt       where its report lies: Prefect's automations may ask for the same more than once
 
 python -m flows.ledger FLOW_RUN        lays the latter over dvc.lock here; committed, it is what every night judges
 """
@@ -45,6 +46,19 @@ def take_pipelines_ledger(root: Path) -> None:
     store, key = Store.at(store_url()), _key(commit_of(root))
     if store.tag(key) is not None:
         write_ledger(root, json.loads(store.read(key))["stages"])
+
+
+@task(task_run_name="note the evaluation", cache_policy=NO_CACHE, **RETRIES)
+def note_evaluation(run: str, link: str) -> None:
+    """Note that the models of a run of gdpo-train were evaluated, and where the report is."""
+    Store.at(store_url()).write(f"results/evaluated/{run}.txt", link.encode())
+
+
+@task(task_run_name="look for an evaluation", cache_policy=NO_CACHE, **RETRIES)
+def evaluation_of(run: str) -> str | None:
+    """Where the report about the models of a run of gdpo-train is, None if they were not evaluated."""
+    store, key = Store.at(store_url()), f"results/evaluated/{run}.txt"
+    return store.read(key).decode() if store.tag(key) is not None else None
 
 
 def _key(name: str) -> str:

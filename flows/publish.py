@@ -24,8 +24,8 @@ from tasks import publication, summary
 STORE_VARIABLE = "gdpo_store"
 
 
-def publish(root: Path, *, share: bool, kind: str = "train") -> None:
-    """Upload if asked to, then make the artifacts of the run, from the files the stages wrote."""
+def publish(root: Path, *, share: bool, kind: str = "train") -> str:
+    """Upload if asked to, then make the artifacts of the run, from the files the stages wrote; returns the report's address."""
     if share:
         outs = shown(root)
         pull("publication", outs, root)
@@ -36,6 +36,7 @@ def publish(root: Path, *, share: bool, kind: str = "train") -> None:
     table, verdict = summary.artifact(summary.read(root))
     create_table_artifact(key="gdpo-evaluation", table=table, description=verdict)
     create_link_artifact(key="gdpo-report", link=link, link_text="report", description=how)
+    return link
 
 
 def shown(root: Path) -> Sequence[str]:

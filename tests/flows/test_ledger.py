@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from flows import ledger, publish
-from flows.ledger import leave_ledger, take_ledger, take_pipelines_ledger
+from flows.ledger import evaluation_of, leave_ledger, note_evaluation, take_ledger, take_pipelines_ledger
 from flows.repro import StageFailed
 from flows.workplace import read_ledger, write_ledger
 from tasks import store
@@ -77,6 +77,12 @@ def test_a_training_begins_with_the_ledger_of_the_pipeline_at_its_commit(bucket:
     assert read_ledger(elsewhere) == {}
     take_pipelines_ledger.fn(worker)
     assert read_ledger(worker) == {"own": {"cmd": "y"}, **ENTRIES}
+
+
+def test_an_evaluation_is_noted(bucket: str) -> None:
+    assert evaluation_of.fn("7-run") is None
+    note_evaluation.fn("7-run", "s3://gdpo-sr/runs/x/index.html")
+    assert evaluation_of.fn("7-run") == "s3://gdpo-sr/runs/x/index.html"
 
 
 def test_by_hand_it_is_laid_over_the_ledger_here(

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -45,7 +46,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
         subprocess.run(command, cwd=tmp_path, check=True)
     (tmp_path / "made.json").write_text(json.dumps(SUMMARY))
-    (tmp_path / "params.yaml").write_text("{}\n")
+    shutil.copy(Path(__file__).parents[2] / "params.yaml", tmp_path)
     (tmp_path / "dvc.yaml").write_text("""
 stages:
   last:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -33,7 +34,8 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     for module in (train, stage, evaluate):
         for name in (
             "check_commit", "commit_of", "graph", "take_pipelines_ledger", "take_ledger", "check_inputs", "pull", "repro",
-            "push", "publish", "leave_ledger", "write_ledger", "read_ledger", "restore_ledger",
+            "push", "publish", "leave_ledger", "write_ledger", "read_ledger", "restore_ledger", "promoted_scores",
+            "evaluation_of", "note_evaluation",
         ):  # fmt: skip
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, stand_in(name))
@@ -88,6 +90,28 @@ def test_a_night_that_the_next_one_overtook_is_skipped(done: list[str], monkeypa
     monkeypatch.setattr(evaluate, "is_late", lambda context, now: True)
     state = evaluate.evaluate.fn()
     assert state is not None and state.is_completed() and "skipped" in str(state.message) and not done
+
+
+def test_the_automation_asks_twice_and_is_served_once(done: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(who: str, count: int = 1) -> Any:
+        return SimpleNamespace(flow_run=SimpleNamespace(created_by=SimpleNamespace(type=who), run_count=count))
+
+    assert evaluate.by_automation(asked("AUTOMATION"))
+    assert not evaluate.by_automation(asked("USER")) and not evaluate.by_automation(asked("AUTOMATION", count=2))
+    assert not evaluate.by_automation(SimpleNamespace(flow_run=SimpleNamespace(created_by=None, run_count=1)))  # type: ignore[arg-type]
+
+    training = UUID(int=7)
+    monkeypatch.setattr(evaluate, "by_automation", lambda context: True)
+    monkeypatch.setattr(evaluate, "evaluation_of", lambda run: f"s3://gdpo-sr/runs/{run}/index.html")
+    state = evaluate.evaluate.fn(training)
+    assert state is not None and state.is_completed() and f"runs/{training}/index.html" in str(state.message) and not done
+    monkeypatch.setattr(evaluate, "evaluation_of", lambda run: None)
+    assert evaluate.evaluate.fn(training) is None
+    assert [entry.split(" ")[0] for entry in done][-3:] == ["publish", "note_evaluation", "promoted_scores"]
+    monkeypatch.setattr(evaluate, "by_automation", lambda context: False)  # a person gets what he asks for
+    monkeypatch.setattr(evaluate, "evaluation_of", lambda run: "there")
+    done.clear()
+    assert evaluate.evaluate.fn(training) is None and "publish" in done
 
 
 def test_only_benchmarks_that_are_run_here_are_compared(
