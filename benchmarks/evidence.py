@@ -1,6 +1,6 @@
 """Does GDPO help? The sample pipeline over several training seeds, judged on photographs that nothing was chosen on.
 
-    python benchmarks/evidence.py --photos FOLDER --seeds 3
+    python benchmarks/evidence.py --photos FOLDER --seeds 5
 
 Of each photograph in FOLDER the central 384 x 384 pixels are used (four tiles). Per seed, every stage from degrade to
 evaluate runs in its own folder under work/evidence, with the values of params.yaml. The unit of every test is the
