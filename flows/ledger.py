@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from prefect.settings import PREFECT_API_URL
 
 from flows.publish import store_url
 from flows.repro import RETRIES, StageFailed, check_commit, commit_of
@@ -72,6 +73,9 @@ def main() -> int:
     )
     parser.add_argument("run", metavar="FLOW_RUN", help="the id of the flow run, as Prefect shows it")
     run = parser.parse_args().run
+    if not PREFECT_API_URL.value():
+        sys.stderr.write("PREFECT_API_URL is not set: it names the server that knows the bucket\n")
+        return 2
     try:
         take_ledger.fn(ROOT, run)
     except (StageFailed, OSError, httpx.TransportError) as error:

@@ -7,6 +7,7 @@ from uuid import uuid4
 
 import httpx
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import ledger, publish
 from flows.ledger import evaluation_of, leave_ledger, note_evaluation, take_ledger, take_pipelines_ledger
@@ -93,6 +94,14 @@ def test_by_hand_it_is_laid_over_the_ledger_here(
     leave_ledger.fn(training, "7-run", "a" * 40)
     monkeypatch.setattr(ledger, "ROOT", clone(tmp_path / "head", "a" * 40))
     monkeypatch.setattr("sys.argv", ["ledger", "7-run"])
+    with temporary_settings(restore_defaults={PREFECT_API_URL}):
+        assert ledger.main() == 2
+    assert capsys.readouterr().err.startswith("PREFECT_API_URL is not set") and read_ledger(tmp_path / "head") == {}
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):  # nobody asks it: the bucket is known here
+        by_hand(tmp_path, monkeypatch, capsys)
+
+
+def by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert ledger.main() == 0 and read_ledger(tmp_path / "head") == ENTRIES
     assert "git commit dvc.lock" in capsys.readouterr().out
     monkeypatch.setattr("sys.argv", ["ledger", "8-run"])
