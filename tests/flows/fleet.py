@@ -22,25 +22,16 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from ruamel.yaml import YAML
 
 from tests import s3
+from tests.flows.clones import snapshot
+from tests.flows.processes import children, descendants
 
-ROOT = Path(__file__).parents[2]
 BUCKET = "gdpo-sr"
 PASSWORD = "the-password-of-the-fleet"
 HEARTBEAT_S = 30  # Prefect's least
 # Debian's PostgreSQL, newest last, where this process may start it as the user that it wants.
 POSTGRESQL = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")) if os.geteuid() == 0 and shutil.which("runuser") else []
-GONE = """schema: '2.0'
-stages:
-  gone@part:
-    cmd: python -m tasks gone
-    outs:
-    - path: reports/gone
-      hash: md5
-      md5: 00000000000000000000000000000000.dir
-"""
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 # The sample profile with as little work as shows every stage: seconds each.
 QUICK: dict[str, Any] = {
@@ -58,42 +49,6 @@ def free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return int(one.getsockname()[1])
-
-
-def snapshot(folder: Path, changes: Mapping[str, Any]) -> Path:
-    """This working copy as the only commit of a new repository, with `changes` (section.key: value) in params.yaml."""
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True
-    )
-    for name in listed.stdout.splitlines():
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
-    # Nothing was made yet but what a stage made that dvc.yaml no longer has: DVC keeps such entries.
-    (folder / "dvc.lock").write_text(GONE)
-    set_params(folder, changes)
-    # The same files are the same commit, whenever it is made: evaluations name theirs.
-    env = {**os.environ, "GIT_AUTHOR_DATE": "2026-01-01T00:00:00Z", "GIT_COMMITTER_DATE": "2026-01-01T00:00:00Z"}
-    for command in (
-        ["init", "-q"],
-        ["add", "-A"],
-        ["-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "x"],
-    ):
-        subprocess.run(["git", *command], cwd=folder, check=True, env=env)
-    return folder
-
-
-def set_params(folder: Path, changes: Mapping[str, Any]) -> None:
-    """Write `changes` (section.key: value) into params.yaml."""
-    yaml = YAML()
-    params = yaml.load(folder / "params.yaml")
-    for key, value in changes.items():
-        *sections, last = key.split(".")
-        node = params
-        for section in sections:
-            node = node[section]
-        node[last] = value
-    yaml.dump(params, folder / "params.yaml")
 
 
 class Fleet:
@@ -223,7 +178,7 @@ class Fleet:
     def crash(self, name: str) -> None:
         """SIGKILL to a worker and to the run that it started, and to nothing else: what they started has to see it."""
         process = self.processes.pop(name)
-        for pid in [process.pid, *_children().get(process.pid, [])]:
+        for pid in [process.pid, *children().get(process.pid, [])]:
             os.kill(pid, signal.SIGKILL)
         process.wait()
 
@@ -312,41 +267,3 @@ def _answers(url: str) -> bool:
         return httpx.get(url, timeout=5).status_code == 200
     except httpx.HTTPError:
         return False
-
-
-def _children() -> dict[int, list[int]]:
-    """{process: those it started}, by /proc."""
-    parents: dict[int, list[int]] = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError, IndexError, ValueError):
-            parents.setdefault(int((entry / "stat").read_text().rpartition(")")[2].split()[1]), []).append(int(entry.name))
-    return parents
-
-
-def descendants(pid: int) -> list[int]:
-    """All processes below one."""
-    parents = _children()
-    found, todo = [], [pid]
-    while todo:
-        children = parents.get(todo.pop(), [])
-        found += children
-        todo += children
-    return found
-
-
-def outputs(clone: Path) -> dict[str, Any]:
-    """{path: hash} of everything the pipeline made there, as DVC recorded it."""
-    lock = YAML(typ="safe").load((clone / "dvc.lock").read_text())
-    gone = YAML(typ="safe").load(GONE)["stages"]
-    return {out["path"]: out["md5"] for name, stage in lock["stages"].items() if name not in gone for out in stage["outs"]}
-
-
-def working_in(folder: Path) -> list[str]:
-    """Command lines of the processes whose working directory is `folder`."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            line = (entry / "cmdline").read_text().replace("\0", " ").strip()  # empty: a zombie
-            if line and (entry / "cwd").resolve() == folder.resolve():
-                found.append(line)
-    return found

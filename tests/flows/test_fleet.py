@@ -3,7 +3,6 @@
 Each test goes on from the fleet as the one before left it, as days do on real hosts.
 """
 
-import hashlib
 import json
 import shutil
 import subprocess
@@ -13,19 +12,18 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
-from functools import cache
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import pytest
 
 from flows.inputs import graph
 from tests import s3
-from tests.flows.fleet import BUCKET, FINAL, HEARTBEAT_S, PASSWORD, POSTGRESQL, Fleet, outputs, set_params, wait_for, working_in
+from tests.flows.clones import commit, dvc, outputs, set_params
+from tests.flows.fleet import FINAL, HEARTBEAT_S, PASSWORD, Fleet, wait_for
+from tests.flows.looks import artifacts, body, objects, promote_a_better_one, published, replayed, steps_of, tool
+from tests.flows.processes import working_in
 
 pytestmark = [pytest.mark.orchestration, pytest.mark.timeout(2400)]
 
@@ -36,57 +34,6 @@ STEPS = 100  # of a training run that is long enough to be cancelled, and killed
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     with Fleet(tmp_path_factory.mktemp("fleet")) as running:
         yield running
-
-
-def dvc(clone: Path, env: dict[str, str], *args: str) -> str:
-    result = subprocess.run([sys.executable, "-m", "dvc", *args], cwd=clone, env=env, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout + result.stderr
-
-
-def commit(clone: Path, message: str) -> None:
-    for command in (["add", "-A"], ["-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", message]):
-        subprocess.run(["git", *command], cwd=clone, check=True)
-
-
-@cache
-def bucket(fleet: Fleet) -> Any:
-    """An independent look at what lies there."""
-    return s3.client(fleet.s3)
-
-
-@pytest.mark.skipif(not POSTGRESQL, reason="PostgreSQL is not installed, or this is not root")
-def test_a_server_with_postgresql_does_the_same(tmp_path: Path) -> None:
-    with Fleet(tmp_path, postgresql=True) as fleet:
-        place = fleet.worker("one", "cpu")
-        run = fleet.start("gdpo-stage/cpu", stage="index")
-        state = fleet.finished(run)
-        assert state["type"] == "COMPLETED", state["message"]
-        assert "data/photos" in outputs(place)
-        wait_for(lambda: "Running stage 'index'" in fleet.logs(run), 60, "the stage's lines")
-        nightly = fleet.get("deployments/name/gdpo-evaluate/nightly")["id"]
-        wait_for(lambda: fleet.post("flow_runs/filter", deployments={"id": {"any_": [nightly]}}), 300, "a scheduled nightly")
-        assert not list(tmp_path.rglob("prefect.db*"))
-
-
-def objects(fleet: Fleet) -> list[str]:
-    pages = bucket(fleet).get_paginator("list_objects_v2").paginate(Bucket=BUCKET)
-    return [entry["Key"] for page in pages for entry in page.get("Contents", [])]
-
-
-def body(fleet: Fleet, key: str) -> bytes:
-    return bytes(bucket(fleet).get_object(Bucket=BUCKET, Key=key)["Body"].read())
-
-
-def artifacts(fleet: Fleet, run: str) -> dict[str, str]:
-    found = fleet.post("artifacts/filter", artifacts={"flow_run_id": {"any_": [run]}})
-    return {row["key"] or row["type"]: str(row["data"]) + str(row["description"]) for row in found}
-
-
-def published(fleet: Fleet, kind: str) -> list[str]:
-    """The runs of a kind, by their manifests."""
-    manifests = [json.loads(body(fleet, key)) for key in objects(fleet) if key.endswith("manifest.json")]
-    return sorted(manifest["run"] for manifest in manifests if manifest["kind"] == kind)
 
 
 def test_setup_a_second_time_repairs_what_differs_and_changes_nothing_else(fleet: Fleet) -> None:
@@ -212,17 +159,6 @@ def long_run(fleet: Fleet) -> Path:
     return place
 
 
-def steps_of(clone: Path) -> int:
-    path = clone / "work/finetune/gdpo/metrics.jsonl"
-    return path.read_text().count("\n") if path.exists() else 0
-
-
-def replayed(clone: Path) -> int:
-    """Steps that the last training here took from a checkpoint: they, and the next, have no cost (tasks/recorder.py)."""
-    rows = [json.loads(line) for line in (clone / "work/finetune/gdpo/metrics.jsonl").read_text().splitlines()]
-    return sum("seconds" not in row for row in rows) - 1
-
-
 def test_cancelled_and_killed_it_resumes_to_the_same_bytes(fleet: Fleet, long_run: Path) -> None:
     fleet.worker("gpu", "a100")
 
@@ -301,12 +237,6 @@ def test_training_is_followed_by_an_evaluation(fleet: Fleet) -> None:
     fleet.worker("gpu", "a100")
 
 
-def tool(fleet: Fleet, clone: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "tasks", *args], cwd=clone, env=fleet.env, capture_output=True, text=True, check=False
-    )
-
-
 def test_of_two_promotions_at_once_one_wins_and_the_nightly_compares(fleet: Fleet, long_run: Path) -> None:
     runs = published(fleet, "train")
     assert len(runs) == 2
@@ -330,27 +260,11 @@ def test_of_two_promotions_at_once_one_wins_and_the_nightly_compares(fleet: Flee
     state = fleet.finished(same)
     assert state["type"] == "COMPLETED", state["message"]
 
-    _promote_a_better_one(fleet, runs[1])
+    promote_a_better_one(fleet, runs[1])
     worse = fleet.start("gdpo-evaluate/nightly")
     state = fleet.finished(worse)
     assert state["type"] == "FAILED"
     assert "sample regressed: " in state["message"] and "psnr_y" in state["message"]
-
-
-def _promote_a_better_one(fleet: Fleet, run: str) -> None:
-    """Give the promoted run's GDPO-SR 3 dB more than it had."""
-    key = f"runs/{run}/evaluate/sample/per_image.parquet"
-    table = pq.read_table(pa.BufferReader(body(fleet, key)))
-    better = pc.if_else(pc.equal(table["model"], "gdpo"), pc.add(table["psnr_y"], 3.0), table["psnr_y"])
-    table = table.set_column(table.column_names.index("psnr_y"), "psnr_y", better)
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    data = sink.getvalue().to_pybytes()
-    bucket(fleet).put_object(Bucket=BUCKET, Key=key, Body=data)
-    place = f"runs/{run}/manifest.json"
-    manifest = json.loads(body(fleet, place))
-    manifest["files"]["evaluate/sample/per_image.parquet"] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-    bucket(fleet).put_object(Bucket=BUCKET, Key=place, Body=json.dumps(manifest).encode())
 
 
 def test_a_failing_stage_fails_once_with_its_last_lines(fleet: Fleet) -> None:
