@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from gdpo.config import Rollout, Select
 from gdpo.data.selection import choose, manifest
-from tasks.checks import check_rollouts, check_selection
+from tasks.checks.tables import check_rollouts, check_selection
 
 RESULTS = Path(__file__).parent / "results" / "checks.json"
 PER_PHOTO = 10

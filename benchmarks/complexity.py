@@ -17,7 +17,7 @@ import skimage.data
 import torch
 from numpy.typing import NDArray
 
-from gdpo.rewards.complexity import detail_map
+from gdpo.rewards.detail import detail_map
 
 PHOTOS = ("astronaut", "coffee", "chelsea", "retina", "immunohistochemistry")
 

@@ -24,7 +24,7 @@ from gdpo.data.degrade import draw, low_resolution
 from gdpo.data.kernels import Draw
 from gdpo.data.shards import enlarge
 from gdpo.data.sources import photographs
-from gdpo.training import numpy_generator
+from gdpo.seeds import numpy_generator
 
 LABELS = ("PSNR dB", "gradient energy", "noise", "blockiness")
 

@@ -26,12 +26,13 @@ import pyarrow.parquet as pq
 
 from gdpo.config import Config
 from gdpo.evaluate.statistics import Difference, paired_difference, within_image_std
+from gdpo.files import written_aside
 from gdpo.images import read_photo, write_png
-from gdpo.rewards.metrics import higher_is_better
-from gdpo.training import Hooks, written_aside
-from tasks import degrade, evaluate, finetune, index, pretrain, rollout, select
+from gdpo.metrics.score import higher_is_better
+from gdpo.train.loop import Hooks
 from tasks.params import load
-from tasks.prior import SUFFIXES
+from tasks.stages import degrade, evaluate, finetune, index, pretrain, rollout, select
+from tasks.tools.prior import SUFFIXES
 
 REPO = Path(__file__).resolve().parents[1]
 RESULTS = REPO / "benchmarks/results"

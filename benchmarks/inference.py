@@ -21,15 +21,15 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from gdpo.model import architectures
+from gdpo.cost import architectures
+from gdpo.files import written_aside
 from gdpo.model.checkpoints import load_base
 from gdpo.model.naosd import NAOSD
 from gdpo.model.sampling import autocast
-from gdpo.model.tiny import tiny_tokenizer
-from gdpo.training import written_aside
-from tasks.cost import inference
-from tasks.origin import commit
-from tasks.runs import device
+from gdpo.prior.architecture import tiny_tokenizer
+from tasks.run.provenance import commit
+from tasks.run.training import device
+from tasks.tools.cost import inference
 
 REPO = Path(__file__).resolve().parents[1]
 RESULT = REPO / "benchmarks/results/inference.json"

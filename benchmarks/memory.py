@@ -19,9 +19,9 @@ from record import REPO, record
 
 from gdpo.config import Config
 from gdpo.images import encode_png
-from gdpo.training import Hooks
-from tasks import degrade, index
+from gdpo.train.loop import Hooks
 from tasks.params import load
+from tasks.stages import degrade, index
 
 SIDE = 40
 

@@ -28,13 +28,13 @@ from gdpo.config import Degradation
 from gdpo.data.degrade import degrade
 from gdpo.data.shards import enlarge
 from gdpo.images import to_tensor
+from gdpo.metrics import maniqa
+from gdpo.metrics.score import METRICS, missing, score
 from gdpo.model.naosd import NAOSD
 from gdpo.model.sampling import autocast, super_resolve
-from gdpo.rewards import maniqa
-from gdpo.rewards.metrics import METRICS, missing, score
-from gdpo.training import numpy_generator
-from tasks.runs import device
-from tests.gdpo.rewards import weights
+from gdpo.seeds import numpy_generator
+from tasks.run.training import device
+from tests.gdpo.metrics import weights
 
 PHOTOS = ("astronaut", "coffee", "chelsea", "rocket")
 NETWORKS = [name for name, row in METRICS.items() if row.weights and not row.double and not row.per_set]

@@ -24,11 +24,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gdpo.config import Finetune, Reward
+from gdpo.metrics.networks import build
+from gdpo.metrics.score import higher_is_better, score
+from gdpo.metrics.table import metric
 from gdpo.model.naosd import NAOSD
 from gdpo.model.schedule import add_noise, predict_x0
-from gdpo.rewards.metrics import higher_is_better, score
-from gdpo.rewards.networks import build
-from gdpo.rewards.table import metric
 
 Draw = Callable[[int], Tensor]  # so many standard normal latents, on the device
 

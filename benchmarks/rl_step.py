@@ -38,9 +38,10 @@ from torch.utils._pytree import tree_leaves
 from benchmarks.record import REPO, record
 from benchmarks.rl_variants import GROUP, SIZES, VARIANTS, Size, Variant, networks, prepare, random_rewards, write_rollouts
 from gdpo.config import Lora
-from gdpo.model import architectures, cost
+from gdpo.cost import architectures
+from gdpo.cost import count as cost
+from gdpo.metrics.table import metric
 from gdpo.model.adapters import Roles, unet_targets
-from gdpo.rewards.table import metric
 
 TARGETS = {"online": 1.5, "cached": 5.0}
 MANY = 8  # LR images of the larger step whose waits are counted

@@ -22,20 +22,20 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from benchmarks.released_step import Released
 from gdpo.config import Config
+from gdpo.cost import architectures
+from gdpo.cost.architectures import Networks
 from gdpo.data.shards import Box, Pair, enlarge
 from gdpo.data.sources import photographs
 from gdpo.images import to_tensor
-from gdpo.model import architectures
-from gdpo.model.architectures import Networks
+from gdpo.metrics.networks import offline
+from gdpo.metrics.score import network
+from gdpo.metrics.table import metric
 from gdpo.model.naosd import NAOSD
-from gdpo.model.tiny import tiny_tokenizer
 from gdpo.preference.group import Group, from_row, schema, to_row
 from gdpo.preference.loop import _Run
 from gdpo.preference.rollout import rollout
-from gdpo.rewards.complexity import detail_share
-from gdpo.rewards.metrics import network
-from gdpo.rewards.networks import offline
-from gdpo.rewards.table import metric
+from gdpo.prior.architecture import tiny_tokenizer
+from gdpo.rewards.detail import detail_share
 
 GROUP = 6
 VARIANTS = ("released", "online", "cached")

@@ -28,10 +28,10 @@ from gdpo.model.checkpoints import load_model
 from gdpo.preference.group import Group, from_row, to_row
 from gdpo.preference.loop import History, finetune
 from gdpo.preference.rollout import rollout
-from gdpo.training import Hooks
-from tasks.evaluate import upscalers
-from tasks.figures import curves
+from gdpo.train.loop import Hooks
 from tasks.params import load
+from tasks.report.figures import curves
+from tasks.stages.evaluate import upscalers
 
 MODES: dict[str, dict[str, str]] = {
     "cached": {"rollouts": "cached", "sampler": "reference"},

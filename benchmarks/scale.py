@@ -12,7 +12,7 @@ from typing import Any
 
 from record import REPO, recorded
 
-from gdpo.training import written_aside
+from gdpo.files import written_aside
 
 PAIRS = 1_500_000  # the paper
 PHOTOGRAPHS = 84_991 + 10_000  # LSDIR's training set, and the first of FFHQ

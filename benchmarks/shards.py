@@ -24,7 +24,7 @@ from gdpo.data.degrade import draw, low_resolution
 from gdpo.data.shards import Box, Pair, Shards, shard_files, write_shards
 from gdpo.data.sources import photographs
 from gdpo.images import decode_image, write_png
-from gdpo.training import numpy_generator
+from gdpo.seeds import numpy_generator
 
 WORKERS = 2
 

@@ -22,9 +22,10 @@ from record import REPO, record
 from gdpo.config import Config
 from gdpo.data.sources import photographs
 from gdpo.images import write_png
-from gdpo.training import Hooks, numpy_generator
-from tasks import degrade, index
+from gdpo.seeds import numpy_generator
+from gdpo.train.loop import Hooks
 from tasks.params import load
+from tasks.stages import degrade, index
 
 SIDE = 768
 

@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from gdpo.evaluate import paper
 from gdpo.evaluate.benchmark import evaluate_image
+from gdpo.files import written_aside
+from gdpo.metrics.score import METRICS
 from gdpo.model.naosd import NAOSD
-from gdpo.rewards.metrics import METRICS
-from gdpo.training import written_aside
-from tasks.evaluate import open_pairs, upscalers
-from tasks.origin import origin
 from tasks.params import load
-from tasks.runs import device
+from tasks.report import paper
+from tasks.run.provenance import origin
+from tasks.run.training import device
+from tasks.stages.evaluate import open_pairs, upscalers
 
 REPO = Path(__file__).resolve().parents[1]
 RESULT = REPO / "benchmarks/results/sweep.json"

@@ -14,7 +14,7 @@ from urllib.parse import urlparse
 import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
-from tasks.store import reason
+from tasks.store.s3 import reason
 
 BROKEN_UPLOADS = {
     "ID": "end broken uploads",

@@ -1,4 +1,4 @@
-"""Orchestration: the only place that knows Prefect. Decides where and when; flows/repro.py runs a stage."""
+"""Orchestration: the only place that knows Prefect. Decides where and when; flows/dvc/run.py runs a stage."""
 
 import os
 

@@ -22,14 +22,15 @@ from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
 from prefect.states import Completed
 
-from flows.inputs import check_inputs, graph
-from flows.ledger import evaluation_of, note_evaluation, take_ledger
+from flows.dvc.graph import check_inputs, graph
+from flows.dvc.lock import evaluation_of, note_evaluation, take_ledger
+from flows.dvc.run import RETRIES, StageFailed, committed, pull, push, repro
 from flows.publish import publish, store_url
-from flows.repro import RETRIES, StageFailed, committed, pull, push, repro
 from flows.workplace import ROOT, replace_ledger
-from tasks import against, publication
 from tasks.params import load
-from tasks.store import Store
+from tasks.publish import publication
+from tasks.report import against
+from tasks.store.s3 import Store
 
 NIGHT = timedelta(days=1)
 

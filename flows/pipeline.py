@@ -28,12 +28,12 @@ from prefect.exceptions import ObjectNotFound
 from prefect.futures import PrefectFuture
 from prefect.states import Cancelling
 
-from flows.alive import Alive
-from flows.faults import is_network_fault
-from flows.inputs import graph
-from flows.ledger import leave_ledger
+from flows.dvc.faults import is_network_fault
+from flows.dvc.graph import graph
+from flows.dvc.lock import leave_ledger
+from flows.dvc.run import StageFailed, commit_of, repro
+from flows.heartbeat import Alive
 from flows.publish import publish
-from flows.repro import StageFailed, commit_of, repro
 from flows.workplace import ROOT, Ledger, read_ledger, write_ledger
 from tasks.__main__ import GPU_STAGES
 
@@ -158,7 +158,7 @@ def dispatch(stage: str, inputs: list[str], deployment: str, fleet: _Fleet) -> N
 def _wait(run: UUID, fleet: _Fleet) -> "State[Ledger]":
     """The final state of a run. Raises `StageFailed` if the pipeline is cancelled meanwhile.
 
-    One that is marked crashed is given three minutes to say that it is alive (flows/alive.py).
+    One that is marked crashed is given three minutes to say that it is alive (flows/heartbeat.py).
     """
     crashed_at = None
     with get_client(sync_client=True) as client:

@@ -1,6 +1,6 @@
 """What a run leaves for people: the report in the bucket, and on the Prefect run a link and a table.
 
-    share   reports/ and the model  ->  s3://BUCKET/runs/<id>/, listed in runs/index.html      (tasks/publication.py)
+    share   reports/ and the model  ->  s3://BUCKET/runs/<id>/, listed in runs/index.html      (tasks/publish/publication.py)
     local   the same artifacts, the link leads to the file on this machine
 
 The bucket is the Prefect variable `gdpo_store`, which `python -m flows.setup` makes; endpoint and credentials are the
@@ -16,10 +16,11 @@ from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.variables import Variable
 
-from flows.inputs import graph
-from flows.repro import RETRIES, StageFailed, commit_of, pull
+from flows.dvc.graph import graph
+from flows.dvc.run import RETRIES, StageFailed, commit_of, pull
 from flows.workplace import read_ledger
-from tasks import publication, summary
+from tasks.publish import publication
+from tasks.report import summary
 
 STORE_VARIABLE = "gdpo_store"
 

@@ -31,8 +31,8 @@ from prefect.settings import PREFECT_API_URL
 from prefect.variables import Variable
 from prefect_aws import AwsCredentials, S3Bucket
 
+from flows.dvc.run import TRANSFER_TAG
 from flows.publish import STORE_VARIABLE
-from flows.repro import TRANSFER_TAG
 from flows.workplace import RESULTS_BLOCK, ROOT
 
 POOLS = {

@@ -11,9 +11,9 @@ The result of the run is the stage's ledger entry.
 
 from prefect import flow
 
-from flows.inputs import check_inputs, graph
-from flows.ledger import take_pipelines_ledger
-from flows.repro import StageFailed, check_commit, pull, push, repro
+from flows.dvc.graph import check_inputs, graph
+from flows.dvc.lock import take_pipelines_ledger
+from flows.dvc.run import StageFailed, check_commit, pull, push, repro
 from flows.workplace import RESULTS, ROOT, Ledger, read_ledger, write_ledger
 
 

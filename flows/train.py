@@ -10,10 +10,10 @@ its run: the evaluation that follows may run in another clone.
 
 from prefect import flow, runtime
 
-from flows.inputs import check_inputs, graph
-from flows.ledger import leave_ledger, take_pipelines_ledger
+from flows.dvc.graph import check_inputs, graph
+from flows.dvc.lock import leave_ledger, take_pipelines_ledger
+from flows.dvc.run import check_commit, commit_of, pull, push, repro
 from flows.publish import publish
-from flows.repro import check_commit, commit_of, pull, push, repro
 from flows.workplace import ROOT
 
 STAGES = ("finetune", "evaluate", "report")

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gdpo.data.degrade import degrade
     from gdpo.model.naosd import NAOSD
-    from gdpo.model.released import load_released_checkpoint
     from gdpo.preference.objectives import gdpo_loss
     from gdpo.pretrain.vsd import fake_score_loss, vsd_loss
+    from gdpo.released.read import load_released_checkpoint
     from gdpo.rewards.attribute_aware import attribute_aware_reward, group_advantage
-    from gdpo.rewards.complexity import detail_share
+    from gdpo.rewards.detail import detail_share
     from gdpo.upscale.color import adain_color_fix, wavelet_color_fix
 
 # Importing torch and diffusers takes seconds; `gdpo-sr --help` must not.
@@ -19,11 +19,11 @@ _HOME = {
     "adain_color_fix": "gdpo.upscale.color",
     "attribute_aware_reward": "gdpo.rewards.attribute_aware",
     "degrade": "gdpo.data.degrade",
-    "detail_share": "gdpo.rewards.complexity",
+    "detail_share": "gdpo.rewards.detail",
     "fake_score_loss": "gdpo.pretrain.vsd",
     "gdpo_loss": "gdpo.preference.objectives",
     "group_advantage": "gdpo.rewards.attribute_aware",
-    "load_released_checkpoint": "gdpo.model.released",
+    "load_released_checkpoint": "gdpo.released.read",
     "vsd_loss": "gdpo.pretrain.vsd",
     "wavelet_color_fix": "gdpo.upscale.color",
 }

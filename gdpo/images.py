@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
-from gdpo.training import written_aside
+from gdpo.files import written_aside
 
 _ORIENTATION = 0x0112  # the EXIF tag
 _PHOTOMETRIC, _PLANAR = 262, 284  # TIFF tags

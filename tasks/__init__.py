@@ -1,1 +1,1 @@
-"""One unit of work per stage: read parameters and inputs, call `gdpo`, write outputs. Also the command line."""
+"""Stages and tools: read parameters and files, call `gdpo`, write files. Also the command line."""

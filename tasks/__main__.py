@@ -23,22 +23,22 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from tasks import torchrun
+from tasks.run import torchrun
 
 if TYPE_CHECKING:
     from gdpo.config import Config
-    from gdpo.training import Stopped
+    from gdpo.train.loop import Stopped
 
 # name -> module, help, the --set of the example
 STAGES = {
-    "index": ("tasks.index", "find the photographs that can be used, share them out", "degrade.parts=[a,b]"),
-    "degrade": ("tasks.degrade", "photographs -> LR-HR pairs in Parquet shards", "degrade.shard_mb=8.0"),
-    "pretrain": ("tasks.pretrain", "train NAOSD: LoRA on UNet and VAE encoder", "pretrain.steps=10"),
-    "select": ("tasks.select", "choose the patches worth a rollout", "select.count=64"),
-    "rollout": ("tasks.rollout", "make and score G candidates per LR image", "rollout.group=4"),
-    "finetune": ("tasks.finetune", "GDPO on the rollouts, or its shuffled control", "finetune.omega=5000.0"),
-    "evaluate": ("tasks.evaluate", "compare the models on held-out photographs", "evaluate.noises=16"),
-    "report": ("tasks.report", "write reports/index.html", "seed=0"),
+    "index": ("tasks.stages.index", "find the photographs that can be used, share them out", "degrade.parts=[a,b]"),
+    "degrade": ("tasks.stages.degrade", "photographs -> LR-HR pairs in Parquet shards", "degrade.shard_mb=8.0"),
+    "pretrain": ("tasks.stages.pretrain", "train NAOSD: LoRA on UNet and VAE encoder", "pretrain.steps=10"),
+    "select": ("tasks.stages.select", "choose the patches worth a rollout", "select.count=64"),
+    "rollout": ("tasks.stages.rollout", "make and score G candidates per LR image", "rollout.group=4"),
+    "finetune": ("tasks.stages.finetune", "GDPO on the rollouts, or its shuffled control", "finetune.omega=5000.0"),
+    "evaluate": ("tasks.stages.evaluate", "compare the models on held-out photographs", "evaluate.noises=16"),
+    "report": ("tasks.stages.report", "write reports/index.html", "seed=0"),
 }
 # A stage's option that says which of its outputs to make (dvc.yaml runs it once for each).
 CHOICE = {"degrade": "part", "rollout": "part", "finetune": "run", "evaluate": "benchmark"}
@@ -46,20 +46,20 @@ CHOICE = {"degrade": "part", "rollout": "part", "finetune": "run", "evaluate": "
 GPU_STAGES = ("pretrain", "select", "rollout", "finetune", "evaluate")
 # name -> module, help
 TOOLS = {
-    "upscale": ("tasks.upscale", "super-resolve a photograph x4"),
-    "score": ("tasks.score", "score a folder of images against references"),
-    "import-weights": ("tasks.import_weights", "released .pkl files or merged folders -> a model folder"),
-    "export": ("tasks.export", "a model folder -> merged diffusers folder, or LoRA file"),
-    "cost": ("tasks.cost", "count parameters and MACs of a model"),
-    "fetch": ("tasks.fetch", "the base model, from the first source that has it"),
-    "doctor": ("tasks.doctor", "check that this machine has what a profile needs"),
-    "prior": ("tasks.prior", "train the tiny prior that ships in assets/tiny-sd"),
-    "summary": ("tasks.summary", "print the table of the last evaluation"),
-    "ablate": ("tasks.ablate", "run the paper's ablations, every row beside its shuffled control"),
-    "tables": ("tasks.tables", "print or write the paper's tables, our figures beside the paper's"),
-    "promote": ("tasks.promote", "make a published run the promoted one"),
-    "browse": ("tasks.browse", "look through the published runs and models in a browser"),
-    "profile": ("tasks.profile", "write the values of profiles/NAME.yaml into params.yaml"),
+    "upscale": ("tasks.tools.upscale", "super-resolve a photograph x4"),
+    "score": ("tasks.tools.score", "score a folder of images against references"),
+    "import-weights": ("tasks.tools.import_weights", "released .pkl files or merged folders -> a model folder"),
+    "export": ("tasks.tools.export", "a model folder -> merged diffusers folder, or LoRA file"),
+    "cost": ("tasks.tools.cost", "count parameters and MACs of a model"),
+    "fetch": ("tasks.tools.fetch", "the base model, from the first source that has it"),
+    "doctor": ("tasks.tools.doctor", "check that this machine has what a profile needs"),
+    "prior": ("tasks.tools.prior", "train the tiny prior that ships in assets/tiny-sd"),
+    "summary": ("tasks.report.summary", "print the table of the last evaluation"),
+    "ablate": ("tasks.tools.ablate", "run the paper's ablations, every row beside its shuffled control"),
+    "tables": ("tasks.report.paper_tables", "print or write the paper's tables, our figures beside the paper's"),
+    "promote": ("tasks.publish.promote", "make a published run the promoted one"),
+    "browse": ("tasks.publish.browse", "look through the published runs and models in a browser"),
+    "profile": ("tasks.tools.profile", "write the values of profiles/NAME.yaml into params.yaml"),
 }
 NEEDS_GPU = 3
 
@@ -154,9 +154,9 @@ def _run_stage(args: argparse.Namespace, stop: "StopFlag", argv: Sequence[str]) 
 
 def _run_here(args: argparse.Namespace, config: "Config", should_stop: Callable[[], bool]) -> int:
     """Hooks, the stage; `Stopped` becomes exit code 143."""
-    from gdpo.training import Hooks, Stopped
-    from gdpo.world import current
-    from tasks.recorder import Recorder
+    from gdpo.train.loop import Hooks, Stopped
+    from gdpo.train.world import current
+    from tasks.run.recorder import Recorder
 
     run: Callable[..., None] = importlib.import_module(STAGES[args.command][0]).run
     chosen = getattr(args, CHOICE.get(args.command, ""), None)
@@ -168,7 +168,7 @@ def _run_here(args: argparse.Namespace, config: "Config", should_stop: Callable[
     training = hasattr(settings, "steps")
     told = {"total": settings.steps, "samples": settings.batch, "track": config.track} if training else {}
     if against:
-        from tasks.against import check, place
+        from tasks.report.against import check, place
 
         place(config, root, chosen, against)  # what is not there is said before the work
     try:

@@ -24,7 +24,7 @@ from ruamel.yaml import YAML
 
 from tests import s3
 from tests.guide import git, guide
-from tests.tasks.test_store import use
+from tests.tasks.store.test_s3 import use
 
 UNITS = ("gdpo-server.service", "gdpo-worker@.service", "gdpo-gpu-worker@.service", "gdpo-kubernetes-worker@.service")
 

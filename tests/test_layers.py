@@ -75,7 +75,7 @@ def test_only_these_modules_start_processes(root: Path) -> None:
         if "subprocess" in dict(imports(ast.parse(file.read_text())))
     ]
     # dvc under a guard, the guard under a flow, `prefect deploy`, a stage's ranks
-    assert starters == ["flows/guard.py", "flows/repro.py", "flows/setup.py", "tasks/torchrun.py"]
+    assert starters == ["flows/dvc/guard.py", "flows/dvc/run.py", "flows/setup.py", "tasks/run/torchrun.py"]
 
 
 def test_the_core_does_not_print(root: Path) -> None:

@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 
 from tests import s3
 from tests.guide import git, guide, shell
-from tests.tasks.test_store import use
+from tests.tasks.store.test_s3 import use
 
 
 def hosts(root: Path, tmp_path: Path, repository: Path, storage: str = "http://127.0.0.1:1") -> str:

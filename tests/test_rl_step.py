@@ -15,8 +15,8 @@ from gdpo.images import to_tensor
 from gdpo.preference.group import Group
 from gdpo.preference.loop import _Run
 from gdpo.preference.rollout import rollout
-from gdpo.rewards.complexity import detail_share
-from gdpo.training import draws
+from gdpo.rewards.detail import detail_share
+from gdpo.seeds import draws
 from tests import tiny
 
 CONFIG = tiny.settings(

@@ -11,14 +11,14 @@ from uuid import uuid4
 
 import pytest
 
-from tasks import publication
-from tasks import store as store_module
-from tasks.conditional import honoured
-from tasks.store import Store
+from tasks.publish import publication
+from tasks.store import s3 as store_module
+from tasks.store.conditional import honoured
+from tasks.store.s3 import Store
 from tests import s3
 from tests.guide import shell
 from tests.tasks.published import NOW, finished, publish  # noqa: F401 - finished is a fixture
-from tests.tasks.test_store import use
+from tests.tasks.store.test_s3 import use
 from tests.test_deploy import strings
 
 

@@ -22,8 +22,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from gdpo.config import Config
 from gdpo.data.shards import Box, Pair, write_shards
 from gdpo.model.naosd import NAOSD
-from gdpo.model.tiny import SCHEDULER, tiny_tokenizer
-from gdpo.training import numpy_generator, torch_generator
+from gdpo.prior.architecture import SCHEDULER, tiny_tokenizer
+from gdpo.seeds import numpy_generator, torch_generator
 
 WIDTH = 8
 SIDE = 32

@@ -21,7 +21,7 @@ from gdpo.checks import check_picture
 from gdpo.config import Degradation, Stage
 from gdpo.data.kernels import Draw, between, draw_final_sinc, draw_kernel, kernel, pick
 from gdpo.data.operations import MODES, blur, gaussian_noise, jpeg, poisson_noise, resize_by, resize_to, to_levels
-from gdpo.training import numpy_generator
+from gdpo.seeds import numpy_generator
 
 Image = TypeVar("Image", np.ndarray, torch.Tensor)
 

@@ -16,7 +16,7 @@ from scipy.sparse import csr_array
 from scipy.special import pdtr
 
 from gdpo.images import decode_image
-from gdpo.training import numpy_generator, torch_generator
+from gdpo.seeds import numpy_generator, torch_generator
 
 MODES = ("area", "bilinear", "bicubic")
 _INTERPOLATION = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}  # OpenCV's cubic has torch's a = -0.75

@@ -22,7 +22,7 @@ from gdpo.data.operations import resize_to, to_levels
 from gdpo.data.rows import AGAIN, RowGroup, opened
 from gdpo.data.schema import PARTS_KEY, Box, Pair, to_pair
 from gdpo.data.writer import write_shards
-from gdpo.training import numpy_generator
+from gdpo.seeds import numpy_generator
 
 __all__ = ["Box", "Pair", "Shards", "enlarge", "shard_files", "write_shards"]
 

@@ -4,7 +4,7 @@
     part_of(name, parts)                             by the hash of the name: a new photograph moves none of the others
     sliding_windows, centred_tiles                   the patches of a training and of a held-out photograph
 
-A name follows from the file's own place and nothing else. gdpo/data/census.py says which photographs can be used.
+A name follows from the file's own place and nothing else. gdpo/data/scan.py says which photographs can be used.
 """
 
 import hashlib

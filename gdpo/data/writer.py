@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gdpo.data.schema import IMAGES, PARTS_KEY, SCHEMA, Pair, Row, drawn, row_hash
+from gdpo.files import written_aside
 from gdpo.images import encode_lossless
-from gdpo.training import written_aside
 
 ROW_GROUP = 256  # rows at most
 GROUP_MB = 128  # and bytes: what a writer holds, three times over

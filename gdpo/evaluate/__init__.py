@@ -1,1 +1,1 @@
-"""Evaluation on held-out photographs: scores, statistics over images, tables."""
+"""Evaluation on held-out photographs: scores, statistics over images, paired test sets."""

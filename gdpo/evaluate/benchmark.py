@@ -25,7 +25,7 @@ from gdpo.config import Reward
 from gdpo.data.shards import Pair, enlarge
 from gdpo.evaluate.statistics import Array, Scores, within_image_std
 from gdpo.images import to_tensor
-from gdpo.rewards.metrics import higher_is_better, score
+from gdpo.metrics.score import higher_is_better, score
 
 BASELINE, REFERENCE = "bicubic", "naosd"
 REWARD = "reward"
@@ -85,7 +85,7 @@ def evaluate_image(
     """Outputs and scores of the bicubic baseline, of peers and of every model on one pair; `batch` outputs at a time.
 
     peers: {method: uint8 output of the HR image's size}. Errors: ValueError naming image, metric and model for a score
-    that is not finite; what `gdpo.rewards.metrics.score` raises.
+    that is not finite; what `gdpo.metrics.score.score` raises.
     """
     height, width = pair.hr.shape[:2]
     bicubic = enlarge(pair.lr, (height, width), "bicubic")

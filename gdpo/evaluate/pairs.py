@@ -18,7 +18,7 @@ import numpy as np
 from gdpo.data.shards import Box, Pair
 from gdpo.data.sources import SUFFIXES
 from gdpo.images import read_photo, to_tensor
-from gdpo.rewards.complexity import detail_share
+from gdpo.rewards.detail import detail_share
 
 
 def images(folder: Path) -> dict[str, Path]:

@@ -18,7 +18,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from gdpo.config import Lora
-from gdpo.training import torch_generator
+from gdpo.seeds import torch_generator
 
 UNET_NEEDLES = ("to_k", "to_q", "to_v", "to_out.0", "conv", "proj_out", "proj_in", "ff.net.2", "ff.net.0.proj")
 VAE_NEEDLES = ("to_k", "to_q", "to_v", "to_out.0", "conv")

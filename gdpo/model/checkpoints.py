@@ -22,11 +22,11 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from gdpo.config import Lora
+from gdpo.files import written_aside
 from gdpo.model.adapters import merge_adapters
 from gdpo.model.card import NAME, Card, Entry, base_of, read_card, read_json
 from gdpo.model.naosd import NAOSD
 from gdpo.model.schedule import BETA_END, BETA_START, NUM_TRAIN_TIMESTEPS
-from gdpo.training import written_aside
 
 disable_progress_bar()  # the stages have their own, and loading takes no time worth one
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from gdpo.checks import check_image
 from gdpo.fields import ColorFix, Precision
 from gdpo.model.naosd import NAOSD
-from gdpo.training import Key, draws, seed_of
+from gdpo.seeds import Key, draws, seed_of
 from gdpo.upscale.color import color_fix as fix_color
 
 

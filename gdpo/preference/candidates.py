@@ -17,7 +17,7 @@ from gdpo.config import Config
 from gdpo.model.naosd import NAOSD
 from gdpo.model.sampling import autocast, pad_to_multiple
 from gdpo.model.schedule import predict_x0
-from gdpo.training import draws
+from gdpo.seeds import draws
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ import torch
 from gdpo.config import Rollout
 from gdpo.data.shards import Pair, enlarge
 from gdpo.images import to_tensor
+from gdpo.metrics.score import score
 from gdpo.model.naosd import NAOSD
 from gdpo.model.prompts import compose
 from gdpo.model.sampling import super_resolve
-from gdpo.rewards.metrics import score
-from gdpo.training import Key
+from gdpo.seeds import Key
 
 
 def difficulty_scores(

@@ -21,7 +21,7 @@ from gdpo.model.naosd import NAOSD
 from gdpo.model.sampling import autocast
 from gdpo.model.schedule import add_noise, alphas_cumprod
 from gdpo.preference.group import Group
-from gdpo.training import draws
+from gdpo.seeds import draws
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ import pyarrow as pa
 import torch
 
 from gdpo.config import Reward, Rollout
+from gdpo.metrics.score import higher_is_better
 from gdpo.rewards.attribute_aware import attribute_aware_reward, group_advantage
-from gdpo.rewards.metrics import higher_is_better
 
 SCHEMA_VERSION = "2"
 

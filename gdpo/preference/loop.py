@@ -5,7 +5,7 @@
         L = mean of the objective (gdpo: -log sigmoid(-omega/2 sum_i A_i (m_i - r_i)));  AdamW on the policy's LoRA (UNet only)
 
 A group is one forward pass of G latents, as in the rollout stage, so m and r come from the same kernels; groups are
-accumulated within a step, and shared out whole over the processes of a run (gdpo.world). `rollouts: online` makes each group
+accumulated within a step, and shared out whole over the processes of a run (gdpo.train.world). `rollouts: online` makes each group
 when it is visited: in the first epoch the very one the stage stores, later ones anew. With `sampler: policy` the policy makes
 it, and what an objective calls the old policy is the present one. With `micro_batch` the objective's derivatives with respect
 to the group's errors are taken first, and the backward passes then go over a few candidates each: the same gradient.
@@ -31,8 +31,9 @@ from gdpo.preference.errors import Problem, check_group, predict, problem, squar
 from gdpo.preference.group import Group, Skipped, reward_of
 from gdpo.preference.objectives import objective_loss
 from gdpo.preference.rollout import rollout
-from gdpo.training import Hooks, Loop, Stateful, Tensors, cosine, grad_norm, numpy_generator, seed_of
-from gdpo.world import current
+from gdpo.seeds import numpy_generator, seed_of
+from gdpo.train.loop import Hooks, Loop, Stateful, Tensors, cosine, grad_norm
+from gdpo.train.world import current
 
 History = list[dict[str, float]]
 EXPLODED = 10.0  # times the reference's error: no learning rate that works gets near it

@@ -18,15 +18,15 @@ from gdpo.checks import shapes_only
 from gdpo.config import Config
 from gdpo.data.shards import Pair, enlarge
 from gdpo.images import to_tensor
+from gdpo.metrics.score import score
 from gdpo.model.naosd import NAOSD
 from gdpo.model.prompts import compose
 from gdpo.model.sampling import autocast
 from gdpo.preference.candidates import Candidates, candidates
 from gdpo.preference.errors import check_group, noise_errors
 from gdpo.preference.group import Group, Latents, Skipped
-from gdpo.rewards.complexity import detail_share
-from gdpo.rewards.metrics import score
-from gdpo.training import seed_of
+from gdpo.rewards.detail import detail_share
+from gdpo.seeds import seed_of
 from gdpo.upscale.color import color_fix
 
 

@@ -1,1 +1,1 @@
-"""Pretraining: the losses of NAOSD, its loop, and the tiny prior."""
+"""Pretraining NAOSD: its losses and its loop."""

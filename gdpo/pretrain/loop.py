@@ -23,8 +23,9 @@ from gdpo.model.sampling import autocast, draw_noise
 from gdpo.model.schedule import NUM_TRAIN_TIMESTEPS, add_noise
 from gdpo.pretrain.losses import check_perceptual, perceptual_loss, pixel_loss
 from gdpo.pretrain.vsd import fake_score_loss, guided_noise, vsd_loss
-from gdpo.training import Hooks, Key, Loop, Stateful, Tensors, cosine, grad_norm, numpy_generator, torch_generator
-from gdpo.world import current
+from gdpo.seeds import Key, numpy_generator, torch_generator
+from gdpo.train.loop import Hooks, Loop, Stateful, Tensors, cosine, grad_norm
+from gdpo.train.world import current
 
 History = list[dict[str, float]]
 

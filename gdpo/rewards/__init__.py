@@ -1,1 +1,1 @@
-"""Scores of candidates: metrics, how much of an image is detail, and the reward made of both."""
+"""The reward: how much of an image is detail, and the attribute-aware mix of metrics."""

@@ -48,7 +48,7 @@ def steps_of(clone: Path) -> int:
 
 
 def replayed(clone: Path) -> int:
-    """Steps that the last training here took from a checkpoint: they, and the next, have no cost (tasks/recorder.py)."""
+    """Steps that the last training here took from a checkpoint: they, and the next, have no cost (tasks/run/recorder.py)."""
     rows = [json.loads(line) for line in (clone / "work/finetune/gdpo/metrics.jsonl").read_text().splitlines()]
     return sum("seconds" not in row for row in rows) - 1
 

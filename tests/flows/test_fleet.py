@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from flows.inputs import graph
+from flows.dvc.graph import graph
 from tests import s3
 from tests.flows.clones import commit, dvc, outputs, set_params
 from tests.flows.fleet import FINAL, HEARTBEAT_S, PASSWORD, Fleet, wait_for

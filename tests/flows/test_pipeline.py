@@ -22,10 +22,10 @@ from prefect.client.schemas.objects import Artifact, FlowRun
 from prefect.testing.utilities import prefect_test_harness
 
 from flows import pipeline as module
+from flows.dvc.run import StageFailed
 from flows.pipeline import _Fleet, patiently, pipeline
-from flows.repro import StageFailed
 from flows.stage import run_stage
-from tasks import summary
+from tasks.report import summary
 from tests.tasks.fabricated import SMALL
 
 # A temporary server may take its time on a busy machine.

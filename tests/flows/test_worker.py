@@ -11,8 +11,8 @@ from uuid import UUID
 import pytest
 
 from flows import evaluate, stage, train
-from flows.repro import StageFailed
-from tasks import publication
+from flows.dvc.run import StageFailed
+from tasks.publish import publication
 
 GRAPH = {"rollout": set[str](), "finetune@gdpo": {"rollout"}, "evaluate@sample": {"finetune@gdpo"}}
 NOW = datetime(2026, 11, 21, 2, 0, tzinfo=UTC)

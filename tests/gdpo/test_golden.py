@@ -19,7 +19,7 @@ from gdpo.preference.group import Group
 from gdpo.preference.loop import finetune
 from gdpo.preference.rollout import rollout
 from gdpo.pretrain.loop import pretrain
-from gdpo.training import Hooks
+from gdpo.train.loop import Hooks
 from tests import tiny
 
 GOLDEN = Path(__file__).parents[1] / "golden"

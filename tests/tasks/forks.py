@@ -50,7 +50,7 @@ class Forks:
 
 def serve() -> None:
     # What the stages import, pandas (by way of pyarrow) among it.
-    for name in ("pyarrow.dataset", "tasks.evaluate", "tasks.finetune", "tasks.params", "tasks.pretrain"):
+    for name in ("pyarrow.dataset", "tasks.stages.evaluate", "tasks.stages.finetune", "tasks.params", "tasks.stages.pretrain"):
         importlib.import_module(name)
     for line in sys.stdin:
         folder, *arguments = json.loads(line)

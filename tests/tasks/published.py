@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from gdpo.images import write_png
-from tasks import publication
-from tasks import store as store_module
-from tasks.store import Store
+from tasks.publish import publication
+from tasks.store import s3 as store_module
+from tasks.store.s3 import Store
 from tests import s3
 from tests.tasks import fabricated
-from tests.tasks.test_store import use
+from tests.tasks.store.test_s3 import use
 
 NOW = datetime(2026, 11, 21, 2, 0, tzinfo=UTC)
 HOSTILE = '<script>alert("x")</script>'

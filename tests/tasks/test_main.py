@@ -12,9 +12,9 @@ from types import ModuleType
 
 import pytest
 
-from gdpo.training import Hooks, Stopped
+from gdpo.train.loop import Hooks, Stopped
 from tasks import __main__ as cli
-from tasks.recorder import Recorder
+from tasks.run.recorder import Recorder
 
 Run = Callable[..., None]
 
@@ -241,7 +241,7 @@ def test_without_values_there_is_no_file(tmp_path: Path) -> None:
 def test_progress_is_a_line_now_and_then_when_nobody_watches(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasks.recorder.LINE_EVERY_S", 0.0)
+    monkeypatch.setattr("tasks.run.recorder.LINE_EVERY_S", 0.0)
     with Recorder(tmp_path, "pretrain", 4) as recorder:
         recorder.log(0, {"step": 0.0, "loss": 0.25})
     assert capsys.readouterr().err == "pretrain 1/4 loss 0.25\n"
@@ -250,7 +250,7 @@ def test_progress_is_a_line_now_and_then_when_nobody_watches(
 def test_a_stage_that_counts_its_steps_says_so_with_its_values(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasks.recorder.LINE_EVERY_S", 0.0)
+    monkeypatch.setattr("tasks.run.recorder.LINE_EVERY_S", 0.0)
     with Recorder(tmp_path, "evaluate sample") as recorder:
         recorder.log(0, {"of": 14, "psnr_y": 25.5})
     assert capsys.readouterr().err == "evaluate sample 1/14 psnr_y 25.5\n"

@@ -14,7 +14,7 @@ from gdpo.config import Degradation, Stage
 from gdpo.data.degrade import apply, degrade, draw, low_resolution, patch_generator
 from gdpo.data.kernels import kernel
 from gdpo.data.operations import blur, jpeg, resize_by, resize_to
-from gdpo.training import numpy_generator
+from gdpo.seeds import numpy_generator
 
 CONFIG = Degradation()
 

@@ -17,7 +17,7 @@ from benchmarks.degrade import LABELS, cut_patches, figures_of_ours, figures_of_
 from gdpo.config import Degradation
 from gdpo.data.degrade import draw
 from gdpo.data.kernels import Draw, kernel
-from gdpo.training import numpy_generator
+from gdpo.seeds import numpy_generator
 
 PATCHES, SIDE = 200, 128
 DECILES = np.arange(10, 100, 10)

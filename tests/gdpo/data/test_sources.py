@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from gdpo.data.census import content_hash
+from gdpo.data.scan import content_hash
 from gdpo.data.sources import Photo, centred_tiles, named, part_of, photographs, resized, sliding_windows
 from gdpo.images import encode_png, resize_bicubic, write_png
 

@@ -8,7 +8,7 @@ from gdpo.config import Reward
 from gdpo.data.shards import Box, Pair, enlarge
 from gdpo.evaluate.benchmark import Key, evaluate_image, noise_keys, rewards, stack
 from gdpo.evaluate.statistics import within_image_std
-from gdpo.training import draws, seed_of
+from gdpo.seeds import draws, seed_of
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 
 from gdpo.config import Lora
+from gdpo.cost.architectures import UNET
 from gdpo.model.adapters import RoleConv, Roles, merge_adapters, unet_targets, vae_targets
-from gdpo.model.architectures import UNET
 from gdpo.model.naosd import NAOSD
-from gdpo.training import torch_generator
+from gdpo.seeds import torch_generator
 from tests import tiny
 
 LORA = Lora(rank=2, alpha=4)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from gdpo import NAOSD
 from gdpo.config import Lora
 from gdpo.model.checkpoints import Adapters, base_hashes, load_base, load_model, read_adapters, save_model
-from gdpo.training import torch_generator
+from gdpo.seeds import torch_generator
 from tests import tiny
 
 LORA = Lora(rank=2, alpha=4)

@@ -19,11 +19,11 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from gdpo.model.architectures import TEXT, UNET, VAE
+from gdpo.cost.architectures import TEXT, UNET, VAE
 from gdpo.model.naosd import NAOSD
 from gdpo.model.sampling import autocast
-from gdpo.model.tiny import tiny_tokenizer
-from gdpo.training import torch_generator
+from gdpo.prior.architecture import tiny_tokenizer
+from gdpo.seeds import torch_generator
 
 GIGABYTE = 2**30
 

@@ -5,8 +5,8 @@ import torch
 from diffusers import DDPMScheduler
 
 from gdpo.model.naosd import NAOSD
-from gdpo.model.tiny import SCHEDULER
-from gdpo.training import torch_generator
+from gdpo.prior.architecture import SCHEDULER
+from gdpo.seeds import torch_generator
 from tests import tiny
 
 

@@ -7,7 +7,7 @@ import torch
 
 from gdpo.model.naosd import NAOSD
 from gdpo.model.sampling import draw_noise, pad_to_multiple, super_resolve
-from gdpo.training import Key, torch_generator
+from gdpo.seeds import Key, torch_generator
 from tests import tiny
 
 KEYS: list[Key] = [(0, "image", i) for i in range(3)]

@@ -5,7 +5,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from gdpo.model.schedule import add_noise, alphas_cumprod, predict_x0
-from gdpo.model.tiny import SCHEDULER
+from gdpo.prior.architecture import SCHEDULER
 
 # t, abar_t, sqrt(abar_t), sqrt(1 - abar_t): diffusers' DDPMScheduler with SD2.1-base's configuration
 TABLE = [

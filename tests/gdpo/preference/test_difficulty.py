@@ -5,9 +5,9 @@ import torch
 
 from gdpo.data.shards import enlarge
 from gdpo.images import to_tensor
+from gdpo.metrics.score import score
 from gdpo.model.sampling import super_resolve
 from gdpo.preference.difficulty import difficulty_scores
-from gdpo.rewards.metrics import score
 from tests import tiny
 
 CONFIG = tiny.settings(rollout={"color_fix": "adain"}).rollout

@@ -11,7 +11,7 @@ from gdpo.model.naosd import NAOSD
 from gdpo.model.schedule import add_noise, predict_x0
 from gdpo.preference.errors import check_group, consistent_target, noise_errors, predict, problem
 from gdpo.preference.group import Group, Latents
-from gdpo.training import draws, torch_generator
+from gdpo.seeds import draws, torch_generator
 from tests import tiny
 
 SHAPE = (3, 4, 8, 8)

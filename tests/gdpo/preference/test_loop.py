@@ -17,7 +17,7 @@ from gdpo.preference.errors import noise_errors
 from gdpo.preference.group import Group, Skipped, from_row, reward_of, to_row
 from gdpo.preference.loop import History, _Run, finetune
 from gdpo.preference.rollout import rollout
-from gdpo.training import Diverged, Hooks, Stopped
+from gdpo.train.loop import Diverged, Hooks, Stopped
 from tests import tiny
 
 

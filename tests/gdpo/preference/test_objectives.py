@@ -21,7 +21,7 @@ from gdpo.preference.objectives import (
     objective_loss,
 )
 from gdpo.rewards.attribute_aware import group_advantage
-from gdpo.training import torch_generator
+from gdpo.seeds import torch_generator
 
 ADVANTAGE = group_advantage(torch.tensor([[0.1, 0.4, 0.35, 0.8, 0.65, 0.2]], dtype=torch.float64))
 POLICY = torch.tensor([[101, 99, 100, 98, 97, 102]], dtype=torch.float64) * 1e-4

@@ -14,14 +14,14 @@ import torch
 from gdpo.config import Config, Lora, Reward
 from gdpo.data.shards import enlarge
 from gdpo.images import to_tensor
+from gdpo.metrics.score import score
 from gdpo.model.naosd import NAOSD
 from gdpo.model.sampling import super_resolve
 from gdpo.preference.errors import noise_errors
 from gdpo.preference.group import Group, Skipped, from_row, reward_of, schema, subset, to_row
 from gdpo.preference.rollout import _computed, rollout
-from gdpo.rewards.complexity import detail_share
-from gdpo.rewards.metrics import score
-from gdpo.training import Key, draws, seed_of
+from gdpo.rewards.detail import detail_share
+from gdpo.seeds import Key, draws, seed_of
 from tests import tiny
 
 CONFIG = tiny.settings()

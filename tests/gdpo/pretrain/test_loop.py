@@ -13,7 +13,7 @@ from gdpo.model.checkpoints import Adapters
 from gdpo.model.naosd import NAOSD
 from gdpo.pretrain import loop
 from gdpo.pretrain.loop import History, _Run, load_into, pretrain
-from gdpo.training import Diverged, Hooks, Stopped
+from gdpo.train.loop import Diverged, Hooks, Stopped
 from tests import tiny
 
 

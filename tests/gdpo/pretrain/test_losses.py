@@ -8,7 +8,7 @@ from skimage.metrics import structural_similarity
 
 from gdpo.pretrain import losses
 from gdpo.pretrain.losses import check_perceptual, gradient_loss, perceptual_loss, pixel_loss, ssim, structure_loss
-from gdpo.training import torch_generator
+from gdpo.seeds import torch_generator
 
 
 def images(side: int = 32, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor]:

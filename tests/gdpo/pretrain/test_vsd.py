@@ -7,7 +7,7 @@ import torch
 
 from gdpo.model.schedule import add_noise, alphas_cumprod, predict_x0
 from gdpo.pretrain.vsd import fake_score_loss, guided_noise, vsd_loss
-from gdpo.training import torch_generator
+from gdpo.seeds import torch_generator
 
 T = torch.tensor([20, 250, 499])
 

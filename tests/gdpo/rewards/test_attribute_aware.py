@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gdpo.rewards.attribute_aware import attribute_aware_reward, group_advantage, normalise
-from gdpo.training import torch_generator
+from gdpo.seeds import torch_generator
 
 # Measured on the released code.
 REWARD = [0.1, 0.4, 0.35, 0.8, 0.65, 0.2]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gdpo.model.naosd import NAOSD
-from gdpo.model.tiny import tiny_autoencoder, tiny_text_encoder, tiny_tokenizer, tiny_unet
+from gdpo.prior.architecture import tiny_autoencoder, tiny_text_encoder, tiny_tokenizer, tiny_unet
 from gdpo.upscale.pipeline import upscale
 from gdpo.upscale.tiling import Window, blend, plan
 from tests.gdpo.upscale.fake_model import FakeModel

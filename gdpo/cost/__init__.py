@@ -1,0 +1,1 @@
+"""Parameters and multiply-accumulates of the networks, counted on shapes alone."""

@@ -1,0 +1,241 @@
+"""What the networks cost: parameters, and multiply-accumulates (MACs) of inference and of one training step.
+
+    count        run networks on the meta device and add up what every operator would multiply
+    linear       convolutions and matrix products with weights      attention    products of activations with each other
+    published    Table 4 of the paper: 1.77 B parameters and "2.27 T FLOPs". The latter are MACs without attention and, it
+                 seems, without the tagger's layers that carry DAPE's LoRA: with them our sum is 1.3 % higher, without them
+                 it is equal (a counter that goes by layer class does not know loralib's)
+
+    gdpo-sr cost --model sd2.1 --size 512 [--step rl]
+
+A step is a table: one row per part, one column per way to do it, in calls per LR image. tests/gdpo/cost/test_count.py
+counts the calls of our columns in the code itself. Legend: G candidates per LR image.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from gdpo.config import Lora
+from gdpo.cost.architectures import Networks, reward_networks
+from gdpo.model.adapters import Roles, unet_targets, vae_targets
+
+PUBLISHED_PARAMETERS, PUBLISHED_MACS = 1.77e9, 2.27e12
+RELEASED, ONLINE, CACHED = "as released", "ours, online", "ours, cached"
+TOKENS = 77
+LEAST_REWARD_SIDE = 224  # MANIQA scores crops of this side
+
+
+@dataclass(frozen=True)
+class Macs:
+    """Multiply-accumulates of convolutions and linear layers, and of attention's own products."""
+
+    linear: int
+    attention: int = 0
+
+    @property
+    def total(self) -> int:
+        """Both."""
+        return self.linear + self.attention
+
+
+@dataclass(frozen=True)
+class Component:
+    """One network of inference: its parameters, and its MACs for one image."""
+
+    name: str
+    parameters: int
+    macs: Macs
+
+
+@dataclass(frozen=True)
+class Part:
+    """One row of a training step: MACs of one call, and the number of calls per LR image in each column."""
+
+    name: str
+    macs: Macs
+    calls: dict[str, int]
+
+
+def count(run: Callable[[], Any]) -> Macs:
+    """MACs of whatever `run` computes with tensors on the meta device, backward passes included."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    linear = attention = 0
+    for operator, flops in counter.get_flop_counts()["Global"].items():
+        if "bmm" in str(operator) or "attention" in str(operator):
+            attention += flops // 2
+        else:
+            linear += flops // 2
+    return Macs(linear, attention)
+
+
+def parameters(*networks: nn.Module) -> int:
+    """Parameters of some networks, a shared one counted once."""
+    return sum(parameter.numel() for parameter in nn.ModuleList(networks).parameters())
+
+
+def _meta(*shape: int) -> torch.Tensor:
+    return torch.empty(shape, device="meta")
+
+
+def _inputs(networks: Networks, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(image, latent, prompt) of one image of `size` x `size` pixels."""
+    factor = 2 ** (len(networks.vae.config.block_out_channels) - 1)
+    multiple = factor * 2 ** (len(networks.unet.config.block_out_channels) - 1)
+    if size < 1 or size % multiple:
+        raise ValueError(f"--size must be a positive multiple of {multiple} for this model, got {size}")
+    latent = _meta(1, networks.vae.config.latent_channels, size // factor, size // factor)
+    return _meta(1, 3, size, size), latent, _meta(1, TOKENS, networks.unet.config.cross_attention_dim)
+
+
+@torch.no_grad()
+def forward_macs(networks: Networks, size: int) -> dict[str, Macs]:
+    """One forward pass of each network: tagger (0 if there is none), text, encoder, unet, decoder.
+
+    Errors: ValueError when the size is no multiple of what the networks halve.
+    """
+    image, latent, prompt = _inputs(networks, size)
+    tagger = networks.tagger
+    return {
+        "tagger": Macs(0) if tagger is None else count(lambda: tagger(_meta(1, 3, 384, 384))),
+        "text": count(lambda: networks.text_encoder(torch.zeros(1, TOKENS, dtype=torch.long, device="meta"))),
+        "encoder": count(lambda: networks.vae.encode(image)),
+        "unet": count(lambda: networks.unet(latent, 100, prompt)),
+        "decoder": count(lambda: networks.vae.decode(latent)),
+    }
+
+
+def inference(networks: Networks, size: int) -> list[Component]:
+    """The components of one super-resolution in the order they run, and last what RAM carries and never runs."""
+    macs = forward_macs(networks, size)
+    vae, tagger = networks.vae, networks.tagger
+    found = [
+        Component("text encoder", parameters(networks.text_encoder), macs["text"]),
+        Component("VAE encoder", parameters(vae.encoder, vae.quant_conv), macs["encoder"]),
+        Component("UNet", parameters(networks.unet), macs["unet"]),
+        Component("VAE decoder", parameters(vae.decoder, vae.post_quant_conv), macs["decoder"]),
+    ]
+    if tagger is None:
+        return found
+    idle = Component("RAM, never run", parameters(tagger) - tagger.used(), Macs(0))
+    return [Component("tagger (RAM, DAPE)", tagger.used(), macs["tagger"]), *found, idle]
+
+
+@torch.no_grad()
+def dape_macs(networks: Networks) -> int:
+    """MACs of the tagger's layers that carry DAPE's LoRA, which the published figure seems to leave out."""
+    assert networks.tagger is not None
+    found: list[int] = []
+
+    def note(layer: nn.Linear, _: Any, out: torch.Tensor) -> None:
+        found.append(out.numel() * layer.in_features)
+
+    handles = [layer.register_forward_hook(note) for layer in networks.tagger.dape_layers()]
+    networks.tagger(_meta(1, 3, 384, 384))
+    for handle in handles:
+        handle.remove()
+    return sum(found)
+
+
+def training_macs(networks: Networks, size: int, *, whole: bool) -> dict[str, Macs]:
+    """UNet with rank-4 adapters, forward and backward; if `whole`, as in pretraining, the VAE's passes with gradient too.
+
+    The networks keep their adapters. whole: the gradient goes through the UNet's input into the VAE encoder's adapters.
+    """
+    image, latent, prompt = _inputs(networks, size)
+    unet, vae = networks.unet, networks.vae.requires_grad_(False)
+    _adapt(unet, unet_targets(unet), full="conv_in" if whole else None)
+    start = latent.clone().requires_grad_(whole)
+    out: list[torch.Tensor] = []
+    found = {
+        "unet forward": count(lambda: out.append(unet(start, 100, prompt).sample.sum())),
+        "unet backward": count(lambda: out[0].backward()),
+    }
+    if whole:
+        end = latent.clone().requires_grad_()
+        found["decoder"] = count(lambda: vae.decode(end).sample.sum().backward())
+        _adapt(vae, vae_targets(vae), full=None)
+        found["encoder"] = count(lambda: vae.encode(image).latent_dist.mean.sum().backward())
+    return found
+
+
+def _adapt(network: nn.Module, targets: list[str], full: str | None) -> None:
+    roles = Roles(network, targets, full=full)
+    roles.add("policy", Lora(), seed=0, train_full=full is not None)
+    roles.active.append("policy")
+    network.to("meta")
+
+
+@torch.no_grad()
+def reward_macs(size: int) -> dict[str, Macs]:
+    """MUSIQ and MANIQA (20 crops) of one image of `size` x `size` pixels."""
+    image, found = _meta(1, 3, size, size), {}
+    for name, network in reward_networks().items():
+        found[name] = count(partial(network, image))
+    return found
+
+
+def rl_step(networks: Networks, size: int, group: int = 6) -> list[Part]:
+    """One GDPO step per LR image with the paper's reward (MUSIQ, MANIQA and PSNR, which costs nothing).
+
+    as released: everything in the step; online: our rollout and finetune stages together, nothing cached; cached: our
+    finetune stage, which reads the rollouts. Errors: ValueError for a size that does not fit.
+    """
+    if size < LEAST_REWARD_SIDE:
+        raise ValueError(f"--size must be at least {LEAST_REWARD_SIDE} for --step rl: MANIQA scores crops of that side")
+    one = forward_macs(networks, size)
+    reward = reward_macs(size)
+    lora = training_macs(networks, size, whole=False)
+    g = group
+    rows = [
+        ("tags of the HR image, twice", one["tagger"], 2, 0, 0),
+        ("text encoder", one["text"], 1 + 2 * g, 3, 1),
+        ("LR image, VAE encoder", one["encoder"], 1, 1, 0),
+        ("candidates, UNet", one["unet"], g, g, 0),
+        ("candidates, VAE decoder", one["decoder"], g, g, 0),
+        *((f"reward, {name}", macs, g, g, 0) for name, macs in reward.items()),
+        ("candidates again, VAE encoder", one["encoder"], g, g, 0),
+        ("reference, UNet", one["unet"], g, g, 0),
+        ("reference, VAE decoder, unused", one["decoder"], g, 0, 0),
+        ("policy, UNet forward", lora["unet forward"], g, g, g),
+        ("policy, UNet backward", lora["unet backward"], g, g, g),
+        ("policy, VAE decoder, unused", one["decoder"], g, 0, 0),
+    ]
+    return [Part(name, macs, dict(zip((RELEASED, ONLINE, CACHED), calls, strict=True))) for name, macs, *calls in rows]
+
+
+def pretrain_step(networks: Networks, size: int) -> list[Part]:
+    """One NAOSD step per image: pixel, LPIPS-VGG (VGG16's convolutions) and VSD with guidance. Errors as in `rl_step`."""
+    one, lora = forward_macs(networks, size), training_macs(networks, size, whole=True)
+    vgg = _vgg()
+    with torch.no_grad():
+        seen = count(lambda: vgg(_meta(1, 3, size, size)))
+    learned = count(lambda: vgg(_meta(1, 3, size, size).requires_grad_()).sum().backward())
+    rows = [
+        ("tags of the HR image, twice", one["tagger"], 2, 0),
+        ("text encoder", one["text"], 2, 1),
+        ("LR image, VAE encoder, both ways", lora["encoder"], 1, 1),
+        ("generator, UNet forward", lora["unet forward"], 1, 1),
+        ("generator, UNet backward", lora["unet backward"], 1, 1),
+        ("VAE decoder, both ways", lora["decoder"], 1, 1),
+        ("LPIPS of the HR image", seen, 1, 1),
+        ("LPIPS of the result, both ways", learned, 1, 1),
+        ("VSD, fake score", lora["unet forward"], 1, 1),
+        ("VSD, real score with guidance", one["unet"], 2, 2),
+        ("fake score's own step, forward", lora["unet forward"], 1, 1),
+        ("fake score's own step, backward", lora["unet backward"], 1, 1),
+    ]
+    return [Part(name, macs, {RELEASED: released, "ours": ours}) for name, macs, released, ours in rows]
+
+
+def _vgg() -> nn.Module:
+    from torchvision.models import vgg16  # type: ignore[import-untyped]
+
+    with torch.device("meta"):
+        return vgg16().features[:30].requires_grad_(False)

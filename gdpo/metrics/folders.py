@@ -1,0 +1,120 @@
+"""A method's output folder and the references, paired by name; and a mean of their scores that hides nothing.
+
+    pairs = pair_folders(sr, hr)                  every missing, extra, unreadable or wrong-size file is named at once
+    value = score_pair(pairs[0], ["psnr_y"])      {"psnr_y": 27.4}
+
+Two files are a pair when their names agree up to the suffix: `a.png` and `a.jpg`. Only the folders themselves are looked
+at, not what lies in folders below them; names with a leading dot and files that are no images do not count.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from gdpo.data.sources import SUFFIXES
+from gdpo.images import read_photo, to_tensor
+from gdpo.metrics.score import score
+
+NAMED = 5  # of each kind of wrong file
+_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that swap width and height
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image, its reference (None if there are none) and both their size as (width, height)."""
+
+    name: str
+    image: Path
+    reference: Path | None
+    size: tuple[int, int]
+
+
+def shown(text: object) -> str:
+    """Text that is safe on a terminal: control characters and bytes that are no text come out as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
+
+
+def pair_folders(sr: Path, hr: Path | None) -> list[Pair]:
+    """The images of `sr` with their references in `hr`, sorted by name.
+
+    Raises ValueError, one line that names up to five files of each kind: images without a reference, references without
+    an image, unequal sizes, unreadable files; or a folder that is absent or has no image, or two with one name.
+    """
+    images, references = _by_name(sr), {} if hr is None else _by_name(hr)
+    problems: dict[str, list[str]] = {}
+    pairs = []
+    if hr is not None:
+        problems[f"missing in {shown(sr)}"] = [shown(name) for name in references if name not in images]
+        problems[f"without a reference in {shown(hr)}"] = [shown(name) for name in images if name not in references]
+    for name in sorted(images.keys() & references.keys() if hr is not None else images):
+        files = [images[name], *([references[name]] if hr is not None else [])]
+        sizes = [_size(file) for file in files]
+        unreadable = [shown(file) for file, size in zip(files, sizes, strict=True) if size is None]
+        problems.setdefault("unreadable", []).extend(unreadable)
+        if sizes[0] is not None and sizes[-1] is not None:
+            if sizes[0] != sizes[-1]:
+                texts = [f"{width}x{height}" for width, height in (sizes[0], sizes[-1])]
+                unequal = f"{shown(name)} ({texts[0]}, reference {texts[1]})"
+                problems.setdefault("of another size than the reference", []).append(unequal)
+            pairs.append(Pair(name, images[name], references.get(name), sizes[0]))
+    found = [f"{what}: {_some(names)}" for what, names in problems.items() if names]
+    if found:
+        folders = shown(sr) if hr is None else f"{shown(sr)} and {shown(hr)}"
+        raise ValueError(f"{folders}: {'; '.join(found)}")
+    return pairs
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
+
+def _by_name(folder: Path) -> dict[str, Path]:
+    """The image files of a folder by stem, sorted."""
+    if not folder.is_dir():
+        raise ValueError(f"{shown(folder)}: no such folder")
+    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.name[0] != "." and p.is_file())
+    if not paths:
+        raise ValueError(f"{shown(folder)}: no image in this folder ({', '.join(sorted(SUFFIXES))})")
+    named: dict[str, Path] = {}
+    twice = sorted({p.stem for p in paths if named.setdefault(p.stem, p) != p})
+    if twice:
+        raise ValueError(f"{shown(folder)}: two files of one name: {_some([shown(name) for name in twice])}")
+    return named
+
+
+def _size(path: Path) -> tuple[int, int] | None:
+    """(width, height) upright, from the header where PIL knows the format; None if the file is no image."""
+    try:
+        with Image.open(path) as image:
+            turned = image.getexif().get(_ORIENTATION) in _TURNED
+            width, height = image.size
+        return (height, width) if turned else (width, height)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        pass
+    try:
+        height, width = read_photo(path).shape[:2]  # 16-bit TIFFs that only OpenCV opens
+    except ValueError:
+        return None
+    return width, height
+
+
+def score_pair(pair: Pair, names: Sequence[str], device: torch.device | str = "cpu") -> dict[str, float]:
+    """The metrics of one pair of files. ValueError naming a file that turns out to be broken."""
+    image, reference = (None if path is None else _load(path, device) for path in (pair.image, pair.reference))
+    assert image is not None
+    return {name: float(value) for name, value in score(names, image, reference).items()}
+
+
+def _load(path: Path, device: torch.device | str) -> torch.Tensor:
+    return to_tensor(read_photo(path))[None].to(device)
+
+
+def mean(values: Iterable[float]) -> float | None:
+    """The mean, or None if there is no value or one is not finite (VIF of a black image): no image is left out of it."""
+    found = list(values)
+    return math.fsum(found) / len(found) if found and all(map(math.isfinite, found)) else None

@@ -1,0 +1,208 @@
+"""pyiqa's metrics, built from files that lie here: nothing is downloaded, and weights are read without unpickling code.
+
+pyiqa itself fetches what it misses, into a folder that it works out when it is imported, and unpickles what it finds.
+While a metric is built here, these functions of its modules are ours:
+
+    load_pretrained_network     musiq, maniqa, lpips, dists, inception     $TORCH_HOME/hub/pyiqa, weights-only, checked
+    load_state_dict_from_url    torchvision's AlexNet and VGG16            $TORCH_HOME/hub/checkpoints, the same
+    load (CLIP)                 clipiqa: OpenAI's archive if its SHA-256 is the published one, else a weights-only file;
+                                afine: the fine-tuned CLIP inside afine.pth, so OpenAI's ViT-B/32 is not needed
+    timm.create_model           maniqa fetches an ImageNet ViT that its own checkpoint then overwrites: no fetching
+
+TORCH_HOME counts as it stands at the call. A file that is absent is the caller's to name before (metrics.check_available).
+"""
+
+import contextlib
+import hashlib
+import importlib
+import importlib.util
+import io
+import pickle
+import sys
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from urllib.parse import urlparse
+
+import packaging.version
+import torch
+from torch import nn
+
+# OpenAI's own archive holds TorchScript, which is code: opened only if it is the published file.
+CLIP_RN50_SHA256 = "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762"
+
+
+def hub() -> Path:
+    """torch.hub's folder, below which all weights lie."""
+    return Path(torch.hub.get_dir())
+
+
+def build(pyiqa_name: str, device: torch.device | str, **options: Any) -> nn.Module:
+    """pyiqa's module of that name in evaluation mode, on the device, from the files below `hub()`.
+
+    The module comes without pyiqa's wrapper, whose range check would copy every batch back from the device.
+    ValueError naming a file that is absent or is not what its name says.
+    """
+    if pyiqa_name == "ms_ssim":  # pyiqa looks for a module of that name and, finding none, imports all its 60
+        importlib.import_module("pyiqa.archs.ssim_arch")
+    if pyiqa_name.startswith("afine"):
+        options["pretrained_model_path"] = str(_present(hub() / "pyiqa" / "afine.pth"))
+    if pyiqa_name == "niqe":
+        options["pretrained_model_path"] = str(_present(hub() / "pyiqa" / "niqe_modelparameters.mat"))
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), offline(_ARCH.get(pyiqa_name, "")):
+        warnings.simplefilter("ignore")  # deprecated names, and a file left open
+        metric = importlib.import_module("pyiqa").create_metric(pyiqa_name, device=torch.device(device), **options)
+    network: Any = metric.net.eval()
+    for part in network.modules():  # what pyiqa keeps as plain attributes would be copied over at every call
+        for name, value in vars(part).items():
+            if isinstance(value, torch.Tensor):
+                setattr(part, name, value.to(device))
+    if pyiqa_name.startswith("maniqa"):
+        # Its hooks keep every block's output until its own `forward` clears them; gdpo/metrics/maniqa.py never calls that.
+        network.save_output.outputs = deque(maxlen=0)
+    module: nn.Module = network.requires_grad_(False)
+    return module
+
+
+@contextlib.contextmanager
+def offline(arch: str) -> Iterator[None]:
+    """Replace what would download or unpickle while a metric of the module `pyiqa.archs.<arch>` is built."""
+    if arch == "clipiqa_arch":
+        _import_clip()
+    with contextlib.ExitStack() as stack:
+        for module, name, replacement in _REPLACED.get(arch, ()):
+            stack.enter_context(_replaced(importlib.import_module(module), name, replacement))
+        yield
+
+
+def _import_clip() -> None:
+    """openai-clip takes `packaging` from pkg_resources, for one comparison; setuptools has had none since its version 82."""
+    if "clip" in sys.modules or importlib.util.find_spec("pkg_resources"):
+        return
+    stand_in: Any = ModuleType("pkg_resources")
+    stand_in.packaging = packaging
+    sys.modules["pkg_resources"] = stand_in
+    try:
+        importlib.import_module("clip")
+    finally:
+        del sys.modules["pkg_resources"]
+
+
+@contextlib.contextmanager
+def _replaced(owner: Any, name: str, replacement: Callable[..., Any]) -> Iterator[None]:
+    original = getattr(owner, name)
+    setattr(owner, name, replacement)
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
+
+
+def read_weights(path: Path) -> dict[str, Any]:
+    """What a .pth or .pt file holds, tensors only: ValueError naming a file that is absent, cut short, or holds code."""
+    _present(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        what = "no file of torch's, or one that holds more than tensors"  # torch's own text advises to read it all the same
+        raise ValueError(f"{path}: not a readable file of weights ({what}); fetch it again") from error
+    except Exception as error:  # torch reports a broken file with whatever its reader hits first
+        raise ValueError(f"{path}: not a readable file of weights ({_first_line(error)}); fetch it again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: holds {type(content).__name__}, not weights by name; fetch it again")
+    return content
+
+
+def _present(path: Path) -> Path:
+    if not path.is_file():
+        raise ValueError(f"{path.name} is missing; put it into {path.parent}")
+    return path
+
+
+def _first_line(error: Exception) -> str:
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return f"{line[:80]} ..." if len(line) > 80 else line
+
+
+def _load_pretrained(network: nn.Module, url: str, strict: bool = True, weight_keys: str | None = None) -> None:
+    """In the place of pyiqa's function of (almost) that name."""
+    path = hub() / "pyiqa" / Path(urlparse(url).path).name
+    state = read_weights(path)
+    state = state[weight_keys] if weight_keys else state
+    state = {name.removeprefix("module."): value for name, value in state.items()}
+    try:
+        result = network.load_state_dict(state, strict=strict)
+    except RuntimeError as error:
+        raise ValueError(f"{path}: not the weights of {type(network).__name__} ({_first_line(error)})") from error
+    # Not strict: LPIPS and DISTS have their backbones elsewhere. A file of something else would change nothing, silently.
+    if len(result.unexpected_keys) == len(state):
+        raise ValueError(f"{path}: not the weights of {type(network).__name__} (none of its names)")
+
+
+def _backbone(url: str, *_: Any, **__: Any) -> dict[str, Any]:
+    """In the place of torchvision's loader."""
+    return read_weights(hub() / "checkpoints" / Path(urlparse(url).path).name)
+
+
+def _clip(name: str, *_: Any, **__: Any) -> nn.Module:
+    """In the place of the CLIP loader of clipiqa; `name` is always RN50."""
+    path = _present(hub() / "clip" / f"{name}.pt")
+    state = _archive(path) if sha256(path) == CLIP_RN50_SHA256 else read_weights(path)
+    return _clip_model("pyiqa.archs.clip_model", path, state)
+
+
+def _archive(path: Path) -> dict[str, Any]:
+    return dict(torch.jit.load(str(path), map_location="cpu").state_dict())
+
+
+def _afine_clip(*_: Any, **__: Any) -> tuple[nn.Module, None]:
+    """In the place of the CLIP loader of afine, whose weights afine.pth then overwrites."""
+    path = hub() / "pyiqa" / "afine.pth"
+    return _clip_model("pyiqa.archs.afineclip_model", path, dict(read_weights(path).get("finetuned_clip", {}))), None
+
+
+def _clip_model(module: str, path: Path, state: dict[str, Any]) -> nn.Module:
+    try:
+        model: nn.Module = importlib.import_module(module).build_model(state).float()
+    except (KeyError, RuntimeError, AssertionError) as error:
+        raise ValueError(f"{path}: not the weights of CLIP ({_first_line(error)})") from error
+    return model
+
+
+def _no_pretraining(name: str, *args: Any, **options: Any) -> Any:
+    """In the place of timm's function, without its download."""
+    from timm.models import create_model
+
+    return create_model(name, *args, **{**options, "pretrained": False})
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+_ARCH = {
+    "musiq": "musiq_arch", "maniqa": "maniqa_arch", "maniqa-pipal": "maniqa_arch", "lpips": "lpips_arch",
+    "lpips-vgg": "lpips_arch", "dists": "dists_arch", "clipiqa": "clipiqa_arch", "afine_all_scale": "afine_arch",
+    "fid": "inception",
+}  # fmt: skip
+_TORCHVISION = ("torchvision.models._api", "load_state_dict_from_url", _backbone)
+
+
+def _own(arch: str) -> tuple[str, str, Callable[..., Any]]:
+    return f"pyiqa.archs.{arch}", "load_pretrained_network", _load_pretrained
+
+
+_REPLACED: dict[str, tuple[tuple[str, str, Callable[..., Any]], ...]] = {
+    "musiq_arch": (_own("musiq_arch"),),
+    "maniqa_arch": (_own("maniqa_arch"), ("timm", "create_model", _no_pretraining)),
+    "lpips_arch": (_own("lpips_arch"), _TORCHVISION),
+    "dists_arch": (_own("dists_arch"), _TORCHVISION),
+    "clipiqa_arch": (("pyiqa.archs.clipiqa_arch", "load", _clip),),
+    "afine_arch": (("pyiqa.archs.afine_arch", "load", _afine_clip),),
+    "inception": (_own("inception"),),
+}

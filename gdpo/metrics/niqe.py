@@ -1,0 +1,191 @@
+"""NIQE (Mittal, Soundararajan, Bovik 2013) with parameters fitted by us, so that it needs no downloaded file.
+
+    n = (Y - mean) / (std + 1)                      # 7x7 Gaussian, at full and at half size, Y rounded to whole values
+    f = 36 features of each block of n: the shape and width of generalized Gaussians fitted to n and to n times its
+        four neighbours, at both sizes
+    niqe = sqrt((mu - mu_0)^T ((cov + cov_0) / 2)^-1 (mu - mu_0)),    mu, cov over the image's blocks
+
+mu_0 and cov_0 describe sharp blocks of pristine photographs: `fit_niqe`. The usual block is 96 pixels; small crops
+have none or one of those, so ours is 32, and a value is comparable only with values of the same parameter file. With
+the same parameters the result is that of pyiqa's `niqe` to 1e-3 relative (tests), some 20 times faster on one core.
+
+    write_niqe(path, fit_niqe(photos));  niqe(image_BCHW, read_niqe(path))
+
+Shapes: B batch, N blocks per image, H height, W width; images are BCHW, RGB in [0, 1].
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.io
+import torch
+from numpy.typing import NDArray
+from scipy.io.matlab import MatReadError
+from torch.nn import functional
+
+from gdpo.metrics.fidelity import gaussian, separable
+
+BLOCK = 32
+FEATURES = 36
+SHARP = 0.75  # a block is used for the fit when its mean local contrast reaches this share of the photograph's best
+_SHIFTS = ((0, 1), (1, 0), (1, 1), (1, -1))
+
+
+@dataclass(frozen=True)
+class Pristine:
+    """The Gaussian model of pristine blocks: mu (36,), cov (36, 36), float64, and the block side in pixels."""
+
+    mu: NDArray[np.float64]
+    cov: NDArray[np.float64]
+    block: int = BLOCK
+
+
+def niqe(image: torch.Tensor, pristine: Pristine) -> torch.Tensor:
+    """NIQE of each image, float64 B; lower is better.
+
+    image: BCHW RGB in [0, 1], sides >= the block. An image without a textured block (all black, say) has no
+    statistics: its features count as zero, which gives a large finite value.
+    """
+    features = block_features(image, pristine.block)
+    mu_0, cov_0 = (torch.from_numpy(part).to(features) for part in (pristine.mu, pristine.cov))
+    return torch.stack([_distance(one[~one.isnan().any(1)], one, mu_0, cov_0) for one in features])
+
+
+def _distance(complete: torch.Tensor, features: torch.Tensor, mu_0: torch.Tensor, cov_0: torch.Tensor) -> torch.Tensor:
+    """Distance of one image's features (N, 36) from the model; the covariance is that of the complete rows."""
+    mu = features.nanmean(0).nan_to_num()
+    cov = complete.T.cov(correction=int(len(complete) > 1)) if len(complete) else torch.zeros_like(cov_0)
+    difference = mu - mu_0
+    squared: torch.Tensor = difference @ torch.linalg.solve((cov + cov_0) / 2, difference)
+    return squared.sqrt()
+
+
+def fit_niqe(photos: Iterable[NDArray[np.uint8]], block: int = BLOCK) -> Pristine:
+    """Fit the model of pristine blocks to photographs (uint8 HWC RGB).
+
+    Of each photograph the blocks count whose mean local contrast is at least `SHARP` of its best block's (the rule of
+    the paper). Raises ValueError when that leaves too few blocks for a covariance.
+    """
+    rows = []
+    for photo in photos:
+        image = torch.tensor(photo).permute(2, 0, 1)[None].double() / 255
+        if min(image.shape[2:]) < block:
+            raise ValueError(f"photos must have sides of at least {block} pixels, got {tuple(photo.shape)}")
+        _, deviation = _normalise(_gray(_whole_blocks(image, block)))
+        contrast = functional.avg_pool2d(deviation[:, None], block).flatten()
+        features = block_features(image, block)[0]
+        rows.append(features[(contrast >= SHARP * contrast.max()) & ~features.isnan().any(1)])
+    kept = torch.cat(rows) if rows else torch.zeros(0, FEATURES)
+    if len(kept) <= 2 * FEATURES:
+        raise ValueError(f"photos give {len(kept)} sharp blocks, but the fit needs more than {2 * FEATURES}")
+    return Pristine(kept.mean(0).numpy(), kept.T.cov().numpy(), block)
+
+
+def write_niqe(path: Path, pristine: Pristine) -> None:
+    """Write the parameters as the .mat file that pyiqa's `pretrained_model_path` reads; the same bytes every time."""
+    content = {"mu_prisparam": pristine.mu[None], "cov_prisparam": pristine.cov, "block_size": pristine.block}
+    scipy.io.savemat(str(path), content, appendmat=False)
+    with path.open("r+b") as file:  # over SciPy's header, which has the date
+        file.write(b"MATLAB 5.0 MAT-file: NIQE parameters fitted by gdpo-sr".ljust(116))
+
+
+def read_niqe(path: Path) -> Pristine:
+    """Read parameters written by `write_niqe`, or the published file (96-pixel blocks). ValueError naming the file."""
+    try:
+        content: dict[str, Any] = scipy.io.loadmat(path)
+        mu, cov = np.ravel(content["mu_prisparam"]).astype(float), np.asarray(content["cov_prisparam"], float)
+    except (KeyError, ValueError, TypeError, OSError, MatReadError) as error:
+        raise ValueError(f"{path}: not a file of NIQE parameters ({error})") from error
+    if mu.shape != (FEATURES,) or cov.shape != (FEATURES, FEATURES):
+        raise ValueError(f"{path}: NIQE parameters must be {FEATURES} means and their covariance, got {cov.shape}")
+    return Pristine(mu, cov, int(np.ravel(content.get("block_size", 96))[0]))
+
+
+def block_features(image: torch.Tensor, block: int) -> torch.Tensor:
+    """The 36 features of every whole block, B N 36 in float64; NaN where a block is constant."""
+    gray = _gray(_whole_blocks(image, block))
+    pad = [*range(2, -1, -1)]  # symmetric: the edge pixel is repeated first
+    found = []
+    for side in (block, block // 2):
+        normal, _ = _normalise(gray)
+        tiles = normal.unfold(1, side, side).unfold(2, side, side).flatten(1, 2)
+        found.append(_features(tiles))
+        if side == block:
+            height, width = gray.shape[1:]
+            rows = pad + [*range(height)] + [height - 1 - i for i in reversed(pad)]
+            columns = pad + [*range(width)] + [width - 1 - i for i in reversed(pad)]
+            gray = separable(gray[:, rows][:, :, columns], _halving_taps(), stride=2)
+    return torch.cat(found, -1)
+
+
+def _whole_blocks(image: torch.Tensor, block: int) -> torch.Tensor:
+    height, width = (side // block * block for side in image.shape[2:])
+    return image[:, :, :height, :width]
+
+
+def _gray(image: torch.Tensor) -> torch.Tensor:
+    """Full-range luma rounded to whole values 0..255, float64 BHW."""
+    red, green, blue = image.detach().double().unbind(1)
+    return ((0.299 * red + 0.587 * green + 0.114 * blue) * 255).round()
+
+
+def _normalise(gray: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean-subtracted, contrast-normalised luma and the local standard deviation, both BHW."""
+    padded = functional.pad(gray[:, None], (3, 3, 3, 3), mode="replicate")[:, 0]
+    mean, square = gaussian(padded, 7, 7 / 6), gaussian(padded.square(), 7, 7 / 6)
+    deviation = ((square - mean.square()).abs() + torch.finfo(torch.float64).eps).sqrt()
+    return (gray - mean) / (deviation + 1), deviation
+
+
+def _features(tiles: torch.Tensor) -> torch.Tensor:
+    """18 features of each tile (B N h w): generalized-Gaussian fits to the tile and to its neighbour products."""
+    alpha, left, right = _fit(tiles)
+    out = [alpha, (left + right) / 2]
+    for shift in _SHIFTS:
+        alpha, left, right = _fit(tiles * tiles.roll(shift, (-2, -1)))
+        mean = (right - left) * (torch.lgamma(2 / alpha) - torch.lgamma(1 / alpha)).exp()
+        out += [alpha, mean, left, right]
+    return torch.stack(out, -1)
+
+
+def _fit(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Shape, left and right scale of an asymmetric generalized Gaussian, by moments, for each x[..., :, :]."""
+    square = x.square()
+    negative, positive = x < 0, x > 0
+    left = ((square * negative).sum((-2, -1)) / negative.sum((-2, -1))).sqrt()
+    right = ((square * positive).sum((-2, -1)) / positive.sum((-2, -1))).sqrt()
+    ratio = left / right
+    moment = x.abs().mean((-2, -1)).square() / square.mean((-2, -1))
+    moment = moment * (ratio**3 + 1) * (ratio + 1) / (ratio.square() + 1).square()
+    alpha = _nearest_shape(moment)
+    scale = (0.5 * (torch.lgamma(1 / alpha) - torch.lgamma(3 / alpha))).exp()
+    return alpha, left * scale, right * scale
+
+
+def _nearest_shape(moment: torch.Tensor) -> torch.Tensor:
+    """The shape 0.2, 0.201 ... 10 whose moment ratio Gamma(2/a)^2 / (Gamma(1/a) Gamma(3/a)) lies nearest."""
+    shapes, ratios = (table.to(moment.device) for table in _shape_table())
+    upper = torch.searchsorted(ratios, moment.contiguous()).clamp(1, len(ratios) - 1)
+    below = moment - ratios[upper - 1] <= ratios[upper] - moment
+    return shapes[upper - below.long()]
+
+
+@cache
+def _shape_table() -> tuple[torch.Tensor, torch.Tensor]:
+    shapes = 0.2 + 0.001 * torch.arange(9801, dtype=torch.float64)
+    logs = 2 * torch.lgamma(2 / shapes) - torch.lgamma(1 / shapes) - torch.lgamma(3 / shapes)
+    return shapes, logs.exp()
+
+
+@cache
+def _halving_taps() -> list[float]:
+    """MATLAB's `imresize(x, 0.5)`: the cubic kernel (a = -1/2) stretched twofold, centred between two pixels."""
+    distance = np.abs(np.arange(8) - 3.5) / 2
+    inner = 1.5 * distance**3 - 2.5 * distance**2 + 1
+    outer = -0.5 * distance**3 + 2.5 * distance**2 - 4 * distance + 2
+    taps = np.where(distance <= 1, inner, outer)
+    return [float(tap) for tap in taps / taps.sum()]

@@ -1,0 +1,176 @@
+"""Every image metric the pipeline uses, by one name each that says which variant it is (the rows: gdpo/metrics/table.py).
+
+    scores = score(["psnr_y", "niqe"], image_BCHW, reference_BCHW)      # {"psnr_y": float64 B, "niqe": float64 B}
+
+psnr_y, ssim_y and niqe are ours; the others are pyiqa's formulas and networks (its licence is PolyForm Noncommercial;
+it is imported only when one of its metrics is asked for, which takes seconds). Nothing is ever downloaded: a metric
+whose weights are absent is an error that says which file goes where. For all metrics that need no weights the same
+image gives the same bytes, whatever else is in the batch.
+
+Shapes: B batch, C channels, H W pixels; images are RGB in [0, 1].
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+
+from gdpo.checks import check_image, check_same_shape
+from gdpo.metrics import networks
+from gdpo.metrics.fidelity import psnr_y, ssim_y
+from gdpo.metrics.maniqa import maniqa
+from gdpo.metrics.niqe import Pristine, niqe, read_niqe
+from gdpo.metrics.table import METRICS, metric
+
+__all__ = [
+    "METRICS",
+    "NIQE_FILE",
+    "check_available",
+    "files",
+    "higher_is_better",
+    "missing",
+    "network",
+    "score",
+    "unusable",
+    "versions",
+]
+
+NIQE_FILE = Path(__file__).resolve().parents[2] / "assets" / "tiny-sd" / "niqe.mat"
+AFINE_MULTIPLE = 32
+
+
+def higher_is_better(name: str) -> bool:
+    """Whether a larger value of the metric means a better image. ValueError for an unknown name."""
+    return metric(name).higher_is_better
+
+
+def files(name: str) -> list[Path]:
+    """The files a metric reads, whether or not they are there. ValueError for an unknown name."""
+    return [NIQE_FILE] if name == "niqe" else [networks.hub() / file for file in metric(name).weights]
+
+
+def missing(names: Sequence[str]) -> dict[str, str]:
+    """The metrics whose files are absent or empty: {name: which files, and where they go}."""
+    found = {name: [file for file in files(name) if not file.is_file() or not file.stat().st_size] for name in names}
+    return {
+        name: "; ".join(f"{file.name} is missing; put it into {file.parent}" for file in absent)
+        for name, absent in found.items()
+        if absent
+    }
+
+
+def check_available(names: Sequence[str]) -> None:
+    """Raise ValueError naming the first metric that is unknown or whose file is missing, that file and its place."""
+    for name, reason in missing(names).items():
+        raise ValueError(f"metric {name}: {reason}")
+
+
+def unusable(names: Sequence[str], device: torch.device | str = "cpu") -> dict[str, str]:
+    """The metrics that cannot be computed, with the reason: files that are absent, broken, or something else's.
+
+    Builds every other network, which `score` then finds built: a broken file is known before the first image.
+    """
+    found = missing(names)
+    for name in names:
+        if name not in found and metric(name).weights:
+            try:
+                network(name, device)
+            except ValueError as error:
+                found[name] = str(error)
+    return found
+
+
+def versions(names: Sequence[str]) -> dict[str, str]:
+    """What computes each metric, for provenance: ours or pyiqa's version, and the SHA-256 of each file it reads.
+
+    Two values of a metric compare only if these texts agree. ValueError as `check_available`.
+    """
+    check_available(names)
+    return {name: "; ".join([_origin(name), *(_hash(file, file.stat().st_mtime_ns) for file in files(name))]) for name in names}
+
+
+def _origin(name: str) -> str:
+    return "gdpo" if metric(name).pyiqa is None else f"pyiqa {metadata.version('pyiqa')}"
+
+
+@cache
+def _hash(file: Path, changed: int) -> str:
+    del changed
+    return f"{file.name} sha256 {networks.sha256(file)}"
+
+
+def score(names: Sequence[str], image: torch.Tensor, reference: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+    """Score a batch: {name: float64 tensor of shape B on the image's device}, in the order of `names`.
+
+    image, reference: BCHW, RGB in [0, 1]; the reference may be None when no metric needs it. Raises ValueError for an
+    unknown metric, one of whole sets (fid: gdpo/metrics/fid.py), missing weights, a missing reference, wrong shapes,
+    values out of range, or too small an image.
+    """
+    check_available(names)
+    check_image("image", image)
+    if reference is not None:
+        check_image("reference", reference)
+        check_same_shape("image", image, "reference", reference)
+    for name in names:
+        row = metric(name)
+        if row.per_set:
+            raise ValueError(f"{name} compares two sets of images; it has no value per image")
+        if row.needs_reference and reference is None:
+            raise ValueError(f"reference must be given: {name} compares with it")
+        if min(image.shape[2:]) < row.min_side:
+            size = tuple(image.shape[2:])
+            raise ValueError(f"image must have sides of at least {row.min_side} pixels for {name}, got {size}")
+    with torch.no_grad():
+        return {name: _score(name, image, reference) for name in names}
+
+
+def _score(name: str, image: torch.Tensor, reference: torch.Tensor | None) -> torch.Tensor:
+    row = metric(name)
+    if name == "niqe":
+        return niqe(image, _pristine(NIQE_FILE, NIQE_FILE.stat().st_mtime_ns))
+    if row.pyiqa is None:
+        assert reference is not None
+        return {"psnr_y": psnr_y, "ssim_y": ssim_y}[name](image, reference)
+    images = [one for one in (image, reference if row.needs_reference else None) if one is not None]
+    inputs = [one.to(torch.float64 if row.double else torch.float32).clamp(0, 1) for one in images]
+    module = network(name, image.device)
+    if name.startswith("maniqa"):
+        return maniqa(module, inputs[0]).double()
+    if name == "afine":
+        inputs = [_multiple(one, AFINE_MULTIPLE) for one in inputs]
+    groups = [tuple(inputs)] if row.batched else zip(*(one.split(1) for one in inputs), strict=True)
+    # The copies are for A-FINE, which normalises what it is given in place.
+    value = torch.cat([module(*(one.clone() for one in group)).double().reshape(-1) for group in groups])
+    # An all-black image is divided by its maximum inside PIQE; any other image without active blocks scores 100.
+    return value.nan_to_num(nan=100.0) if name == "piqe" else value
+
+
+def _multiple(image: torch.Tensor, multiple: int) -> torch.Tensor:
+    """Enlarged to the next sides that `multiple` divides: bicubic, the rule of A-FINE's own script."""
+    height, width = (-(-side // multiple) * multiple for side in image.shape[2:])
+    if (height, width) == tuple(image.shape[2:]):
+        return image
+    return functional.interpolate(image, (height, width), mode="bicubic", align_corners=False)
+
+
+@cache
+def _pristine(path: Path, changed: int) -> Pristine:
+    """The NIQE parameters, read again when the file has changed."""
+    del changed
+    return read_niqe(path)
+
+
+def network(name: str, device: torch.device | str) -> torch.nn.Module:
+    """pyiqa's module behind a metric, on the device; built once, and again when one of its files has changed."""
+    return _built(name, torch.device(device), tuple((file, file.stat().st_mtime_ns) for file in files(name)))
+
+
+@cache
+def _built(name: str, device: torch.device, read: tuple[tuple[Path, int], ...]) -> torch.nn.Module:
+    del read
+    pyiqa_name = metric(name).pyiqa
+    assert pyiqa_name is not None
+    return networks.build(pyiqa_name, device, **metric(name).options)

@@ -1,0 +1,1 @@
+"""The tiny Stable-Diffusion-shaped prior that ships in assets/tiny-sd."""

@@ -1,0 +1,1 @@
+"""RAM and DAPE: tags of an image for its prompt."""

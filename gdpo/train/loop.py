@@ -1,0 +1,184 @@
+"""The step loop that every training shares: logging, atomic checkpoints and exact resume.
+
+    for step in range(first, steps):          # first = 0, or where the checkpoint stopped
+        values = step_fn(step)                # draws only from generators seeded by (seed, step, sample)
+        every N steps, or when asked to stop: # write aside, then rename
+            checkpoint(step + 1, state, history)
+
+A run that is killed and started again gives the same bytes as one that was not: nothing random lives between steps, and
+everything that does live between steps (weights, optimisers, the history of logged values) is in the checkpoint.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from gdpo.checks import NotFinite
+from gdpo.files import written_aside
+from gdpo.train.world import World, current
+
+
+class Stateful(Protocol):
+    """Anything with a state that a checkpoint can hold: an optimiser, or a `Tensors` view of weights."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state as tensors, numbers, strings and containers of them."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any], /) -> Any:
+        """Take the state back."""
+        ...
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """A named set of parameters as one checkpoint entry; loading copies in place, so optimisers keep their references."""
+
+    tensors: Mapping[str, torch.Tensor]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Detached copies by name."""
+        return {name: tensor.detach().clone() for name, tensor in self.tensors.items()}
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Copy values in; a missing or extra name is an error."""
+        if state.keys() != self.tensors.keys():
+            odd = sorted(state.keys() ^ self.tensors.keys())[:3]
+            raise ValueError(f"checkpoint and model disagree about the tensors {odd}: the model changed since it was written")
+        with torch.no_grad():
+            for name, tensor in self.tensors.items():
+                tensor.copy_(state[name])
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """The two seams between a loop and the world: where values go, and whether to stop."""
+
+    log: Callable[[int, dict[str, float]], None] = lambda step, values: None
+    should_stop: Callable[[], bool] = lambda: False
+
+
+class Stopped(Exception):
+    """Raised after a checkpoint was written because `should_stop` said so; `step` is the number of finished steps."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"stopped after a checkpoint at step {step}")
+        self.step = step
+
+
+class Diverged(ValueError):
+    """A loss or gradient became NaN or infinite; the last good checkpoint is untouched."""
+
+
+@dataclass
+class Loop:
+    """A resumable loop over optimiser steps.
+
+    folder: where `checkpoint.pt` lives (outside the stage's outputs); fingerprint: text that names everything the run
+    depends on (configuration and input hashes): a checkpoint of another fingerprint is ignored, not resumed. world: the
+    processes that run the same loop (gdpo.train.world); all resume, the first one writes, and they stop after the same step. verify:
+    called before a state is kept, in a checkpoint or as the result: raises NotFinite if the last update, which no step has
+    seen yet, broke it.
+    """
+
+    folder: Path
+    steps: int
+    state: Mapping[str, Stateful]
+    fingerprint: str
+    checkpoint_every: int
+    hooks: Hooks = field(default_factory=Hooks)
+    history: list[dict[str, float]] = field(default_factory=list)
+    world: World = field(default_factory=current)
+    verify: Callable[[], None] = lambda: None
+
+    @property
+    def path(self) -> Path:
+        """The checkpoint file."""
+        return self.folder / "checkpoint.pt"
+
+    def resume(self) -> int:
+        """Load the checkpoint if there is one of this run; returns the number of finished steps."""
+        if not self.path.exists():
+            return 0
+        try:
+            saved = torch.load(self.path, map_location="cpu", weights_only=True)
+            fingerprint = saved["fingerprint"]
+        except Exception as error:
+            why = str(error).partition(".")[0]  # torch goes on to advise loading it unsafely
+            raise ValueError(f"{self.path}: unreadable checkpoint ({why}); delete it to start again") from error
+        if fingerprint != self.fingerprint:
+            return 0
+        for name, part in self.state.items():
+            part.load_state_dict(saved["state"][name])
+        self.history[:] = saved["history"]
+        return int(saved["step"])
+
+    def save(self, step: int) -> None:
+        """Write the checkpoint aside, then rename it; when this returns in any process, it is there."""
+        with self.world.together():
+            if self.world.leads:
+                self._write(step)
+
+    def _write(self, step: int) -> None:
+        content = {
+            "step": step,
+            "fingerprint": self.fingerprint,
+            "history": self.history,
+            "state": {name: part.state_dict() for name, part in self.state.items()},
+        }
+        with written_aside(self.path) as part:
+            torch.save(content, part)
+
+    def run(self, step_fn: Callable[[int], dict[str, float]]) -> list[dict[str, float]]:
+        """Run `step_fn(step)` for every step that is left and return the history of what it returned.
+
+        Raises `Stopped` (after a checkpoint) when asked to stop, and `Diverged` when a returned value is not finite.
+        """
+        with self.world.together():
+            first = self.resume()
+        for row in self.history:
+            self.hooks.log(int(row["step"]), row)
+        for step in range(first, self.steps):
+            try:
+                values = step_fn(step)
+            except NotFinite as error:
+                raise self._diverged(step, str(error)) from error
+            bad = [name for name, value in values.items() if not np.isfinite(value)]
+            if bad:
+                raise self._diverged(step, f"{bad[0]} is not finite")
+            self.history.append({"step": float(step), **values})
+            self.hooks.log(step, self.history[-1])
+            done = step + 1
+            stopping = self.world.any(self.hooks.should_stop())
+            due = done % self.checkpoint_every == 0
+            if not (stopping or due or done == self.steps):
+                continue
+            try:
+                self.verify()
+            except NotFinite as error:
+                raise self._diverged(step, f"{error} by its update") from error
+            if stopping or done < self.steps:
+                self.save(done)
+            if stopping:
+                raise Stopped(done)
+        return self.history
+
+    def _diverged(self, step: int, what: str) -> Diverged:
+        kept = f"the last good checkpoint is {self.path}" if self.path.exists() else "there is no checkpoint yet"
+        return Diverged(f"step {step}: {what}; {kept}")
+
+
+def cosine(step: int, steps: int, *, warmup: int = 0) -> float:
+    """Learning-rate factor: linear warm-up, then half a cosine from 1 to 0."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + float(np.cos(np.pi * (step - warmup) / max(steps - warmup, 1))))
+
+
+def grad_norm(parameters: list[torch.nn.Parameter], clip: float) -> float:
+    """Clip the joint gradient norm to `clip` in place and return the norm before clipping."""
+    return float(torch.nn.utils.clip_grad_norm_(parameters, clip))

@@ -1,0 +1,192 @@
+"""Great Expectations (GX) on tables in memory: suites in, Data Docs out, one line and no output when something fails.
+
+    validate([Suite("pairs", "data/shards/train/00", table, ["id"], [expect("values_to_be_unique", "id")])], docs, failed)
+
+The context is ephemeral (GX writes nothing by itself) and analytics are off. GX is imported inside the function: that takes
+4 s, the checks of 120,000 rows less than one (benchmarks/checks.py).
+
+The pages are GX's renderer's and view's. Replaced is the page around them, which would load styles, scripts and a logo from
+seven hosts; left out is what differs between two runs on equal tables (times, random element ids). So a page needs no
+network, and equal tables give equal bytes.
+"""
+
+import html
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from jinja2 import ChoiceLoader, DictLoader
+
+from gdpo.files import written_aside
+
+SAMPLES = 3  # failing rows in the message
+SHOWN = 20  # failing values on a page
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 70rem; margin: 2rem auto; padding: 0 1rem }
+table { border-collapse: collapse; margin: .5rem 0 } td, th { border: 1px solid #ddd; padding: .3rem .6rem; text-align: left }
+h5 { font-size: 1.1rem; margin: 1.5rem 0 .3rem } h6 { font-size: 1rem; margin: .5rem 0 }
+.badge { background: #eee; border-radius: .2rem; padding: 0 .3rem; font-family: monospace }
+i { font-style: normal; font-weight: bold } .text-success { color: #17693a } .text-danger, .text-warning { color: #b3261e }
+.fa-check-circle::before { content: "met" } .fa-times::before { content: "not met" }
+.fa-exclamation-triangle::before { content: "could not be evaluated" }
+@media (prefers-color-scheme: dark) {
+  body { color: #ddd; background: #181818 } a { color: #8ab4f8 } td, th { border-color: #444 } .badge { background: #333 }
+  .text-success { color: #7bd88f } .text-danger, .text-warning { color: #f28b82 }
+}
+"""
+HEAD = f"""<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>%s</title><style>{STYLE}</style></head>
+"""
+TEMPLATES = {
+    "page.j2": HEAD.replace("%s", "{{ page_title }}")
+    + """<body><p><a href="index.html">All tables</a></p><h1>{{ page_title }}</h1>
+{% for section in sections %}{% set section_loop = loop %}{% include 'section.j2' %}{% endfor %}
+<p>Great Expectations {{ ge_version }}</p></body></html>
+""",
+    "collapse.j2": "",  # tracebacks, with this machine's paths
+}
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """One expectation: the name of its class in great_expectations.expectations, and its arguments."""
+
+    kind: str
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What must hold for one table. name: of its page; where: what people know the table by; keys: columns that tell rows."""
+
+    name: str
+    where: str
+    table: pa.Table
+    keys: list[str]
+    expectations: list[Expectation]
+
+
+def expect(what: str, column: str, says: str | None = None, **arguments: Any) -> Expectation:
+    """`ExpectColumn<What>` of a column: expect("values_to_not_be_null", "id"). says: shown on the page in its place."""
+    words = "".join(word.capitalize() for word in what.split("_"))
+    return Expectation(f"ExpectColumn{words}", {"column": column, "description": says, **arguments})
+
+
+def expect_rows(least: int, most: int | None = None) -> Expectation:
+    """At least and at most so many rows; `most` None: no bound."""
+    return Expectation("ExpectTableRowCountToBeBetween", {"min_value": least, "max_value": most})
+
+
+def validate(suites: Sequence[Suite], docs: Path, failed: Path) -> None:
+    """Check all suites and write their pages to the folder `docs`; if something fails, to `failed`, `docs` staying as it is.
+
+    ValueError with the first failed expectation and a few of its rows.
+    """
+    with _quiet():
+        results = [_run(suite) for suite in suites]
+        lines = [line for suite, result in zip(suites, results, strict=True) for line in _failures(suite, result)]
+        with written_aside(failed if lines else docs) as part:
+            part.mkdir()
+            for suite, result in zip(suites, results, strict=True):
+                (part / f"{suite.name}.html").write_text(_page(suite, result), encoding="utf-8")
+            (part / "index.html").write_text(_index(suites, results), encoding="utf-8")
+    if lines:
+        others = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
+        raise ValueError(f"{lines[0]}{others}; no output was replaced, {failed / 'index.html'} has the details")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No analytics, and none of the warnings that GX and its imports give about themselves."""
+    os.environ["GX_ANALYTICS_ENABLED"] = "false"  # read when GX is imported
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _run(suite: Suite) -> Any:
+    """GX's result for one suite."""
+    import great_expectations as gx
+    from great_expectations import expectations
+    from great_expectations.data_context.types.base import ProgressBarsConfig
+
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = ProgressBarsConfig(globally=False)
+    asset = context.data_sources.add_pandas("tables").add_dataframe_asset(suite.name)
+    batch = asset.add_batch_definition_whole_dataframe("all").get_batch({"dataframe": suite.table.to_pandas()})
+    chosen = [getattr(expectations, one.kind)(**one.arguments) for one in suite.expectations]
+    detail = {
+        "result_format": "SUMMARY",
+        "partial_unexpected_count": SHOWN,
+        "unexpected_index_column_names": suite.keys,
+    }
+    return batch.validate(gx.ExpectationSuite(suite.name, expectations=chosen), result_format=detail)
+
+
+def _page(suite: Suite, result: Any) -> str:
+    """The page of one suite."""
+    from great_expectations.render.renderer import ValidationResultsPageRenderer
+    from great_expectations.render.view import DefaultJinjaPageView
+
+    for one in result.results:
+        one.result = _escaped(one.result)
+    document = ValidationResultsPageRenderer().render(result)
+    # Of the overview the statistics; the rest is a link to a page that is not made, and the time.
+    overview = document.sections[0]
+    overview.content_blocks = overview.content_blocks[1:2]
+    document.page_title = f"{suite.where}: {suite.name}"
+    view = DefaultJinjaPageView()
+    assert view.env.loader is not None
+    view.env.loader = ChoiceLoader([DictLoader(TEMPLATES), view.env.loader])
+    return "\n".join(line.strip() for line in view.render(document).splitlines() if line.strip()) + "\n"
+
+
+def _escaped(value: Any) -> Any:
+    """Values of the table as GX shows them: it does not escape those it puts into cells."""
+    if isinstance(value, str):
+        return html.escape(value)
+    if isinstance(value, dict):
+        return {key: _escaped(item) for key, item in value.items()}
+    return [_escaped(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _index(suites: Sequence[Suite], results: Sequence[Any]) -> str:
+    """The page that leads to the others."""
+    rows = []
+    for suite, result in zip(suites, results, strict=True):
+        state = "met" if result.success else '<b class="text-danger">not met</b>'
+        met = sum(one.success for one in result.results)
+        cells = [f'<a href="{suite.name}.html">{suite.name}</a>', html.escape(suite.where), f"{suite.table.num_rows:,}"]
+        rows.append("".join(f"<td>{cell}</td>" for cell in [*cells, f"{met} of {len(result.results)} expectations {state}"]))
+    head = "".join(f"<th>{name}</th>" for name in ("suite", "table", "rows", "result"))
+    table = f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
+    return f"{HEAD.replace('%s', 'Data Docs')}<body><h1>Data Docs</h1>{table}</body></html>\n"
+
+
+def _failures(suite: Suite, result: Any) -> list[str]:
+    """Every failed expectation, with a few of its rows, in a line of its own."""
+    return [f"{suite.where}: {_failure(one, suite.keys)}" for one in result.results if not one.success]
+
+
+def _failure(failed: Any, keys: list[str]) -> str:
+    config, result = failed.expectation_config, failed.result
+    arguments = {key: value for key, value in config.kwargs.items() if key != "batch_id" and value is not None}
+    text = f"{config.type}({', '.join(f'{key}={value}' for key, value in arguments.items())})"
+    if config.description:
+        text += f", {config.description},"
+    if not result:
+        reasons = {info["exception_message"] for info in failed.exception_info.values() if isinstance(info, dict)}
+        return f"{text} cannot be evaluated: {'; '.join(sorted(reasons)) or failed.exception_info}"
+    if "unexpected_count" not in result:
+        return f"{text} fails, observed is {result.get('observed_value')}"
+    shown = dict.fromkeys([*keys, config.kwargs["column"]])
+    rows = [", ".join(f"{name} {row[name]}" for name in shown) for row in result["partial_unexpected_index_list"]]
+    samples = "; ".join(f"[{row}]" for row in rows[:SAMPLES])
+    return f"{text} fails in {result['unexpected_count']} of {result['element_count']} rows, such as {samples}"

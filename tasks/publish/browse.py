@@ -1,0 +1,100 @@
+"""Look through the bucket in a browser: `gdpo-sr browse`, a read-only server on this machine.
+
+    /                       -> /runs/index.html
+    /runs/..., /models/...  the object, with its content type; files over 8 MB by a link signed for ten minutes
+
+Only GET and HEAD, only those two folders; the credentials stay in this process.
+"""
+
+import argparse
+import webbrowser
+from functools import partial
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from posixpath import normpath
+from urllib.parse import unquote, urlsplit
+
+from tasks.store.s3 import Store, content_type
+
+EXAMPLE = "gdpo-sr browse --store s3://gdpo-sr"
+START = "runs/index.html"
+LARGE = 8_000_000
+LINK_S = 600
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The bucket, the port, and whether to open a browser."""
+    parser.add_argument("--store", default="s3://gdpo-sr", metavar="URL", help="default: s3://gdpo-sr")
+    parser.add_argument("--port", type=int, default=8484, help="default: 8484; 0 takes a free one")
+    parser.add_argument("--open", action="store_true", help="open the page in the default browser")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Serve until Ctrl-C."""
+    store = Store.at(args.store)
+    store.size(START)  # a missing bucket or list is said here, not in the browser
+    with server(store, args.port) as found:
+        address = f"http://127.0.0.1:{found.server_port}/"
+        print(f"{store.url()} at {address} (Ctrl-C ends)", flush=True)
+        if args.open:
+            webbrowser.open(address)
+        try:
+            found.serve_forever()
+        except KeyboardInterrupt:
+            print()
+    return 0
+
+
+def server(store: Store, port: int) -> ThreadingHTTPServer:
+    """The server, bound to this machine's loopback address; not started."""
+    return ThreadingHTTPServer(("127.0.0.1", port), partial(Handler, store))
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One request."""
+
+    def __init__(self, store: Store, *args: object) -> None:
+        self.store = store
+        super().__init__(*args)  # type: ignore[arg-type]
+
+    def do_GET(self) -> None:
+        """The object at the path, or a link to it."""
+        self._answer(body=True)
+
+    def do_HEAD(self) -> None:
+        """The same without the object."""
+        self._answer(body=False)
+
+    def _answer(self, body: bool) -> None:
+        path = unquote(urlsplit(self.path).path)
+        key = normpath(path).lstrip("/")
+        if key in ("", ".", "runs", "models"):
+            return self._redirect(f"/{'models/index.html' if key == 'models' else START}")
+        if not key.startswith(("runs/", "models/")):
+            return self.send_error(HTTPStatus.NOT_FOUND, "only runs/ and models/ are shown")
+        if path.endswith("/"):
+            key += "/index.html"
+        try:
+            size = self.store.size(key)
+            if size > LARGE:
+                return self._redirect(self.store.link(key, LINK_S))
+            content = self.store.read(key)
+        except ValueError:
+            return self.send_error(HTTPStatus.NOT_FOUND, "there is no such object")
+        except OSError:
+            return self.send_error(HTTPStatus.BAD_GATEWAY, "the store does not answer")
+        self.send_response(HTTPStatus.OK)
+        self.send_header("Content-Type", content_type(key))
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+    def _redirect(self, address: str) -> None:
+        self.send_response(HTTPStatus.FOUND)
+        self.send_header("Location", address)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing: signed links would be in the log."""

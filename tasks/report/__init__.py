@@ -1,0 +1,1 @@
+"""The report: figures, tables, galleries and verdicts, as HTML, Markdown and plain text."""

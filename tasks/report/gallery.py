@@ -1,0 +1,120 @@
+"""The parts of the report that are pictures, each made from one benchmark's folder reports/evaluate/<benchmark>.
+
+    viewer        images of all models on one scale, with the scores of what is shown (noise 0)
+    candidates    groups of NAOSD outputs as training scores them
+    maps          which pixels count as detail in the reward
+
+Pictures become WebP under reports/assets/images/<benchmark>, in the folders that evaluate named: a photograph's own
+name is no part of any path. Addresses are relative to reports/.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image
+
+from gdpo.images import read_photo, to_tensor
+from gdpo.rewards.detail import Grayscale, detail_map
+from tasks.report.tables import label, number
+
+VIEWER_IMAGES, MAP_IMAGES = 24, 6  # at most, spread evenly over the benchmark
+LONGEST_SIDE, THUMB_SIDE = 1024, 112
+LOSSLESS_SIDE = 256  # larger images are stored at WebP quality 90: the report stays below 15 MB
+DECIMALS = {"psnr_y": 2, "piqe": 1, "musiq": 2}
+
+
+def read_text(root: Path, path: str) -> str:
+    """A file that another stage wrote, named relative to `root`."""
+    if not (root / path).is_file():
+        raise ValueError(f"{path}: missing; run the stage that writes it, or `dvc repro`")
+    return (root / path).read_text(encoding="utf-8")
+
+
+class Gallery:
+    """One benchmark's pictures: where they come from and where their WebP files go."""
+
+    def __init__(self, root: Path, benchmark: str, summary: dict[str, Any]) -> None:
+        self.root, self.benchmark, self.summary = root, benchmark, summary
+        self.source = root / "reports/evaluate" / benchmark
+
+    def _webp(self, image: np.ndarray, assets: Path, name: str, side: int = LONGEST_SIDE) -> str:
+        """Write an image to ASSETS/images/<benchmark>/NAME.webp; returns its address."""
+        path = assets / "images" / self.benchmark / f"{name}.webp"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture = Image.fromarray(image)
+        picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+        small = side > THUMB_SIDE and max(picture.size) <= LOSSLESS_SIDE
+        picture.save(path, "WEBP", lossless=small, quality=90 if side > THUMB_SIDE else 80, method=4)
+        return quote(f"assets/images/{self.benchmark}/{name}.webp")
+
+    def views(self) -> dict[str, str]:
+        """{file stem: printed name} of what the viewer can show, worst first."""
+        names = {"lr": "Low resolution", **{model: label(model) for model in self.summary["models"]}, "hr": "Original"}
+        folders = [self.source / "images" / file["folder"] for file in self.summary["files"]]
+        return {view: name for view, name in names.items() if all((f / f"{view}.png").is_file() for f in folders)}
+
+    def viewer(self, assets: Path) -> dict[str, Any]:
+        """Data of the before/after viewer: for each image the address of every view and the scores of noise 0."""
+        metrics, views = list(self.summary["metrics"]), self.views()
+        table = pq.read_table(self.source / "per_image.parquet", filters=[("noise", "=", 0)]).to_pylist()
+        scores = {(row["image"], row["model"]): _score_texts({m: row[m] for m in metrics}) for row in table}
+        images = []
+        for file in spread(self.summary["files"], VIEWER_IMAGES):
+            pictures = {view: read_photo(self.source / "images" / file["folder"] / f"{view}.png") for view in views}
+            thumb = pictures["hr" if "hr" in views else "gdpo"]
+            images.append({
+                "name": file["id"],
+                "thumb": self._webp(thumb, assets, f"{file['folder']}/thumb", THUMB_SIDE),
+                "views": {view: self._webp(picture, assets, f"{file['folder']}/{view}") for view, picture in pictures.items()},
+                "scores": {model: scores[file["id"], model] for model in views if (file["id"], model) in scores},
+                "size": [file["width"], file["height"]],
+            })  # fmt: skip
+        return {"views": views, "images": images, "of": self.summary["images"]}
+
+    def candidates(self, assets: Path) -> list[dict[str, Any]]:
+        """Groups of NAOSD outputs, best advantage first."""
+        return [
+            {"name": group["image"], "members": self._members(group, assets)}
+            for group in json.loads(read_text(self.root, f"reports/evaluate/{self.benchmark}/candidates.json"))
+            if (self.source / "images" / group["folder"]).is_dir()  # a large benchmark keeps the pictures of some images
+        ]
+
+    def _members(self, group: dict[str, Any], assets: Path) -> list[dict[str, Any]]:
+        largest = max([abs(member["advantage"]) for member in group["members"]] + [1e-9])
+        members = []
+        for noise, member in enumerate(group["members"]):
+            image = read_photo(self.source / "images" / group["folder"] / f"candidates/{noise}.png")
+            members.append({
+                **{key: number(member[key], 2, sign=key == "advantage") for key in ("reward", "advantage")},
+                "weight": member["advantage"],
+                "bar": round(50 * abs(member["advantage"]) / largest),
+                "noise": noise,
+                "url": self._webp(image, assets, f"{group['folder']}/candidate-{noise}"),
+                "scores": list(zip(map(label, member["metrics"]), _score_texts(member["metrics"]), strict=True)),
+            })  # fmt: skip
+        return sorted(members, key=lambda member: (-member["weight"], member["noise"]))
+
+    def maps(self, assets: Path, grayscale: Grayscale) -> list[dict[str, Any]]:
+        """HR images with what the reward takes for detail tinted orange and the smooth rest dimmed."""
+        found = []
+        for file in spread(self.summary["files"], MAP_IMAGES):
+            hr = read_photo(self.source / "images" / file["folder"] / "hr.png")
+            detail = detail_map(to_tensor(hr)[None], grayscale)[0].numpy()[..., None]
+            gray = hr.mean(axis=2, keepdims=True)
+            tinted = np.where(detail, 0.55 * gray + 0.45 * np.array([255, 140, 40]), 0.45 * gray + 20)
+            url = self._webp(tinted.round().astype(np.uint8), assets, f"{file['folder']}/detail")
+            found.append({"name": file["id"], "url": url, "percent": round(100 * file["detail_share"])})
+        return found
+
+
+def spread(items: list[Any], most: int) -> list[Any]:
+    """At most `most` of the items, evenly over the list."""
+    return [items[index * len(items) // most] for index in range(most)] if len(items) > most else items
+
+
+def _score_texts(values: dict[str, float]) -> list[str]:
+    return [number(value, DECIMALS.get(metric, 3)) for metric, value in values.items()]

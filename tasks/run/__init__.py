@@ -1,0 +1,1 @@
+"""What surrounds a running stage: progress, trackers, torchrun and the provenance of its results."""

@@ -1,0 +1,24 @@
+"""What the training stages share: the device they compute on, and their history as a report."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from gdpo.files import written_aside
+from gdpo.train.world import current
+
+
+def device() -> torch.device:
+    """Where a stage computes: its process's GPU, the GPU that CUDA_VISIBLE_DEVICES leaves first, or the CPU."""
+    if (world := current()).size > 1:
+        return world.device
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def write_history(folder: Path, history: list[dict[str, float]]) -> None:
+    """Write the values of every step as metrics.jsonl in `folder`: no times in it, so equal runs give equal bytes."""
+    with written_aside(folder) as part:
+        part.mkdir()
+        lines = (json.dumps({**row, "step": int(row["step"])}) for row in history)
+        (part / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))

@@ -1,0 +1,98 @@
+"""Stage `rollout`, one part of it: G scored candidates per selected patch by the frozen NAOSD -> data/rollouts/<part>.
+
+    python -m tasks rollout --part 00     one part, on any worker; without --part all of them, one after another
+
+Finished chunks are kept in work/rollout/<part>/chunks until the part is whole: after a stop or a kill the same command goes
+on with the next. tasks/files/rollouts.py says which chunks a part has and what
+its file holds. A pair whose scores are not finite gives no group; it is named on stderr, in the file and in the Data Docs.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from gdpo.config import Config
+from gdpo.files import written_aside
+from gdpo.metrics.score import check_available, versions
+from gdpo.model.checkpoints import load_model
+from gdpo.model.naosd import NAOSD
+from gdpo.model.sampling import base_dtype
+from gdpo.preference.group import Group, Skipped, schema
+from gdpo.train.loop import Hooks, Stopped
+from tasks.checks.tables import check_rollouts
+from tasks.files.chunks import Chunks, groups, skipped
+from tasks.files.rollouts import Selected, header, plan, ranks
+from tasks.run.provenance import fingerprint
+from tasks.run.training import device
+
+
+def run(config: Config, root: Path, hooks: Hooks, part: str | None = None) -> None:
+    """Make the groups of one part, or of all, one after another.
+
+    Raises `Stopped` after a chunk. ValueError naming the key, file, metric or patch on bad input, or if no pair of a part
+    gave a group.
+    """
+    known = config.rollout.parts
+    if part is not None and part not in known:
+        raise ValueError(f"rollout.parts has no part {part!r}; there is {', '.join(known)}")
+    check_available(config.rollout.metrics)
+    for name in known if part is None else [part]:
+        _part(config, root, hooks, name)
+
+
+def _part(config: Config, root: Path, hooks: Hooks, part: str) -> None:
+    pairs, made_from = Selected(root), header(config, root)
+    described = schema(config.rollout, json.dumps(made_from, sort_keys=True))
+    shares = ranks(len(pairs), config.rollout, part)
+    mine = [pairs.ids[rank] for share in shares.values() for rank in share]
+    of = {"versions": versions(config.rollout.metrics), "batch": config.rollout.batch, "pairs": pairs.fingerprint()}
+    chunks = Chunks(root / "work/rollout" / part / "chunks", fingerprint({**made_from, **of}, []), described)
+
+    @cache
+    def model() -> NAOSD:  # not before a chunk is missing
+        model = load_model(root / "models/naosd", root / config.model.base)
+        return model.to(device(), base_dtype(config.rollout.precision))
+
+    def make(share: range) -> Iterator[Group | Skipped]:
+        return groups(model(), pairs[share.start : share.stop], config)
+
+    left_out: dict[str, str] = {}
+    done = 0
+    for chunk, share in shares.items():
+        table, made = chunks.get(chunk, partial(make, share))
+        left_out |= _named(table, part)
+        done += len(share)
+        hooks.log(done - 1, {"of": len(mine), **_means(table), "skipped": len(left_out)})
+        if made and hooks.should_stop():
+            raise Stopped(done)
+    if mine and len(left_out) == len(mine):
+        chunks.remove()
+        raise ValueError(
+            f"rollout {part}: none of its {len(mine)} pairs gave a group, {mine[0]}: {left_out[mine[0]]}; "
+            f"check models/naosd, rollout.metrics and rollout.precision"
+        )
+    metadata = {"plan": json.dumps(plan(pairs, config.rollout)), "skipped": json.dumps(left_out)}
+    with written_aside(root / "data/rollouts" / part) as aside:
+        aside.mkdir()
+        chunks.join(aside / "00000.parquet", metadata)
+        check_rollouts(aside, part, root, config.rollout, mine)
+    chunks.remove()
+
+
+def _named(chunk: pa.Table, part: str) -> dict[str, str]:
+    """Which pairs of a chunk gave no group, and why."""
+    found = skipped(chunk.schema)
+    for id_, reason in found.items():
+        sys.stderr.write(f"gdpo-sr: rollout {part}: {id_} is left out, {reason}\n")
+    return found
+
+
+def _means(chunk: pa.Table) -> dict[str, float]:
+    """The mean of every metric over the candidates of a chunk."""
+    rows = chunk["metrics"].to_pylist()
+    return {name: float(np.mean([row[name] for row in rows])) for name in (rows[0] if rows else ())}

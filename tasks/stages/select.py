@@ -1,0 +1,154 @@
+"""Stage `select`: the training patches worth a rollout -> data/selected/{manifest,scores}.parquet and report.json.
+
+manifest.parquet refers to pairs by id, first to be taken first; scores.parquet has every patch with its score and the
+reason. The rule is stated in gdpo/data/selection.py. What has been scored is kept in work/select until the stage is done,
+so that after a stop or a kill the same command goes on; a selection is visible only if it passes its checks.
+"""
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from gdpo.config import Config, Select
+from gdpo.data.selection import SELECTED, choose, manifest, perceptual_hash
+from gdpo.data.shards import Pair, Shards
+from gdpo.files import written_aside
+from gdpo.metrics.score import check_available, higher_is_better, score, versions
+from gdpo.train.loop import Hooks, Stopped
+from tasks.checks.tables import check_selection
+from tasks.run.provenance import fingerprint
+from tasks.run.training import device
+
+BATCH = 32
+KEEP_EVERY = 2048  # patches; what a kill can cost
+SCORED = pa.schema(
+    {"source": pa.string(), "score": pa.float64(), "detail_share": pa.float64(), "hash": pa.uint64()},
+)
+Scorer = Callable[[list[Pair]], list[float]]
+
+
+def run(config: Config, root: Path, hooks: Hooks) -> None:
+    """Score every training patch and write the selection.
+
+    Errors: ValueError if no patch is fit, a shard is damaged, or the selection fails its checks.
+    """
+    rule = config.select
+    check_available([rule.metric])
+    shards = Shards(root / "data/shards/train")
+    kept = root / "work/select/scored"
+    patches = _scored(shards, config, root, kept, hooks).add_column(0, "id", pa.array(shards.ids, pa.string()))
+    table = choose(patches, rule, higher_is_better=higher_is_better(rule.metric))
+    with written_aside(root / "data/selected") as part:
+        part.mkdir()
+        pq.write_table(table, part / "scores.parquet")
+        pq.write_table(manifest(table), part / "manifest.parquet")
+        (part / "report.json").write_text(json.dumps(_report(table, rule), indent=1) + "\n")
+        check_selection(part, root, rule)
+    shutil.rmtree(kept, ignore_errors=True)
+
+
+def _scored(shards: Shards, config: Config, root: Path, kept: Path, hooks: Hooks) -> pa.Table:
+    """Source, score, detail share and hash of all patches; those that an interrupted run kept are not computed again."""
+    tables = list(_kept(kept, _inputs(shards, config, root)))
+    done = sum(table.num_rows for table in tables)
+    scores_of = _scorer(config, root)
+    rows: dict[str, list[object]] = {name: [] for name in SCORED.names}
+    for start in range(done, len(shards), BATCH):
+        stop = hooks.should_stop()
+        if stop or len(rows["hash"]) >= KEEP_EVERY:
+            tables += _keep(kept, done, pa.table(rows, schema=SCORED))
+            done, rows = start, {name: [] for name in SCORED.names}
+        if stop:
+            raise Stopped(start)
+        pairs = [shards[i] for i in range(start, min(start + BATCH, len(shards)))]
+        rows["source"] += [pair.source for pair in pairs]
+        rows["detail_share"] += [pair.detail_share for pair in pairs]
+        rows["hash"] += [perceptual_hash(pair.hr) for pair in pairs]
+        rows["score"] += scores_of(pairs)
+        hooks.log(start + len(pairs), {"patches": float(start + len(pairs))})
+    return pa.concat_tables([*tables, pa.table(rows, schema=SCORED)])
+
+
+def _inputs(shards: Shards, config: Config, root: Path) -> str:
+    """A text that is equal only for scores of the same pairs by the same metric (and model)."""
+    settings: dict[str, object] = {"metric": versions([config.select.metric])}
+    if config.select.rule == "difficulty":
+        settings |= {"seed": config.seed, "prompt": config.model.training_prompt, "rollout": config.rollout.model_dump()}
+    settings["pairs"] = shards.fingerprint()
+    return fingerprint(settings, [root / "models/naosd"] if config.select.rule == "difficulty" else [])
+
+
+def _kept(folder: Path, inputs: str) -> Iterator[pa.Table]:
+    """What an interrupted run with the same inputs kept: files of consecutive patches, named by the first."""
+    mark = folder / "fingerprint"
+    if not mark.is_file() or mark.read_text() != inputs:
+        shutil.rmtree(folder, ignore_errors=True)
+        with written_aside(mark) as part:
+            part.write_text(inputs)
+    done = 0
+    while (path := folder / f"{done:09d}.parquet").is_file():
+        try:
+            table = pq.read_table(path)
+        except (OSError, pa.ArrowException) as error:
+            raise ValueError(f"{path}: unreadable ({error}); delete {folder} to score all patches again") from error
+        yield table
+        done += table.num_rows
+
+
+def _keep(folder: Path, first: int, table: pa.Table) -> list[pa.Table]:
+    """Write the patches scored since the last time; returns them."""
+    if not table.num_rows:
+        return []
+    with written_aside(folder / f"{first:09d}.parquet") as part:
+        pq.write_table(table, part)
+    return [table]
+
+
+def _scorer(config: Config, root: Path) -> Scorer:
+    """What gives a few pairs their scores: a metric of the HR patches, or of NAOSD's outputs."""
+    rule = config.select
+    if rule.rule == "quality":
+        return lambda pairs: score([rule.score], _hr(pairs).to(device()))[rule.score].tolist()
+    from gdpo.model.checkpoints import load_model  # seconds that the other rule need not wait
+    from gdpo.preference.difficulty import difficulty_scores
+
+    model = load_model(root / "models/naosd", root / config.model.base).to(device())
+    size, prompt = config.rollout.batch, config.model.training_prompt
+
+    def scores_of(pairs: list[Pair]) -> list[float]:
+        scores: list[float] = []
+        for start in range(0, len(pairs), size):
+            part = pairs[start : start + size]
+            scores += difficulty_scores(model, part, rule.difficulty, config.rollout, seed=config.seed, prompt=prompt)
+        return scores
+
+    return scores_of
+
+
+def _hr(pairs: list[Pair]) -> torch.Tensor:
+    """The HR patches as one batch BCHW in [0, 1]."""
+    return torch.from_numpy(np.stack([pair.hr for pair in pairs])).movedim(-1, 1).float() / 255
+
+
+def _report(table: pa.Table, rule: Select) -> dict[str, object]:
+    """Counts by reason and by photograph; says so if fewer passed than were asked for."""
+    reasons = Counter(table["reason"].to_pylist())
+    selected = reasons[SELECTED]
+    short = rule.count is not None and selected < rule.count
+    photographs = Counter(table.filter(table["rank"].is_valid())["source"].to_pylist())
+    return {
+        "rule": rule.model_dump(),
+        "metric": rule.metric,
+        "patches": table.num_rows,
+        "selected": selected,
+        "note": f"{selected} of the {rule.count} patches asked for by select.count pass the rule" if short else "",
+        "reasons": dict(sorted(reasons.items())),
+        "photographs": dict(sorted(photographs.items())),
+    }

@@ -1,0 +1,207 @@
+"""The paper's ablations, each row beside its shuffled control: `gdpo-sr ablate 5 6 7 9 11 fig7 options`.
+
+    one rollout set per way of making candidates  ->  for every row, repeat, and control or not: fine-tune, evaluate
+    ->  reports/ablate/<table>.md, .csv, .html, .svg; results.json; index.md
+
+It starts from what `dvc repro select` leaves. Rows that several tables have are trained once. Finished runs stay in
+work/ablate, so that after a stop or a kill the same command goes on; what it depends on: section `ablate` of params.yaml,
+and everything that a run of the pipeline does. tasks/ablate/findings.py says how differences and signs are judged.
+"""
+
+import argparse
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from gdpo.config import Config
+from tasks.ablate.rows import ABLATIONS, SIZES, Row, base, changed, rows
+from tasks.report import paper
+
+if TYPE_CHECKING:
+    from tasks.ablate.findings import Result
+    from tasks.ablate.runs import Job
+
+EXAMPLE = "gdpo-sr ablate 5 11 --set ablate.repeats=5"
+STOPPED, NEEDS_GPU = 143, 3
+LINE_EVERY_S = 30.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which tables, with which parameters, and where they go."""
+    parser.add_argument("tables", nargs="*", type=_table, metavar="TABLE", help=f"{', '.join(ABLATIONS)}; default: all")
+    parser.add_argument("--params", type=Path, default="params.yaml", metavar="FILE", help="default: params.yaml")
+    parser.add_argument("--profile", metavar="NAME", help="lay profiles/NAME.yaml over the parameters")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="lay one value over the parameters")
+    parser.add_argument(
+        *("--out",), type=Path, default=Path("reports/ablate"), metavar="FOLDER", help="replaced; default: reports/ablate"
+    )
+    parser.add_argument("--json", action="store_true", help="print results.json")
+
+
+def _table(text: str) -> str:
+    """An argument type: the key of a table."""
+    if text not in ABLATIONS:
+        raise argparse.ArgumentTypeError(f"no ablation {text!r}; there is {', '.join(ABLATIONS)}")
+    return text
+
+
+def main(args: argparse.Namespace) -> int:
+    """Do the runs that are missing, then write the tables. ValueError naming what is not there."""
+    from tasks.params import load
+
+    config = load(args.params, args.profile, args.set)
+    if not config.allow_cpu and not _has_gpu():
+        sys.stderr.write("gdpo-sr: ablate needs a GPU and there is none here (allow_cpu: true lets it run on the CPU)\n")
+        return NEEDS_GPU
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        text = run(config, Path.cwd(), list(dict.fromkeys(args.tables)) or list(ABLATIONS), args.out)
+    except KeyboardInterrupt:
+        sys.stderr.write("gdpo-sr: stopped; finished runs are kept in work/ablate, the same command goes on\n")
+        return STOPPED
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    sys.stdout.write((args.out / "results.json").read_text() if args.json else f"{text}\n{args.out / 'index.md'}\n")
+    return 0
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every run of some tables, once each: the rollout sets and evaluations first, then what needs them.
+
+    rows: by table and row the runs of its repeats, and those of its control (none in Fig. 7).
+    """
+
+    reference: "Job"
+    first: list["Job"]
+    then: list["Job"]
+    rows: dict[str, dict[str, tuple[list["Job"], list["Job"]]]]
+
+
+def plan(config: Config, tables: Sequence[str], sources: dict[str, Any]) -> Plan:
+    """What has to be done for these tables. sources: see tasks.ablate.runs.sources."""
+    from tasks.ablate.runs import Job
+
+    start = base(config)
+    # G of Table 7 are the first candidates of one set.
+    largest = changed(start, {"rollout": {"group": max(*SIZES, start.rollout.group)}})
+    reference = Job("naosd", start, sources, config.seed)
+    found: dict[str, dict[str, tuple[list[Job], list[Job]]]] = {}
+    for key in tables:
+        found[key] = {}
+        for row in rows(key, start):
+            try:
+                found[key][row.name] = _runs(row, start, largest, reference)
+            except ValueError as error:
+                raise ValueError(f"ablate {key}, row {row.name}: {error}") from error
+        for t_add, t_diff in paper.FIGURE_7 if key == "fig7" else ():
+            steps = {
+                "model": {"t_add": t_add, "t_diff": t_diff},
+                "pretrain": {"steps": config.ablate.pretrain_steps, "gpus": 1},
+            }
+            configs = [changed(start, steps).model_copy(update={"seed": config.seed + i}) for i in range(config.ablate.repeats)]
+            jobs = [replace(reference, kind="pretrain", config=one) for one in configs]
+            found[key][f"({t_add}, {t_diff})"] = (jobs, [])
+    every = [job for table in found.values() for both in table.values() for jobs in both for job in jobs]
+    trained = {job.fingerprint: job for job in every if job.kind == "finetune"}
+    made = {job.made.fingerprint: job.made for job in trained.values() if job.made is not None}
+    others = {job.fingerprint: job for job in every if job.kind == "pretrain"}
+    return Plan(reference, [*made.values(), reference, *others.values()], list(trained.values()), found)
+
+
+def _runs(row: Row, start: Config, largest: Config, reference: "Job") -> tuple[list["Job"], list["Job"]]:
+    """The repeats of a row, and those of its control."""
+    config = changed(start, row.changes)
+    kept = {"noise": start.rollout.noise, "target": start.rollout.target}
+    source = largest if config.rollout.candidates == "noise" else changed(config, {"rollout": kept})
+    made = replace(reference, kind="rollouts", config=source)
+    runs: tuple[list[Job], list[Job]] = ([], [])
+    for repeat in range(start.ablate.repeats):
+        own = changed(config, {"finetune": {"repeat": repeat}})
+        for control in (False, True):
+            job = replace(reference, kind="finetune", config=own, made=made, control=control, every=row.every)
+            runs[control].append(job)
+    return runs
+
+
+def run(config: Config, root: Path, tables: Sequence[str], out: Path) -> str:
+    """Do and write everything; returns a sentence or two per table."""
+    from tasks.ablate.pages import write
+    from tasks.ablate.pool import run_all
+    from tasks.ablate.runs import left_out, sources
+
+    wanted = plan(config, tables, sources(config, root))
+    with _Progress(len(wanted.first) + len(wanted.then)) as done:
+        run_all(wanted.first, root, config.ablate.processes, done)
+        run_all(wanted.then, root, config.ablate.processes, done)
+    images = _read(wanted.reference, root)["images"]
+    results = {key: {name: _result(*both, root) for name, both in table.items()} for key, table in wanted.rows.items()}
+    about = {
+        "images": len(images),
+        "sources": [image["source"] for image in images],
+        "photographs": len({image["source"] for image in images}),
+        "fine_tunings": len(wanted.then),
+        "skipped": {job.config.rollout.candidates: left_out(job, root) for job in wanted.first if job.kind == "rollouts"},
+        "params": {name: getattr(base(config), name).model_dump() for name in ("ablate", "reward", "rollout", "finetune")},
+        "metrics": wanted.reference.sources["metrics"],
+    }
+    shares = np.array([image["detail_share"] for image in images])
+    return write(out, base(config), about, _scores([wanted.reference], root), shares, results)
+
+
+def _result(runs: list["Job"], controls: list["Job"], root: Path) -> "Result":
+    from tasks.ablate.findings import Result
+
+    return Result(_scores(runs, root), _scores(controls, root) if controls else None)
+
+
+def _scores(jobs: Sequence["Job"], root: Path) -> dict[str, Any]:
+    """{metric: (I, R, N)} of the repeats of one model."""
+    found = [_read(job, root)["images"] for job in jobs]
+    metrics = found[0][0]["scores"]
+    return {m: np.array([[image["scores"][m] for image in images] for images in found]).swapaxes(0, 1) for m in metrics}
+
+
+def _read(job: "Job", root: Path) -> dict[str, Any]:
+    path = root / job.output
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{job.output}: damaged ({error}); delete it, the same command makes it again") from error
+    return found
+
+
+class _Progress:
+    """A bar on a terminal, otherwise a line now and then."""
+
+    def __init__(self, total: int) -> None:
+        self._bar = tqdm(total=total, desc="ablate", unit="run", disable=None, leave=False)
+        self._total, self._count, self._next = total, 0, time.monotonic() + LINE_EVERY_S
+
+    def __call__(self, job: "Job") -> None:
+        self._count += 1
+        self._bar.update()
+        if self._bar.disable and time.monotonic() >= self._next:
+            self._next = time.monotonic() + LINE_EVERY_S
+            sys.stderr.write(f"ablate {self._count}/{self._total} {job.kind}\n")
+            sys.stderr.flush()
+
+    def __enter__(self) -> Callable[["Job"], None]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()

@@ -1,0 +1,142 @@
+"""Whether what a stage reads was made with the present code and parameters, on small repositories of git and DVC."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows.dvc.graph import ancestors, check_inputs, graph, outdated
+from flows.dvc.run import StageFailed, run_dvc
+from flows.workplace import read_ledger, write_ledger
+
+# No alphabet puts them into order. `all` reads a folder that is two stages' outputs, `part` a file in a stage's output.
+DVC_YAML = """
+stages:
+  all: {cmd: "cat parts/* part > all", deps: [parts, part], outs: [all]}
+  after:
+    matrix: {run: [x, y]}
+    cmd: mkdir -p parts; cp made parts/${item.run}; cat code.txt >> parts/${item.run}
+    deps: [made, code.txt]
+    outs: ["parts/${item.run}"]
+  part: {cmd: cp folder/one part, deps: [folder/one], outs: [part]}
+  made: {cmd: "cp params.yaml made; mkdir folder; cp made folder/one", params: [number], outs: [made, folder]}
+"""
+STAGES = ["made", "after@x", "after@y", "part", "all"]
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository in which everything ran once; its DVC cache holds the outputs."""
+    folder = tmp_path_factory.mktemp("template")
+    for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
+        subprocess.run(command, cwd=folder, check=True)
+    (folder / "code.txt").write_text("code\n")
+    (folder / "dvc.yaml").write_text(DVC_YAML)
+    (folder / "params.yaml").write_text("number: 1\n")
+    run_dvc(["repro"], folder, lambda line: None)
+    return folder
+
+
+@pytest.fixture
+def repository(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it."""
+    monkeypatch.delenv("DVC_STAGE", raising=False)
+    return shutil.copytree(template, tmp_path, dirs_exist_ok=True)
+
+
+def test_stages_come_after_what_they_depend_on(repository: Path) -> None:
+    edges = graph(repository)
+    order = list(edges)
+    assert edges == {
+        "made": set(),
+        "after@x": {"made"},
+        "after@y": {"made"},
+        "part": {"made"},
+        "all": {*STAGES} - {"made", "all"},
+    }
+    assert order.index("made") < min(order.index("after@x"), order.index("after@y")) and order[-1] == "all"
+
+
+def test_a_training_that_makes_its_rollouts_reads_the_pairs_as_well(repository: Path) -> None:
+    (repository / "dvc.yaml").write_text("""
+stages:
+  finetune: {matrix: {run: [gdpo, control]}, cmd: "true", deps: [rollouts], outs: ["${item.run}"]}
+  rollout: {cmd: "true", deps: [selected, "01"], outs: [rollouts]}
+  select: {cmd: "true", deps: ["01"], outs: [selected]}
+  degrade: {matrix: {part: ["01"]}, cmd: "true", outs: ["${item.part}"]}
+""")
+    rest = {"degrade@01": set(), "select": {"degrade@01"}, "rollout": {"degrade@01", "select"}}
+    for rollouts, reads in (("cached", {"rollout"}), ("online", {"rollout", "degrade@01", "select"})):
+        (repository / "params.yaml").write_text(f"finetune: {{rollouts: {rollouts}}}\n")
+        edges = graph(repository)
+        assert edges == {**rest, "finetune@gdpo": reads, "finetune@control": reads}
+        assert set(list(edges)[-2:]) == {"finetune@gdpo", "finetune@control"}
+
+
+def test_what_a_stage_is_made_from() -> None:
+    edges: dict[str, set[str]] = {"a": set(), "b": {"a"}, "c": set(), "d": {"b"}, "e": {"c"}}
+    assert ancestors(edges, ["d"]) == ["a", "b", "d"]
+    assert ancestors(edges, ["e", "b"]) == ["a", "b", "c", "e"]
+    assert ancestors(edges, []) == []
+
+
+def test_absent_data_does_not_count_but_parameters_and_code_do(repository: Path) -> None:
+    assert outdated([], repository) == {}
+    assert outdated(STAGES, repository) == {}
+    for made in ("made", "part", "all"):
+        (repository / made).unlink()
+    shutil.rmtree(repository / "folder")
+    assert outdated(STAGES, repository) == {}
+    (repository / "params.yaml").write_text("number: 2\n")
+    assert outdated(STAGES, repository) == {"made": "it was run with another number"}
+    (repository / "params.yaml").write_text("number: 1\n")
+    (repository / "code.txt").write_text("other code\n")
+    assert outdated(STAGES, repository) == dict.fromkeys(["after@x", "after@y"], "it was run with another code.txt")
+    (repository / "code.txt").write_text("code\n")
+    yaml = (repository / "dvc.yaml").read_text()
+    (repository / "dvc.yaml").write_text(yaml.replace("cp folder/one part", "cat folder/one > part"))
+    assert outdated(STAGES, repository) == {"part": "it was run with another command"}
+    (repository / "dvc.yaml").write_text(yaml.replace("deps: [folder/one]", "deps: [folder/one, made]"))
+    assert outdated(STAGES, repository) == {"part": "it was run with another made"}
+
+
+def test_a_stage_that_never_ran_counts(repository: Path) -> None:
+    (repository / "dvc.lock").unlink()
+    assert outdated(STAGES, repository) == dict.fromkeys(STAGES, "it was never run")
+
+
+def test_a_clone_with_an_older_pipelines_data_and_the_newer_ledger_is_not_refused(
+    repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """`dvc pull --force` comes next, and brings what the ledger names."""
+    newer = shutil.copytree(repository, tmp_path_factory.mktemp("newer"), dirs_exist_ok=True)
+    (newer / "params.yaml").write_text("number: 2\n")
+    run_dvc(["repro"], newer, lambda line: None)
+
+    shutil.copy(newer / "params.yaml", repository)
+    write_ledger(repository, read_ledger(newer))
+    assert (repository / "made").read_text() == "number: 1\n"
+    edges = graph(repository)
+    assert check_inputs("training", ["all"], edges, repository) == ["after@x", "after@y", "part"]
+
+    shutil.copytree(newer / ".dvc/cache", repository / ".dvc/cache", dirs_exist_ok=True)
+    run_dvc(["pull", "--force", "after@x", "after@y", "part"], repository, lambda line: None)
+    assert (repository / "part").read_text() == "number: 2\n"
+
+
+def test_inputs_made_with_other_parameters_are_refused(repository: Path) -> None:
+    edges = graph(repository)
+    (repository / "params.yaml").write_text("number: 2\n")
+    with pytest.raises(StageFailed, match="training reads what stage made makes, but it was run with another number: prefect"):
+        check_inputs("training", ["after@x", "after@y"], edges, repository)
+
+
+def test_a_ledger_in_which_a_stage_read_what_nobody_made_is_refused(repository: Path) -> None:
+    """The maker ran again, and the stage that reads it did not; a part of a folder and a folder of parts have no hash there."""
+    (repository / "params.yaml").write_text("number: 2\n")
+    run_dvc(["repro", "--single-item", "made"], repository, lambda line: None)
+    assert outdated(STAGES, repository) == dict.fromkeys(["after@x", "after@y"], "it was run with another made")
+    with pytest.raises(StageFailed, match="stage after@x makes, but it was run with another made"):
+        check_inputs("training", ["all"], graph(repository), repository)

@@ -1,0 +1,169 @@
+"""The counts against the published figures, and the calls of the step tables against the code that makes them."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from gdpo.cost import architectures
+from gdpo.cost import count as cost
+from gdpo.cost.architectures import Networks
+from gdpo.cost.count import CACHED, ONLINE, RELEASED, Macs, Part
+from gdpo.preference.loop import _Run, finetune
+from gdpo.preference.rollout import rollout
+from gdpo.train.loop import Hooks
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def sd21() -> Networks:
+    return architectures.sd21()
+
+
+@pytest.fixture(scope="module")
+def rl_step() -> dict[str, Part]:
+    """SD2.1's step at 512 pixels, with adapters put on networks of its own."""
+    return {part.name: part for part in cost.rl_step(architectures.sd21(), 512)}
+
+
+def total(parts: dict[str, Part], column: str) -> float:
+    """TMAC per LR image."""
+    return sum(part.macs.total * part.calls[column] for part in parts.values()) / 1e12
+
+
+def test_a_convolution_a_linear_layer_and_attention_by_hand() -> None:
+    x = torch.empty(2, 3, 8, 8, device="meta")
+    with torch.device("meta"):
+        conv, linear = nn.Conv2d(3, 5, 3, padding=1), nn.Linear(8, 7)
+    assert cost.count(lambda: conv(x)) == Macs(2 * 5 * 64 * 3 * 9)
+    assert cost.count(lambda: linear(x)) == Macs(2 * 3 * 8 * 8 * 7)
+    assert cost.count(lambda: x.flatten(0, 1) @ x.flatten(0, 1)) == Macs(0, 6 * 8 * 8 * 8)
+    query = torch.empty(2, 4, 16, 8, device="meta")
+    attend = cost.count(lambda: nn.functional.scaled_dot_product_attention(query, query, query))
+    assert attend == Macs(0, 2 * 2 * 4 * 16 * 16 * 8)
+
+
+def test_backward_of_a_frozen_layer_costs_one_product() -> None:
+    with torch.device("meta"):
+        linear = nn.Linear(8, 7).requires_grad_(False)
+    x = torch.empty(4, 8, device="meta", requires_grad=True)
+    assert cost.count(lambda: linear(x).sum().backward()) == Macs(2 * 4 * 8 * 7)
+
+
+def test_parameters_are_the_published_ones(sd21: Networks) -> None:
+    assert cost.parameters(sd21.unet) == 865_910_724
+    assert cost.parameters(sd21.vae) == 83_653_863
+    assert cost.parameters(sd21.vae.encoder) == 34_163_592
+    assert cost.parameters(sd21.vae.decoder) == 49_490_179
+    assert cost.parameters(sd21.text_encoder) == 340_387_840
+    assert sd21.tagger is not None
+    assert cost.parameters(sd21.tagger) == 470_926_449
+    assert sd21.tagger.used() / 1e6 == pytest.approx(212.7, abs=0.05)
+
+
+def test_macs_are_the_published_ones_and_sum_up_to_table_4(sd21: Networks) -> None:
+    parts = cost.inference(sd21, 512)
+    found = {part.name: part for part in parts}
+    expected = {  # GMAC with and without attention
+        "UNet": (402.1, 339.1),
+        "VAE encoder": (558.3, 541.1),
+        "VAE decoder": (1257.3, 1240.1),
+        "text encoder": (22.6, 22.3),
+        "tagger (RAM, DAPE)": (162.2, 156.2),
+        "RAM, never run": (0.0, 0.0),
+    }
+    for name, (whole, linear) in expected.items():
+        macs = found.pop(name).macs
+        assert (macs.total / 1e9, macs.linear / 1e9) == pytest.approx((whole, linear), abs=0.06), name
+    assert not found
+    assert sum(part.parameters for part in parts) == pytest.approx(cost.PUBLISHED_PARAMETERS, rel=0.01)
+    linear = sum(part.macs.linear for part in parts)
+    assert linear == pytest.approx(cost.PUBLISHED_MACS, rel=0.013)
+    assert linear - cost.dape_macs(sd21) == pytest.approx(cost.PUBLISHED_MACS, rel=0.001)
+
+
+def test_the_adapters_of_the_shapes_are_dapes(sd21: Networks) -> None:
+    assert sd21.tagger is not None
+    lora = sum(p.numel() for name, p in sd21.tagger.named_parameters() if name.endswith(("lora_A", "lora_B")))
+    assert lora == 1_777_664
+
+
+def test_the_released_step_costs_what_was_derived_from_its_code(rl_step: dict[str, Part]) -> None:
+    expected = {
+        "LR image, VAE encoder": 0.56, "candidates, UNet": 2.41, "candidates, VAE decoder": 7.54, "reward, MUSIQ": 0.11,
+        "reward, MANIQA": 18.17, "candidates again, VAE encoder": 3.35, "policy, UNet forward": 2.43,
+        "policy, VAE decoder, unused": 7.54, "reference, UNet": 2.41, "reference, VAE decoder, unused": 7.54,
+        "policy, UNet backward": 2.81,
+    }  # fmt: skip
+    for name, tmac in expected.items():
+        part = rl_step[name]
+        assert part.macs.total * part.calls[RELEASED] / 1e12 == pytest.approx(tmac, abs=0.011), name
+    assert total(rl_step, RELEASED) == pytest.approx(55.4, abs=0.2)
+    assert total(rl_step, CACHED) == pytest.approx(5.24, abs=0.05)
+    assert total(rl_step, CACHED) < total(rl_step, ONLINE) < total(rl_step, RELEASED)
+
+
+def test_a_pretraining_step_of_a_small_model(tmp_path: Path) -> None:
+    networks = architectures.from_folder(tiny.write_base(tmp_path / "base"))
+    forward = cost.forward_macs(networks, 32)
+    rows = {part.name: part for part in cost.pretrain_step(networks, 32)}
+    assert rows["tags of the HR image, twice"].macs == Macs(0)
+    assert rows["VSD, real score with guidance"].macs == forward["unet"]
+    assert rows["VSD, real score with guidance"].calls == {RELEASED: 2, "ours": 2}
+    generator = rows["generator, UNet forward"].macs.total
+    assert forward["unet"].total < generator < rows["generator, UNet backward"].macs.total
+    assert rows["VAE decoder, both ways"].macs.total > 1.5 * forward["decoder"].total
+    assert rows["LR image, VAE encoder, both ways"].macs.total > 1.5 * forward["encoder"].total
+    assert rows["LPIPS of the result, both ways"].macs.linear == 2 * rows["LPIPS of the HR image"].macs.linear
+
+
+def test_sizes_that_do_not_fit_are_refused(sd21: Networks, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^--size must be a positive multiple of 64 for this model, got 100$"):
+        cost.inference(sd21, 100)
+    with pytest.raises(ValueError, match=r"^--size must be at least 224 for --step rl"):
+        cost.rl_step(sd21, 192)
+    with pytest.raises(ValueError, match=r"unet/config\.json: no such file; --model is sd2\.1 or a diffusers folder$"):
+        architectures.from_folder(tmp_path)
+
+
+def calls_of(model: Any, run: Any) -> Counter[str]:
+    """How many images, latents or prompts go through each network while `run` runs."""
+    seen: Counter[str] = Counter()
+    networks = {"UNet": model.unet, "encoder": model.vae.encoder, "decoder": model.vae.decoder, "text": model.text_encoder}
+
+    def count(name: str) -> Any:
+        return lambda module, args, kwargs, out: seen.update({name: len(out[0] if name in ("UNet", "text") else out)})
+
+    handles = [net.register_forward_hook(count(name), with_kwargs=True) for name, net in networks.items()]
+    run()
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def test_the_calls_of_our_columns_are_those_of_the_code(
+    rl_step: dict[str, Part], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_Run, "verify", lambda self: None)  # one forward per checkpoint, not per LR image
+    config = tiny.settings(rollout={"group": 6, "noises": 1}, finetune={"steps": 1, "batch": 1})
+    model = tiny.model()
+    groups: list[Any] = []
+    made = calls_of(model, lambda: groups.extend(rollout(model, [tiny.pair(0)], config)))
+
+    def train() -> None:
+        finetune(model, groups, config, control=False, folder=tmp_path, fingerprint="", hooks=Hooks())
+
+    trained = calls_of(model, train)
+
+    def calls(column: str, *names: str) -> int:
+        return sum(rl_step[name].calls[column] for name in names)
+
+    policy, text = "policy, UNet forward", "text encoder"
+    assert trained == {"UNet": calls(CACHED, policy), "text": calls(CACHED, text)}
+    assert made["UNet"] == calls(ONLINE, "candidates, UNet", "reference, UNet")
+    assert made["encoder"] == calls(ONLINE, "LR image, VAE encoder", "candidates again, VAE encoder")
+    assert made["decoder"] == calls(ONLINE, "candidates, VAE decoder")
+    assert made["text"] + trained["text"] == calls(ONLINE, text)
