@@ -1,8 +1,10 @@
-"""Seconds that the checks of select and rollout take, on fabricated tables of paper size, after Great Expectations is imported.
+"""Seconds that the checks of select and rollout take, on fabricated tables of paper size, after
+Great Expectations is imported.
 
     python benchmarks/checks.py [--rows 120000]      # also writes benchmarks/results/checks.json
 
-Beside them: reading the same tables from Parquet, and what a stage pays once (import, and the first use on 100 rows).
+Beside them: reading the same tables from Parquet, and what a stage pays once (import, and the first
+use on 100 rows).
 """
 
 import argparse
@@ -43,7 +45,9 @@ def write(path: Path, **columns: object) -> None:
 
 
 def fabricate(root: Path, rows: int, rule: Select, settings: Rollout) -> None:
-    """What the stages before leave: lists of photographs, held-out ids, a selection, rollouts without latents."""
+    """What the stages before leave: lists of photographs, held-out ids, a selection, rollouts
+    without latents.
+    """
     rng = np.random.default_rng(0)
     photos = -(-rows // PER_PHOTO)
     names = np.char.add("photo", np.arange(photos).astype(str))
@@ -52,10 +56,13 @@ def fabricate(root: Path, rows: int, rule: Select, settings: Rollout) -> None:
     write(root / "data/shards/evaluation/00000.parquet", id=ids(1000, "held"))
     patches = pa.table(
         {
-            "id": ids(rows), "source": np.repeat(names, PER_PHOTO)[:rows], "score": rng.normal(60, 10, rows),
-            "detail_share": rng.uniform(0.1, 1, rows), "hash": rng.integers(0, 2**63, rows, dtype=np.uint64),
+            "id": ids(rows),
+            "source": np.repeat(names, PER_PHOTO)[:rows],
+            "score": rng.normal(60, 10, rows),
+            "detail_share": rng.uniform(0.1, 1, rows),
+            "hash": rng.integers(0, 2**63, rows, dtype=np.uint64),
         }
-    )  # fmt: skip
+    )
     table = choose(patches, rule, higher_is_better=True)
     chosen = manifest(table)
     (root / "data/selected").mkdir()
@@ -63,12 +70,19 @@ def fabricate(root: Path, rows: int, rule: Select, settings: Rollout) -> None:
     pq.write_table(chosen, root / "data/selected/manifest.parquet")
     values = rng.random((len(chosen), settings.group))
     seeds = list(rng.integers(0, 2**62, values.shape))
-    metrics = pa.StructArray.from_arrays([pa.array(list(values))] * len(settings.metrics), settings.metrics)
+    metrics = pa.StructArray.from_arrays(
+        [pa.array(list(values))] * len(settings.metrics), settings.metrics
+    )
     write(
-        root / "data/rollouts/00/00000.parquet", id=chosen["id"], prompt=[""] * len(chosen),
-        detail_share=chosen["detail_share"], seeds=seeds, metrics=metrics, noise_seeds=[[row] for row in seeds],
+        root / "data/rollouts/00/00000.parquet",
+        id=chosen["id"],
+        prompt=[""] * len(chosen),
+        detail_share=chosen["detail_share"],
+        seeds=seeds,
+        metrics=metrics,
+        noise_seeds=[[row] for row in seeds],
         reference_error=[[row] for row in values],
-    )  # fmt: skip
+    )
 
 
 def seconds(action: Callable[[], object]) -> float:
@@ -83,14 +97,25 @@ def seconds(action: Callable[[], object]) -> float:
 
 def machine() -> dict[str, object]:
     """Where the figures come from."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    versions = {name: metadata.version(name) for name in ("great-expectations", "pandas", "pyarrow")}
-    return {"processor": platform.machine(), "cores": os.cpu_count(), "versions": versions, "commit": commit}
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    versions = {
+        name: metadata.version(name) for name in ("great-expectations", "pandas", "pyarrow")
+    }
+    return {
+        "processor": platform.machine(),
+        "cores": os.cpu_count(),
+        "versions": versions,
+        "commit": commit,
+    }
 
 
 def main() -> None:
     """Import, warm up, then time both checks and the reading alone."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=120_000)
     rows = parser.parse_args().rows
     rule = Select(count=rows, min_hash_distance=0)
@@ -100,13 +125,20 @@ def main() -> None:
         fabricate(root, 100, rule, settings)
         start = time.perf_counter()
         check_selection(root / "data/selected", root, rule)
-        found: dict[str, Any] = {"rows": rows, "import and first use": round(time.perf_counter() - start, 2)}
+        found: dict[str, Any] = {
+            "rows": rows,
+            "import and first use": round(time.perf_counter() - start, 2),
+        }
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         fabricate(root, rows, rule, settings)
         files = sorted((root / "data").rglob("*.parquet"))
-        found["reading the tables"] = round(seconds(lambda: [pq.read_table(file) for file in files]), 2)
-        found["select"] = round(seconds(lambda: check_selection(root / "data/selected", root, rule)), 2)
+        found["reading the tables"] = round(
+            seconds(lambda: [pq.read_table(file) for file in files]), 2
+        )
+        found["select"] = round(
+            seconds(lambda: check_selection(root / "data/selected", root, rule)), 2
+        )
         selected = pq.read_table(root / "data/selected/manifest.parquet")["id"].to_pylist()
         part = (root / "data/rollouts/00", "00", root, settings, selected)
         found["rollout"] = round(seconds(lambda: check_rollouts(*part)), 2)

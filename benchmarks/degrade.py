@@ -1,11 +1,14 @@
-"""Times the degradation against a plain rendering of the published recipe, on one core, and over two processes.
+"""Times the degradation against a plain rendering of the published recipe, on one core, and over
+two processes.
 
     OMP_NUM_THREADS=1 python -m benchmarks.degrade [--patches 40] [--side 512] [--rounds 5]
 
-Both get the same patches and the same drawn parameters and take turns, patch by patch; processor time is counted and each
-ratio is the median over the rounds, so that a busy machine changes little. The table below compares what the two make of
-the patches: deciles of PSNR (enlarged, against the patch), gradient energy, high-frequency noise and blockiness. The last
-line is the throughput of two processes over that of one, by the clock: it needs two free cores.
+Both get the same patches and the same drawn parameters and take turns, patch by patch; processor
+time is counted and each ratio is the median over the rounds, so that a busy machine changes little.
+The table below compares what the two make of
+the patches: deciles of PSNR (enlarged, against the patch), gradient energy, high-frequency noise
+and blockiness. The last line is the throughput of two processes over that of one, by the clock: it
+needs two free cores.
 """
 
 import argparse
@@ -30,8 +33,8 @@ LABELS = ("PSNR dB", "gradient energy", "noise", "blockiness")
 
 
 def figures(lr: np.ndarray, up: np.ndarray, hr: np.ndarray) -> list[float]:
-    """PSNR of the enlarged image; of the luma of the small one: gradient energy, median absolute Laplacian, and steps
-    across 8-pixel borders over steps elsewhere. All images in levels."""
+    """PSNR of the enlarged image; of the luma of the small one: gradient energy, median absolute
+    Laplacian, and steps across 8-pixel borders over steps elsewhere. All images in levels."""
     gray = lr.astype(np.float64) @ [0.299, 0.587, 0.114]
     steps = np.abs(np.diff(gray, axis=1))
     border = np.arange(steps.shape[1]) % 8 == 7
@@ -57,7 +60,9 @@ def figures_of_published(hr: np.ndarray, drawn: Draw) -> list[float]:
 
 
 def cut_patches(count: int, side: int) -> list[np.ndarray]:
-    """`count` crops, float32 (side, side, 3) in [0, 1], of the photographs that ship inside scikit-image."""
+    """`count` crops, float32 (side, side, 3) in [0, 1], of the photographs that ship inside
+    scikit-image.
+    """
     photos = [photo.load() for photo in photographs("scikit-image", "train")]
     patches = []
     for i in range(count):
@@ -76,7 +81,10 @@ def one_thread() -> None:
 @cache
 def work(count: int, side: int) -> list[tuple[np.ndarray, Draw]]:
     """The patches of this benchmark with what is drawn for them, made once in each process."""
-    return [(patch, draw(Degradation(), numpy_generator("benchmark", i))) for i, patch in enumerate(cut_patches(count, side))]
+    return [
+        (patch, draw(Degradation(), numpy_generator("benchmark", i)))
+        for i, patch in enumerate(cut_patches(count, side))
+    ]
 
 
 def degrade_all(count: int, side: int) -> None:
@@ -86,7 +94,9 @@ def degrade_all(count: int, side: int) -> None:
 
 
 def over_two(count: int, side: int, rounds: int) -> list[float]:
-    """Throughput of two processes over that of one, each process with the same patches, per round."""
+    """Throughput of two processes over that of one, each process with the same patches, per
+    round.
+    """
     ratios = []
     with ProcessPoolExecutor(2, initializer=one_thread) as pool:
         for _ in range(rounds + 1):
@@ -101,14 +111,20 @@ def over_two(count: int, side: int, rounds: int) -> list[float]:
 
 
 def main() -> None:
-    """Print milliseconds of both per patch, their ratio, the deciles of what they made, and the gain of two processes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Print milliseconds of both per patch, their ratio, the deciles of what they made, and the
+    gain of two processes.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--patches", type=int, default=40)
     parser.add_argument("--side", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     if os.environ.get("OMP_NUM_THREADS") != "1":
-        parser.error("one core is measured: set OMP_NUM_THREADS=1, which NumPy reads when it starts")
+        parser.error(
+            "one core is measured: set OMP_NUM_THREADS=1, which NumPy reads when it starts"
+        )
     one_thread()
     pairs = work(args.patches, args.side)
     seconds = np.zeros((args.rounds + 1, 2))
@@ -126,9 +142,15 @@ def main() -> None:
     for name, of in (("plain", figures_of_published), ("ours", figures_of_ours)):
         deciles = np.percentile([of(*pair) for pair in pairs], [10, 30, 50, 70, 90], axis=0)
         for label, column in zip(LABELS, deciles.T, strict=True):
-            print(f"{label:16s} {name:6s} deciles 1 3 5 7 9: " + " ".join(f"{value:8.3f}" for value in column))
+            print(
+                f"{label:16s} {name:6s} deciles 1 3 5 7 9: "
+                + " ".join(f"{value:8.3f}" for value in column)
+            )
     gains = over_two(args.patches, args.side, args.rounds)
-    print(f"two processes {np.median(gains):.2f} times the throughput of one (rounds {min(gains):.2f} to {max(gains):.2f})")
+    print(
+        f"two processes {np.median(gains):.2f} times the throughput of one (rounds "
+        f"{min(gains):.2f} to {max(gains):.2f})"
+    )
 
 
 if __name__ == "__main__":

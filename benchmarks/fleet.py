@@ -1,8 +1,10 @@
-"""One worker against two, and both against a plain `dvc repro`: python benchmarks/fleet.py [--full] [--write]
+"""One worker against two, and both against a plain `dvc repro`: python benchmarks/fleet.py [--full]
+[--write]
 
-Starts a Prefect server, an S3 server and workers in clones, runs `gdpo-pipeline/head` on the sample profile (cut short, or
---full), and prints wall times and whether all outputs are the same, by hash. The walls count what orchestration costs too:
-a run's start, its transfers, Prefect's polling. Two workers of one host share its cores.
+Starts a Prefect server, an S3 server and workers in clones, runs `gdpo-pipeline/head` on the sample
+profile (cut short, or --full), and prints wall times and whether all outputs are the same, by hash.
+The walls count what orchestration costs too: a run's start, its transfers, Prefect's polling. Two
+workers of one host share its cores.
 """
 
 import argparse
@@ -27,9 +29,15 @@ def on_workers(count: int, changes: dict[str, Any]) -> tuple[float, dict[str, An
         fleet.worker("head", "head")
         for number in range(count):
             fleet.worker(f"worker-{number}", "cpu")
-        wait_for(lambda: len(fleet.post("work_pools/cpu/workers/filter")) == count, 300, f"{count} workers")
+        wait_for(
+            lambda: len(fleet.post("work_pools/cpu/workers/filter")) == count,
+            300,
+            f"{count} workers",
+        )
         begun = time.perf_counter()
-        state = fleet.finished(fleet.start("gdpo-pipeline/head", fan_out=True, gpu="gdpo-stage/cpu"), 3600)
+        state = fleet.finished(
+            fleet.start("gdpo-pipeline/head", fan_out=True, gpu="gdpo-stage/cpu"), 3600
+        )
         seconds = time.perf_counter() - begun
         if state["type"] != "COMPLETED":
             raise SystemExit(f"the pipeline ended as {state['type']}: {state['message']}")
@@ -42,14 +50,23 @@ def plain(changes: dict[str, Any]) -> tuple[float, dict[str, Any]]:
         fleet = Fleet(Path(folder), changes)  # not started: its snapshot and environment
         clone = fleet.clone("plain")
         begun = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "dvc", "repro", "-q"], cwd=clone, env=fleet.environment(clone), check=True)
+        subprocess.run(
+            [sys.executable, "-m", "dvc", "repro", "-q"],
+            cwd=clone,
+            env=fleet.environment(clone),
+            check=True,
+        )
         return time.perf_counter() - begun, outputs(clone)
 
 
 def main() -> None:
     """Measure, compare, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="the whole sample profile, not a short one")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--full", action="store_true", help="the whole sample profile, not a short one"
+    )
     parser.add_argument("--write", action="store_true", help="write benchmarks/results/fleet.json")
     args = parser.parse_args()
     changes = {} if args.full else QUICK
@@ -59,7 +76,9 @@ def main() -> None:
     for count in (1, 2):
         walls[f"workers_{count}"], found = on_workers(count, changes)
         same[f"workers_{count}"] = found == wanted
-        for path in sorted(path for path in {**wanted, **found} if wanted.get(path) != found.get(path)):
+        for path in sorted(
+            path for path in {**wanted, **found} if wanted.get(path) != found.get(path)
+        ):
             print(f"{path} differs on {count} worker(s): {wanted.get(path)} and {found.get(path)}")
     result = {
         "profile": "sample" if args.full else "sample, cut short",

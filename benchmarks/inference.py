@@ -1,11 +1,14 @@
-"""Ours in Table 4 of the paper: parameters, multiply-accumulates and the time of one 512 x 512 image.
+"""Ours in Table 4 of the paper: parameters, multiply-accumulates and the time of one 512 x 512
+image.
 
-    python benchmarks/inference.py --images 100        # on a GPU: bf16; on a CPU: fp32, a few images are enough
+    python benchmarks/inference.py --images 100        # on a GPU: bf16; on a CPU: fp32, a few
+                                                       images are enough
 
-SD2.1-base's size with random weights, which take the same time as trained ones, and the tiny model that ships. Timed as in
-OSEDiff's script, whose figures the paper repeats: input already at full size, batch 1, after warm-up, text encoder included,
-files and colour correction not. The tagger is not timed (its part of the MACs is below a tenth). Parameters and MACs of
-SD2.1-base are counted like the paper's, tagger included (`gdpo-sr cost`). Writes benchmarks/results/inference.json.
+SD2.1-base's size with random weights, which take the same time as trained ones, and the tiny model
+that ships. Timed as in OSEDiff's script, whose figures the paper repeats: input already at full
+size, batch 1, after warm-up, text encoder included, files and colour correction not. The tagger is
+not timed (its part of the MACs is below a tenth). Parameters and MACs of SD2.1-base are counted
+like the paper's, tagger included (`gdpo-sr cost`). Writes benchmarks/results/inference.json.
 """
 
 import argparse
@@ -38,7 +41,9 @@ SIDE, WARM_UP = 512, 5
 
 def main() -> int:
     """Measure both models, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=3)
     args = parser.parse_args()
     tiny = REPO / "assets/tiny-sd"
@@ -46,7 +51,13 @@ def main() -> int:
     small = inference(architectures.from_folder(tiny), SIDE)["total"]
     rows = [
         row("SD2.1-base", counted["parameters"], counted["macs"], full_size(), args.images),
-        row("tiny-sd", small["parameters"], small["macs_without_attention"], load_base(tiny), args.images),
+        row(
+            "tiny-sd",
+            small["parameters"],
+            small["macs_without_attention"],
+            load_base(tiny),
+            args.images,
+        ),
     ]
     content = {"results": rows, "machine": machine()}
     with written_aside(RESULT) as part:
@@ -67,11 +78,20 @@ def row(name: str, parameters: int, macs: int, model: NAOSD, images: int) -> dic
     """One model's column of Table 4."""
     precision = "bf16" if device().type == "cuda" else "fp32"
     if name == "SD2.1-base":
-        what = "parameters and MACs with the tagger, counted as in the paper; time without it, random weights"
+        what = (
+            "parameters and MACs with the tagger, counted as in the paper; time without it, "
+            "random weights"
+        )
     else:
         what = "no tagger, the weights that ship"
     note = f"{what}, {precision}, mean of {images} images on {where()}."
-    return {"model": name, "parameters": parameters, "macs": macs, "seconds": seconds(model, images, precision), "note": note}
+    return {
+        "model": name,
+        "parameters": parameters,
+        "macs": macs,
+        "seconds": seconds(model, images, precision),
+        "note": note,
+    }
 
 
 @torch.no_grad()
@@ -95,12 +115,19 @@ def seconds(model: NAOSD, images: int, precision: Any) -> float:
 
 def where() -> str:
     """The device in words."""
-    return torch.cuda.get_device_name() if device().type == "cuda" else f"{os.cpu_count()} CPU cores"
+    return (
+        torch.cuda.get_device_name() if device().type == "cuda" else f"{os.cpu_count()} CPU cores"
+    )
 
 
 def machine() -> dict[str, Any]:
     """Where and with what this was measured."""
-    return {"device": where(), "python": platform.python_version(), "torch": torch.__version__, "commit": commit()}
+    return {
+        "device": where(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "commit": commit(),
+    }
 
 
 if __name__ == "__main__":

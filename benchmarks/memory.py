@@ -2,8 +2,9 @@
 
     python benchmarks/memory.py [--photos 20000]
 
-The photographs (40 x 40 pixels, one patch of 32 each) are made in a temporary folder. Prints resident memory in MB at several
-points of each stage, and the peak; writes benchmarks/results/memory.json.
+The photographs (40 x 40 pixels, one patch of 32 each) are made in a temporary folder. Prints
+resident memory in MB at several points of each stage, and the peak; writes
+benchmarks/results/memory.json.
 """
 
 import argparse
@@ -49,15 +50,22 @@ def configured() -> Config:
     """params.yaml with small patches, from photos/train and photos/held."""
     plain = load(REPO / "params.yaml").model_dump()
     plain["degrade"] |= {
-        "train": [{"path": "photos/train"}], "evaluation": [{"path": "photos/held"}], "parts": ["00"],
-        "crop": 32, "stride": 32, "evaluation_crop": 32, "shard_mb": 8.0,
-    }  # fmt: skip
+        "train": [{"path": "photos/train"}],
+        "evaluation": [{"path": "photos/held"}],
+        "parts": ["00"],
+        "crop": 32,
+        "stride": 32,
+        "evaluation_crop": 32,
+        "shard_mb": 8.0,
+    }
     return Config.model_validate(plain)
 
 
 def main() -> None:
     """Make the photographs, run both stages, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--photos", type=int, default=20000)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -71,11 +79,19 @@ def main() -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(encode_png(np.kron(blocks, np.ones((8, 8, 1))).astype(np.uint8)))
         config = configured()
-        index.run(config, root, Hooks())  # the first files: everything that is imported late is in memory now
-        for name, stage in (("index", index.run), ("degrade", lambda c, r, h: degrade.run(c, r, h, "00"))):
+        index.run(
+            config, root, Hooks()
+        )  # the first files: everything that is imported late is in memory now
+        for name, stage in (
+            ("index", index.run),
+            ("degrade", lambda c, r, h: degrade.run(c, r, h, "00")),
+        ):
             watch, start = Watch(args.photos), time.perf_counter()
             stage(config, root, Hooks(log=watch))
-            measured[name] = {"mb_after": watch.points, "seconds": round(time.perf_counter() - start, 1)}
+            measured[name] = {
+                "mb_after": watch.points,
+                "seconds": round(time.perf_counter() - start, 1),
+            }
             print(name, "MB after so many photographs:", watch.points)
     measured["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 // 10**6
     print(f"peak {measured['peak_mb']} MB")

@@ -1,12 +1,17 @@
-"""Does bf16 change what the network metrics say about a group of candidates? Scored in fp32 and under bf16 autocast.
+"""Does bf16 change what the network metrics say about a group of candidates? Scored in fp32 and
+under bf16 autocast.
 
-    python -m benchmarks.metric_precision --groups 16                        # on a GPU, with the published weights there
-    OMP_NUM_THREADS=1 python -m benchmarks.metric_precision --groups 4 --crops 2        # on a CPU: 2 of MANIQA's 20 crops
+    python -m benchmarks.metric_precision --groups 16                        # on a GPU, with the
+    published weights there
+    OMP_NUM_THREADS=1 python -m benchmarks.metric_precision --groups 4 --crops 2        # on a CPU:
+    2 of MANIQA's 20 crops
 
-A group is G outputs of the shipped NAOSD for one patch of a photograph, by different noises: what a rollout scores. For each
-metric: the share of groups whose order changes, whose best and whose worst candidate changes, and the error of bf16 against
-the spread it has to resolve, |bf16 - fp32| within the group over the standard deviation of fp32 within the group (roots of mean
-squares; a shift that all candidates share is no error). A metric whose files are not there is built from random weights, and
+A group is G outputs of the shipped NAOSD for one patch of a photograph, by different noises: what a
+rollout scores. For each
+metric: the share of groups whose order changes, whose best and whose worst candidate changes, and
+the error of bf16 against the spread it has to resolve, |bf16 - fp32| within the group over the
+standard deviation of fp32 within the group (roots of mean squares; a shift that all candidates
+share is no error). A metric whose files are not there is built from random weights, and
 the row says so: it then shows how the arithmetic rounds, not how far trained outputs lie apart.
 
 Writes benchmarks/results/metric_precision.json; docs/fidelity.md quotes it.
@@ -37,15 +42,24 @@ from tasks.run.training import device
 from tests.gdpo.metrics import weights
 
 PHOTOS = ("astronaut", "coffee", "chelsea", "rocket")
-NETWORKS = [name for name, row in METRICS.items() if row.weights and not row.double and not row.per_set]
+NETWORKS = [
+    name for name, row in METRICS.items() if row.weights and not row.double and not row.per_set
+]
 SIDE, GROUP = 256, 6
 
 
 def main() -> int:
     """Measure every network metric, print a line each, and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--groups", type=int, default=16)
-    parser.add_argument("--crops", type=int, default=maniqa.CROPS, help="MANIQA looks at the first so many of its 20 crops")
+    parser.add_argument(
+        "--crops",
+        type=int,
+        default=maniqa.CROPS,
+        help="MANIQA looks at the first so many of its 20 crops",
+    )
     parser.add_argument("--metrics", nargs="+", default=NETWORKS, choices=NETWORKS)
     args = parser.parse_args()
     maniqa.CROPS = args.crops
@@ -57,13 +71,21 @@ def main() -> int:
             rows[name] = {"weights": provide(name, Path(folder)), **compare(name, groups)}
             sys.stdout.write(f"{name}: {rows[name]}\n")
             sys.stdout.flush()
-    settings = {"groups": args.groups, "candidates": GROUP, "side": SIDE, "maniqa_crops": args.crops, "device": device().type}
+    settings = {
+        "groups": args.groups,
+        "candidates": GROUP,
+        "side": SIDE,
+        "maniqa_crops": args.crops,
+        "device": device().type,
+    }
     record("metric_precision", {**settings, "metrics": rows})
     return 0
 
 
 def candidates(model: NAOSD, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """G outputs of the shipped NAOSD for one degraded patch, and the HR patch G times; (G, 3, SIDE, SIDE) in [0, 1]."""
+    """G outputs of the shipped NAOSD for one degraded patch, and the HR patch G times; (G, 3, SIDE,
+    SIDE) in [0, 1].
+    """
     rng = numpy_generator("metric precision", index)
     photo = getattr(skimage.data, PHOTOS[index % len(PHOTOS)])()
     top, left = (int(rng.integers(0, side - SIDE + 1)) for side in photo.shape[:2])
@@ -76,7 +98,9 @@ def candidates(model: NAOSD, index: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def provide(name: str, folder: Path) -> str:
-    """`published` if the metric's files are there; otherwise random ones are written and used from now on: `random`."""
+    """`published` if the metric's files are there; otherwise random ones are written and used from
+    now on: `random`.
+    """
     if not missing([name]):
         return "random" if os.environ.get("TORCH_HOME") == str(folder) else "published"
     weights.write_all(folder / "hub")
@@ -97,7 +121,9 @@ def compare(name: str, groups: list[tuple[torch.Tensor, torch.Tensor]]) -> dict[
     }
 
 
-def scored(name: str, groups: list[tuple[torch.Tensor, torch.Tensor]], precision: Any) -> np.ndarray:
+def scored(
+    name: str, groups: list[tuple[torch.Tensor, torch.Tensor]], precision: Any
+) -> np.ndarray:
     """Scores (groups, G), turned so that higher is better."""
     with autocast(precision, device().type):
         found = [score([name], image, reference)[name] for image, reference in groups]

@@ -1,4 +1,5 @@
-"""The picture of the README: bicubic | NAOSD | GDPO-SR | HR for held-out photographs of the last evaluation.
+"""The picture of the README: bicubic | NAOSD | GDPO-SR | HR for held-out photographs of the last
+evaluation.
 
 python benchmarks/picture.py        # reads reports/evaluate/sample, writes docs/picture.webp
 """
@@ -17,13 +18,21 @@ ZOOM, GAP, HEAD = 2, 8, 28
 def main() -> None:
     """Draw and write the picture."""
     folder = REPO / "reports/evaluate/sample"
-    files = {entry["id"]: entry for entry in json.loads((folder / "summary.json").read_text())["files"]}
+    files = {
+        entry["id"]: entry for entry in json.loads((folder / "summary.json").read_text())["files"]
+    }
     side = next(iter(files.values()))["height"] * ZOOM
     width, height = len(COLUMNS) * (side + GAP) - GAP, HEAD + len(SHOWN) * (side + GAP) - GAP
     canvas = Image.new("RGB", (width, height), "white")
     pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(20)
     for column, (name, title) in enumerate(COLUMNS.items()):
-        pen.text((column * (side + GAP) + side // 2, HEAD // 2), title, fill="black", font=font, anchor="mm")
+        pen.text(
+            (column * (side + GAP) + side // 2, HEAD // 2),
+            title,
+            fill="black",
+            font=font,
+            anchor="mm",
+        )
         for row, image in enumerate(SHOWN):
             tile = Image.open(folder / "images" / files[image]["folder"] / f"{name}.png")
             at = (column * (side + GAP), HEAD + row * (side + GAP))

@@ -1,12 +1,15 @@
-"""The published degradation, written out plainly in NumPy, SciPy and torch: what ours is timed and tested against.
+"""The published degradation, written out plainly in NumPy, SciPy and torch: what ours is timed and
+tested against.
 
-    drawn = draw(RELEASED, rng)      or REAL_ESRGAN, the full-strength values; drawn has the form of gdpo.data.degrade.draw
+    drawn = draw(RELEASED, rng)      or REAL_ESRGAN, the full-strength values; drawn has the form of
+                                     gdpo.data.degrade.draw
     lr = degraded(hr, drawn)         float (H / 4, W / 4, 3) in [0, 1], before it is rounded
     up = enlarged(lr, size, drawn["enlarge"])
 
-Independent of gdpo/: its own draws, kernels and operations, one after the other as the released code has them: kernels
-padded to 21x21 in a grouped convolution, F.interpolate, Poisson noise at a peak found by counting unique values, and JPEG in
-floats without an entropy coder. Gray noise alone is computed where gray noise is drawn (the release computes both).
+Independent of gdpo/: its own draws, kernels and operations, one after the other as the released
+code has them: kernels padded to 21x21 in a grouped convolution, F.interpolate, Poisson noise at a
+peak found by counting unique values, and JPEG in floats without an entropy coder. Gray noise alone
+is computed where gray noise is drawn (the release computes both).
 
 Source: Real-ESRGAN and BasicSR, and the parameter file of the GDPO release.
 """
@@ -22,25 +25,58 @@ Drawn = dict[str, Any]
 Values = dict[str, Any]
 
 RELEASED: Values = {
-    "resize_prob": [0.2, 0.7, 0.1], "resize_range": [0.3, 1.5], "gaussian_noise_prob": 0.5, "noise_range": [1, 15],
-    "poisson_scale_range": [0.05, 2.0], "gray_noise_prob": 0.4, "jpeg_range": [60, 95],
-    "second_blur_prob": 0.5, "resize_prob2": [0.3, 0.4, 0.3], "resize_range2": [0.6, 1.2], "gaussian_noise_prob2": 0.5,
-    "noise_range2": [1, 12], "poisson_scale_range2": [0.05, 1.0], "gray_noise_prob2": 0.4, "jpeg_range2": [60, 100],
-    "kernel_prob": [0.45, 0.25, 0.12, 0.03, 0.12, 0.03], "sinc_prob": 0.1, "sinc_prob2": 0.1, "final_sinc_prob": 0.8,
-    "blur_sigma": [0.2, 3.0], "blur_sigma2": [0.2, 1.5], "betag_range": [0.5, 4.0], "betap_range": [1.0, 2.0],
-}  # fmt: skip
+    "resize_prob": [0.2, 0.7, 0.1],
+    "resize_range": [0.3, 1.5],
+    "gaussian_noise_prob": 0.5,
+    "noise_range": [1, 15],
+    "poisson_scale_range": [0.05, 2.0],
+    "gray_noise_prob": 0.4,
+    "jpeg_range": [60, 95],
+    "second_blur_prob": 0.5,
+    "resize_prob2": [0.3, 0.4, 0.3],
+    "resize_range2": [0.6, 1.2],
+    "gaussian_noise_prob2": 0.5,
+    "noise_range2": [1, 12],
+    "poisson_scale_range2": [0.05, 1.0],
+    "gray_noise_prob2": 0.4,
+    "jpeg_range2": [60, 100],
+    "kernel_prob": [0.45, 0.25, 0.12, 0.03, 0.12, 0.03],
+    "sinc_prob": 0.1,
+    "sinc_prob2": 0.1,
+    "final_sinc_prob": 0.8,
+    "blur_sigma": [0.2, 3.0],
+    "blur_sigma2": [0.2, 1.5],
+    "betag_range": [0.5, 4.0],
+    "betap_range": [1.0, 2.0],
+}
 REAL_ESRGAN: Values = {
-    **RELEASED, "resize_range": [0.15, 1.5], "noise_range": [1, 30], "poisson_scale_range": [0.05, 3.0],
-    "jpeg_range": [30, 95], "second_blur_prob": 0.8, "resize_range2": [0.3, 1.2], "noise_range2": [1, 25],
-    "poisson_scale_range2": [0.05, 2.5], "jpeg_range2": [30, 95],
-}  # fmt: skip
+    **RELEASED,
+    "resize_range": [0.15, 1.5],
+    "noise_range": [1, 30],
+    "poisson_scale_range": [0.05, 3.0],
+    "jpeg_range": [30, 95],
+    "second_blur_prob": 0.8,
+    "resize_range2": [0.3, 1.2],
+    "noise_range2": [1, 25],
+    "poisson_scale_range2": [0.05, 2.5],
+    "jpeg_range2": [30, 95],
+}
 KINDS = ("iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso")
 MODES = ("area", "bilinear", "bicubic")
-LUMA = [[16, 11, 10, 16, 24, 40, 51, 61], [12, 12, 14, 19, 26, 58, 60, 55], [14, 13, 16, 24, 40, 57, 69, 56],
-        [14, 17, 22, 29, 51, 87, 80, 62], [18, 22, 37, 56, 68, 109, 103, 77], [24, 35, 55, 64, 81, 104, 113, 92],
-        [49, 64, 78, 87, 103, 121, 120, 101], [72, 92, 95, 98, 112, 100, 103, 99]]  # fmt: skip
+LUMA = [
+    [16, 11, 10, 16, 24, 40, 51, 61],
+    [12, 12, 14, 19, 26, 58, 60, 55],
+    [14, 13, 16, 24, 40, 57, 69, 56],
+    [14, 17, 22, 29, 51, 87, 80, 62],
+    [18, 22, 37, 56, 68, 109, 103, 77],
+    [24, 35, 55, 64, 81, 104, 113, 92],
+    [49, 64, 78, 87, 103, 121, 120, 101],
+    [72, 92, 95, 98, 112, 100, 103, 99],
+]
 CHROMA = [[17, 18, 24, 47], [18, 21, 26, 66], [24, 26, 56, 99], [47, 66, 99, 99]]
-TO_YCC = torch.tensor([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
+TO_YCC = torch.tensor(
+    [[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]]
+)
 TO_RGB = torch.tensor([[1, 0, 1.402], [1, -0.344136, -0.714136], [1, 1.772, 0]])
 
 
@@ -54,7 +90,10 @@ def draw(values: Values, rng: np.random.Generator) -> Drawn:
         way = rng.choice(3, p=values[f"resize_prob{end}"])
         return {
             "blur": _drawn_kernel(values, end, rng) if rng.random() < blur_prob else None,
-            "resize": {"scale": (rng.uniform(1, high), rng.uniform(low, 1), 1.0)[way], "mode": str(rng.choice(MODES))},
+            "resize": {
+                "scale": (rng.uniform(1, high), rng.uniform(low, 1), 1.0)[way],
+                "mode": str(rng.choice(MODES)),
+            },
             "noise": {
                 "kind": "gaussian" if gaussian else "poisson",
                 "strength": rng.uniform(*strength),
@@ -63,7 +102,11 @@ def draw(values: Values, rng: np.random.Generator) -> Drawn:
             },
         }
 
-    sinc = {"kind": "sinc", "size": 2 * int(rng.integers(3, 11)) + 1, "cutoff": rng.uniform(np.pi / 3, np.pi)}
+    sinc = {
+        "kind": "sinc",
+        "size": 2 * int(rng.integers(3, 11)) + 1,
+        "cutoff": rng.uniform(np.pi / 3, np.pi),
+    }
     return {
         "scale": 4,
         "first": {**stage(1.0, ""), "jpeg": rng.uniform(*values["jpeg_range"])},
@@ -81,7 +124,11 @@ def draw(values: Values, rng: np.random.Generator) -> Drawn:
 def _drawn_kernel(values: Values, end: str, rng: np.random.Generator) -> Drawn:
     size = 2 * int(rng.integers(3, 11)) + 1
     if rng.random() < values[f"sinc_prob{end}"]:
-        return {"kind": "sinc", "size": size, "cutoff": rng.uniform(np.pi / (3 if size < 13 else 5), np.pi)}
+        return {
+            "kind": "sinc",
+            "size": size,
+            "cutoff": rng.uniform(np.pi / (3 if size < 13 else 5), np.pi),
+        }
     kind = str(rng.choice(KINDS, p=values["kernel_prob"]))
     low, high = values[f"blur_sigma{end}"]
     sigma = rng.uniform(low, high, 2) if "aniso" in kind else rng.uniform(low, high, 1).repeat(2)
@@ -119,7 +166,9 @@ def kernel21(drawn: Drawn | None) -> torch.Tensor:
 
 def blurred(x: torch.Tensor, drawn: Drawn | None) -> torch.Tensor:
     """Reflect-padded grouped convolution with the kernel padded to 21x21."""
-    return F.conv2d(F.pad(x, [10] * 4, mode="reflect"), kernel21(drawn).expand(3, 1, 21, 21), groups=3)
+    return F.conv2d(
+        F.pad(x, [10] * 4, mode="reflect"), kernel21(drawn).expand(3, 1, 21, 21), groups=3
+    )
 
 
 def noisy(x: torch.Tensor, noise: Drawn) -> torch.Tensor:
@@ -128,7 +177,11 @@ def noisy(x: torch.Tensor, noise: Drawn) -> torch.Tensor:
     if noise["kind"] == "gaussian":
         grain = torch.randn(1, 1 if noise["gray"] else 3, *x.shape[2:], generator=generator) / 255
         return torch.clamp(x + grain * noise["strength"], 0, 1)
-    clean = (x * torch.tensor([0.2989, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True) if noise["gray"] else x
+    clean = (
+        (x * torch.tensor([0.2989, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
+        if noise["gray"]
+        else x
+    )
     clean = (clean * 255).round().clamp(0, 255) / 255
     peak = 2 ** np.ceil(np.log2(len(torch.unique(clean))))
     grain = torch.poisson(clean * peak, generator=generator) / peak - clean
@@ -165,7 +218,9 @@ def quantised(x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def degraded(hr: np.ndarray, drawn: Drawn) -> np.ndarray:
-    """The published recipe on float32 (H, W, 3) in [0, 1], one operation after the other; H and W at least 84."""
+    """The published recipe on float32 (H, W, 3) in [0, 1], one operation after the other; H and W
+    at least 84.
+    """
     first, second, final = drawn["first"], drawn["second"], drawn["final"]
     x = torch.from_numpy(hr).permute(2, 0, 1)[None].contiguous()
     height, width = hr.shape[0] // 4, hr.shape[1] // 4

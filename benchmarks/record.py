@@ -1,4 +1,6 @@
-"""What the benchmarks leave behind: benchmarks/results/NAME.json, with the machine and the commit it was measured on."""
+"""What the benchmarks leave behind: benchmarks/results/NAME.json, with the machine and the commit
+it was measured on.
+"""
 
 import json
 import os
@@ -17,14 +19,26 @@ RESULTS = REPO / "benchmarks/results"
 
 def record(name: str, measured: dict[str, Any]) -> None:
     """Write the figures of one benchmark."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPO, capture_output=True, text=True, check=False)
-    changed = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=REPO, capture_output=True, text=True, check=False)
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=REPO, capture_output=True, text=True, check=False
+    )
+    changed = subprocess.run(
+        ["git", "status", "--porcelain", "-uno"],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     machine = {
-        "processor": platform.machine(), "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1),
-        "python": platform.python_version(), "pyarrow": version("pyarrow"), "opencv": version("opencv-python-headless"),
+        "processor": platform.machine(),
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1),
+        "python": platform.python_version(),
+        "pyarrow": version("pyarrow"),
+        "opencv": version("opencv-python-headless"),
         "commit": commit.stdout.strip() + ("+changes" if changed.stdout.strip() else ""),
         "date": datetime.now(UTC).date().isoformat(),
-    }  # fmt: skip
+    }
     with written_aside(RESULTS / f"{name}.json") as part:
         part.write_text(json.dumps({"measured": measured, "machine": machine}, indent=1) + "\n")
 

@@ -1,18 +1,23 @@
-"""One training step of the released RL stage, written from the description of its code, for `benchmarks/rl_step.py`.
+"""One training step of the released RL stage, written from the description of its code, for
+`benchmarks/rl_step.py`.
 
     two UNets      the policy with its LoRA, and a second, frozen copy of the reference
-    candidates     LR image encoded once; G noises through the reference, decoded: fp32, the group of one image at a time
+    candidates     LR image encoded once; G noises through the reference, decoded: fp32, the group
+                   of one image at a time
     rewards        every metric of the G images, min-max normalised and z-scored on the CPU
-    loss pass      the G images encoded again; policy and reference predict the same noise; both decode what they predict, the
-                   policy with its graph, and nobody looks at the images
-    loss           -log sigmoid(-2500 (sum_i A_i m_i - sum_i A_i r_i)); gradient norm clipped at 1; AdamW
+    loss pass      the G images encoded again; policy and reference predict the same noise; both
+                   decode what they predict, the policy with its graph, and nobody looks at the
+                   images
+    loss           -log sigmoid(-2500 (sum_i A_i m_i - sum_i A_i r_i)); gradient norm clipped at 1;
+                   AdamW
 
-On CUDA rewards and loss pass run under float16 autocast, with loss scaling, and the candidates in fp32, as released; on a CPU
-all is fp32.
+On CUDA rewards and loss pass run under float16 autocast, with loss scaling, and the candidates in
+fp32, as released; on a CPU all is fp32.
 tests/test_rl_step.py shows that loss and gradient are those of `finetune` with `rollouts: online`.
 
-Left out, each of which only flatters the release: tags of the HR image (RAM, twice), degradation and complexity map inside
-the step, LPIPS that is loaded and not used, gradients that the VAE's weights ask for, DDP's search for unused parameters.
+Left out, each of which only flatters the release: tags of the HR image (RAM, twice), degradation
+and complexity map inside the step, LPIPS that is loaded and not used, gradients that the VAE's
+weights ask for, DDP's search for unused parameters.
 """
 
 import copy
@@ -34,7 +39,9 @@ Draw = Callable[[int], Tensor]  # so many standard normal latents, on the device
 
 
 def released_metric(name: str, device: torch.device) -> nn.Module:
-    """pyiqa's own module, all crops of MANIQA at once: not shared with ours, whose MANIQA keeps no block's output."""
+    """pyiqa's own module, all crops of MANIQA at once: not shared with ours, whose MANIQA keeps no
+    block's output.
+    """
     pyiqa_name = metric(name).pyiqa
     assert pyiqa_name is not None
     net: Any = build(pyiqa_name, device, **metric(name).options)
@@ -44,9 +51,13 @@ def released_metric(name: str, device: torch.device) -> nn.Module:
 
 
 class Released:
-    """What the released stage holds for its whole run, and its step on one LR image (a batch of one, as released)."""
+    """What the released stage holds for its whole run, and its step on one LR image (a batch of
+    one, as released).
+    """
 
-    def __init__(self, model: NAOSD, reward: Reward, settings: Finetune, *, group: int, seed: int = 0) -> None:
+    def __init__(
+        self, model: NAOSD, reward: Reward, settings: Finetune, *, group: int, seed: int = 0
+    ) -> None:
         self.model, self.reward, self.group = model, reward, group
         self.device = next(model.parameters()).device
         self.reference = copy.deepcopy(model.unet)
@@ -54,17 +65,31 @@ class Released:
         model.unet_roles.active.append("policy")
         self.policy = model.unet_roles.parameters("policy")
         optimizer = settings.optimizer
-        self.optimizer = torch.optim.AdamW(self.policy.values(), lr=optimizer.lr, weight_decay=optimizer.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            self.policy.values(), lr=optimizer.lr, weight_decay=optimizer.weight_decay
+        )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.device.type == "cuda")
-        self.networks = {n: released_metric(n, self.device) for n in (*reward.fidelity, *reward.perception) if metric(n).pyiqa}
+        self.networks = {
+            n: released_metric(n, self.device)
+            for n in (*reward.fidelity, *reward.perception)
+            if metric(n).pyiqa
+        }
 
     def held(self) -> Iterable[nn.Module]:
         """The networks it keeps in memory."""
         return [self.model, self.reference, *self.networks.values()]
 
-    def step(self, lr: Tensor, hr: Tensor, detail_share: float, prompt: str, negative: str, draw: Draw | None = None) -> float:
-        """lr, hr (1, 3, H, W) in [-1, 1] on the device; the loss. draw: noise of the LR sample, of the candidates, of the
-        candidates' samples, of the loss."""
+    def step(
+        self,
+        lr: Tensor,
+        hr: Tensor,
+        detail_share: float,
+        prompt: str,
+        negative: str,
+        draw: Draw | None = None,
+    ) -> float:
+        """lr, hr (1, 3, H, W) in [-1, 1] on the device; the loss. draw: noise of the LR sample, of
+        the candidates, of the candidates' samples, of the loss."""
         shape = self.model.latent_shape(*lr.shape[-2:])
         draw = draw or (lambda count: torch.randn((count, *shape), device=self.device))
         images = self.candidates(lr, prompt, draw)
@@ -83,13 +108,17 @@ class Released:
     def candidates(self, lr: Tensor, prompt: str, draw: Draw) -> Tensor:
         """G images (G, 3, H, W) in [-1, 1] by the frozen reference."""
         embedded = self.model.embed([prompt]).repeat(self.group, 1, 1)
-        z_noisy = add_noise(self._encode(lr, draw(1)).repeat(self.group, 1, 1, 1), draw(self.group), self._t_add)
+        z_noisy = add_noise(
+            self._encode(lr, draw(1)).repeat(self.group, 1, 1, 1), draw(self.group), self._t_add
+        )
         eps_hat = self.reference(z_noisy, self.model.t_diff, embedded).sample
         return self._decode(z_noisy, eps_hat)
 
     @torch.no_grad()
     def advantages(self, images: Tensor, hr: Tensor, detail_share: float) -> Tensor:
-        """(G,) on the device, by way of the CPU. Not a number where a metric has no spread, as released."""
+        """(G,) on the device, by way of the CPU. Not a number where a metric has no spread, as
+        released.
+        """
         x, y = images * 0.5 + 0.5, (hr * 0.5 + 0.5).expand_as(images)
         fidelity, perception = (
             sum(self._normalised(name, x, y) for name in names) / len(names)
@@ -106,7 +135,9 @@ class Released:
         value = value if higher_is_better(name) else -value
         return (value - value.min()) / (value.max() - value.min())
 
-    def loss(self, images: Tensor, advantage: Tensor, prompt: str, negative: str, draw: Draw) -> Tensor:
+    def loss(
+        self, images: Tensor, advantage: Tensor, prompt: str, negative: str, draw: Draw
+    ) -> Tensor:
         """The GDPO loss of one group, with the two decodings that it does not need."""
         embedded = self.model.embed([prompt] * self.group)
         self.model.embed([negative] * self.group)  # never used either
@@ -119,7 +150,9 @@ class Released:
         with torch.no_grad():
             by_reference = self.reference(z_noisy, self.model.t_diff, embedded).sample
             unused.append(self._decode(z_noisy, by_reference))
-        m, r = ((eps_hat - noise).pow(2).mean(dim=(1, 2, 3)) for eps_hat in (predicted, by_reference))
+        m, r = (
+            (eps_hat - noise).pow(2).mean(dim=(1, 2, 3)) for eps_hat in (predicted, by_reference)
+        )
         inside = -0.5 * 5000 * ((advantage * m).sum() - (advantage * r).sum())
         self.unused = unused  # kept until the next step's take their place
         return -F.logsigmoid(inside)

@@ -1,7 +1,9 @@
-"""What `benchmarks/rl_step.py` compares: models of two sizes with random weights, and the three ways to do a step on them.
+"""What `benchmarks/rl_step.py` compares: models of two sizes with random weights, and the three
+ways to do a step on them.
 
 half       SD2.1-base with every width halved, on images of 128 px; fp32; reward PSNR and NIQE
-sd2.1      SD2.1-base on images of 512 px, on a GPU; ours with its base in bf16; reward PSNR, MUSIQ and MANIQA
+sd2.1      SD2.1-base on images of 512 px, on a GPU; ours with its base in bf16; reward PSNR, MUSIQ
+           and MANIQA
 """
 
 import math
@@ -44,7 +46,9 @@ PHOTOGRAPHS = ("astronaut", "hubble_deep_field", "ihc", "retina")
 
 @dataclass(frozen=True)
 class Size:
-    """SD2.1-base with its widths divided, on images of `side` pixels. base: type of the frozen weights of ours."""
+    """SD2.1-base with its widths divided, on images of `side` pixels. base: type of the frozen
+    weights of ours.
+    """
 
     divisor: int
     side: int
@@ -61,18 +65,30 @@ SIZES = {
 
 
 def networks(divisor: int) -> Networks:
-    """UNet, VAE and text encoder of SD2.1-base with every width divided, as their libraries initialise them."""
+    """UNet, VAE and text encoder of SD2.1-base with every width divided, as their libraries
+    initialise them.
+    """
 
     def narrow(config: dict[str, Any], *names: str) -> dict[str, Any]:
         wide = {name: config[name] for name in names}
-        return {n: tuple(x // divisor for x in w) if isinstance(w, tuple) else w // divisor for n, w in wide.items()}
+        return {
+            n: tuple(x // divisor for x in w) if isinstance(w, tuple) else w // divisor
+            for n, w in wide.items()
+        }
 
-    unet = architectures.UNET | narrow(architectures.UNET, "block_out_channels", "cross_attention_dim")
+    unet = architectures.UNET | narrow(
+        architectures.UNET, "block_out_channels", "cross_attention_dim"
+    )
     vae = architectures.VAE | narrow(architectures.VAE, "block_out_channels")
     text = architectures.TEXT | narrow(architectures.TEXT, "hidden_size", "intermediate_size")
     for config in (unet, vae):
         config["norm_num_groups"] = math.gcd(32, config["block_out_channels"][0])
-    return Networks(UNet2DConditionModel(**unet), AutoencoderKL(**vae), CLIPTextModel(CLIPTextConfig(**text)), None)
+    return Networks(
+        UNet2DConditionModel(**unet),
+        AutoencoderKL(**vae),
+        CLIPTextModel(CLIPTextConfig(**text)),
+        None,
+    )
 
 
 def model(size: Size) -> NAOSD:
@@ -87,13 +103,24 @@ def configured(size: Size, *, batch: int = 1, online: bool = False) -> Config:
     nowhere = [{"path": "-"}]
     return Config.model_validate(
         {
-            "model": {"base": "", "training_prompt": "clean, high-resolution, 8k", "negative_prompt": "blurring, dirty"},
-            "degrade": {"train": nowhere, "evaluation": nowhere}, "pretrain": {}, "select": {}, "evaluate": {},
+            "model": {
+                "base": "",
+                "training_prompt": "clean, high-resolution, 8k",
+                "negative_prompt": "blurring, dirty",
+            },
+            "degrade": {"train": nowhere, "evaluation": nowhere},
+            "pretrain": {},
+            "select": {},
+            "evaluate": {},
             "reward": {"perception": size.perception},
-            "rollout": {"group": GROUP, "metrics": ["psnr_y", *size.perception], "precision": size.precision},
+            "rollout": {
+                "group": GROUP,
+                "metrics": ["psnr_y", *size.perception],
+                "precision": size.precision,
+            },
             "finetune": {"batch": batch, "rollouts": "online" if online else "cached"},
         }
-    )  # fmt: skip
+    )
 
 
 def pairs(side: int) -> list[Pair]:
@@ -108,20 +135,31 @@ def pairs(side: int) -> list[Pair]:
             hr = np.ascontiguousarray(pixels[top : top + side, left : left + side])
             lr = cv2.resize(hr, (side // 4, side // 4), interpolation=cv2.INTER_AREA)
             box = Box(top, left, side, side)
-            found.append(Pair(f"{photo.name}-{name}", photo.name, box, hr, lr, {"enlarge": "bicubic"}, 0.5))
+            found.append(
+                Pair(f"{photo.name}-{name}", photo.name, box, hr, lr, {"enlarge": "bicubic"}, 0.5)
+            )
     return found
 
 
 def write_rollouts(size: Size, file: Path) -> None:
     """The rollouts of all pairs, as the stage writes them."""
     config, base = configured(size), model(size).to(size.base)
-    groups = [group for pair in pairs(size.side) for group in rollout(base, [pair], config) if isinstance(group, Group)]
-    pq.write_table(pa.Table.from_pylist([to_row(group) for group in groups], schema(config.rollout, "")), file)
+    groups = [
+        group
+        for pair in pairs(size.side)
+        for group in rollout(base, [pair], config)
+        if isinstance(group, Group)
+    ]
+    pq.write_table(
+        pa.Table.from_pylist([to_row(group) for group in groups], schema(config.rollout, "")), file
+    )
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to do the step, ready: step(i) runs it on the i-th image; and what it keeps in memory between steps."""
+    """One way to do the step, ready: step(i) runs it on the i-th image; and what it keeps in memory
+    between steps.
+    """
 
     step: Callable[[int], object]
     held: list[nn.Module]
@@ -147,7 +185,10 @@ def released(size: Size, given: list[Pair]) -> Variant:
     """As released; images, and the detail share that its data set computes, are there already."""
     config = configured(size)
     stage = Released(model(size), config.reward, config.finetune, group=GROUP)
-    both = [[to_tensor(x)[None] for x in (enlarge(p.lr, p.hr.shape[:2], "bicubic"), p.hr)] for p in given]
+    both = [
+        [to_tensor(x)[None] for x in (enlarge(p.lr, p.hr.shape[:2], "bicubic"), p.hr)]
+        for p in given
+    ]
     shares = detail_share(torch.cat([hr for _, hr in both]), "released").tolist()
     images = [[x.to(size.device) * 2 - 1 for x in one] for one in both]
     prompts = config.model.training_prompt, config.model.negative_prompt
@@ -164,7 +205,11 @@ def ours(size: Size, source: list[Pair] | list[Group], batch: int) -> Variant:
     online = isinstance(source[0], Pair)
     config, base = configured(size, batch=batch, online=online), model(size).to(size.base)
     run = _Run(base, source, config, False)
-    rewards = [network(name, size.device) for name in config.rollout.metrics if online and metric(name).pyiqa]
+    rewards = [
+        network(name, size.device)
+        for name in config.rollout.metrics
+        if online and metric(name).pyiqa
+    ]
     return Variant(run.step, [base, *rewards], run.optimizer)
 
 

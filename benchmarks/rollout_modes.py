@@ -1,12 +1,15 @@
-"""Cached rollouts, the same online, and rollouts by the policy: three trainings per seed from the same start, side by side.
+"""Cached rollouts, the same online, and rollouts by the policy: three trainings per seed from the
+same start, side by side.
 
-    python benchmarks/rollout_modes.py --root FOLDER      a checkout in which `dvc repro select` has run; default: this one
+    python benchmarks/rollout_modes.py --root FOLDER      a checkout in which `dvc repro select` has
+                                                          run; default: this one
 
-Per repeat (other initial adapters and order, the same patches) and mode one fine-tuning of --steps steps of --batch groups
-over --groups patches, so of several epochs: `cached` visits the stored candidates again, `online` makes new ones in every later
-epoch, `policy` makes them by the policy itself. All are judged on the held-out tiles with the same noises. Writes
-benchmarks/results/rollout_modes.json and the curves docs/rollouts-*.svg, which docs/rollouts.md shows. Seconds are processor
-time on this machine; only their ratio in one run means something.
+Per repeat (other initial adapters and order, the same patches) and mode one fine-tuning of --steps
+steps of --batch groups over --groups patches, so of several epochs: `cached` visits the stored
+candidates again, `online` makes new ones in every later epoch, `policy` makes them by the policy
+itself. All are judged on the held-out tiles with the same noises. Writes
+benchmarks/results/rollout_modes.json and the curves docs/rollouts-*.svg, which docs/rollouts.md
+shows. Seconds are processor time on this machine; only their ratio in one run means something.
 """
 
 import argparse
@@ -39,9 +42,14 @@ MODES: dict[str, dict[str, str]] = {
     "policy": {"rollouts": "online", "sampler": "policy"},
 }
 NOISES = 4
-# docs/rollouts-<name>.svg -> title, key of the history, and whether it is shown less that of `cached` at the same step.
+# docs/rollouts-<name>.svg -> title, key of the history, and whether it is shown less that of
+# `cached` at the same step.
 CURVES = {
-    "preference": ("Weighted error difference, sum A (m - r), on the batch", "weighted_error_difference", False),
+    "preference": (
+        "Weighted error difference, sum A (m - r), on the batch",
+        "weighted_error_difference",
+        False,
+    ),
     "psnr": ("PSNR (dB) of the candidates, less that of the cached ones", "psnr_y", True),
     "niqe": ("NIQE of the candidates, less that of the cached ones", "niqe", True),
 }
@@ -49,7 +57,9 @@ CURVES = {
 
 def main() -> int:
     """Train, judge, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--root", type=Path, default=REPO)
     parser.add_argument("--groups", type=int, default=48)
     parser.add_argument("--steps", type=int, default=24)
@@ -72,25 +82,38 @@ def main() -> int:
             adapters, history = trained(config, args.root, groups, pairs)
             seconds[mode] += (time.process_time() - started) / args.repeats
             histories[mode].append(history)
-            models[f"{mode} {repeat}"] = load_model(args.root / "models/naosd", args.root / plain.model.base)
+            models[f"{mode} {repeat}"] = load_model(
+                args.root / "models/naosd", args.root / plain.model.base
+            )
             adapters.merge_into(models[f"{mode} {repeat}"])
             sys.stderr.write(f"repeat {repeat} {mode}: {seconds[mode]:.0f} s\n")
     held_out = judged(models, plain, args.root, args.repeats)
     draw(histories)
-    first = [abs(a["loss"] - b["loss"]) for a, b in zip(histories["cached"][0], histories["online"][0], strict=True)]
+    first = [
+        abs(a["loss"] - b["loss"])
+        for a, b in zip(histories["cached"][0], histories["online"][0], strict=True)
+    ]
     epoch = len(groups) // args.batch
     result = {
-        "settings": {key: value for key, value in vars(args).items() if key != "root"}, "held_out": held_out,
-        "steps_of_the_first_epoch": epoch, "loss_of_online_less_cached": {
-            "first epoch, largest": max(first[:epoch]), "later, largest": max(first[epoch:], default=0.0),
+        "settings": {key: value for key, value in vars(args).items() if key != "root"},
+        "held_out": held_out,
+        "steps_of_the_first_epoch": epoch,
+        "loss_of_online_less_cached": {
+            "first epoch, largest": max(first[:epoch]),
+            "later, largest": max(first[epoch:], default=0.0),
         },
-        "seconds_of_a_training": seconds, "seconds_of_the_rollouts": making,
+        "seconds_of_a_training": seconds,
+        "seconds_of_the_rollouts": making,
         "online_over_cached": seconds["online"] / seconds["cached"],
         "online_over_cached_and_its_rollouts": seconds["online"] / (seconds["cached"] + making),
-    }  # fmt: skip
+    }
     record("rollout_modes", result)
     for mode, found in held_out.items():
-        sys.stdout.write(f"{mode}: " + ", ".join(f"{m} {d['mean']:+.4f} (p {d['p']:.2g})" for m, d in found.items()) + "\n")
+        sys.stdout.write(
+            f"{mode}: "
+            + ", ".join(f"{m} {d['mean']:+.4f} (p {d['p']:.2g})" for m, d in found.items())
+            + "\n"
+        )
     sys.stdout.write(f"online takes {result['online_over_cached']:.2f} x the time of cached\n")
     return 0
 
@@ -99,7 +122,11 @@ def selected(root: Path, count: int) -> list[Pair]:
     """`count` patches of the selection, at equal steps of rank."""
     shards = Shards(root / "data/shards/train")
     index = {id_: i for i, id_ in enumerate(shards.ids)}
-    ids = pq.read_table(root / "data/selected/manifest.parquet", columns=["id"]).column("id").to_pylist()
+    ids = (
+        pq.read_table(root / "data/selected/manifest.parquet", columns=["id"])
+        .column("id")
+        .to_pylist()
+    )
     return [shards[index[ids[place * len(ids) // count]]] for place in range(count)]
 
 
@@ -110,30 +137,56 @@ def stored(pairs: list[Pair], config: Config, root: Path) -> list[Group]:
     return [from_row(to_row(group)) for group in found if isinstance(group, Group)]
 
 
-def configured(plain: Config, args: argparse.Namespace, repeat: int, keys: dict[str, str]) -> Config:
+def configured(
+    plain: Config, args: argparse.Namespace, repeat: int, keys: dict[str, str]
+) -> Config:
     """params.yaml with the settings of one training."""
     values = plain.model_dump()
-    values["finetune"] |= {"steps": args.steps, "batch": args.batch, "repeat": repeat, "checkpoint_every": args.steps, **keys}
+    values["finetune"] |= {
+        "steps": args.steps,
+        "batch": args.batch,
+        "repeat": repeat,
+        "checkpoint_every": args.steps,
+        **keys,
+    }
     values["finetune"]["optimizer"]["lr"] = args.lr
     return Config.model_validate(values)
 
 
-def trained(config: Config, root: Path, groups: list[Group], pairs: list[Pair]) -> tuple[Any, History]:
+def trained(
+    config: Config, root: Path, groups: list[Group], pairs: list[Pair]
+) -> tuple[Any, History]:
     """(adapters, history) of one training."""
     model = load_model(root / "models/naosd", root / config.model.base)
     with tempfile.TemporaryDirectory() as folder:
         return finetune(
-            model, groups, config, control=False, folder=Path(folder), fingerprint="", hooks=Hooks(), pairs=pairs
-        )  # fmt: skip
+            model,
+            groups,
+            config,
+            control=False,
+            folder=Path(folder),
+            fingerprint="",
+            hooks=Hooks(),
+            pairs=pairs,
+        )
 
 
-def judged(models: dict[str, Any], config: Config, root: Path, repeats: int) -> dict[str, dict[str, Any]]:
-    """{mode: {metric: difference to NAOSD, and to cached}} over the held-out tiles, repeats and noises averaged first."""
+def judged(
+    models: dict[str, Any], config: Config, root: Path, repeats: int
+) -> dict[str, dict[str, Any]]:
+    """{mode: {metric: difference to NAOSD, and to cached}} over the held-out tiles, repeats and
+    noises averaged first.
+    """
     shards = Shards(root / "data/shards/evaluation")
     ways = upscalers(config, root, models)
     images = [
         evaluate_image(
-            shards[i], ways, config.rollout.metrics, seed=config.seed, noises=NOISES, batch=config.evaluate.batch
+            shards[i],
+            ways,
+            config.rollout.metrics,
+            seed=config.seed,
+            noises=NOISES,
+            batch=config.evaluate.batch,
         ).scores
         for i in range(len(shards))
     ]
@@ -142,22 +195,39 @@ def judged(models: dict[str, Any], config: Config, root: Path, repeats: int) -> 
 
         def values(mode: str, metric: str = metric) -> np.ndarray:
             names = [mode] if mode == "naosd" else [f"{mode} {repeat}" for repeat in range(repeats)]
-            return np.array([np.concatenate([image[name][metric] for name in names]) for image in images])
+            return np.array(
+                [np.concatenate([image[name][metric] for name in names]) for image in images]
+            )
 
-        for a, b in [*((mode, "naosd") for mode in MODES), ("online", "cached"), ("policy", "cached")]:
-            found.setdefault(f"{a} - {b}", {})[metric] = vars(paired_difference(values(a), values(b)))
+        for a, b in [
+            *((mode, "naosd") for mode in MODES),
+            ("online", "cached"),
+            ("policy", "cached"),
+        ]:
+            found.setdefault(f"{a} - {b}", {})[metric] = vars(
+                paired_difference(values(a), values(b))
+            )
     return found
 
 
 def draw(histories: dict[str, list[History]]) -> None:
     """The curves, means over the repeats."""
     for name, (title, key, less) in CURVES.items():
-        means = {mode: np.mean([[row[key] for row in one] for one in found], axis=0) for mode, found in histories.items()}
+        means = {
+            mode: np.mean([[row[key] for row in one] for one in found], axis=0)
+            for mode, found in histories.items()
+        }
         shown = {
-            mode: values - (means["cached"] if less else 0) for mode, values in means.items() if not (less and mode == "cached")
+            mode: values - (means["cached"] if less else 0)
+            for mode, values in means.items()
+            if not (less and mode == "cached")
         }
         steps = list(range(len(means["cached"])))
-        curves(REPO / f"docs/rollouts-{name}.svg", title, {mode: (steps, values) for mode, values in shown.items()})
+        curves(
+            REPO / f"docs/rollouts-{name}.svg",
+            title,
+            {mode: (steps, values) for mode, values in shown.items()},
+        )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""Pairs read per second from Parquet shards (SHA-256 checked, both images decoded), against loose PNG files.
+"""Pairs read per second from Parquet shards (SHA-256 checked, both images decoded), against loose
+PNG files.
 
     python benchmarks/shards.py [--photos FOLDER] [--pairs 400] [--side 512]
 
-Both read in the shuffled order of `Shards.order`, split over two workers; the ratio is shards over loose files. Random
-crops of the photographs in FOLDER, by default those that ship with scikit-image. Processor time per pair is given beside the
+Both read in the shuffled order of `Shards.order`, split over two workers; the ratio is shards over
+loose files. Random crops of the photographs in FOLDER, by default those that ship with
+scikit-image. Processor time per pair is given beside the
 rate: a busy machine changes it less. Writes benchmarks/results/shards.json.
 """
 
@@ -57,25 +59,39 @@ def read_files(folder: Path, rank: int, world: int) -> tuple[int, float]:
     names = sorted(folder.glob("*-hr.png"))
     start, done = time.process_time(), 0
     for number in numpy_generator("files").permutation(len(names))[rank::world]:
-        for path in (names[number], names[number].with_name(names[number].name.replace("-hr", "-lr"))):
+        for path in (
+            names[number],
+            names[number].with_name(names[number].name.replace("-hr", "-lr")),
+        ):
             done += decode_image(path.read_bytes()).shape[0] > 0
     return done // 2, time.process_time() - start
 
 
-def rate(pool: ProcessPoolExecutor, read: Callable[..., tuple[int, float]], folder: Path, workers: int) -> dict[str, float]:
-    """Pairs per second of `workers` processes together, and processor milliseconds per pair; the best of three rounds."""
+def rate(
+    pool: ProcessPoolExecutor, read: Callable[..., tuple[int, float]], folder: Path, workers: int
+) -> dict[str, float]:
+    """Pairs per second of `workers` processes together, and processor milliseconds per pair; the
+    best of three rounds.
+    """
     rounds = []
     for _ in range(3):
         start = time.perf_counter()
         found = list(pool.map(read, [folder] * workers, range(workers), [workers] * workers))
         count = sum(one for one, _ in found)
-        rounds.append((count / (time.perf_counter() - start), 1e3 * sum(cpu for _, cpu in found) / count))
-    return {"pairs_per_s": round(max(one for one, _ in rounds), 1), "cpu_ms": round(min(cpu for _, cpu in rounds), 3)}
+        rounds.append(
+            (count / (time.perf_counter() - start), 1e3 * sum(cpu for _, cpu in found) / count)
+        )
+    return {
+        "pairs_per_s": round(max(one for one, _ in rounds), 1),
+        "cpu_ms": round(min(cpu for _, cpu in rounds), 3),
+    }
 
 
 def main() -> None:
     """Write both forms once, read each with the same workers."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--photos", default="scikit-image", help="a folder of photographs")
     parser.add_argument("--pairs", type=int, default=400)
     parser.add_argument("--side", type=int, default=512)
@@ -96,17 +112,27 @@ def main() -> None:
         opened = 1e3 * (time.perf_counter() - start) / len(shard_files(folder))
         list(pool.map(read_files, [files] * WORKERS, range(WORKERS), [10**9] * WORKERS))  # warm
         measured = {
-            "side": args.side, "pairs": len(made), "photographs": args.photos if args.photos == "scikit-image" else "a folder",
+            "side": args.side,
+            "pairs": len(made),
+            "photographs": args.photos if args.photos == "scikit-image" else "a folder",
             "bytes_per_pair": sum(path.stat().st_size for path in shard_files(folder)) // len(made),
             "bytes_per_pair_png": sum(path.stat().st_size for path in files.iterdir()) // len(made),
-            "write_cpu_ms": round(written, 2), "open_ms_per_shard": round(opened, 2),
-            "read_1": rate(pool, read_shards, folder, 1), "read_2": rate(pool, read_shards, folder, WORKERS),
+            "write_cpu_ms": round(written, 2),
+            "open_ms_per_shard": round(opened, 2),
+            "read_1": rate(pool, read_shards, folder, 1),
+            "read_2": rate(pool, read_shards, folder, WORKERS),
             "files_2": rate(pool, read_files, files, WORKERS),
-        }  # fmt: skip
+        }
     record("shards", measured)
     for name in ("read_1", "read_2", "files_2"):
-        print(f"{name:8} {measured[name]['pairs_per_s']:7.1f} pairs/s, {measured[name]['cpu_ms']:.2f} ms of one core per pair")
-    print(f"bytes per pair {measured['bytes_per_pair']}, as PNG files {measured['bytes_per_pair_png']}")
+        print(
+            f"{name:8} {measured[name]['pairs_per_s']:7.1f} pairs/s, "
+            f"{measured[name]['cpu_ms']:.2f} ms of one core per pair"
+        )
+    print(
+        f"bytes per pair {measured['bytes_per_pair']}, as PNG files "
+        f"{measured['bytes_per_pair_png']}"
+    )
     print(f"ratio {measured['read_2']['pairs_per_s'] / measured['files_2']['pairs_per_s']:.2f}")
 
 

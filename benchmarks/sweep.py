@@ -1,10 +1,12 @@
-"""Table 10 and Fig. 7 of the paper: the timesteps of noise and of denoising varied at inference, the same noises for all.
+"""Table 10 and Fig. 7 of the paper: the timesteps of noise and of denoising varied at inference,
+the same noises for all.
 
     python benchmarks/sweep.py --benchmark sample --noises 8
 
-GDPO-SR at t_add 150, 250 and 350; NAOSD at the four settings (t_add, t_diff) of Fig. 7. Adds the benchmark's results to
-benchmarks/results/sweep.json: the mean over images of every metric, for each noise; `gdpo-sr tables` shows them. The paper
-takes 50 noises on RealSR. Parameters are those of params.yaml, models those of evaluate.models; --profile paper for SD2.1.
+GDPO-SR at t_add 150, 250 and 350; NAOSD at the four settings (t_add, t_diff) of Fig. 7. Adds the
+benchmark's results to benchmarks/results/sweep.json: the mean over images of every metric, for each
+noise; `gdpo-sr tables` shows them. The paper takes 50 noises on RealSR. Parameters are those of
+params.yaml, models those of evaluate.models; --profile paper for SD2.1.
 """
 
 import argparse
@@ -33,7 +35,9 @@ RESULT = REPO / "benchmarks/results/sweep.json"
 
 def main() -> int:
     """Measure one benchmark and write it beside those that are there."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--benchmark", default="sample")
     parser.add_argument("--noises", type=int, default=8)
     parser.add_argument("--profile")
@@ -43,22 +47,38 @@ def main() -> int:
     pairs, folders = open_pairs(config, REPO, args.benchmark, metrics)
     variants = settings()
     models = {
-        model: NAOSD.from_pretrained(REPO / config.evaluate.models[model], device=str(device())) for model, _, _ in variants
+        model: NAOSD.from_pretrained(REPO / config.evaluate.models[model], device=str(device()))
+        for model, _, _ in variants
     }
     made = {key: at(models[key[0]], *key[1:]) for key in variants}
     ways = upscalers(config, REPO, {name(key): model for key, model in made.items()})
     found: dict[str, list[dict[str, Any]]] = {name(key): [] for key in variants}
     for index in tqdm(range(len(pairs)), desc=args.benchmark, unit="image", disable=None):
-        result = evaluate_image(pairs[index], ways, metrics, seed=config.seed, noises=args.noises, batch=config.evaluate.batch)
+        result = evaluate_image(
+            pairs[index],
+            ways,
+            metrics,
+            seed=config.seed,
+            noises=args.noises,
+            batch=config.evaluate.batch,
+        )
         for key in found:
             found[key].append(result.scores[key])
     values: dict[str, Any] = {"naosd": {}, "gdpo": {}}
     for model, t_add, t_diff in variants:
         rows = found[name((model, t_add, t_diff))]
-        values[model][f"{t_add},{t_diff}"] = {m: np.mean([row[m] for row in rows], axis=0).tolist() for m in metrics}
-    source = {**origin(config, REPO, args.benchmark, metrics, folders), "noises": args.noises, "images": len(pairs)}
+        values[model][f"{t_add},{t_diff}"] = {
+            m: np.mean([row[m] for row in rows], axis=0).tolist() for m in metrics
+        }
+    source = {
+        **origin(config, REPO, args.benchmark, metrics, folders),
+        "noises": args.noises,
+        "images": len(pairs),
+    }
     add(args.benchmark, values, source)
-    sys.stdout.write(f"{RESULT.relative_to(REPO)}: {args.benchmark}, {len(pairs)} images, {args.noises} noises\n")
+    sys.stdout.write(
+        f"{RESULT.relative_to(REPO)}: {args.benchmark}, {len(pairs)} images, {args.noises} noises\n"
+    )
     return 0
 
 

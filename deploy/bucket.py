@@ -1,9 +1,11 @@
-"""The bucket of a fleet: made if it is missing, versions kept, what a broken upload left removed after a day.
+"""The bucket of a fleet: made if it is missing, versions kept, what a broken upload left removed
+after a day.
 
     .venv/bin/python deploy/bucket.py s3://gdpo-sr
 
-Endpoint, region and credentials come from the environment; the credentials must be allowed to make buckets and to read and
-write their settings. Run it again at any time: lifecycle rules with other names than ours stay.
+Endpoint, region and credentials come from the environment; the credentials must be allowed to make
+buckets and to read and write their settings. Run it again at any time: lifecycle rules with other
+names than ours stay.
 """
 
 import sys
@@ -25,7 +27,9 @@ BROKEN_UPLOADS = {
 
 
 def make(bucket: str) -> None:
-    """Bring the bucket to this state. ClientError, BotoCoreError or ValueError (no such endpoint) as boto3 raises them."""
+    """Bring the bucket to this state. ClientError, BotoCoreError or ValueError (no such endpoint)
+    as boto3 raises them.
+    """
     s3 = boto3.client("s3")
     with suppress(s3.exceptions.BucketAlreadyOwnedByYou):
         s3.create_bucket(Bucket=bucket, **_place(s3.meta.region_name))
@@ -49,7 +53,11 @@ def _lifecycle(s3: Any, bucket: str) -> dict[str, Any]:
 
 def _place(region: str) -> dict[str, Any]:
     """S3 wants every region named but its first, which it refuses."""
-    return {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
+    return (
+        {}
+        if region == "us-east-1"
+        else {"CreateBucketConfiguration": {"LocationConstraint": region}}
+    )
 
 
 def main(argv: list[str]) -> int:
@@ -61,10 +69,16 @@ def main(argv: list[str]) -> int:
     try:
         make(url.netloc)
     except (ClientError, BotoCoreError) as error:
-        sys.stderr.write(f"s3://{url.netloc}: {reason(error)}; check endpoint, region and credentials\n")
+        sys.stderr.write(
+            f"s3://{url.netloc}: {reason(error)}; check endpoint, region and credentials\n"
+        )
         return 1
-    except ValueError:  # boto3's own shows the endpoint with the user and password that may be in it
-        sys.stderr.write(f"s3://{url.netloc}: AWS_ENDPOINT_URL is no address of a server, such as https://s3.example.org\n")
+    except (
+        ValueError
+    ):  # boto3's own shows the endpoint with the user and password that may be in it
+        sys.stderr.write(
+            f"s3://{url.netloc}: AWS_ENDPOINT_URL is no address of a server, such as https://s3.example.org\n"
+        )
         return 1
     sys.stdout.write(f"s3://{url.netloc} is there, with versions\n")
     return 0

@@ -1,12 +1,15 @@
 """The whole pipeline as a Prefect flow: every stage of dvc.yaml after those it depends on.
 
-    python -m flows.pipeline                            all stages here, one after another; without a server a temporary one
-    prefect deployment run gdpo-pipeline/head           the same graph, a run of `gdpo-stage` per stage on the workers' pools
+    python -m flows.pipeline                            all stages here, one after another; without
+                                                        a server a temporary one
+    prefect deployment run gdpo-pipeline/head           the same graph, a run of `gdpo-stage` per
+                                                        stage on the workers' pools
 
-Fanned out, a stage starts when the stages it reads are done, so matrix parts run side by side, as many as there are
-workers. This process holds the ledger (dvc.lock) and sends each run the entries it needs; the data goes through the DVC
-remote and never through here. It waits for ten minutes for a Prefect server or a bucket that is away; when it is cancelled
-or gives up, so do the runs that it started.
+Fanned out, a stage starts when the stages it reads are done, so matrix parts run side by side, as
+many as there are workers. This process holds the ledger (dvc.lock) and sends each run the entries
+it needs; the data goes through the DVC remote and never through here. It waits for ten minutes for
+a Prefect server or a bucket that is away; when it is cancelled or gives up, so do the runs that it
+started.
 """
 
 import signal
@@ -45,12 +48,15 @@ T = TypeVar("T")
 
 @flow(name="gdpo-pipeline")
 def pipeline(
-    root: Path | None = None, fan_out: bool = False, cpu: str = "gdpo-stage/cpu", gpu: str = "gdpo-stage/a100"
+    root: Path | None = None,
+    fan_out: bool = False,
+    cpu: str = "gdpo-stage/cpu",
+    gpu: str = "gdpo-stage/a100",
 ) -> None:
     """Run what is not up to date, then publish the results.
 
-    root: the repository, by default the one this is installed from. fan_out: as runs of the deployments `cpu` and `gpu`
-    rather than here.
+    root: the repository, by default the one this is installed from. fan_out: as runs of the
+    deployments `cpu` and `gpu` rather than here.
     """
     root = (root or ROOT).resolve()
     edges = graph(root)
@@ -71,7 +77,9 @@ def _fan_out(root: Path, edges: dict[str, set[str]], commit: str, cpu: str, gpu:
         for stage, inputs in edges.items():
             deployment = gpu if stage.partition("@")[0] in GPU_STAGES else cpu
             waits = [futures[name] for name in inputs]
-            futures[stage] = dispatch.submit(stage, sorted(inputs), deployment, fleet, wait_for=waits)  # type: ignore[call-overload]
+            futures[stage] = dispatch.submit(
+                stage, sorted(inputs), deployment, fleet, wait_for=waits
+            )  # type: ignore[call-overload]
         for future in futures.values():
             future.wait()
     except BaseException:
@@ -105,41 +113,62 @@ class _Fleet:
             write_ledger(self.root, entries)
 
     def check(self) -> None:
-        """`StageFailed` once the pipeline run is cancelled: whoever notes a run asks afterwards, and cancels it himself."""
+        """`StageFailed` once the pipeline run is cancelled: whoever notes a run asks afterwards,
+        and cancels it himself.
+        """
         if self.cancelled:
             raise StageFailed("the pipeline run was cancelled")
 
     def cancel(self) -> None:
-        """Cancel the runs under way: Prefect does not hand a cancellation down to another deployment's runs."""
+        """Cancel the runs under way: Prefect does not hand a cancellation down to another
+        deployment's runs.
+        """
         self.cancelled = True
         for run in list(self.running):
             self.stop(run)
 
     def stop(self, run: UUID) -> None:
-        """Cancel one run. A server that refuses is a line in the log: there are others to cancel."""
+        """Cancel one run. A server that refuses is a line in the log: there are others to
+        cancel.
+        """
         try:
             with get_client(sync_client=True) as client:
-                client.set_flow_run_state(run, Cancelling(message="the pipeline run was cancelled, or gave up"))
+                client.set_flow_run_state(
+                    run, Cancelling(message="the pipeline run was cancelled, or gave up")
+                )
         except Exception as error:
-            get_run_logger().warning("run %s (%s) could not be cancelled: %r", run, self.running.get(run), error)
+            get_run_logger().warning(
+                "run %s (%s) could not be cancelled: %r", run, self.running.get(run), error
+            )
 
 
 @task(task_run_name="{stage} on {deployment}", cache_policy=NO_CACHE)
 def dispatch(stage: str, inputs: list[str], deployment: str, fleet: _Fleet) -> None:
-    """One run of `gdpo-stage`, waited for. Raises `StageFailed` with the run's message if it does not complete."""
+    """One run of `gdpo-stage`, waited for. Raises `StageFailed` with the run's message if it does
+    not complete.
+    """
     fleet.check()
     parameters = {"stage": stage, "ledger": fleet.entries(inputs), "commit": fleet.commit}
-    # A second request for the same run, after one whose answer was lost, gives that run and not another.
+    # A second request for the same run, after one whose answer was lost, gives that run and not
+    # another.
     key = f"{runtime.flow_run.id}-{runtime.flow_run.run_count}-{stage}"
     try:
         run = patiently(
             lambda: cast(
                 FlowRun,
-                run_deployment(deployment, parameters=parameters, timeout=0, flow_run_name=stage, idempotency_key=key),
+                run_deployment(
+                    deployment,
+                    parameters=parameters,
+                    timeout=0,
+                    flow_run_name=stage,
+                    idempotency_key=key,
+                ),
             )
         )
     except ObjectNotFound as error:
-        raise StageFailed(f"there is no deployment {deployment}: python -m flows.setup makes it") from error
+        raise StageFailed(
+            f"there is no deployment {deployment}: python -m flows.setup makes it"
+        ) from error
     fleet.running[run.id] = stage
     try:
         fleet.check()
@@ -167,7 +196,11 @@ def _wait(run: UUID, fleet: _Fleet) -> "State[Ledger]":
             state = patiently(lambda: client.read_flow_run(run).state)
             now = time.monotonic()
             crashed_at = (crashed_at or now) if state is not None and state.is_crashed() else None
-            if state is not None and state.is_final() and (crashed_at is None or now - crashed_at > CRASHED_S):
+            if (
+                state is not None
+                and state.is_final()
+                and (crashed_at is None or now - crashed_at > CRASHED_S)
+            ):
                 return state
             fleet.check()
             time.sleep(POLL_S)
@@ -180,7 +213,9 @@ def patiently(call: Callable[[], T]) -> T:
         try:
             return call()
         except Exception as error:
-            away = isinstance(error, httpx.TransportError) or is_network_fault(f"{type(error).__name__}: {error}")
+            away = isinstance(error, httpx.TransportError) or is_network_fault(
+                f"{type(error).__name__}: {error}"
+            )
             if not away or time.monotonic() > end:
                 raise
             get_run_logger().warning("%s: trying again", type(error).__name__)

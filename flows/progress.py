@@ -1,4 +1,6 @@
-"""How far a stage is, as a progress artifact of the Prefect run, from what the stage notes in work/<stage>/metrics.jsonl."""
+"""How far a stage is, as a progress artifact of the Prefect run, from what the stage notes in
+work/<stage>/metrics.jsonl.
+"""
 
 import json
 import time
@@ -12,7 +14,9 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
 
 def last_step(root: Path, stage: str, since: float) -> tuple[int, int] | None:
-    """(finished steps, all steps) from the last whole line the stage wrote after the time `since`; None without one."""
+    """(finished steps, all steps) from the last whole line the stage wrote after the time `since`;
+    None without one.
+    """
     path = root.joinpath("work", *stage.split("@"), "metrics.jsonl")
     try:
         if path.stat().st_mtime < since:
@@ -29,7 +33,8 @@ def last_step(root: Path, stage: str, since: float) -> tuple[int, int] | None:
 class Progress:
     """A context: `update` now and then; the artifact appears with the first step that is seen.
 
-    A server that is away costs one line to `warn` and no stage: the next update tries again. Signals go through.
+    A server that is away costs one line to `warn` and no stage: the next update tries again.
+    Signals go through.
     """
 
     def __init__(self, stage: str, root: Path, warn: Callable[[str], object]) -> None:
@@ -50,15 +55,23 @@ class Progress:
     def _show(self, percent: float) -> None:
         try:
             if self._artifact is None:
-                self._artifact = create_progress_artifact(percent, description=f"steps of {self.stage}")  # type: ignore[assignment]
+                self._artifact = create_progress_artifact(
+                    percent, description=f"steps of {self.stage}"
+                )  # type: ignore[assignment]
             else:
                 update_progress_artifact(self._artifact, percent)
-        # Whatever it is: the caller stops the trainer for any exception, and only Prefect's and the user's are meant for it.
+        # Whatever it is: the caller stops the trainer for any exception, and only Prefect's and the
+        # user's are meant for it.
         except Exception as error:
             if not self._warned:
                 self._warned = True
                 self.warn(f"no progress is shown ({type(error).__name__}); the stage goes on")
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if kind is None and self._artifact is not None:
             self._show(100.0)

@@ -1,10 +1,12 @@
-"""What a run leaves for people: the report in the bucket, and on the Prefect run a link and a table.
+"""What a run leaves for people: the report in the bucket, and on the Prefect run a link and a
+table.
 
-    share   reports/ and the model  ->  s3://BUCKET/runs/<id>/, listed in runs/index.html      (tasks/publish/publication.py)
+    share   reports/ and the model  ->  s3://BUCKET/runs/<id>/, listed in runs/index.html
+            (tasks/publish/publication.py)
     local   the same artifacts, the link leads to the file on this machine
 
-The bucket is the Prefect variable `gdpo_store`, which `python -m flows.setup` makes; endpoint and credentials are the
-environment's.
+The bucket is the Prefect variable `gdpo_store`, which `python -m flows.setup` makes; endpoint and
+credentials are the environment's.
 """
 
 from collections.abc import Sequence
@@ -26,7 +28,9 @@ STORE_VARIABLE = "gdpo_store"
 
 
 def publish(root: Path, *, share: bool, kind: str = "train") -> str:
-    """Upload if asked to, then make the artifacts of the run, from the files the stages wrote; returns the report's address."""
+    """Upload if asked to, then make the artifacts of the run, from the files the stages wrote;
+    returns the report's address.
+    """
     if share:
         outs = shown(root)
         pull("publication", outs, root)
@@ -41,9 +45,11 @@ def publish(root: Path, *, share: bool, kind: str = "train") -> str:
 
 
 def shown(root: Path) -> Sequence[str]:
-    """The outputs that a published run consists of: what dvc.yaml's stages made under reports/, and the model.
+    """The outputs that a published run consists of: what dvc.yaml's stages made under reports/, and
+    the model.
 
-    The ledger may know of others: DVC keeps the entries of stages, and of parts, that dvc.yaml no longer has.
+    The ledger may know of others: DVC keeps the entries of stages, and of parts, that dvc.yaml no
+    longer has.
     """
     known = read_ledger(root)
     outs = [out["path"] for stage in graph(root) for out in known.get(stage, {}).get("outs", [])]
@@ -54,12 +60,18 @@ def shown(root: Path) -> Sequence[str]:
 def upload(root: Path, outs: Sequence[str], kind: str, when: datetime, commit: str) -> str:
     """Publish the run and return the address of its report."""
     run = publication.run_id(when, commit)
-    return publication.publish(root, store_url(), run, outs=outs, kind=kind, commit=commit, when=when)
+    return publication.publish(
+        root, store_url(), run, outs=outs, kind=kind, commit=commit, when=when
+    )
 
 
 def store_url() -> str:
-    """The bucket of runs and models, s3://BUCKET; `StageFailed` if the server has not been set up."""
+    """The bucket of runs and models, s3://BUCKET; `StageFailed` if the server has not been set
+    up.
+    """
     store = Variable.get(STORE_VARIABLE)
     if not isinstance(store, str):
-        raise StageFailed(f"the Prefect variable {STORE_VARIABLE} is not set: python -m flows.setup")
+        raise StageFailed(
+            f"the Prefect variable {STORE_VARIABLE} is not set: python -m flows.setup"
+        )
     return store

@@ -1,14 +1,21 @@
-"""Everything on the Prefect server that the flows need; run it again at any time: what is there is brought up to date.
+"""Everything on the Prefect server that the flows need; run it again at any time: what is there is
+brought up to date.
 
-python -m flows.setup [--store s3://BUCKET] [--heartbeat S]        without them, what the server has: at first s3://gdpo-sr, 180
+python -m flows.setup [--store s3://BUCKET] [--heartbeat S]        without them, what the server
+                                                                   has: at first s3://gdpo-sr, 180
 
 work pools      head, cpu, a100: process workers
-queues          pipeline on head, nightly on a100: one run at a time, others wait; the default queue of the pool goes first
-limits          tag gdpo-transfer: pulls and pushes at once; one stage per worker is the worker's own --limit 1
-variables       gdpo_store: the bucket with runs/, models/ and the results of runs; gdpo_heartbeat_s: the workers' heartbeat
-results         S3Bucket block `gdpo-results`; endpoint and credentials stay in each worker's environment
+queues          pipeline on head, nightly on a100: one run at a time, others wait; the default queue
+                of the pool goes first
+limits          tag gdpo-transfer: pulls and pushes at once; one stage per worker is the worker's
+                own --limit 1
+variables       gdpo_store: the bucket with runs/, models/ and the results of runs;
+                gdpo_heartbeat_s: the workers' heartbeat
+results         S3Bucket block `gdpo-results`; endpoint and credentials stay in each worker's
+                environment
 deployments     those of prefect.yaml
-automations     a run without a sign of life is marked crashed; a finished run of gdpo-train/a100 is evaluated
+automations     a run without a sign of life is marked crashed; a finished run of gdpo-train/a100 is
+                evaluated
 """
 
 import argparse
@@ -36,24 +43,28 @@ from flows.publish import STORE_VARIABLE
 from flows.workplace import RESULTS_BLOCK, ROOT
 
 POOLS = {
-    "head": "one light process per pipeline run: it walks the graph and sends stages to the other pools",
+    "head": "one light process per pipeline run: it walks the graph and sends stages to the other "
+    "pools",
     "cpu": "degrade and report; any host",
-    "a100": "stages with models; one worker per GPU, each with its CUDA_VISIBLE_DEVICES and --limit 1",
+    "a100": "stages with models; one worker per GPU, each with its CUDA_VISIBLE_DEVICES and "
+    "--limit 1",
 }
 TRANSFERS = 16
 STORE = "s3://gdpo-sr"
 HEARTBEAT_S = 180
 HEARTBEAT_VARIABLE = "gdpo_heartbeat_s"
 _ENDS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
-AFTER = {"after": {"__prefect_kind": "jinja", "template": "{{ flow_run.id }}"}}  # the run that was completed
+AFTER = {
+    "after": {"__prefect_kind": "jinja", "template": "{{ flow_run.id }}"}
+}  # the run that was completed
 _BEAT = "prefect.flow-run.heartbeat"
 
 
 def setup(store: str | None = None, heartbeat_s: int | None = None) -> str:
     """Make or update everything; returns the bucket.
 
-    store: s3://BUCKET. heartbeat_s: PREFECT_FLOWS_HEARTBEAT_FREQUENCY of the workers. By default what they are on the server.
-    ValueError naming `store` if it is no bucket.
+    store: s3://BUCKET. heartbeat_s: PREFECT_FLOWS_HEARTBEAT_FREQUENCY of the workers. By default
+    what they are on the server. ValueError naming `store` if it is no bucket.
     """
     store = store or str(Variable.get(STORE_VARIABLE, STORE))
     bucket = urlparse(store)
@@ -63,22 +74,30 @@ def setup(store: str | None = None, heartbeat_s: int | None = None) -> str:
     with get_client(sync_client=True) as client:
         for name, description in POOLS.items():
             _pool(client, name, description)
-        # Two pipelines would write one clone's dvc.lock. None is left out: a training is evaluated however many end at once.
+        # Two pipelines would write one clone's dvc.lock. None is left out: a training is evaluated
+        # however many end at once.
         _queue(client, "head", "pipeline")
         _queue(client, "a100", "nightly")
         client.upsert_global_concurrency_limit_by_name(f"tag:{TRANSFER_TAG}", TRANSFERS)
     Variable.set(STORE_VARIABLE, f"s3://{bucket.netloc}", overwrite=True)
     Variable.set(HEARTBEAT_VARIABLE, heartbeat_s, overwrite=True)
-    results = S3Bucket(bucket_name=bucket.netloc, bucket_folder="results", credentials=AwsCredentials())
+    results = S3Bucket(
+        bucket_name=bucket.netloc, bucket_folder="results", credentials=AwsCredentials()
+    )
     results.save(RESULTS_BLOCK, overwrite=True)
     _deploy()
     with get_client(sync_client=True) as client:
         nightly = client.read_deployment_by_name("gdpo-evaluate/nightly")
-        train = client.read_deployment_by_name("gdpo-train/a100")  # not .../local: what that makes stays on its machine
+        train = client.read_deployment_by_name(
+            "gdpo-train/a100"
+        )  # not .../local: what that makes stays on its machine
     _automation(_crash_the_dead(timedelta(seconds=3 * heartbeat_s)))
     _automation(
         _evaluate_after_training(
-            train.id, RunDeployment(deployment_id=nightly.id, source="selected", parameters=AFTER, job_variables=None)
+            train.id,
+            RunDeployment(
+                deployment_id=nightly.id, source="selected", parameters=AFTER, job_variables=None
+            ),
         )
     )
     return f"s3://{bucket.netloc}"
@@ -108,27 +127,43 @@ def _queue(client: SyncPrefectClient, pool: str, name: str) -> None:
 
 
 def _crash_the_dead(window: timedelta) -> Automation:
-    """A self-hosted server does not do this by itself: without it a run of a dead host says Running for ever."""
+    """A self-hosted server does not do this by itself: without it a run of a dead host says Running
+    for ever.
+    """
     return Automation(
         name="gdpo: mark dead runs crashed",
         trigger=EventTrigger(
-            after={_BEAT}, expect={_BEAT} | _ENDS, match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
-            for_each={"prefect.resource.id"}, posture=Posture.Proactive, threshold=1, within=window,
+            after={_BEAT},
+            expect={_BEAT} | _ENDS,
+            match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=window,
         ),
-        actions=[ChangeFlowRunState(state=StateType.CRASHED, name=None, message="no sign of life from the worker")],
-    )  # fmt: skip
+        actions=[
+            ChangeFlowRunState(
+                state=StateType.CRASHED, name=None, message="no sign of life from the worker"
+            )
+        ],
+    )
 
 
 def _evaluate_after_training(train: UUID, evaluate: RunDeployment) -> Automation:
     return Automation(
         name="gdpo: evaluate after training",
         trigger=EventTrigger(
-            expect={"prefect.flow-run.Completed"}, match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
-            match_related=ResourceSpecification({"prefect.resource.id": f"prefect.deployment.{train}"}),
-            posture=Posture.Reactive, threshold=1, within=timedelta(0),
+            expect={"prefect.flow-run.Completed"},
+            match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
+            match_related=ResourceSpecification(
+                {"prefect.resource.id": f"prefect.deployment.{train}"}
+            ),
+            posture=Posture.Reactive,
+            threshold=1,
+            within=timedelta(0),
         ),
         actions=[evaluate],
-    )  # fmt: skip
+    )
 
 
 def _automation(wanted: Automation) -> None:
@@ -143,18 +178,28 @@ def _automation(wanted: Automation) -> None:
 
 def main() -> int:
     """Parse, set up, say so."""
-    parser = argparse.ArgumentParser(prog="python -m flows.setup", description="Set up the Prefect server at PREFECT_API_URL.")
-    parser.add_argument(
-        "--store", metavar="URL", help=f"bucket of runs, models and results; at first {STORE}, then what it was"
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.setup", description="Set up the Prefect server at PREFECT_API_URL."
     )
     parser.add_argument(
-        "--heartbeat", type=int, metavar="S",
-        help="PREFECT_FLOWS_HEARTBEAT_FREQUENCY of the workers; a run silent three times as long is marked crashed; "
+        "--store",
+        metavar="URL",
+        help=f"bucket of runs, models and results; at first {STORE}, then what it was",
+    )
+    parser.add_argument(
+        "--heartbeat",
+        type=int,
+        metavar="S",
+        help="PREFECT_FLOWS_HEARTBEAT_FREQUENCY of the workers; a run silent three times as long "
+        "is marked crashed; "
         f"at first {HEARTBEAT_S}, then what it was",
-    )  # fmt: skip
+    )
     args = parser.parse_args()
     if not PREFECT_API_URL.value():
-        sys.stderr.write("PREFECT_API_URL is not set: without it a server is started that ends with this command\n")
+        sys.stderr.write(
+            "PREFECT_API_URL is not set: without it a server is started that ends with this "
+            "command\n"
+        )
         return 2
     try:
         store = setup(args.store, args.heartbeat)
@@ -164,7 +209,9 @@ def main() -> int:
     except httpx.TransportError as error:
         sys.stderr.write(f"PREFECT_API_URL: {PREFECT_API_URL.value()} does not answer ({error})\n")
         return 1
-    sys.stdout.write(f"pools {', '.join(POOLS)}, deployments and automations are set up; results go to {store}\n")
+    sys.stdout.write(
+        f"pools {', '.join(POOLS)}, deployments and automations are set up; results go to {store}\n"
+    )
     return 0
 
 

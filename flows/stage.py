@@ -1,9 +1,11 @@
-"""One DVC stage on whatever worker takes it: the flow `gdpo-stage`, deployed to the pools `cpu` and `a100`.
+"""One DVC stage on whatever worker takes it: the flow `gdpo-stage`, deployed to the pools `cpu` and
+`a100`.
 
     prefect deployment run gdpo-stage/a100 -p stage=finetune@gdpo --watch
 
     pull    the outputs it reads, as the ledger (dvc.lock) has them      from the DVC remote
-    repro   dvc repro --single-item STAGE --pull                        a known result is taken from the run cache
+    repro   dvc repro --single-item STAGE --pull                        a known result is taken from
+            the run cache
     push    what it made, with DVC's record of the run                  never git
 
 The result of the run is the stage's ledger entry.
@@ -21,8 +23,9 @@ from flows.workplace import RESULTS, ROOT, Ledger, read_ledger, write_ledger
 def run_stage(stage: str, ledger: Ledger | None = None, commit: str | None = None) -> Ledger:
     """Run one stage in this worker's clone and return {stage: its entry in dvc.lock}.
 
-    ledger: entries of the stages whose outputs it reads; by default those that gdpo-pipeline left at this commit, and the
-    clone's own, refused if they are of other code or parameters. commit: of the caller.
+    ledger: entries of the stages whose outputs it reads; by default those that gdpo-pipeline left
+    at this commit, and the clone's own, refused if they are of other code or parameters. commit: of
+    the caller.
     """
     check_commit(ROOT, commit)
     edges = graph(ROOT)

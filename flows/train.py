@@ -1,10 +1,14 @@
 """Fine-tune, evaluate, publish: the flow `gdpo-train`.
 
-    prefect deployment run gdpo-train/a100      on a GPU worker, from rollouts that are in the DVC remote
-    prefect deployment run gdpo-train/local     everything that is not up to date, here, without a bucket
+    prefect deployment run gdpo-train/a100      on a GPU worker, from rollouts that are in the DVC
+                                                remote
+    prefect deployment run gdpo-train/local     everything that is not up to date, here, without a
+                                                bucket
 
-On the GPU pool only the stages below run; what they read is pulled, and refused if it was made with other code or
-parameters: `gdpo-pipeline/head` makes it, and leaves its ledger in the bucket by the commit. So does this, by the id of
+On the GPU pool only the stages below run; what they read is pulled, and refused if it was made with
+other code or
+parameters: `gdpo-pipeline/head` makes it, and leaves its ledger in the bucket by the commit. So
+does this, by the id of
 its run: the evaluation that follows may run in another clone.
 """
 
@@ -21,7 +25,9 @@ STAGES = ("finetune", "evaluate", "report")
 
 @flow(name="gdpo-train")
 def train(share: bool = True, commit: str | None = None) -> None:
-    """Run the stages that train and judge, and publish. share: inputs from, and outputs to, the DVC remote and the bucket."""
+    """Run the stages that train and judge, and publish. share: inputs from, and outputs to, the DVC
+    remote and the bucket.
+    """
     check_commit(ROOT, commit)
     here = commit_of(ROOT)
     edges = graph(ROOT)
@@ -37,5 +43,7 @@ def train(share: bool = True, commit: str | None = None) -> None:
     for stage in mine:
         repro(stage, ROOT, share=True)
         push(stage, ROOT)
-    leave_ledger(ROOT, str(runtime.flow_run.id), here)  # before the rest: a bucket that fails later costs no evaluation
+    leave_ledger(
+        ROOT, str(runtime.flow_run.id), here
+    )  # before the rest: a bucket that fails later costs no evaluation
     publish(ROOT, share=True)

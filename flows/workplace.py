@@ -1,10 +1,14 @@
 """The clone that a flow runs in: where it is, and its dvc.lock as a ledger that travels.
 
-    enter()                 prefect.yaml's pull step: a run works in the clone its worker's environment was installed from
-    read_ledger(root)       dvc.lock: stage -> what it was made from and what it made, every file by its hash
-    write_ledger(root, ..)  entries made elsewhere, laid over those here: `dvc pull` then brings just those outputs
+    enter()                 prefect.yaml's pull step: a run works in the clone its worker's
+                            environment was installed from
+    read_ledger(root)       dvc.lock: stage -> what it was made from and what it made, every file by
+                            its hash
+    write_ledger(root, ..)  entries made elsewhere, laid over those here: `dvc pull` then brings
+                            just those outputs
 
-A worker never commits and never pushes to git; what it made goes to the DVC remote, and its ledger entry to the caller.
+A worker never commits and never pushes to git; what it made goes to the DVC remote, and its ledger
+entry to the caller.
 """
 
 import io

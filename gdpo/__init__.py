@@ -1,4 +1,6 @@
-"""GDPO-SR: one-step diffusion super-resolution with group preferences. The public names, loaded on first use."""
+"""GDPO-SR: one-step diffusion super-resolution with group preferences. The public names, loaded on
+first use.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

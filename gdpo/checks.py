@@ -1,4 +1,5 @@
-"""Argument checks that several rooms share: each raises a `ValueError` of one line that names the argument.
+"""Argument checks that several rooms share: each raises a `ValueError` of one line that names the
+argument.
 
 Shapes: B batch, C channels, H height, W width.
 """
@@ -23,7 +24,9 @@ class NotFinite(ValueError):
 
 
 def check_tensor(name: str, tensor: object, shape: str) -> torch.Tensor:
-    """Return `tensor` if it is a finite floating-point tensor with one dimension per letter of `shape`, none empty."""
+    """Return `tensor` if it is a finite floating-point tensor with one dimension per letter of
+    `shape`, none empty.
+    """
     found = _check_kind(name, tensor, shape)
     if _values_too.get():
         _limits(name, found)
@@ -32,9 +35,13 @@ def check_tensor(name: str, tensor: object, shape: str) -> torch.Tensor:
 
 def _check_kind(name: str, tensor: object, shape: str) -> torch.Tensor:
     if not isinstance(tensor, torch.Tensor):
-        raise ValueError(f"{name} must be a torch.Tensor of shape {shape}, got {type(tensor).__name__}")
+        raise ValueError(
+            f"{name} must be a torch.Tensor of shape {shape}, got {type(tensor).__name__}"
+        )
     if tensor.ndim != len(shape) or 0 in tensor.shape:
-        raise ValueError(f"{name} must have shape {shape} and no empty dimension, got {tuple(tensor.shape)}")
+        raise ValueError(
+            f"{name} must have shape {shape} and no empty dimension, got {tuple(tensor.shape)}"
+        )
     if not tensor.is_floating_point():
         raise ValueError(f"{name} must be a floating-point tensor, got {tensor.dtype}")
     return tensor
@@ -42,7 +49,8 @@ def _check_kind(name: str, tensor: object, shape: str) -> torch.Tensor:
 
 @contextmanager
 def shapes_only() -> Iterator[None]:
-    """Inside, `check_tensor` and `check_image` look at no values: a device would be waited for at each of them.
+    """Inside, `check_tensor` and `check_image` look at no values: a device would be waited for at
+    each of them.
 
     For code that looks at what comes out in the end, such as `rollout`.
     """
@@ -62,25 +70,41 @@ def _limits(name: str, tensor: torch.Tensor) -> tuple[float, float]:
 
 
 def check_image(name: str, image: object, low: float = 0.0, high: float = 1.0) -> torch.Tensor:
-    """Return `image` if it is a finite floating-point RGB batch BCHW (C = 3) with values in [low, high]."""
+    """Return `image` if it is a finite floating-point RGB batch BCHW (C = 3) with values in [low,
+    high].
+    """
     tensor = _check_kind(name, image, "BCHW")
     if tensor.shape[1] != 3:
-        raise ValueError(f"{name} must have 3 channels (RGB) in shape BCHW, got {tuple(tensor.shape)}")
+        raise ValueError(
+            f"{name} must have 3 channels (RGB) in shape BCHW, got {tuple(tensor.shape)}"
+        )
     if not _values_too.get():
         return tensor
     least, most = _limits(name, tensor)
     if least < low - RANGE_TOLERANCE or most > high + RANGE_TOLERANCE:
-        raise ValueError(f"{name} must lie in [{low:g}, {high:g}], got values from {least:.6g} to {most:.6g}")
+        raise ValueError(
+            f"{name} must lie in [{low:g}, {high:g}], got values from {least:.6g} to {most:.6g}"
+        )
     return tensor
 
 
 def check_picture(name: str, image: object) -> None:
-    """Raise unless `image` is a finite floating-point array or tensor (3, H, W) with values in [0, 1], no dimension empty."""
+    """Raise unless `image` is a finite floating-point array or tensor (3, H, W) with values in [0,
+    1], no dimension empty.
+    """
     if not isinstance(image, np.ndarray | torch.Tensor):
-        raise ValueError(f"{name} must be an array or tensor of shape (3, H, W), got {type(image).__name__}")
+        raise ValueError(
+            f"{name} must be an array or tensor of shape (3, H, W), got {type(image).__name__}"
+        )
     if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
-        raise ValueError(f"{name} must have shape (3, H, W) and no empty dimension, got {tuple(image.shape)}")
-    if not (image.is_floating_point() if isinstance(image, torch.Tensor) else np.issubdtype(image.dtype, np.floating)):
+        raise ValueError(
+            f"{name} must have shape (3, H, W) and no empty dimension, got {tuple(image.shape)}"
+        )
+    if not (
+        image.is_floating_point()
+        if isinstance(image, torch.Tensor)
+        else np.issubdtype(image.dtype, np.floating)
+    ):
         raise ValueError(f"{name} must be of a floating-point type, in [0, 1], got {image.dtype}")
     least, most = float(image.min()), float(image.max())
     if not math.isfinite(least) or not math.isfinite(most):
@@ -93,7 +117,8 @@ def check_same_shape(name: str, tensor: torch.Tensor, other_name: str, other: to
     """Raise unless both tensors have the same shape."""
     if tensor.shape != other.shape:
         raise ValueError(
-            f"{name} and {other_name} must have the same shape, got {tuple(tensor.shape)} and {tuple(other.shape)}"
+            f"{name} and {other_name} must have the same shape, got {tuple(tensor.shape)} and "
+            f"{tuple(other.shape)}"
         )
 
 
@@ -109,7 +134,9 @@ def check_device(name: str, device: object) -> None:
     try:
         kind = torch.device(device).type  # type: ignore[call-overload]
     except (RuntimeError, TypeError) as error:
-        raise ValueError(f"{name} must be a device of torch such as 'cpu' or 'cuda:0', got {device!r}") from error
+        raise ValueError(
+            f"{name} must be a device of torch such as 'cpu' or 'cuda:0', got {device!r}"
+        ) from error
     try:
         there = kind != "cuda" or torch.cuda.is_available()
         torch.empty(0, device=device if there else "cpu")  # type: ignore[call-overload]

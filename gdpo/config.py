@@ -1,7 +1,8 @@
 """The pipeline's configuration: one frozen, strict model per section of `params.yaml`.
 
-An unknown key, a wrong type or a value out of range is one error that names the key. A profile (profiles/*.yaml) is a set
-of values over params.yaml; nothing in the code asks which profile it is. docs/fidelity.md says where each value comes from.
+An unknown key, a wrong type or a value out of range is one error that names the key. A profile
+(profiles/*.yaml) is a set of values over params.yaml; nothing in the code asks which profile it is.
+docs/fidelity.md says where each value comes from.
 """
 
 from typing import Annotated, Literal
@@ -41,23 +42,42 @@ class Model(Section):
     """The base model and the one-step forward pass (paper Eqs. 3-4)."""
 
     base: str = Field(description="folder of the base model in diffusers layout")
-    t_add: Timestep | None = Field(250, description="timestep at which noise is added to z_LR; null: none is (OSEDiff)")
-    t_diff: Timestep = Field(100, description="timestep the UNet is told, and at which x0 is predicted")
-    prompt: str = Field("clean, high-resolution, 8k,", description="appended to the tags at inference")
-    training_prompt: str = Field("", description="appended to the tags in training, in pretraining and in rollouts")
+    t_add: Timestep | None = Field(
+        250, description="timestep at which noise is added to z_LR; null: none is (OSEDiff)"
+    )
+    t_diff: Timestep = Field(
+        100, description="timestep the UNet is told, and at which x0 is predicted"
+    )
+    prompt: str = Field(
+        "clean, high-resolution, 8k,", description="appended to the tags at inference"
+    )
+    training_prompt: str = Field(
+        "", description="appended to the tags in training, in pretraining and in rollouts"
+    )
     negative_prompt: str = Field(description="the unconditional side of guidance in VSD")
-    tagger: str | None = Field(None, description="folder of the tagger (`gdpo-sr import-weights`); null: prompts without tags")
+    tagger: str | None = Field(
+        None,
+        description="folder of the tagger (`gdpo-sr import-weights`); null: prompts without tags",
+    )
 
 
 class Fetch(Section):
-    """Tool `fetch`: where the base model comes from. No stage reads it: another source of the same bytes changes nothing."""
+    """Tool `fetch`: where the base model comes from. No stage reads it: another source of the same
+    bytes changes nothing.
+    """
 
-    base: list[BaseSource] = Field([], description="tried in order: a folder, s3://bucket/prefix, hf://owner/name@commit")
-    hashes: dict[str, Hash] = Field({}, description="SHA-256 of files of the base model that must be these and no others")
+    base: list[BaseSource] = Field(
+        [], description="tried in order: a folder, s3://bucket/prefix, hf://owner/name@commit"
+    )
+    hashes: dict[str, Hash] = Field(
+        {}, description="SHA-256 of files of the base model that must be these and no others"
+    )
 
 
 class Stage(Section):
-    """The first order of the degradation (Real-ESRGAN; defaults: the values shipped with the GDPO release)."""
+    """The first order of the degradation (Real-ESRGAN; defaults: the values shipped with the GDPO
+    release).
+    """
 
     blur_prob: Share = 1.0
     sinc_prob: Share = 0.1
@@ -68,7 +88,9 @@ class Stage(Section):
     noise_range: Above = Field([1.0, 15.0], description="sigma of Gaussian noise, in 1/255")
     poisson_scale_range: Above = [0.05, 2.0]
     gray_noise_prob: Share = 0.4
-    jpeg_range: Quality = Field([60.0, 95.0], description="JPEG quality, rounded to a whole number when drawn")
+    jpeg_range: Quality = Field(
+        [60.0, 95.0], description="JPEG quality, rounded to a whole number when drawn"
+    )
 
 
 class SecondStage(Stage):
@@ -84,12 +106,15 @@ class SecondStage(Stage):
 
 
 class Degradation(Section):
-    """Second-order degradation; defaults: the values shipped with the GDPO release, milder than Real-ESRGAN's."""
+    """Second-order degradation; defaults: the values shipped with the GDPO release, milder than
+    Real-ESRGAN's.
+    """
 
     scale: Count = 4
     kernel_sizes: OddSizes = [7, 9, 11, 13, 15, 17, 19, 21]
     kernel_prob: Six = Field(
-        [0.45, 0.25, 0.12, 0.03, 0.12, 0.03], description="iso, aniso, generalized iso/aniso, plateau iso/aniso"
+        [0.45, 0.25, 0.12, 0.03, 0.12, 0.03],
+        description="iso, aniso, generalized iso/aniso, plateau iso/aniso",
     )
     betag_range: AroundOne = [0.5, 4.0]
     betap_range: AroundOne = [1.0, 2.0]
@@ -102,9 +127,14 @@ class Degradation(Section):
 class Photographs(Section):
     """One source of photographs."""
 
-    path: str = Field(min_length=1, description="a folder tree, s3://bucket/prefix, or scikit-image: those it ships with")
+    path: str = Field(
+        min_length=1,
+        description="a folder tree, s3://bucket/prefix, or scikit-image: those it ships with",
+    )
     first: Count | None = Field(None, description="take only so many, in the order of their names")
-    resize: Count | None = Field(None, description="resize to this shorter side in pixels, by antialiased bicubic")
+    resize: Count | None = Field(
+        None, description="resize to this shorter side in pixels, by antialiased bicubic"
+    )
 
 
 Sources = Annotated[list[Photographs], Field(min_length=1)]
@@ -113,18 +143,33 @@ Sources = Annotated[list[Photographs], Field(min_length=1)]
 class Degrade(Section):
     """Stages `index` and `degrade`: photographs -> LR-HR pairs in Parquet shards."""
 
-    train: Sources = Field(description="where the photographs come from; names of all but the first start with the folder's")
+    train: Sources = Field(
+        description="where the photographs come from; names of all but the first start with the "
+        "folder's"
+    )
     evaluation: Sources = Field(description="the same for held-out photographs")
-    parts: Parts = Field(["00"], description="one run of `degrade` each; their number changes no pair")
+    parts: Parts = Field(
+        ["00"], description="one run of `degrade` each; their number changes no pair"
+    )
     crop: Count = Field(512, description="side of a training HR patch in pixels, a multiple of 32")
     stride: Count = Field(64, description="step of the sliding window")
-    evaluation_crop: Count = Field(512, description="side of an evaluation HR image; photographs are cut into tiles")
-    max_failures: Share = Field(0.02, description="share of unreadable or unusable photographs that stops the stage")
+    evaluation_crop: Count = Field(
+        512, description="side of an evaluation HR image; photographs are cut into tiles"
+    )
+    max_failures: Share = Field(
+        0.02, description="share of unreadable or unusable photographs that stops the stage"
+    )
     shard_mb: Positive = Field(192.0, description="upper size of one shard in MB")
-    version: Annotated[int, Field(ge=0)] = Field(0, description="of the data set: another number, all degradations anew")
-    epoch: Annotated[int, Field(ge=0)] = Field(0, description="pass over the patches; in each they are degraded anew")
+    version: Annotated[int, Field(ge=0)] = Field(
+        0, description="of the data set: another number, all degradations anew"
+    )
+    epoch: Annotated[int, Field(ge=0)] = Field(
+        0, description="pass over the patches; in each they are degraded anew"
+    )
     tags: Literal["none", "hr", "lr"] = Field(
-        "none", description="training pairs are tagged by the HR patch (RAM, as released) or the enlarged LR one (with DAPE)"
+        "none",
+        description="training pairs are tagged by the HR patch (RAM, as released) or the enlarged "
+        "LR one (with DAPE)",
     )
     degradation: Degradation = Degradation()
 
@@ -140,50 +185,79 @@ class Optimizer(Section):
     """AdamW with betas 0.9, 0.999 and epsilon 1e-8 (released code)."""
 
     lr: Positive = 5e-5
-    schedule: Literal["constant", "cosine"] = Field("constant", description="cosine: one half cycle down to 0")
+    schedule: Literal["constant", "cosine"] = Field(
+        "constant", description="cosine: one half cycle down to 0"
+    )
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
     clip: Positive = Field(1.0, description="gradient-norm clip")
 
 
 class Pretrain(Section):
-    """Stage `pretrain`: NAOSD = LoRA on UNet and VAE encoder, pixel + perceptual + VSD (paper Eq. 5)."""
+    """Stage `pretrain`: NAOSD = LoRA on UNet and VAE encoder, pixel + perceptual + VSD (paper Eq.
+    5).
+    """
 
-    init: str | None = Field(None, description="model folder whose adapters start the run; None: fresh LoRA")
+    init: str | None = Field(
+        None, description="model folder whose adapters start the run; None: fresh LoRA"
+    )
     lora: Lora = Lora()
     steps: Count = 35000
     batch: Count = 16
-    gpus: Count = Field(1, description="processes of torchrun on this host, a GPU each, that share every batch")
+    gpus: Count = Field(
+        1, description="processes of torchrun on this host, a GPU each, that share every batch"
+    )
     optimizer: Optimizer = Optimizer()
-    pixel: Literal["mse", "l1"] = Field("mse", description="the paper prints L1, the release computes MSE")
+    pixel: Literal["mse", "l1"] = Field(
+        "mse", description="the paper prints L1, the release computes MSE"
+    )
     lambda_pixel: Annotated[float, Field(ge=0)] = 1.0
     perceptual: Literal["lpips-vgg", "structure"] = Field(
-        "lpips-vgg", description="`structure` (1 - SSIM over scales, and gradients) needs no downloaded weights"
+        "lpips-vgg",
+        description="`structure` (1 - SSIM over scales, and gradients) needs no downloaded weights",
     )
     lambda_perceptual: Annotated[float, Field(ge=0)] = 2.0
     lambda_vsd: Annotated[float, Field(ge=0)] = 1.0
     guidance: Positive = Field(7.5, description="classifier-free guidance of the real score")
-    vsd_t_range: Timesteps = Field([20, 500], description="timesteps of the VSD loss, upper end excluded")
+    vsd_t_range: Timesteps = Field(
+        [20, 500], description="timesteps of the VSD loss, upper end excluded"
+    )
     precision: Precision = "bf16"
     checkpoint_every: Count = 500
 
 
 class Select(Section):
-    """Stage `select`: the training patches worth a rollout, with a score and a reason for every patch."""
+    """Stage `select`: the training patches worth a rollout, with a score and a reason for every
+    patch.
+    """
 
     rule: Literal["quality", "difficulty"] = Field(
-        "quality", description="quality: the best HR patches first; difficulty: the worst results of NAOSD first"
+        "quality",
+        description="quality: the best HR patches first; difficulty: the worst results of NAOSD "
+        "first",
     )
-    count: Count | None = Field(120000, description="patches to select at most; null: as many as pass the rule")
-    score: Literal["musiq", "niqe"] = Field("musiq", description="rule quality: no-reference score of the HR patch")
-    best: Part = Field(1.0, description="rule quality: only the best share of all scores may be selected")
+    count: Count | None = Field(
+        120000, description="patches to select at most; null: as many as pass the rule"
+    )
+    score: Literal["musiq", "niqe"] = Field(
+        "musiq", description="rule quality: no-reference score of the HR patch"
+    )
+    best: Part = Field(
+        1.0, description="rule quality: only the best share of all scores may be selected"
+    )
     difficulty: str = Field(
-        "psnr_y", description="rule difficulty: metric of NAOSD's output, against the HR patch if it needs a reference"
+        "psnr_y",
+        description="rule difficulty: metric of NAOSD's output, against the HR patch if it needs "
+        "a reference",
     )
-    worst: Part = Field(0.3, description="rule difficulty: only the worst share of all scores may be selected")
+    worst: Part = Field(
+        0.3, description="rule difficulty: only the worst share of all scores may be selected"
+    )
     min_detail: Share = Field(0.1, description="least detail share of the HR patch")
     max_per_photo: Count = Field(20, description="quota per photograph")
     min_hash_distance: Annotated[int, Field(ge=0, le=64)] = Field(
-        4, description="patches whose 64-bit perceptual hashes differ in fewer bits are near-duplicates"
+        4,
+        description="patches whose 64-bit perceptual hashes differ in fewer bits are "
+        "near-duplicates",
     )
 
     @property
@@ -193,13 +267,16 @@ class Select(Section):
 
 
 class Reward(Section):
-    """The attribute-aware reward of a candidate (paper Eq. 7), from metrics that the rollouts hold."""
+    """The attribute-aware reward of a candidate (paper Eq. 7), from metrics that the rollouts
+    hold.
+    """
 
     fidelity: list[str] = Field(["psnr_y"], description="full-reference metrics")
     perception: list[str] = Field(["musiq", "maniqa_koniq"], description="no-reference metrics")
     weighting: Literal["adaptive", "equal"] = Field(
         "adaptive",
-        description="adaptive: by the shares of smooth and detailed pixels; equal: half and half (ARF w/o AW, Table 6)",
+        description="adaptive: by the shares of smooth and detailed pixels; equal: half and half "
+        "(ARF w/o AW, Table 6)",
     )
 
     @model_validator(mode="after")
@@ -216,83 +293,139 @@ class Reward(Section):
 class Rollout(Section):
     """Stage `rollout`: G candidates per LR image by the frozen reference, every metric of each."""
 
-    parts: Parts = Field(["00"], description="one run of `rollout` each; their number changes no group")
+    parts: Parts = Field(
+        ["00"], description="one run of `rollout` each; their number changes no group"
+    )
     group: Annotated[int, Field(ge=2)] = Field(6, description="G, candidates per LR image")
     metrics: Annotated[list[str], Field(min_length=1)] = Field(
-        ["psnr_y", "musiq", "maniqa_koniq"], description="what is stored of every candidate; the reward's must be among them"
+        ["psnr_y", "musiq", "maniqa_koniq"],
+        description="what is stored of every candidate; the reward's must be among them",
     )
     candidates: Literal["noise", "guidance", "t_add", "action"] = Field(
-        "noise", description="what differs within a group (Table 11); action: also a Gaussian around z_SR, for dance_grpo"
+        "noise",
+        description="what differs within a group (Table 11); action: also a Gaussian around z_SR, "
+        "for dance_grpo",
     )
-    guidance_range: Above = Field([1.0, 2.0], description="candidates guidance: its scale, in equal steps over the group")
-    t_add_range: Timesteps = Field([150, 350], description="candidates t_add: the timestep, in equal steps over the group")
-    sigma: Positive = Field(0.05, description="candidates action: standard deviation of the action around z_SR")
+    guidance_range: Above = Field(
+        [1.0, 2.0], description="candidates guidance: its scale, in equal steps over the group"
+    )
+    t_add_range: Timesteps = Field(
+        [150, 350], description="candidates t_add: the timestep, in equal steps over the group"
+    )
+    sigma: Positive = Field(
+        0.05, description="candidates action: standard deviation of the action around z_SR"
+    )
     color_fix: ColorFix = Field("none", description="colour correction before scoring")
-    grayscale: Literal["bt601", "released"] = Field("released", description="luma weights of the complexity map")
-    noises: Count = Field(1, description="noise draws per candidate whose reference error is stored")
-    noise: Literal["own", "shared"] = Field("own", description="shared: one noise for all members of a group")
+    grayscale: Literal["bt601", "released"] = Field(
+        "released", description="luma weights of the complexity map"
+    )
+    noises: Count = Field(
+        1, description="noise draws per candidate whose reference error is stored"
+    )
+    noise: Literal["own", "shared"] = Field(
+        "own", description="shared: one noise for all members of a group"
+    )
     target: Literal["added", "consistent"] = Field(
         "added",
-        description="what eps_hat is compared with: the added noise (release), or the one that returns x0 at t_diff",
+        description="what eps_hat is compared with: the added noise (release), or the one that "
+        "returns x0 at t_diff",
     )
     batch: Count = Field(8, description="candidates per forward pass")
-    precision: Precision = Field("bf16", description="of the candidates, and of the noise errors of reference and policy")
+    precision: Precision = Field(
+        "bf16", description="of the candidates, and of the noise errors of reference and policy"
+    )
 
 
 class Finetune(Section):
-    """Stage `finetune`: the policy's preference optimisation on the rollouts (paper Eqs. 7-9, and its rivals)."""
+    """Stage `finetune`: the policy's preference optimisation on the rollouts (paper Eqs. 7-9, and
+    its rivals).
+    """
 
     objective: Literal["gdpo", "dpo", "dance_grpo", "dgpo", "nft", "awm"] = Field(
-        "gdpo", description="the loss (gdpo/preference/objectives.py); dance_grpo needs rollout.candidates: action"
+        "gdpo",
+        description="the loss (gdpo/preference/objectives.py); dance_grpo needs "
+        "rollout.candidates: action",
     )
-    rollouts: Literal["cached", "online"] = Field("cached", description="online: candidates are made and scored in the loop")
+    rollouts: Literal["cached", "online"] = Field(
+        "cached", description="online: candidates are made and scored in the loop"
+    )
     sampler: Literal["reference", "policy"] = Field(
-        "reference", description="who makes the candidates online; the release samples from the reference"
+        "reference",
+        description="who makes the candidates online; the release samples from the reference",
     )
     lora: Lora = Lora()
     steps: Count = 1500
     batch: Count = Field(8, description="groups per optimiser step")
     micro_batch: Count | None = Field(
-        None, description="candidates per backward pass; null: the whole group; fewer: less memory, one more forward pass"
+        None,
+        description="candidates per backward pass; null: the whole group; fewer: less memory, one "
+        "more forward pass",
     )
-    gpus: Count = Field(1, description="processes of torchrun on this host, a GPU each, that share every batch")
+    gpus: Count = Field(
+        1, description="processes of torchrun on this host, a GPU each, that share every batch"
+    )
     optimizer: Optimizer = Optimizer()
-    omega: Positive = Field(5000.0, description="gdpo, dpo: the loss multiplies by omega / 2, on the mean squared error")
-    pairs: Count = Field(1, description="dpo: the so many best against the so many worst of the group (DP2O-SR: more than 1)")
-    clip: Positive = Field(1e-4, description="dance_grpo, dgpo, awm: how far the ratio may leave 1 before it is cut")
+    omega: Positive = Field(
+        5000.0, description="gdpo, dpo: the loss multiplies by omega / 2, on the mean squared error"
+    )
+    pairs: Count = Field(
+        1,
+        description="dpo: the so many best against the so many worst of the group (DP2O-SR: more "
+        "than 1)",
+    )
+    clip: Positive = Field(
+        1e-4, description="dance_grpo, dgpo, awm: how far the ratio may leave 1 before it is cut"
+    )
     beta: Positive = Field(100.0, description="dgpo: strength, divided by G")
-    mix: Positive = Field(1.0, description="nft: share of the policy in the implicit positive policy")
+    mix: Positive = Field(
+        1.0, description="nft: share of the policy in the implicit positive policy"
+    )
     repeat: Annotated[int, Field(ge=0)] = Field(
-        0, description="another number: other initial adapters, order and shuffling, on the same rollouts"
+        0,
+        description="another number: other initial adapters, order and shuffling, on the same "
+        "rollouts",
     )
     checkpoint_every: Count = 10
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Finetune":
         if self.sampler == "policy" and self.rollouts == "cached":
-            raise ValueError("sampler policy makes candidates while it trains; set rollouts: online")
+            raise ValueError(
+                "sampler policy makes candidates while it trains; set rollouts: online"
+            )
         return self
 
 
 class Pairs(Section):
     """A benchmark of ready-made LR-HR pairs: two folders, paired by file name."""
 
-    lr: str = Field(description="folder of LR images; each is enlarged bicubically to the size of its HR image")
+    lr: str = Field(
+        description="folder of LR images; each is enlarged bicubically to the size of its HR image"
+    )
     hr: str = Field(description="folder of HR images")
-    noises: Noises | None = Field(None, description="noise seeds per image on this benchmark; null: evaluate.noises")
-    peers: dict[Name, str] = Field({}, description="method -> folder of its outputs, named like the HR images")
+    noises: Noises | None = Field(
+        None, description="noise seeds per image on this benchmark; null: evaluate.noises"
+    )
+    peers: dict[Name, str] = Field(
+        {}, description="method -> folder of its outputs, named like the HR images"
+    )
 
 
 class Evaluate(Section):
-    """Stage `evaluate`: bicubic and every model on each benchmark, the same noises for all models."""
+    """Stage `evaluate`: bicubic and every model on each benchmark, the same noises for all
+    models.
+    """
 
     benchmarks: Annotated[list[Name], Field(min_length=1)] = Field(
-        ["sample"], description="sample: the held-out shards; others by their name in evaluate.pairs; the first is the main one"
+        ["sample"],
+        description="sample: the held-out shards; others by their name in evaluate.pairs; the "
+        "first is the main one",
     )
     pairs: dict[Name, Pairs] = Field({}, description="benchmark -> its folders")
     models: Annotated[dict[Name, str], Field(min_length=1)] = Field(
         {"naosd": "models/naosd", "gdpo": "models/gdpo", "control": "models/control"},
-        description="name -> model folder; the first is the reference: it gives the reward its zero and its unit",
+        description="name -> model folder; the first is the reference: it gives the reward its "
+        "zero and its unit",
     )
     noises: Noises = Field(8, description="noise seeds per image, the same for every model")
     metrics: list[str] = ["psnr_y", "ssim_y", "musiq", "maniqa_koniq"]
@@ -304,7 +437,10 @@ class Evaluate(Section):
     def _names_fit(self) -> "Evaluate":
         unknown = [name for name in self.benchmarks if name != "sample" and name not in self.pairs]
         if unknown:
-            raise ValueError(f"benchmark {unknown[0]} has no folders; give evaluate.pairs.{unknown[0]}: {{lr: ..., hr: ...}}")
+            raise ValueError(
+                f"benchmark {unknown[0]} has no folders; give evaluate.pairs.{unknown[0]}: "
+                f"{{lr: ..., hr: ...}}"
+            )
         if len(set(self.benchmarks)) < len(self.benchmarks) or "sample" in self.pairs:
             raise ValueError("a benchmark is named twice (sample is the held-out shards)")
         reserved = {"bicubic", "lr", "hr", "candidates"}
@@ -317,16 +453,26 @@ class Evaluate(Section):
 
 
 class Ablate(Section):
-    """Tool `ablate`: what each row of the paper's ablations costs; everything else is that of the other sections."""
+    """Tool `ablate`: what each row of the paper's ablations costs; everything else is that of the
+    other sections.
+    """
 
-    groups: Count = Field(12000, description="patches every row is trained on, spread evenly over the selection")
+    groups: Count = Field(
+        12000, description="patches every row is trained on, spread evenly over the selection"
+    )
     steps: Count = 1500
     batch: Annotated[int, Field(ge=2)] = Field(8, description="groups per optimiser step")
     lr: Positive = 5e-5
-    repeats: Annotated[int, Field(ge=3)] = Field(3, description="trainings of every row and of its control")
+    repeats: Annotated[int, Field(ge=3)] = Field(
+        3, description="trainings of every row and of its control"
+    )
     noises: Noises = Field(4, description="noise seeds per image, the same for every run")
-    pretrain_steps: Count = Field(35000, description="Fig. 7: steps of NAOSD at each setting, from pretrain.init")
-    processes: Count = Field(2, description="runs at once, of one thread each; with GPUs one run on each GPU")
+    pretrain_steps: Count = Field(
+        35000, description="Fig. 7: steps of NAOSD at each setting, from pretrain.init"
+    )
+    processes: Count = Field(
+        2, description="runs at once, of one thread each; with GPUs one run on each GPU"
+    )
 
 
 class Config(Section):
@@ -335,7 +481,9 @@ class Config(Section):
     seed: Annotated[int, Field(ge=0)] = 0
     allow_cpu: bool = Field(False, description="let the stages that need a GPU run without one")
     track: Literal["none", "tensorboard", "wandb"] = Field(
-        "none", description="where the values of every training step go, besides work/<stage>/metrics.jsonl"
+        "none",
+        description="where the values of every training step go, besides "
+        "work/<stage>/metrics.jsonl",
     )
     fetch: Fetch = Fetch()
     model: Model
@@ -351,28 +499,40 @@ class Config(Section):
     @model_validator(mode="after")
     def _tags_have_a_tagger(self) -> "Config":
         if self.degrade.tags != "none" and self.model.tagger is None:
-            raise ValueError(f"degrade.tags is {self.degrade.tags}, which needs the folder of a tagger in model.tagger")
+            raise ValueError(
+                f"degrade.tags is {self.degrade.tags}, which needs the folder of a tagger in "
+                "model.tagger"
+            )
         return self
 
     @model_validator(mode="after")
     def _every_gpu_has_work(self) -> "Config":
         for name, stage in (("pretrain", self.pretrain), ("finetune", self.finetune)):
             if stage.gpus > stage.batch:
-                raise ValueError(f"{name}.gpus is {stage.gpus}, but {name}.batch has work for {stage.batch} only; lower one")
+                raise ValueError(
+                    f"{name}.gpus is {stage.gpus}, but {name}.batch has work for {stage.batch} "
+                    "only; lower one"
+                )
         return self
 
     @model_validator(mode="after")
     def _preferences_fit(self) -> "Config":
         for name in (*self.reward.fidelity, *self.reward.perception):
             if name not in self.rollout.metrics:
-                raise ValueError(f"reward uses {name}, which the rollouts do not hold; add it to rollout.metrics")
+                raise ValueError(
+                    f"reward uses {name}, which the rollouts do not hold; add it to rollout.metrics"
+                )
         if (self.finetune.objective == "dance_grpo") != (self.rollout.candidates == "action"):
             raise ValueError(
-                f"finetune.objective {self.finetune.objective} does not go with rollout.candidates {self.rollout.candidates}: "
+                f"finetune.objective {self.finetune.objective} does not go with "
+                f"rollout.candidates {self.rollout.candidates}: "
                 f"dance_grpo needs action, and only it"
             )
         if 2 * self.finetune.pairs > self.rollout.group:
-            raise ValueError(f"finetune.pairs is {self.finetune.pairs}, more than half of rollout.group {self.rollout.group}")
+            raise ValueError(
+                f"finetune.pairs is {self.finetune.pairs}, more than half of rollout.group "
+                f"{self.rollout.group}"
+            )
         return self
 
     @model_validator(mode="after")
@@ -380,5 +540,8 @@ class Config(Section):
         for key in ("crop", "evaluation_crop"):
             side = getattr(self.degrade, key)
             if side % (8 * self.degrade.degradation.scale):
-                raise ValueError(f"degrade.{key} must be a multiple of {8 * self.degrade.degradation.scale}, got {side}")
+                raise ValueError(
+                    f"degrade.{key} must be a multiple of {8 * self.degrade.degradation.scale}, "
+                    f"got {side}"
+                )
         return self

@@ -1,6 +1,8 @@
-"""Types of the configuration's values: ranges and forms that several keys share, each with its own error.
+"""Types of the configuration's values: ranges and forms that several keys share, each with its own
+error.
 
-What is wrong with a value is said by the function behind its type; the key is added by gdpo/config.py's reader.
+What is wrong with a value is said by the function behind its type; the key is added by
+gdpo/config.py's reader.
 """
 
 import re
@@ -14,7 +16,9 @@ Part = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Timestep = Annotated[int, Field(ge=0, le=999)]
 Noises = Annotated[int, Field(ge=2)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=40)]  # part of a path
+Name = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=40)
+]  # part of a path
 ColorFix = Literal["none", "adain", "wavelet"]
 Precision = Literal["fp32", "bf16"]
 
@@ -64,14 +68,19 @@ def _odd(sizes: list[int]) -> list[int]:
 def _base_source(text: str) -> str:
     pinned = r"hf://[\w.-]+/[\w.-]+@[0-9a-f]{40}"
     if "://" in text and not re.fullmatch(rf"s3://[^/\s]+(/\S*)?|{pinned}", text):
-        raise ValueError(f"must be a folder, s3://bucket/prefix or hf://owner/name@ and a whole commit, got {text!r}")
+        raise ValueError(
+            "must be a folder, s3://bucket/prefix or hf://owner/name@ and a whole commit, got "
+            f"{text!r}"
+        )
     return text
 
 
 def _parts(names: list[str]) -> list[str]:
     odd = [name for name in names if not re.fullmatch(r"[a-z0-9_-]+", name) or name == "evaluation"]
     if odd or len(set(names)) < len(names):
-        raise ValueError(f"must be different names of a-z, 0-9, _ and -, and not `evaluation`, got {names}")
+        raise ValueError(
+            f"must be different names of a-z, 0-9, _ and -, and not `evaluation`, got {names}"
+        )
     return names
 
 

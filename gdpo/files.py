@@ -12,9 +12,11 @@ from pathlib import Path
 
 @contextmanager
 def written_aside(target: Path) -> Iterator[Path]:
-    """A temporary path beside `target` (file or folder) that replaces it on success and vanishes on failure.
+    """A temporary path beside `target` (file or folder) that replaces it on success and vanishes on
+    failure.
 
-    After a SIGKILL it stays, in a folder with a leading dot, until the next writer of the same target clears it away.
+    After a SIGKILL it stays, in a folder with a leading dot, until the next writer of the same
+    target clears it away.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     _clear_left_behind(target)
@@ -35,21 +37,28 @@ def written_aside(target: Path) -> Iterator[Path]:
 
 
 def _scratch(target: Path) -> tuple[Path, int | None]:
-    """A new folder beside `target`, and the lock in it that says it is in use: None on a file system without locks."""
+    """A new folder beside `target`, and the lock in it that says it is in use: None on a file
+    system without locks.
+    """
     while True:
         scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.{os.getpid()}.", dir=target.parent))
         try:
             return scratch, _locked(scratch, target.name)
-        except (BlockingIOError, FileNotFoundError):  # another writer took it for left behind before it was locked
+        except (
+            BlockingIOError,
+            FileNotFoundError,
+        ):  # another writer took it for left behind before it was locked
             continue
         except OSError:
             return scratch, None
 
 
 def _locked(scratch: Path, name: str) -> int:
-    """The lock of a scratch folder, which ends with this process. OSError if another has it, or the folder is gone.
+    """The lock of a scratch folder, which ends with this process. OSError if another has it, or the
+    folder is gone.
 
-    A process id would not do: that of a killed writer is soon another's, and means nothing in another container.
+    A process id would not do: that of a killed writer is soon another's, and means nothing in
+    another container.
     """
     path = scratch / f"{name}.lock"
     lock = os.open(path, os.O_RDWR | os.O_CREAT)

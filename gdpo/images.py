@@ -1,6 +1,7 @@
 """Photographs in and out: files of any common kind -> 8-bit RGB arrays, tensors and PNG bytes.
 
-    read_photo    EXIF rotation applied, 16 bit scaled to 8, gray repeated, alpha laid over white, CMYK converted
+    read_photo    EXIF rotation applied, 16 bit scaled to 8, gray repeated, alpha laid over white,
+                  CMYK converted
     encode_lossless / decode_image    the bytes that shards hold
     encode_png, write_png             files for people
 
@@ -24,9 +25,18 @@ _PHOTOMETRIC, _PLANAR = 262, 284  # TIFF tags
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: BigTIFF
 # Pillow reports broken files with whatever its decoders hit first, and so does OpenCV.
 _BROKEN = (
-    OSError, SyntaxError, EOFError, IndexError, TypeError, KeyError, AttributeError, ArithmeticError, struct.error,
-    Image.DecompressionBombError, cv2.error,
-)  # fmt: skip
+    OSError,
+    SyntaxError,
+    EOFError,
+    IndexError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    ArithmeticError,
+    struct.error,
+    Image.DecompressionBombError,
+    cv2.error,
+)
 
 
 class NotRgb(ValueError):
@@ -34,7 +44,9 @@ class NotRgb(ValueError):
 
 
 def read_photo(path: Path | str) -> np.ndarray:
-    """Read one photograph as uint8 (H, W, 3) RGB, upright. ValueError naming the file if it cannot be read."""
+    """Read one photograph as uint8 (H, W, 3) RGB, upright. ValueError naming the file if it cannot
+    be read.
+    """
     try:
         data = Path(path).read_bytes()
     except OSError as error:
@@ -43,7 +55,9 @@ def read_photo(path: Path | str) -> np.ndarray:
 
 
 def photo_from_bytes(data: bytes, name: str) -> np.ndarray:
-    """The same from the bytes of a file of this name. ValueError (`NotRgb` for its colours) if they are no photograph."""
+    """The same from the bytes of a file of this name. ValueError (`NotRgb` for its colours) if they
+    are no photograph.
+    """
     try:
         return _decoded(data)
     except ValueError as error:
@@ -68,7 +82,9 @@ def _one_line(error: BaseException) -> str:
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
-    """An upright 8-bit PIL image as uint8 (H, W, 3): transparency over white, every colour model to RGB."""
+    """An upright 8-bit PIL image as uint8 (H, W, 3): transparency over white, every colour model to
+    RGB.
+    """
     if image.mode in ("I", "F"):
         raise NotRgb(f"pixels of mode {image.mode} have no fixed range; save it as 8 or 16 bit")
     if image.has_transparency_data:
@@ -82,7 +98,8 @@ def _may_be_deep(data: bytes) -> bool:
     if data[:8] == b"\x89PNG\r\n\x1a\n":
         return len(data) > 24 and data[24] == 16
     if data[:4] in _TIFF:
-        # IMREAD_UNCHANGED keeps the depth; PIL opens some 16-bit TIFFs only as their upper bytes, others not at all.
+        # IMREAD_UNCHANGED keeps the depth; PIL opens some 16-bit TIFFs only as their upper bytes,
+        # others not at all.
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
         return pixels is not None and pixels.dtype == np.uint16
     return False
@@ -96,7 +113,9 @@ def _read_deep(data: bytes) -> np.ndarray:
     tags = _tiff_tags(data)
     if tags.get(_PLANAR) == 2 and pixels.ndim == 3:
         raise NotRgb("16-bit TIFF with a plane for each colour; save it with interleaved colours")
-    if tags.get(_PHOTOMETRIC) == 0:  # gray from white to black, which OpenCV turns round for 8 bits only
+    if (
+        tags.get(_PHOTOMETRIC) == 0
+    ):  # gray from white to black, which OpenCV turns round for 8 bits only
         pixels = 65535 - pixels
     eight: np.ndarray = np.round(pixels.reshape(*pixels.shape[:2], -1) / 257).astype(np.uint8)
     channels = eight.shape[2]
@@ -136,9 +155,11 @@ def encode_png(image: np.ndarray) -> bytes:
 
 
 def encode_lossless(image: np.ndarray) -> bytes:
-    """uint8 (H, W, 3) RGB -> lossless WebP bytes by its fastest method; the same bytes for the same pixels.
+    """uint8 (H, W, 3) RGB -> lossless WebP bytes by its fastest method; the same bytes for the same
+    pixels.
 
-    On 512-pixel crops of photographs: as fast as PNG both ways, and a quarter smaller (benchmarks/shards.py).
+    On 512-pixel crops of photographs: as fast as PNG both ways, and a quarter smaller
+    (benchmarks/shards.py).
     """
     stream = io.BytesIO()
     Image.fromarray(_checked(image)).save(stream, "WEBP", lossless=True, quality=0, method=0)
@@ -165,7 +186,9 @@ def to_tensor(image: np.ndarray) -> torch.Tensor:
 
 
 def to_uint8(image: torch.Tensor) -> np.ndarray:
-    """float (C, H, W) or (B, C, H, W) in [0, 1] -> uint8 (H, W, C) or (B, H, W, C); clamped, then rounded."""
+    """float (C, H, W) or (B, C, H, W) in [0, 1] -> uint8 (H, W, C) or (B, H, W, C); clamped, then
+    rounded.
+    """
     levels = (image.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
     return levels.movedim(-3, -1).contiguous().cpu().numpy()
 
@@ -173,10 +196,14 @@ def to_uint8(image: torch.Tensor) -> np.ndarray:
 def resize_bicubic(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """uint8 (H, W, 3) -> uint8 (*size, 3) by PIL's antialiased bicubic (a = -0.5)."""
     height, width = size
-    return np.array(Image.fromarray(_checked(image)).resize((width, height), Image.Resampling.BICUBIC))
+    return np.array(
+        Image.fromarray(_checked(image)).resize((width, height), Image.Resampling.BICUBIC)
+    )
 
 
 def _checked(image: np.ndarray) -> np.ndarray:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-        raise ValueError(f"expected a uint8 image of shape (H, W, 3), got {image.dtype} {image.shape}")
+        raise ValueError(
+            f"expected a uint8 image of shape (H, W, 3), got {image.dtype} {image.shape}"
+        )
     return image

@@ -1,6 +1,8 @@
-"""Seeded random draws: every generator is seeded by a tuple such as (seed, step, sample), never by global state.
+"""Seeded random draws: every generator is seeded by a tuple such as (seed, step, sample), never by
+global state.
 
-A draw therefore depends on its key alone: not on batching, the number of processes, or what was drawn before.
+A draw therefore depends on its key alone: not on batching, the number of processes, or what was
+drawn before.
 """
 
 import hashlib
@@ -13,13 +15,17 @@ Key = tuple[int | str, ...]  # what seeds a generator
 
 
 def seed_of(*key: int | str) -> int:
-    """A 63-bit seed from any tuple of numbers and names, e.g. (seed, step, sample); equal on every machine."""
+    """A 63-bit seed from any tuple of numbers and names, e.g. (seed, step, sample); equal on every
+    machine.
+    """
     digest = hashlib.sha256(json.dumps(key).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def torch_generator(*key: int | str) -> torch.Generator:
-    """A CPU generator seeded by `seed_of(*key)`. Noise is drawn on the CPU so that every device sees the same."""
+    """A CPU generator seeded by `seed_of(*key)`. Noise is drawn on the CPU so that every device
+    sees the same.
+    """
     return torch.Generator().manual_seed(seed_of(*key))
 
 
@@ -29,7 +35,13 @@ def numpy_generator(*key: int | str) -> np.random.Generator:
 
 
 def draws(seeds: list[int], shape: tuple[int, ...], count: int = 1) -> torch.Tensor:
-    """Standard normal noise (count, len(seeds), *shape), column i from a generator of its own, seeded with seeds[i]:
-    independent of batching and of rank.
+    """Standard normal noise (count, len(seeds), *shape), column i from a generator of its own,
+    seeded with seeds[i]: independent of batching and of rank.
     """
-    return torch.stack([torch.randn((count, *shape), generator=torch.Generator().manual_seed(seed)) for seed in seeds], 1)
+    return torch.stack(
+        [
+            torch.randn((count, *shape), generator=torch.Generator().manual_seed(seed))
+            for seed in seeds
+        ],
+        1,
+    )

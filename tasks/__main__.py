@@ -1,14 +1,17 @@
 """The command line: `python -m tasks COMMAND`, installed as `gdpo-sr COMMAND`.
 
-    stages   what dvc.yaml runs. Module `tasks.NAME` has  run(config: Config, root: Path, hooks: Hooks) -> None
-             (degrade, rollout and finetune also take the name of the part or run). --params, --profile and --set choose
-             the values.
+    stages   what dvc.yaml runs. Module `tasks.NAME` has  run(config: Config, root: Path, hooks:
+             Hooks) -> None (degrade, rollout and finetune also take the name of the part or run).
+             --params, --profile and --set choose the values.
     tools    what people run. Module `tasks.NAME` has     EXAMPLE: str,
-             add_arguments(parser: argparse.ArgumentParser) -> None,  main(args: argparse.Namespace) -> int
+             add_arguments(parser: argparse.ArgumentParser) -> None,  main(args: argparse.Namespace)
+             -> int
 
-Only the module of the command that runs is imported, so `--help` is quick. Exit codes: 0; 1 failure, in one line that
-names the file or key; 2 usage or parameters; 3 the stage needs a GPU; 4 a regression (evaluate --against); 143 stopped by
-SIGTERM or SIGINT after a checkpoint: the same command resumes. GDPO_DEBUG=1 shows the traceback behind the one line.
+Only the module of the command that runs is imported, so `--help` is quick. Exit codes: 0; 1
+failure, in one line that names the file or key; 2 usage or parameters; 3 the stage needs a GPU; 4 a
+regression (evaluate --against); 143 stopped by
+SIGTERM or SIGINT after a checkpoint: the same command resumes. GDPO_DEBUG=1 shows the traceback
+behind the one line.
 """
 
 import argparse
@@ -31,13 +34,37 @@ if TYPE_CHECKING:
 
 # name -> module, help, the --set of the example
 STAGES = {
-    "index": ("tasks.stages.index", "find the photographs that can be used, share them out", "degrade.parts=[a,b]"),
-    "degrade": ("tasks.stages.degrade", "photographs -> LR-HR pairs in Parquet shards", "degrade.shard_mb=8.0"),
-    "pretrain": ("tasks.stages.pretrain", "train NAOSD: LoRA on UNet and VAE encoder", "pretrain.steps=10"),
+    "index": (
+        "tasks.stages.index",
+        "find the photographs that can be used, share them out",
+        "degrade.parts=[a,b]",
+    ),
+    "degrade": (
+        "tasks.stages.degrade",
+        "photographs -> LR-HR pairs in Parquet shards",
+        "degrade.shard_mb=8.0",
+    ),
+    "pretrain": (
+        "tasks.stages.pretrain",
+        "train NAOSD: LoRA on UNet and VAE encoder",
+        "pretrain.steps=10",
+    ),
     "select": ("tasks.stages.select", "choose the patches worth a rollout", "select.count=64"),
-    "rollout": ("tasks.stages.rollout", "make and score G candidates per LR image", "rollout.group=4"),
-    "finetune": ("tasks.stages.finetune", "GDPO on the rollouts, or its shuffled control", "finetune.omega=5000.0"),
-    "evaluate": ("tasks.stages.evaluate", "compare the models on held-out photographs", "evaluate.noises=16"),
+    "rollout": (
+        "tasks.stages.rollout",
+        "make and score G candidates per LR image",
+        "rollout.group=4",
+    ),
+    "finetune": (
+        "tasks.stages.finetune",
+        "GDPO on the rollouts, or its shuffled control",
+        "finetune.omega=5000.0",
+    ),
+    "evaluate": (
+        "tasks.stages.evaluate",
+        "compare the models on held-out photographs",
+        "evaluate.noises=16",
+    ),
     "report": ("tasks.stages.report", "write reports/index.html", "seed=0"),
 }
 # A stage's option that says which of its outputs to make (dvc.yaml runs it once for each).
@@ -48,15 +75,24 @@ GPU_STAGES = ("pretrain", "select", "rollout", "finetune", "evaluate")
 TOOLS = {
     "upscale": ("tasks.tools.upscale", "super-resolve a photograph x4"),
     "score": ("tasks.tools.score", "score a folder of images against references"),
-    "import-weights": ("tasks.tools.import_weights", "released .pkl files or merged folders -> a model folder"),
+    "import-weights": (
+        "tasks.tools.import_weights",
+        "released .pkl files or merged folders -> a model folder",
+    ),
     "export": ("tasks.tools.export", "a model folder -> merged diffusers folder, or LoRA file"),
     "cost": ("tasks.tools.cost", "count parameters and MACs of a model"),
     "fetch": ("tasks.tools.fetch", "the base model, from the first source that has it"),
     "doctor": ("tasks.tools.doctor", "check that this machine has what a profile needs"),
     "prior": ("tasks.tools.prior", "train the tiny prior that ships in assets/tiny-sd"),
     "summary": ("tasks.report.summary", "print the table of the last evaluation"),
-    "ablate": ("tasks.tools.ablate", "run the paper's ablations, every row beside its shuffled control"),
-    "tables": ("tasks.report.paper_tables", "print or write the paper's tables, our figures beside the paper's"),
+    "ablate": (
+        "tasks.tools.ablate",
+        "run the paper's ablations, every row beside its shuffled control",
+    ),
+    "tables": (
+        "tasks.report.paper_tables",
+        "print or write the paper's tables, our figures beside the paper's",
+    ),
     "promote": ("tasks.publish.promote", "make a published run the promoted one"),
     "browse": ("tasks.publish.browse", "look through the published runs and models in a browser"),
     "profile": ("tasks.tools.profile", "write the values of profiles/NAME.yaml into params.yaml"),
@@ -65,7 +101,9 @@ NEEDS_GPU = 3
 
 
 def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
-    """The parser of all commands; of the tools, only the chosen one's module is imported for its arguments."""
+    """The parser of all commands; of the tools, only the chosen one's module is imported for its
+    arguments.
+    """
     parser = argparse.ArgumentParser(
         prog="gdpo-sr",
         description="One-step diffusion super-resolution post-trained with GDPO.",
@@ -74,7 +112,9 @@ def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (_, text, setting) in STAGES.items():
         example = f"example: gdpo-sr {name} --set {setting}"
-        _add_stage_arguments(commands.add_parser(name, help=text, description=text, epilog=example), name)
+        _add_stage_arguments(
+            commands.add_parser(name, help=text, description=text, epilog=example), name
+        )
     for name, (module, text) in TOOLS.items():
         command = commands.add_parser(name, help=text, description=text)
         if name == chosen:
@@ -85,24 +125,47 @@ def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
 
 
 def _add_stage_arguments(parser: argparse.ArgumentParser, name: str) -> None:
-    parser.add_argument("--params", type=Path, default="params.yaml", metavar="FILE", help="default: params.yaml")
-    parser.add_argument("--profile", metavar="NAME", help="lay profiles/NAME.yaml over the parameters")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="lay one value over the parameters, as YAML"
+        "--params", type=Path, default="params.yaml", metavar="FILE", help="default: params.yaml"
+    )
+    parser.add_argument(
+        "--profile", metavar="NAME", help="lay profiles/NAME.yaml over the parameters"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="lay one value over the parameters, as YAML",
     )
     if name == "degrade":
-        parser.add_argument("--part", metavar="NAME", help="one of degrade.parts, or evaluation; default: all of them")
-    if name == "rollout":
-        parser.add_argument("--part", metavar="NAME", help="one of rollout.parts; default: all of them")
-    if name == "evaluate":
-        parser.add_argument("--benchmark", metavar="NAME", help="sample, or one of evaluate.pairs; default: the first")
         parser.add_argument(
-            *("--against",), metavar="RUN",
-            help="then compare with a run: latest (the promoted one), or a per_image.parquet; exit code 4 on a regression",
-        )  # fmt: skip
+            "--part",
+            metavar="NAME",
+            help="one of degrade.parts, or evaluation; default: all of them",
+        )
+    if name == "rollout":
+        parser.add_argument(
+            "--part", metavar="NAME", help="one of rollout.parts; default: all of them"
+        )
+    if name == "evaluate":
+        parser.add_argument(
+            "--benchmark",
+            metavar="NAME",
+            help="sample, or one of evaluate.pairs; default: the first",
+        )
+        parser.add_argument(
+            *("--against",),
+            metavar="RUN",
+            help="then compare with a run: latest (the promoted one), or a per_image.parquet; "
+            "exit code 4 on a regression",
+        )
     if name == "finetune":
         parser.add_argument(
-            "--run", choices=["gdpo", "control"], default="gdpo", help="control: advantages shuffled inside each group"
+            "--run",
+            choices=["gdpo", "control"],
+            default="gdpo",
+            help="control: advantages shuffled inside each group",
         )
 
 
@@ -111,7 +174,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     # The base model is a folder; no library may look for a newer one.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    # peft imports it; it warns that an optional 4-bit kernel, which nothing here uses, cannot be downloaded.
+    # peft imports it; it warns that an optional 4-bit kernel, which nothing here uses, cannot be
+    # downloaded.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     stop = StopFlag()
     args = build_parser(argv[0] if argv else None).parse_args(argv)
@@ -134,7 +198,11 @@ def _in_one_line(run: Callable[[], int]) -> int:
 def _fail(error: ValueError | OSError) -> int:
     from tasks.params import BadParams
 
-    text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+    text = (
+        f"{error.filename}: {error.strerror}"
+        if isinstance(error, OSError) and error.filename
+        else str(error)
+    )
     return torchrun.ended(2 if isinstance(error, BadParams) else 1, " ".join(text.split()))
 
 
@@ -166,7 +234,11 @@ def _run_here(args: argparse.Namespace, config: "Config", should_stop: Callable[
     work = root.joinpath("work", args.command, *names)
     settings: Any = getattr(config, args.command, None)
     training = hasattr(settings, "steps")
-    told = {"total": settings.steps, "samples": settings.batch, "track": config.track} if training else {}
+    told = (
+        {"total": settings.steps, "samples": settings.batch, "track": config.track}
+        if training
+        else {}
+    )
     if against:
         from tasks.report.against import check, place
 
@@ -195,9 +267,11 @@ def _fail_without_gpu(args: argparse.Namespace, wanted: int, found: int) -> int:
     stage = os.environ.get("DVC_STAGE", args.command)
     needed = f"{wanted} GPUs ({args.command}.gpus)" if wanted > 1 else "a GPU"
     sys.stderr.write(
-        f"gdpo-sr: {stage} needs {needed} and there {'is' if found < 2 else 'are'} {found or 'none'} here "
+        f"gdpo-sr: {stage} needs {needed} and there {'is' if found < 2 else 'are'} "
+        f"{found or 'none'} here "
         f"(allow_cpu: true lets it run on the CPU); run it on a worker, "
-        f"then fetch what it made:\n  prefect deployment run gdpo-stage/a100 -p stage={stage} --watch\n"
+        f"then fetch what it made:\n  prefect deployment run gdpo-stage/a100 -p stage={stage} "
+        "--watch\n"
         f"  dvc repro --pull {stage}\n"
     )
     return NEEDS_GPU
@@ -205,7 +279,10 @@ def _fail_without_gpu(args: argparse.Namespace, wanted: int, found: int) -> int:
 
 def _stopped_line(stopped: "Stopped", root: Path, work: Path) -> str:
     for kept in work.glob("**/fingerprint"):  # evaluate, image by image
-        return f"stopped after image {stopped.step}, kept in {kept.parent.relative_to(root)}; the same command resumes"
+        return (
+            f"stopped after image {stopped.step}, kept in {kept.parent.relative_to(root)}; the "
+            "same command resumes"
+        )
     checkpoints = sorted(work.glob("**/checkpoint.pt"), key=lambda path: path.stat().st_mtime)
     if not checkpoints:
         return "stopped, nothing half-written is left; the same command starts again"
@@ -214,7 +291,9 @@ def _stopped_line(stopped: "Stopped", root: Path, work: Path) -> str:
 
 
 class StopFlag:
-    """`should_stop` for the loops: true once SIGTERM or SIGINT arrived. A second Ctrl-C ends at once."""
+    """`should_stop` for the loops: true once SIGTERM or SIGINT arrived. A second Ctrl-C ends at
+    once.
+    """
 
     def __init__(self) -> None:
         self._stop = False
@@ -224,7 +303,9 @@ class StopFlag:
         return self._stop
 
     def __enter__(self) -> "StopFlag":
-        self._old = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        self._old = {
+            number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)
+        }
         return self
 
     def __exit__(self, *_: object) -> None:

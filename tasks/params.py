@@ -1,9 +1,11 @@
 """params.yaml -> typed configuration; the only reader of YAML here.
 
-    params.yaml  <-  profiles/NAME.yaml (--profile)  <-  --set section.key=value     later layers win, mappings merge
+    params.yaml  <-  profiles/NAME.yaml (--profile)  <-  --set section.key=value     later layers
+                 win, mappings merge
     the merged tree -> gdpo.config.Config, strict: the first problem becomes one line
 
-YAML 1.2 through ruamel, as DVC reads it: `5e-5` is a float (PyYAML makes it a string) and `on` is a word.
+YAML 1.2 through ruamel, as DVC reads it: `5e-5` is a float (PyYAML makes it a string) and `on` is a
+word.
 """
 
 import difflib
@@ -24,13 +26,17 @@ Layer = tuple[str, Tree]
 
 
 class BadParams(ValueError):
-    """One line that names the file (or the --set) and the key, and says what is allowed. The command line exits 2."""
+    """One line that names the file (or the --set) and the key, and says what is allowed. The
+    command line exits 2.
+    """
 
 
 def load(path: Path, profile: str | None = None, overrides: Sequence[str] = ()) -> Config:
-    """The configuration in `path`, with `profiles/PROFILE.yaml` beside it and `section.key=value` texts laid over it.
+    """The configuration in `path`, with `profiles/PROFILE.yaml` beside it and `section.key=value`
+    texts laid over it.
 
-    Raises `BadParams` for a missing or malformed file, a duplicate or unknown key, a wrong type, a value out of range.
+    Raises `BadParams` for a missing or malformed file, a duplicate or unknown key, a wrong type, a
+    value out of range.
     """
     layers: list[Layer] = [(path.name, read(path))]
     if profile is not None:
@@ -40,10 +46,11 @@ def load(path: Path, profile: str | None = None, overrides: Sequence[str] = ()) 
 
 
 def apply_profile(path: Path, name: str) -> Path:
-    """Write the values of `profiles/NAME.yaml` into the file `path`, whose comments and other values stay.
+    """Write the values of `profiles/NAME.yaml` into the file `path`, whose comments and other
+    values stay.
 
-    DVC compares the values in params.yaml, so this is what switches a whole `dvc repro`. Nothing is written unless the
-    result is valid. Returns the profile's path.
+    DVC compares the values in params.yaml, so this is what switches a whole `dvc repro`. Nothing is
+    written unless the result is valid. Returns the profile's path.
     """
     source = profile_path(path, name)
     values = read(source)
@@ -51,7 +58,9 @@ def apply_profile(path: Path, name: str) -> Path:
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = 4096
-    yaml.representer.add_representer(type(None), lambda out, _: out.represent_scalar("tag:yaml.org,2002:null", "null"))
+    yaml.representer.add_representer(
+        type(None), lambda out, _: out.represent_scalar("tag:yaml.org,2002:null", "null")
+    )
     document = yaml.load(path)
     _merge(document, values)
     part = path.with_name(f".{path.name}.part")
@@ -62,7 +71,9 @@ def apply_profile(path: Path, name: str) -> Path:
 
 
 def profile_of(path: Path) -> str:
-    """The profile whose every value the file `path` has; "sample" if there is none: the values it comes with."""
+    """The profile whose every value the file `path` has; "sample" if there is none: the values it
+    comes with.
+    """
     present = read(path)
     for source in sorted((path.parent / "profiles").glob("*.yaml")):
         if _merge(_copied(present), read(source)) == present:
@@ -71,11 +82,15 @@ def profile_of(path: Path) -> str:
 
 
 def profile_path(path: Path, name: str) -> Path:
-    """`profiles/NAME.yaml` beside params.yaml; `BadParams` listing what there is when it does not exist."""
+    """`profiles/NAME.yaml` beside params.yaml; `BadParams` listing what there is when it does not
+    exist.
+    """
     source = path.parent / "profiles" / f"{name}.yaml"
     if not source.is_file():
         known = sorted(file.stem for file in source.parent.glob("*.yaml"))
-        raise BadParams(f"profiles/{name}.yaml: no such profile; there is {', '.join(known) or 'none'}")
+        raise BadParams(
+            f"profiles/{name}.yaml: no such profile; there is {', '.join(known) or 'none'}"
+        )
     return source
 
 
@@ -102,7 +117,11 @@ def _problem(error: YAMLError) -> str:
     if not isinstance(error, MarkedYAMLError):
         return str(error).splitlines()[0]
     mark = error.problem_mark
-    return f"{error.problem} (line {mark.line + 1}, column {mark.column + 1})" if mark else str(error.problem)
+    return (
+        f"{error.problem} (line {mark.line + 1}, column {mark.column + 1})"
+        if mark
+        else str(error.problem)
+    )
 
 
 def _override(text: str) -> Tree:
@@ -110,7 +129,9 @@ def _override(text: str) -> Tree:
     key, equals, value = text.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
-        raise BadParams(f"--set {text}: must look like section.key=value, for example finetune.steps=100")
+        raise BadParams(
+            f"--set {text}: must look like section.key=value, for example finetune.steps=100"
+        )
     try:
         tree: Any = YAML(typ="safe", pure=True).load(value)
     except YAMLError as error:
@@ -143,7 +164,9 @@ def _validated(layers: list[Layer]) -> Config:
 
 
 def _copied(tree: Tree) -> Tree:
-    return {key: _copied(value) if isinstance(value, dict) else value for key, value in tree.items()}
+    return {
+        key: _copied(value) if isinstance(value, dict) else value for key, value in tree.items()
+    }
 
 
 def _line(problem: Any, layers: list[Layer]) -> str:
@@ -161,7 +184,9 @@ def _line(problem: Any, layers: list[Layer]) -> str:
 
 
 def _origin(loc: tuple[str | int, ...], layers: list[Layer]) -> str:
-    """The last layer that says anything at `loc`; the first one when none does (a missing key, a joint rule)."""
+    """The last layer that says anything at `loc`; the first one when none does (a missing key, a
+    joint rule).
+    """
     for name, tree in reversed(layers):
         node: Any = tree
         for part in loc:
@@ -184,7 +209,11 @@ def _model_at(loc: tuple[str | int, ...]) -> type[BaseModel]:
             continue
         annotation = model.model_fields[str(part)].annotation
         options = get_args(annotation) or (annotation,)
-        model = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
+        model = next(
+            option
+            for option in options
+            if isinstance(option, type) and issubclass(option, BaseModel)
+        )
     return model
 
 

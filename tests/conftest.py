@@ -16,7 +16,11 @@ ROOT = Path(__file__).parents[1]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--device", default="cpu", help="run the tests that use the `device` fixture there, e.g. cuda")
+    parser.addoption(
+        "--device",
+        default="cpu",
+        help="run the tests that use the `device` fixture there, e.g. cuda",
+    )
 
 
 @pytest.fixture(scope="session")
@@ -53,7 +57,12 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     connect = socket.socket.connect
 
     def local_only(self: socket.socket, address: Any) -> None:
-        if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1", "localhost", "0.0.0.0"):
+        if self.family != socket.AF_UNIX and address[0] not in (
+            "127.0.0.1",
+            "::1",
+            "localhost",
+            "0.0.0.0",
+        ):
             raise AssertionError(f"a test tried to reach {address}")
         connect(self, address)
 
@@ -67,7 +76,11 @@ def repository(root: Path, tmp_path: Path) -> Path:
 
     place = tmp_path / "repository"
     shutil.copytree(root / "deploy", place / "deploy")
-    shutil.copytree(root / ".dvc", place / ".dvc", ignore=lambda folder, names: set(names) - {".gitignore", "config"})
+    shutil.copytree(
+        root / ".dvc",
+        place / ".dvc",
+        ignore=lambda folder, names: set(names) - {".gitignore", "config"},
+    )
     (place / "dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
     (place / ".gitignore").write_text(".venv/\n")
     git("init", "-q", at=place)

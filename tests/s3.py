@@ -1,4 +1,6 @@
-"""An S3 server on this machine (moto, over HTTP), and a proxy before it that misbehaves on demand."""
+"""An S3 server on this machine (moto, over HTTP), and a proxy before it that misbehaves on
+demand.
+"""
 
 import socket
 import threading
@@ -34,7 +36,9 @@ def server() -> Iterator[str]:
     moto.start()
     host, port = moto.get_host_and_port()
     url = f"http://{host}:{port}"
-    urlopen(Request(f"{url}/moto-api/reset", method="POST")).close()  # its buckets are the process's
+    urlopen(
+        Request(f"{url}/moto-api/reset", method="POST")
+    ).close()  # its buckets are the process's
     try:
         yield url
     finally:
@@ -46,9 +50,10 @@ def client(url: str) -> Any:
     return boto3.client("s3", endpoint_url=url, **KEYS)
 
 
-# What a fault does with a request: None lets it pass; a number is answered as that status; "cut" sends half of the answer and
-# closes, of a PUT's nothing: it is stored and nobody hears of it; "ignore NAME" strips the headers that begin with NAME, and
-# "refuse NAME" answers NotImplemented to a request that has one: two ways of not knowing conditional writes ("ignore if-").
+# What a fault does with a request: None lets it pass; a number is answered as that status; "cut"
+# sends half of the answer and closes, of a PUT's nothing: it is stored and nobody hears of it;
+# "ignore NAME" strips the headers that begin with NAME, and "refuse NAME" answers NotImplemented to
+# a request that has one: two ways of not knowing conditional writes ("ignore if-").
 Fault = Callable[[str, str], int | str | None]
 
 
@@ -84,7 +89,9 @@ def proxy(target: str, fault: Fault) -> Iterator[str]:
             for name, value in answer.getheaders():
                 if name.lower() not in ("transfer-encoding", "connection", "content-length"):
                     self.send_header(name, value)
-            length = answer.getheader("Content-Length") if self.command == "HEAD" else str(len(content))
+            length = (
+                answer.getheader("Content-Length") if self.command == "HEAD" else str(len(content))
+            )
             self.send_header("Content-Length", length or "0")
             self.end_headers()
             if wrong == "cut":

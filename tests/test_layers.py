@@ -1,4 +1,6 @@
-"""Who may import whom, read from the syntax trees: gdpo <- tasks <- flows, and what each must not know."""
+"""Who may import whom, read from the syntax trees: gdpo <- tasks <- flows, and what each must not
+know.
+"""
 
 import ast
 from collections.abc import Iterator
@@ -7,11 +9,23 @@ from pathlib import Path
 import pytest
 
 FORBIDDEN = {
-    "gdpo": {"tasks", "flows", "prefect", "dvc", "boto3", "great_expectations", "argparse", "yaml", "ruamel", "tqdm"},
+    "gdpo": {
+        "tasks",
+        "flows",
+        "prefect",
+        "dvc",
+        "boto3",
+        "great_expectations",
+        "argparse",
+        "yaml",
+        "ruamel",
+        "tqdm",
+    },
     "tasks": {"flows", "prefect", "dvc", "yaml"},
     "flows": {"gdpo", "dvc", "yaml"},
 }
-# Slow to import: only inside the function that needs them (module level of these packages, and what it costs).
+# Slow to import: only inside the function that needs them (module level of these packages, and what
+# it costs).
 LAZY = {
     "gdpo": {"pyiqa"},
     "tasks": {"great_expectations", "pyiqa"},
@@ -51,7 +65,11 @@ def test_slow_packages_are_imported_inside_functions(root: Path, package: str) -
     for file in files(root, package):
         for statement in ast.parse(file.read_text()).body:
             if isinstance(statement, ast.Import | ast.ImportFrom):
-                wrong += [f"{file.relative_to(root)}: {name}" for name, _ in imports(statement) if name in LAZY[package]]
+                wrong += [
+                    f"{file.relative_to(root)}: {name}"
+                    for name, _ in imports(statement)
+                    if name in LAZY[package]
+                ]
     assert not wrong, "\n".join(wrong)
 
 
@@ -75,7 +93,12 @@ def test_only_these_modules_start_processes(root: Path) -> None:
         if "subprocess" in dict(imports(ast.parse(file.read_text())))
     ]
     # dvc under a guard, the guard under a flow, `prefect deploy`, a stage's ranks
-    assert starters == ["flows/dvc/guard.py", "flows/dvc/run.py", "flows/setup.py", "tasks/run/torchrun.py"]
+    assert starters == [
+        "flows/dvc/guard.py",
+        "flows/dvc/run.py",
+        "flows/setup.py",
+        "tasks/run/torchrun.py",
+    ]
 
 
 def test_the_core_does_not_print(root: Path) -> None:
@@ -83,6 +106,8 @@ def test_the_core_does_not_print(root: Path) -> None:
         f"{file.relative_to(root)}:{node.lineno}"
         for file in files(root, "gdpo")
         for node in ast.walk(ast.parse(file.read_text()))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("print", "input")
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id in ("print", "input")
     ]
     assert not wrong, "\n".join(wrong)

@@ -1,11 +1,12 @@
 """dvc.yaml against the code: commands, parameters, code dependencies, outputs.
 
-    python tests/test_pipeline.py --write      # rewrite each stage's code deps and params in dvc.yaml from the imports
+    python tests/test_pipeline.py --write      # rewrite each stage's code deps and params in
+                                               dvc.yaml from the imports
 
-The code deps of a stage are the modules of ours that tasks/<stage>.py imports, directly or through others. Left out:
-the command line itself (it changes no result), and gdpo/config.py: the values in params.yaml are tracked by section,
-while an edit to that file would rerun every stage. So after changing a *default* there that params.yaml does not set:
-`dvc repro --force STAGE`.
+The code deps of a stage are the modules of ours that tasks/<stage>.py imports, directly or through
+others. Left out: the command line itself (it changes no result), and gdpo/config.py: the values in
+params.yaml are tracked by section, while an edit to that file would rerun every stage. So after
+changing a *default* there that params.yaml does not set: `dvc repro --force STAGE`.
 """
 
 import ast
@@ -20,10 +21,22 @@ from ruamel.yaml import YAML
 ROOT = Path(__file__).parents[1]
 OURS = ("gdpo", "tasks")
 PLUMBING = {"gdpo/__init__.py", "gdpo/config.py", "gdpo/fields.py", "tasks/__init__.py"}
-ALONE = "model.tagger"  # tracked by itself where a stage reads nothing else of its section: a prompt changes no pair
-# Where a stage may run, how the base model gets here, who is told about steps, and a tool's own: none changes an output.
+# tracked by itself where a stage reads nothing else of its section: a prompt changes no pair
+ALONE = "model.tagger"
+# Where a stage may run, how the base model gets here, who is told about steps, and a tool's own:
+# none changes an output.
 OUTSIDE = {"allow_cpu", "fetch", "track", "ablate"}
-SECTIONS = ["seed", "model", "degrade", "pretrain", "select", "reward", "rollout", "finetune", "evaluate"]
+SECTIONS = [
+    "seed",
+    "model",
+    "degrade",
+    "pretrain",
+    "select",
+    "reward",
+    "rollout",
+    "finetune",
+    "evaluate",
+]
 
 
 def dvc_yaml() -> dict[str, Any]:
@@ -49,12 +62,18 @@ def imported_files(file: Path) -> set[Path]:
             names.add(node.module)
             names.update(f"{node.module}.{alias.name}" for alias in node.names)
     ours = {name for name in names if name.split(".")[0] in OURS}
-    ours |= {".".join(name.split(".")[:depth]) for name in ours for depth in range(1, name.count(".") + 1)}
+    ours |= {
+        ".".join(name.split(".")[:depth])
+        for name in ours
+        for depth in range(1, name.count(".") + 1)
+    }
     return {found for name in ours if (found := module_file(name))}
 
 
 def closure(file: Path) -> list[str]:
-    """Every file of ours that `file` needs, itself included; no plumbing, no __init__.py that is only a text."""
+    """Every file of ours that `file` needs, itself included; no plumbing, no __init__.py that is
+    only a text.
+    """
     done: set[Path] = set()
     todo = {file}
     while todo:
@@ -62,25 +81,43 @@ def closure(file: Path) -> list[str]:
         done.add(current)
         if current.relative_to(ROOT).as_posix() not in PLUMBING:
             todo |= imported_files(current) - done
-    names = {path.relative_to(ROOT).as_posix() for path in done if len(ast.parse(path.read_text()).body) > 1}
+    names = {
+        path.relative_to(ROOT).as_posix()
+        for path in done
+        if len(ast.parse(path.read_text()).body) > 1
+    }
     return sorted((names | {file.relative_to(ROOT).as_posix()}) - PLUMBING)
 
 
 def sections(file: Path) -> list[str]:
-    """The sections a stage reads: `config.<section>` in every module of its closure that knows the whole `Config`."""
+    """The sections a stage reads: `config.<section>` in every module of its closure that knows the
+    whole `Config`.
+    """
     read: set[str] = set()
     for name in closure(file):
         nodes = list(ast.walk(ast.parse((ROOT / name).read_text())))
-        imported = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.module == "gdpo.config"]
+        imported = [
+            node
+            for node in nodes
+            if isinstance(node, ast.ImportFrom) and node.module == "gdpo.config"
+        ]
         if "Config" in [alias.name for node in imported for alias in node.names]:
             below = {id(node.value): node.attr for node in nodes if isinstance(node, ast.Attribute)}
             for node in nodes:
-                if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "config":
+                if (
+                    isinstance(node, ast.Attribute)
+                    and isinstance(node.value, ast.Name)
+                    and node.value.id == "config"
+                ):
                     key = f"{node.attr}.{below.get(id(node))}"
                     read.add(key if key == ALONE else node.attr)
     section = ALONE.partition(".")[0]
     alone = ALONE in read and section not in read
-    return [ALONE if alone and name == section else name for name in SECTIONS if name in read or (alone and name == section)]
+    return [
+        ALONE if alone and name == section else name
+        for name in SECTIONS
+        if name in read or (alone and name == section)
+    ]
 
 
 def command(stage: dict[str, Any]) -> str:
@@ -138,7 +175,9 @@ def test_code_dependencies_are_the_import_closure(name: str) -> None:
     listed = [dep for dep in STAGES[name]["deps"] if is_code(dep)]
     expected = closure(stage_file(STAGES[name]))
     text = "\n".join(f"      - {dep}" for dep in expected)
-    assert listed == expected, f"dvc.yaml, stage {name}; `python tests/test_pipeline.py --write`, or list:\n{text}"
+    assert listed == expected, (
+        f"dvc.yaml, stage {name}; `python tests/test_pipeline.py --write`, or list:\n{text}"
+    )
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -160,9 +199,20 @@ def test_paths_a_stage_names_are_its_dependencies_or_outputs(name: str) -> None:
         if re.fullmatch(r"(data|models|reports|assets)/[\w./-]+", node.value)
     }
     same = [other for other in STAGES.values() if command(other) == command(stage)]
-    known = [path for other in same for path in filled(other, other["deps"]) + outs(other) if not is_code(path)]
-    known += [str(Path(path).parent) for path in known if "${" not in path]  # a stage may name the folder of its outputs
-    odd = [path for path in literals if not any(path == place or path.startswith(place + "/") for place in known)]
+    known = [
+        path
+        for other in same
+        for path in filled(other, other["deps"]) + outs(other)
+        if not is_code(path)
+    ]
+    known += [
+        str(Path(path).parent) for path in known if "${" not in path
+    ]  # a stage may name the folder of its outputs
+    odd = [
+        path
+        for path in literals
+        if not any(path == place or path.startswith(place + "/") for place in known)
+    ]
     assert not odd, f"{name} names {odd}: neither in its deps nor in its outs"
 
 
@@ -171,8 +221,15 @@ def test_every_data_dependency_is_an_output_or_a_tracked_file() -> None:
     for name, stage in STAGES.items():
         for dep in filled(stage, stage["deps"]):
             known = dep in made or any(out.startswith(dep + "/") for out in made)
-            known = known or dep.startswith("${model.base}") or (ROOT / dep).exists() or dep.startswith("assets/")
-            assert known or any(dep.startswith(out + "/") for out in made), f"{name}: nothing makes {dep}"
+            known = (
+                known
+                or dep.startswith("${model.base}")
+                or (ROOT / dep).exists()
+                or dep.startswith("assets/")
+            )
+            assert known or any(dep.startswith(out + "/") for out in made), (
+                f"{name}: nothing makes {dep}"
+            )
 
 
 def test_outputs_are_disjoint_and_outside_work() -> None:
@@ -184,7 +241,9 @@ def test_outputs_are_disjoint_and_outside_work() -> None:
 
 
 def test_the_committed_ledger_knows_no_output_that_is_not_made() -> None:
-    """DVC keeps the entries of stages that were renamed, and whoever pulls what the ledger names would stop there."""
+    """DVC keeps the entries of stages that were renamed, and whoever pulls what the ledger names
+    would stop there.
+    """
     lock = YAML(typ="safe").load((ROOT / "dvc.lock").read_text())["stages"]
     locked = {out["path"] for entry in lock.values() for out in entry["outs"]}
     made = {out for stage in STAGES.values() for out in outs(stage)}
@@ -192,7 +251,9 @@ def test_the_committed_ledger_knows_no_output_that_is_not_made() -> None:
 
 
 def write() -> None:
-    """Rewrite code deps and params of every stage in dvc.yaml; data deps, comments and everything else stay."""
+    """Rewrite code deps and params of every stage in dvc.yaml; data deps, comments and everything
+    else stay.
+    """
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = 4096

@@ -13,7 +13,9 @@ OTHERS = {"git", "cd", "dvc", "prefect", "."}
 
 
 def commands(text: str) -> list[str]:
-    """The lines of the fenced `sh` blocks, continued lines joined, without comments, prompts and blank lines."""
+    """The lines of the fenced `sh` blocks, continued lines joined, without comments, prompts and
+    blank lines.
+    """
     blocks = re.findall(r"^```sh\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     return [re.sub(r"\s+#.*", "", line) for line in lines if shlex.split(line, comments=True)]
@@ -24,7 +26,9 @@ def targets() -> set[str]:
 
 
 def check(command: str) -> None:
-    """Raise unless the first program of `command` is one of ours that takes these arguments, or one of OTHERS."""
+    """Raise unless the first program of `command` is one of ours that takes these arguments, or one
+    of OTHERS.
+    """
     words = shlex.split(command, comments=True)
     while re.fullmatch(r"[A-Z_]+=.*", words[0]):
         words.pop(0)

@@ -1,4 +1,6 @@
-"""benchmarks/rl_step.py: the released step, written plainly, does the work of ours; and what the benchmark counts."""
+"""benchmarks/rl_step.py: the released step, written plainly, does the work of ours; and what the
+benchmark counts.
+"""
 
 import math
 from pathlib import Path
@@ -20,13 +22,16 @@ from gdpo.seeds import draws
 from tests import tiny
 
 CONFIG = tiny.settings(
-    rollout={"noises": 1}, finetune={"batch": 1, "rollouts": "online", "omega": 5000.0, "optimizer": {"lr": 1e-4}}
+    rollout={"noises": 1},
+    finetune={"batch": 1, "rollouts": "online", "omega": 5000.0, "optimizer": {"lr": 1e-4}},
 )
 PAIR = tiny.pair(3)
 
 
 def away(policy: dict[str, nn.Parameter]) -> None:
-    """Put the policy where it differs from the reference: there the loss is not ln 2 whatever the advantages are."""
+    """Put the policy where it differs from the reference: there the loss is not ln 2 whatever the
+    advantages are.
+    """
     with torch.no_grad():
         for i, parameter in enumerate(policy.values()):
             parameter.add_(3e-4 * (-1) ** i)
@@ -42,16 +47,22 @@ def as_released(group: Group) -> tuple[Released, float, dict[str, torch.Tensor]]
     order = iter([posterior[:1], noise, again, added])
     gradients: dict[str, torch.Tensor] = {}
     released.optimizer.register_step_pre_hook(
-        lambda *_: gradients.update({n: p.grad.clone() for n, p in released.policy.items() if p.grad is not None})
+        lambda *_: gradients.update(
+            {n: p.grad.clone() for n, p in released.policy.items() if p.grad is not None}
+        )
     )
     enlarged = enlarge(PAIR.lr, PAIR.hr.shape[:2], PAIR.degradation["enlarge"])
     lr, hr = (to_tensor(x)[None] for x in (enlarged, PAIR.hr))
     share = float(detail_share(hr, "released")[0])
-    loss = released.step(lr * 2 - 1, hr * 2 - 1, share, group.prompt, "blurry", lambda count: next(order))
+    loss = released.step(
+        lr * 2 - 1, hr * 2 - 1, share, group.prompt, "blurry", lambda count: next(order)
+    )
     return released, loss, gradients
 
 
-def test_the_released_step_has_our_loss_gradient_and_update(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_released_step_has_our_loss_gradient_and_update(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Online and with the latents not rounded, for the release stores none."""
     monkeypatch.setattr(torch.Tensor, "half", lambda x: x)
     (group,) = rollout(tiny.model(), [PAIR], CONFIG)
@@ -63,7 +74,8 @@ def test_the_released_step_has_our_loss_gradient_and_update(monkeypatch: pytest.
     assert abs(loss - math.log(2)) > 0.1
     assert other == pytest.approx(loss, rel=2e-3)  # the release subtracts two sums of fp32
     whole, same = (
-        torch.cat([g[name].flatten() for name in run.policy]) for g in ({n: p.grad for n, p in run.policy.items()}, gradients)
+        torch.cat([g[name].flatten() for name in run.policy])
+        for g in ({n: p.grad for n, p in run.policy.items()}, gradients)
     )
     assert float((whole - same).norm() / whole.norm()) < 1e-3
     for name, parameter in run.policy.items():
@@ -89,10 +101,16 @@ def test_the_released_step_keeps_two_unets_and_its_unused_images() -> None:
     ("device", "base"),
     [
         ("cpu", torch.float32),
-        pytest.param("cuda", torch.bfloat16, marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")),
+        pytest.param(
+            "cuda",
+            torch.bfloat16,
+            marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+        ),
     ],
 )
-def test_the_variants_run(device: str, base: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_variants_run(
+    device: str, base: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     size = Size(32, 64, ["niqe"], "fp32" if device == "cpu" else "bf16", base, device)
     two = rl_variants.pairs(size.side)[:2]
     monkeypatch.setattr(rl_variants, "pairs", lambda side: two)
@@ -100,7 +118,9 @@ def test_the_variants_run(device: str, base: torch.dtype, tmp_path: Path, monkey
     rl_variants.write_rollouts(size, file)
     variants = {name: rl_variants.prepare(name, size, file, 1) for name in rl_variants.VARIANTS}
     spent = rl_step.seconds(variants, 1)
-    assert all(value > 0 for times in spent.values() for values in times.values() for value in values)
+    assert all(
+        value > 0 for times in spent.values() for values in times.values() for value in values
+    )
     static = {name: variant.static() for name, variant in variants.items()}
     assert static["cached"] == static["online"] < static["released"]
     assert rl_step.counted(variants["cached"])["waits"] <= 2
@@ -111,12 +131,16 @@ def test_a_wait_is_a_value_read_that_follows_from_the_weights() -> None:
 
     def step(reads: int) -> None:
         out = layer(torch.ones(3)).sum()
-        assert all(float(torch.ones(1).sum()) == 1 for _ in range(5))  # of the CPU whatever the device is
+        assert all(
+            float(torch.ones(1).sum()) == 1 for _ in range(5)
+        )  # of the CPU whatever the device is
         assert [out.item() for _ in range(reads)]
         assert len(list(layer.named_modules())) == 1
 
     for reads in (1, 4):
-        variant = Variant(lambda i, reads=reads: step(reads), [layer], torch.optim.AdamW(layer.parameters()))
+        variant = Variant(
+            lambda i, reads=reads: step(reads), [layer], torch.optim.AdamW(layer.parameters())
+        )
         found = rl_step.counted(variant)
         assert found["waits"] == reads and found["walked"] > 0
 

@@ -1,4 +1,6 @@
-"""deploy/s3-policy-*.json against every request that the code makes: a proxy refuses what the policy does not allow."""
+"""deploy/s3-policy-*.json against every request that the code makes: a proxy refuses what the
+policy does not allow.
+"""
 
 import json
 import os
@@ -23,20 +25,32 @@ from tests.test_deploy import strings
 
 
 def action(method: str, path: str) -> tuple[str, str]:
-    """What S3 asks a policy for a request: (action, resource). KeyError for a request that is not known here."""
+    """What S3 asks a policy for a request: (action, resource). KeyError for a request that is not
+    known here.
+    """
     url = urlsplit(path)
     bucket, _, key = url.path.lstrip("/").partition("/")
     query = parse_qs(url.query, keep_blank_values=True)
     if not key:
         kind = "location" if "location" in query else "delete" if "delete" in query else ""
-        name = {("GET", ""): "ListBucket", ("HEAD", ""): "ListBucket", ("GET", "location"): "GetBucketLocation"}[method, kind]
+        name = {
+            ("GET", ""): "ListBucket",
+            ("HEAD", ""): "ListBucket",
+            ("GET", "location"): "GetBucketLocation",
+        }[method, kind]
         return f"s3:{name}", f"arn:aws:s3:::{bucket}"
     multipart = "uploadId" in query
     name = {
-        ("GET", False): "GetObject", ("HEAD", False): "GetObject", ("PUT", False): "PutObject", ("POST", False): "PutObject",
-        ("DELETE", False): "DeleteObject", ("PUT", True): "PutObject", ("POST", True): "PutObject",
-        ("DELETE", True): "AbortMultipartUpload", ("GET", True): "ListMultipartUploadParts",
-    }[method, multipart]  # fmt: skip
+        ("GET", False): "GetObject",
+        ("HEAD", False): "GetObject",
+        ("PUT", False): "PutObject",
+        ("POST", False): "PutObject",
+        ("DELETE", False): "DeleteObject",
+        ("PUT", True): "PutObject",
+        ("POST", True): "PutObject",
+        ("DELETE", True): "AbortMultipartUpload",
+        ("GET", True): "ListMultipartUploadParts",
+    }[method, multipart]
     return f"s3:{name}", f"arn:aws:s3:::{bucket}/{key}"
 
 
@@ -44,8 +58,14 @@ def allows(policy: dict[str, Any], wanted: str, resource: str) -> bool:
     """Whether a policy of Allow statements allows an action."""
     for statement in policy["Statement"]:
         assert statement["Effect"] == "Allow"
-        resources = statement["Resource"] if isinstance(statement["Resource"], list) else [statement["Resource"]]
-        if wanted in statement["Action"] and any(fnmatchcase(resource, pattern) for pattern in resources):
+        resources = (
+            statement["Resource"]
+            if isinstance(statement["Resource"], list)
+            else [statement["Resource"]]
+        )
+        if wanted in statement["Action"] and any(
+            fnmatchcase(resource, pattern) for pattern in resources
+        ):
             return True
     return False
 
@@ -79,21 +99,32 @@ def guarded(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Guarded]:
     store_module._client.cache_clear()
 
 
-def test_a_worker_may_do_its_work_and_may_not_promote(guarded: Guarded, finished: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_worker_may_do_its_work_and_may_not_promote(
+    guarded: Guarded, finished: Path, tmp_path: Path
+) -> None:  # noqa: F811
     store = Store.at("s3://gdpo-sr")
-    assert publication.promoted(store) == ([], None)  # as the nightly asks, before the first promotion
+    assert publication.promoted(store) == (
+        [],
+        None,
+    )  # as the nightly asks, before the first promotion
     (finished / "models/gdpo/large.safetensors").write_bytes(bytes(9 << 20))  # goes up in parts
     run = publish(finished)
     ledger = f"results/ledgers/{uuid4()}.json"
     store.write(ledger, b"{}")
     assert store.read(ledger) == b"{}"
-    # Where nothing is promoted yet, a publication offers the empty list of models, and goes on when that is refused.
+    # Where nothing is promoted yet, a publication offers the empty list of models, and goes on when
+    # that is refused.
     assert set(guarded.refused) <= {"s3:PutObject arn:aws:s3:::gdpo-sr/models/index.html"}
     guarded.refused.clear()
     with pytest.raises(PermissionError):
         publication.promote("s3://gdpo-sr", run, NOW)
     assert set(guarded.refused) == {"s3:PutObject arn:aws:s3:::gdpo-sr/models/latest.json"}
-    assert {"s3:ListBucket", "s3:PutObject runs", "s3:GetObject results", "s3:GetObject models"} <= guarded.seen
+    assert {
+        "s3:ListBucket",
+        "s3:PutObject runs",
+        "s3:GetObject results",
+        "s3:GetObject models",
+    } <= guarded.seen
     guarded.become("promoter")
     guarded.refused.clear()
     honoured.cache_clear()
@@ -101,18 +132,33 @@ def test_a_worker_may_do_its_work_and_may_not_promote(guarded: Guarded, finished
     guarded.become("worker")
     known, _ = publication.promoted(store)
     assert [
-        path.read_bytes() for path in publication.bring_scores(store, publication.manifest_of(store, known[0]["run"]), tmp_path)
+        path.read_bytes()
+        for path in publication.bring_scores(
+            store, publication.manifest_of(store, known[0]["run"]), tmp_path
+        )
     ]
     assert not guarded.refused
 
 
-def test_a_worker_may_push_and_pull_what_dvc_makes(guarded: Guarded, tmp_path: Path, repository: Path) -> None:
-    (repository / "dvc.yaml").write_text("stages:\n  make:\n    cmd: seq 9 > made\n    outs: [made]\n")
+def test_a_worker_may_push_and_pull_what_dvc_makes(
+    guarded: Guarded, tmp_path: Path, repository: Path
+) -> None:
+    (repository / "dvc.yaml").write_text(
+        "stages:\n  make:\n    cmd: seq 9 > made\n    outs: [made]\n"
+    )
     (repository / "source").mkdir()
     (repository / "source/large").write_bytes(os.urandom(60 << 20))  # s3fs sends this in parts
     environment = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
-    shell(f"cd {repository} && dvc add -q source && dvc repro -q && dvc push -q --run-cache", tmp_path, **environment)
-    shell(f"cd {repository} && rm -r made source .dvc/cache && dvc pull -q --run-cache", tmp_path, **environment)
+    shell(
+        f"cd {repository} && dvc add -q source && dvc repro -q && dvc push -q --run-cache",
+        tmp_path,
+        **environment,
+    )
+    shell(
+        f"cd {repository} && rm -r made source .dvc/cache && dvc pull -q --run-cache",
+        tmp_path,
+        **environment,
+    )
     assert (repository / "made").read_text().startswith("1\n2\n")
     assert not guarded.refused
     assert {"s3:ListBucket", "s3:GetObject dvc", "s3:PutObject dvc"} <= guarded.seen
@@ -121,7 +167,9 @@ def test_a_worker_may_push_and_pull_what_dvc_makes(guarded: Guarded, tmp_path: P
 @pytest.mark.parametrize("who", ["worker", "promoter"])
 def test_a_policy_names_its_actions(root: Path, who: str) -> None:
     policy = json.loads((root / f"deploy/s3-policy-{who}.json").read_text())
-    assert not any("*" in action for statement in policy["Statement"] for action in statement["Action"])
+    assert not any(
+        "*" in action for statement in policy["Statement"] for action in statement["Action"]
+    )
     deletes = [
         text
         for statement in policy["Statement"]

@@ -1,9 +1,12 @@
-"""A whole pipeline's inputs, much smaller than the sample profile: 20 steps of any stage in a second, nothing read from disk.
+"""A whole pipeline's inputs, much smaller than the sample profile: 20 steps of any stage in a
+second, nothing read from disk.
 
-base_folder   a diffusers folder of SD2.1-base's classes: UNet of two levels (8, 16), VAE 8/8/16 (down-scaling 4), CLIP
-              text encoder of one layer of width 8; weights drawn by name, so that a library's own initialisation plays no part
+base_folder   a diffusers folder of SD2.1-base's classes: UNet of two levels (8, 16), VAE 8/8/16
+              (down-scaling 4), CLIP text encoder of one layer of width 8; weights drawn by name, so
+              that a library's own initialisation plays no part
 pairs         LR-HR pairs of 32 px: waves, edges and noise, degraded by block means
-workplace     a root with base/, data/shards/train and data/selected, as degrade and select leave them
+workplace     a root with base/, data/shards/train and data/selected, as degrade and select leave
+              them
 """
 
 import json
@@ -30,27 +33,55 @@ SIDE = 32
 SETTINGS: dict[str, Any] = {
     "allow_cpu": True,
     "seed": 0,
-    "model": {"base": "base", "prompt": "sharp", "training_prompt": "sharp", "negative_prompt": "blurry"},
-    "degrade": {"train": [{"path": "photos"}], "evaluation": [{"path": "photos"}], "crop": SIDE, "evaluation_crop": SIDE},
+    "model": {
+        "base": "base",
+        "prompt": "sharp",
+        "training_prompt": "sharp",
+        "negative_prompt": "blurry",
+    },
+    "degrade": {
+        "train": [{"path": "photos"}],
+        "evaluation": [{"path": "photos"}],
+        "crop": SIDE,
+        "evaluation_crop": SIDE,
+    },
     "pretrain": {
-        "lora": {"rank": 2, "alpha": 4}, "steps": 6, "batch": 2, "optimizer": {"lr": 1e-3}, "perceptual": "structure",
-        "precision": "fp32", "checkpoint_every": 2,
+        "lora": {"rank": 2, "alpha": 4},
+        "steps": 6,
+        "batch": 2,
+        "optimizer": {"lr": 1e-3},
+        "perceptual": "structure",
+        "precision": "fp32",
+        "checkpoint_every": 2,
     },
     "select": {},
     "reward": {"fidelity": ["psnr_y"], "perception": ["ssim_y"]},
-    "rollout": {"group": 3, "metrics": ["psnr_y", "ssim_y"], "noises": 2, "batch": 6, "precision": "fp32"},
+    "rollout": {
+        "group": 3,
+        "metrics": ["psnr_y", "ssim_y"],
+        "noises": 2,
+        "batch": 6,
+        "precision": "fp32",
+    },
     "finetune": {
-        "lora": {"rank": 2, "alpha": 4}, "steps": 6, "batch": 2, "optimizer": {"lr": 1e-3}, "omega": 500.0,
+        "lora": {"rank": 2, "alpha": 4},
+        "steps": 6,
+        "batch": 2,
+        "optimizer": {"lr": 1e-3},
+        "omega": 500.0,
         "checkpoint_every": 2,
     },
     "evaluate": {"metrics": ["psnr_y"], "precision": "fp32"},
-}  # fmt: skip
+}
 
 
 def settings(**sections: dict[str, Any]) -> Config:
-    """The tiny configuration with a few keys of each section replaced: settings(pretrain={"steps": 3})."""
+    """The tiny configuration with a few keys of each section replaced: settings(pretrain={"steps":
+    3}).
+    """
     merged = {
-        name: {**value, **sections.get(name, {})} if isinstance(value, dict) else value for name, value in SETTINGS.items()
+        name: {**value, **sections.get(name, {})} if isinstance(value, dict) else value
+        for name, value in SETTINGS.items()
     }
     return Config.model_validate(merged)
 
@@ -70,31 +101,51 @@ def fill(network: nn.Module, name: str) -> nn.Module:
 def unet() -> UNet2DConditionModel:
     return fill(
         UNet2DConditionModel(
-            sample_size=8, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            cross_attention_dim=WIDTH, attention_head_dim=(1, 2), use_linear_projection=True,
+            sample_size=8,
+            in_channels=4,
+            out_channels=4,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            norm_num_groups=4,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            cross_attention_dim=WIDTH,
+            attention_head_dim=(1, 2),
+            use_linear_projection=True,
         ),
         "unet",
-    )  # fmt: skip
+    )
 
 
 def vae() -> AutoencoderKL:
     return fill(
         AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
-            block_out_channels=(8, 8, 16), layers_per_block=1, latent_channels=4, norm_num_groups=4, sample_size=SIDE,
-            mid_block_add_attention=True, scaling_factor=0.5,
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            block_out_channels=(8, 8, 16),
+            layers_per_block=1,
+            latent_channels=4,
+            norm_num_groups=4,
+            sample_size=SIDE,
+            mid_block_add_attention=True,
+            scaling_factor=0.5,
         ),
         "vae",
-    )  # fmt: skip
+    )
 
 
 def text_encoder(tokenizer: Any) -> CLIPTextModel:
     config = CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1,
-        max_position_embeddings=77, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        max_position_embeddings=77,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+    )
     return fill(CLIPTextModel(config), "text")
 
 
@@ -106,7 +157,12 @@ def model() -> NAOSD:
 
 def write_base(folder: Path) -> Path:
     tokenizer = tiny_tokenizer()
-    parts = {"unet": unet(), "vae": vae(), "text_encoder": text_encoder(tokenizer), "tokenizer": tokenizer}
+    parts = {
+        "unet": unet(),
+        "vae": vae(),
+        "text_encoder": text_encoder(tokenizer),
+        "tokenizer": tokenizer,
+    }
     for name, part in parts.items():
         part.save_pretrained(folder / name)
     (folder / "scheduler").mkdir()
@@ -115,7 +171,9 @@ def write_base(folder: Path) -> Path:
 
 
 def pair(index: int, side: int = SIDE) -> Pair:
-    """A made picture: a plane wave and an edge per channel, and noise whose strength differs between pictures."""
+    """A made picture: a plane wave and an edge per channel, and noise whose strength differs
+    between pictures.
+    """
     rng = numpy_generator("tiny", "pair", index)
     y, x = np.mgrid[:side, :side] / side
     channels = []
@@ -135,7 +193,10 @@ def workplace(root: Path, base: Path, count: int = 5) -> Path:
     (root / "base").symlink_to(base)
     write_shards(root / "data/shards/train", (pair(i) for i in range(count)), 1.0)
     (root / "data/selected").mkdir()
-    pq.write_table(pa.table({"id": [f"pair{i}" for i in range(count - 1)]}), root / "data/selected/manifest.parquet")
+    pq.write_table(
+        pa.table({"id": [f"pair{i}" for i in range(count - 1)]}),
+        root / "data/selected/manifest.parquet",
+    )
     return root
 
 
@@ -150,13 +211,21 @@ def tree(*folders: Path) -> dict[str, bytes]:
 
 
 class Counted(TorchDispatchMode):
-    """Counts what waits for a device: numbers read back (`_local_scalar_dense`), plain copies to the device `meta`."""
+    """Counts what waits for a device: numbers read back (`_local_scalar_dense`), plain copies to
+    the device `meta`.
+    """
 
     calls = copies = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         reads = func == torch.ops.aten._local_scalar_dense.default
-        self.calls += reads and args[0].is_floating_point()  # timesteps are whole numbers of the host
-        to_meta = func == torch.ops.aten._to_copy.default and str((kwargs or {}).get("device")) == "meta"
-        self.copies += to_meta and args[0].device.type == "cpu" and not (kwargs or {}).get("non_blocking")
+        self.calls += (
+            reads and args[0].is_floating_point()
+        )  # timesteps are whole numbers of the host
+        to_meta = (
+            func == torch.ops.aten._to_copy.default and str((kwargs or {}).get("device")) == "meta"
+        )
+        self.copies += (
+            to_meta and args[0].device.type == "cpu" and not (kwargs or {}).get("non_blocking")
+        )
         return func(*args, **(kwargs or {}))

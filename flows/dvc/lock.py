@@ -1,10 +1,14 @@
 """Ledgers in the bucket: what a run made, for whoever goes on from it in another clone.
 
-results/ledgers/<commit>.json          left by gdpo-pipeline/head; trainings and single stages at that commit begin with it
-results/ledgers/<flow run>.json        left by gdpo-train; the evaluation that follows it judges those models
-results/evaluated/<flow run>.txt       where its report lies: Prefect's automations may ask for the same more than once
+results/ledgers/<commit>.json          left by gdpo-pipeline/head; trainings and single stages at
+                                       that commit begin with it
+results/ledgers/<flow run>.json        left by gdpo-train; the evaluation that follows it judges
+                                       those models
+results/evaluated/<flow run>.txt       where its report lies: Prefect's automations may ask for the
+                                       same more than once
 
-python -m flows.dvc.lock FLOW_RUN        lays the latter over dvc.lock here; committed, it is what every night judges
+python -m flows.dvc.lock FLOW_RUN        lays the latter over dvc.lock here; committed, it is what
+                                         every night judges
 """
 
 import argparse
@@ -25,18 +29,24 @@ from tasks.store.s3 import Store
 
 @task(task_run_name="leave the ledger", cache_policy=NO_CACHE, **RETRIES)
 def leave_ledger(root: Path, name: str, commit: str) -> None:
-    """Write the clone's ledger into the bucket. name: the flow run's id, or the commit; commit: that its stages ran at."""
+    """Write the clone's ledger into the bucket. name: the flow run's id, or the commit; commit:
+    that its stages ran at.
+    """
     content = {"commit": commit, "stages": read_ledger(root)}
     Store.at(store_url()).write(_key(name), json.dumps(content).encode())
 
 
 @task(task_run_name="take the ledger", cache_policy=NO_CACHE, **RETRIES)
 def take_ledger(root: Path, run: str) -> None:
-    """Lay the ledger that a flow run left over the clone's. `StageFailed` if it left none, or is of another commit."""
+    """Lay the ledger that a flow run left over the clone's. `StageFailed` if it left none, or is of
+    another commit.
+    """
     try:
         content = json.loads(Store.at(store_url()).read(_key(run)))
     except ValueError as error:
-        raise StageFailed(f"run {run} left no ledger to go on from, as with share=false ({error})") from error
+        raise StageFailed(
+            f"run {run} left no ledger to go on from, as with share=false ({error})"
+        ) from error
     check_commit(root, content["commit"], f"run {run} was")
     write_ledger(root, content["stages"])
 
@@ -57,7 +67,9 @@ def note_evaluation(run: str, link: str) -> None:
 
 @task(task_run_name="look for an evaluation", cache_policy=NO_CACHE, **RETRIES)
 def evaluation_of(run: str) -> str | None:
-    """Where the report about the models of a run of gdpo-train is, None if they were not evaluated."""
+    """Where the report about the models of a run of gdpo-train is, None if they were not
+    evaluated.
+    """
     store, key = Store.at(store_url()), f"results/evaluated/{run}.txt"
     return store.read(key).decode() if store.tag(key) is not None else None
 
@@ -69,9 +81,12 @@ def _key(name: str) -> str:
 def main() -> int:
     """Take the ledger of a training, and say what to do with it."""
     parser = argparse.ArgumentParser(
-        prog="python -m flows.dvc.lock", description="Lay the ledger that a run of gdpo-train left over dvc.lock here."
+        prog="python -m flows.dvc.lock",
+        description="Lay the ledger that a run of gdpo-train left over dvc.lock here.",
     )
-    parser.add_argument("run", metavar="FLOW_RUN", help="the id of the flow run, as Prefect shows it")
+    parser.add_argument(
+        "run", metavar="FLOW_RUN", help="the id of the flow run, as Prefect shows it"
+    )
     run = parser.parse_args().run
     if not PREFECT_API_URL.value():
         sys.stderr.write("PREFECT_API_URL is not set: it names the server that knows the bucket\n")
@@ -79,10 +94,16 @@ def main() -> int:
     try:
         take_ledger.fn(ROOT, run)
     except (StageFailed, OSError, httpx.TransportError) as error:
-        away = "the Prefect server does not answer: " if isinstance(error, httpx.TransportError) else ""
+        away = (
+            "the Prefect server does not answer: "
+            if isinstance(error, httpx.TransportError)
+            else ""
+        )
         sys.stderr.write(f"{away}{error}\n")
         return 1
-    sys.stdout.write(f"dvc.lock has what run {run} made; `git commit dvc.lock` names it for the nights to come\n")
+    sys.stdout.write(
+        f"dvc.lock has what run {run} made; `git commit dvc.lock` names it for the nights to come\n"
+    )
     return 0
 
 

@@ -1,11 +1,14 @@
 """Run DVC from Prefect: the only place that starts `dvc`.
 
     run_dvc(args): one dvc command in a session of its own, every line handed on as it comes
-    cancelled:     SIGTERM to the whole group, its last lines handed on, SIGKILL after 25 s (Prefect allows 30 s)
-    killed:        the session's leader (flows/dvc/guard.py) sees it within a second and does the same
+    cancelled:     SIGTERM to the whole group, its last lines handed on, SIGKILL after 25 s (Prefect
+                   allows 30 s)
+    killed:        the session's leader (flows/dvc/guard.py) sees it within a second and does the
+                   same
 
-All matter. SIGTERM to `dvc repro` alone leaves the stage's process behind, and Prefect's cancel signals only its own.
-The three tasks are what a worker does with a stage: `pull` what it reads, `repro` it, `push` what it made.
+All matter. SIGTERM to `dvc repro` alone leaves the stage's process behind, and Prefect's cancel
+signals only its own. The three tasks are what a worker does with a stage: `pull` what it reads,
+`repro` it, `push` what it made.
 """
 
 import hashlib
@@ -51,18 +54,28 @@ def run_dvc(
     on_tick: Callable[[], None] = lambda: None,
     grace_s: float = GRACE_S,
 ) -> None:
-    """Run `dvc ARGS` in the repository at `root`; `on_tick` is called every few seconds from this thread.
+    """Run `dvc ARGS` in the repository at `root`; `on_tick` is called every few seconds from this
+    thread.
 
-    Raises `StageFailed`. On any exception in the calling thread, Prefect's `TerminationSignal` and those of `on_tick` included,
-    the whole process group is stopped before the exception goes on. An `on_line` that fails costs its line.
+    Raises `StageFailed`. On any exception in the calling thread, Prefect's `TerminationSignal` and
+    those of `on_tick` included, the whole process group is stopped before the exception goes on. An
+    `on_line` that fails costs its line.
     """
     if "DVC_STAGE" in os.environ:
-        raise StageFailed(f"inside the DVC stage {os.environ['DVC_STAGE']}: a stage must not start the pipeline")
+        raise StageFailed(
+            f"inside the DVC stage {os.environ['DVC_STAGE']}: a stage must not start the pipeline"
+        )
     process = subprocess.Popen(
         [sys.executable, "-P", str(GUARD), str(os.getpid()), sys.executable, "-m", "dvc", *args],
-        cwd=root, env=_environment(), start_new_session=True,
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-    )  # fmt: skip
+        cwd=root,
+        env=_environment(),
+        start_new_session=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
     last: deque[str] = deque(maxlen=LAST_LINES)
     reader = threading.Thread(target=_hand_on, args=(process, last, on_line), daemon=True)
     try:
@@ -79,9 +92,14 @@ def run_dvc(
 
 
 def _environment() -> dict[str, str]:
-    """Ours, with this interpreter first on the path (a stage's command starts with `python`) and unbuffered output."""
+    """Ours, with this interpreter first on the path (a stage's command starts with `python`) and
+    unbuffered output.
+    """
     here = str(Path(sys.executable).parent)
-    return os.environ | {"PATH": here + os.pathsep + os.environ.get("PATH", ""), "PYTHONUNBUFFERED": "1"}
+    return os.environ | {
+        "PATH": here + os.pathsep + os.environ.get("PATH", ""),
+        "PYTHONUNBUFFERED": "1",
+    }
 
 
 def _wait(process: subprocess.Popen[str], on_tick: Callable[[], None]) -> int:
@@ -91,19 +109,25 @@ def _wait(process: subprocess.Popen[str], on_tick: Callable[[], None]) -> int:
         on_tick()
 
 
-def _hand_on(process: subprocess.Popen[str], last: deque[str], on_line: Callable[[str], None]) -> None:
+def _hand_on(
+    process: subprocess.Popen[str], last: deque[str], on_line: Callable[[str], None]
+) -> None:
     """Until the last process of the group has closed its output."""
     assert process.stdout is not None
     with process.stdout as lines:
         for line in lines:
             if text := line.rstrip():
                 last.append(text)
-                with suppress(Exception):  # without a reader the lines, and the last ones of a failure, would end here
+                with suppress(
+                    Exception
+                ):  # without a reader the lines, and the last ones of a failure, would end here
                     on_line(text)
 
 
 def _stop_group(process: subprocess.Popen[str], reader: threading.Thread, grace_s: float) -> None:
-    """SIGTERM, the end of the output (dvc leaves at once, a trainer after its checkpoint), then SIGKILL."""
+    """SIGTERM, the end of the output (dvc leaves at once, a trainer after its checkpoint), then
+    SIGKILL.
+    """
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
     reader.join(grace_s)
@@ -114,9 +138,19 @@ def _stop_group(process: subprocess.Popen[str], reader: threading.Thread, grace_
 
 
 def commit_of(root: Path) -> str:
-    """The commit checked out at `root`; with "+changes-<hash>" if tracked files other than dvc.lock differ from it."""
+    """The commit checked out at `root`; with "+changes-<hash>" if tracked files other than dvc.lock
+    differ from it.
+    """
     head = _git(["rev-parse", "HEAD"], root).decode().strip()
-    listed = ["-c", "diff.autoRefreshIndex=true", "diff", "HEAD", "--name-only", "--no-renames", "-z"]
+    listed = [
+        "-c",
+        "diff.autoRefreshIndex=true",
+        "diff",
+        "HEAD",
+        "--name-only",
+        "--no-renames",
+        "-z",
+    ]
     changed = os.fsdecode(_git([*listed, "--", ".", ":!dvc.lock"], root)).split("\0")[:-1]
     if not changed:
         return head
@@ -129,10 +163,15 @@ def commit_of(root: Path) -> str:
 
 
 def check_commit(root: Path, wanted: str | None, whose: str = "the caller's") -> None:
-    """`StageFailed` unless the clone is at the commit of another, `whose` it is; None: that one does not mind."""
+    """`StageFailed` unless the clone is at the commit of another, `whose` it is; None: that one
+    does not mind.
+    """
     here = commit_of(root)
     if wanted is not None and here != wanted:
-        raise StageFailed(f"this clone is at {here}, {whose} at {wanted}: check out the same commit here, without changes")
+        raise StageFailed(
+            f"this clone is at {here}, {whose} at {wanted}: check out the same commit here, "
+            "without changes"
+        )
 
 
 def _git(args: Sequence[str], root: Path) -> bytes:
@@ -147,7 +186,13 @@ def committed(path: str, root: Path) -> bytes | None:
 
 def dvc_output(args: Sequence[str], root: Path) -> str:
     """What a quick dvc command prints. `StageFailed` with its error."""
-    result = subprocess.run([sys.executable, "-m", "dvc", *args], cwd=root, env=_environment(), capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-m", "dvc", *args],
+        cwd=root,
+        env=_environment(),
+        capture_output=True,
+        text=True,
+    )
     if result.returncode != 0:
         raise StageFailed(f"dvc {' '.join(args)} failed: {result.stderr.strip()}")
     return result.stdout
@@ -169,17 +214,22 @@ RETRIES: dict[str, Any] = {
 
 @task(task_run_name="pull for {stage}", tags=[TRANSFER_TAG], cache_policy=NO_CACHE, **RETRIES)
 def pull(stage: str, inputs: Sequence[str], root: Path) -> None:
-    """Bring the outputs of the stages `inputs`, as dvc.lock has them, from the cache or the DVC remote."""
+    """Bring the outputs of the stages `inputs`, as dvc.lock has them, from the cache or the DVC
+    remote.
+    """
     if inputs:
         run_dvc(["pull", "--force", *inputs], root, get_run_logger().info, Alive().update)
 
 
 @task(task_run_name="{stage}", cache_policy=NO_CACHE, **RETRIES)
 def repro(stage: str, root: Path, *, share: bool = False) -> None:
-    """One stage; its lines are the task's logs, its steps a progress artifact. What is up to date is not run again.
+    """One stage; its lines are the task's logs, its steps a progress artifact. What is up to date
+    is not run again.
 
-    share: take the outputs from the remote if somebody has run the same stage on the same inputs. DVC asks for them before
-    the stage begins: a fault of the remote is tried again, one of the stage is a `StageBroke` and is not.
+    share: take the outputs from the remote if somebody has run the same stage on the same inputs.
+    DVC asks for them before
+    the stage begins: a fault of the remote is tried again, one of the stage is a `StageBroke` and
+    is not.
     """
     logger = get_run_logger()
     begun = False

@@ -1,10 +1,14 @@
-"""The full-size networks as shapes only, on the meta device: nothing is downloaded, nothing takes memory.
+"""The full-size networks as shapes only, on the meta device: nothing is downloaded, nothing takes
+memory.
 
-    SD2.1-base     UNet, VAE, text encoder (OpenCLIP-H, 23 layers) from diffusers' and transformers' own classes
-    RAM + DAPE     the tagger of the release: Swin-L, the tagging head, and what RAM carries but tagging never runs
+    SD2.1-base     UNet, VAE, text encoder (OpenCLIP-H, 23 layers) from diffusers' and transformers'
+                   own classes
+    RAM + DAPE     the tagger of the release: Swin-L, the tagging head, and what RAM carries but
+                   tagging never runs
     MUSIQ, MANIQA  the reward's networks, from pyiqa
 
-Sizes: the published configuration files; for RAM its own code (Recognize Anything, `ram.py` and its BERT configuration).
+Sizes: the published configuration files; for RAM its own code (Recognize Anything, `ram.py` and its
+BERT configuration).
 """
 
 import json
@@ -18,21 +22,38 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, SwinConfig, SwinModel
 
 UNET = {
-    "sample_size": 64, "block_out_channels": (320, 640, 1280, 1280), "layers_per_block": 2, "cross_attention_dim": 1024,
-    "attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True,
-}  # fmt: skip
+    "sample_size": 64,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "layers_per_block": 2,
+    "cross_attention_dim": 1024,
+    "attention_head_dim": (5, 10, 20, 20),
+    "use_linear_projection": True,
+}
 VAE = {
-    "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4, "sample_size": 768,
-}  # fmt: skip
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "sample_size": 768,
+}
 TEXT = {
-    "vocab_size": 49408, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23,
-    "num_attention_heads": 16, "max_position_embeddings": 77, "hidden_act": "gelu",
-}  # fmt: skip
+    "vocab_size": 49408,
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 23,
+    "num_attention_heads": 16,
+    "max_position_embeddings": 77,
+    "hidden_act": "gelu",
+}
 SWIN_L = {
-    "image_size": 384, "patch_size": 4, "embed_dim": 192, "depths": (2, 2, 18, 2), "num_heads": (6, 12, 24, 48),
+    "image_size": 384,
+    "patch_size": 4,
+    "embed_dim": 192,
+    "depths": (2, 2, 18, 2),
+    "num_heads": (6, 12, 24, 48),
     "window_size": 12,
-}  # fmt: skip
+}
 TAGS, WIDTH, HIDDEN, VOCABULARY, POSITIONS = 4585, 512, 768, 30524, 512  # of RAM's language part
 DAPE_RANK = 8
 
@@ -55,27 +76,40 @@ def sd21() -> Networks:
 
 
 def from_folder(folder: Path) -> Networks:
-    """The networks that the configuration files of a diffusers folder describe. ValueError naming what is missing."""
+    """The networks that the configuration files of a diffusers folder describe. ValueError naming
+    what is missing.
+    """
     configs: dict[str, dict[str, Any]] = {}
     for part in ("unet", "vae", "text_encoder"):
         path = folder / part / "config.json"
         try:
             configs[part] = json.loads(path.read_text())
         except OSError:
-            raise ValueError(f"{path}: no such file; --model is sd2.1 or a diffusers folder") from None
+            raise ValueError(
+                f"{path}: no such file; --model is sd2.1 or a diffusers folder"
+            ) from None
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}: not valid JSON ({error})") from None
     with torch.device("meta"):
-        unet, vae = UNet2DConditionModel.from_config(configs["unet"]), AutoencoderKL.from_config(configs["vae"])
-        return Networks(unet, vae, CLIPTextModel(CLIPTextConfig.from_dict(configs["text_encoder"])), None)
+        unet, vae = (
+            UNet2DConditionModel.from_config(configs["unet"]),
+            AutoencoderKL.from_config(configs["vae"]),
+        )
+        return Networks(
+            unet, vae, CLIPTextModel(CLIPTextConfig.from_dict(configs["text_encoder"])), None
+        )
 
 
 class Attention(nn.Module):
-    """BERT's attention block, output projection and norm included; keys and values come from a source of any width."""
+    """BERT's attention block, output projection and norm included; keys and values come from a
+    source of any width.
+    """
 
     def __init__(self, source: int, heads: int) -> None:
         super().__init__()
-        self.query, self.key, self.value = (nn.Linear(width, HIDDEN) for width in (HIDDEN, source, source))
+        self.query, self.key, self.value = (
+            nn.Linear(width, HIDDEN) for width in (HIDDEN, source, source)
+        )
         self.out, self.norm, self.heads = nn.Linear(HIDDEN, HIDDEN), nn.LayerNorm(HIDDEN), heads
         for layer in (self.query, self.key):
             add_dape(layer)
@@ -91,13 +125,19 @@ class Attention(nn.Module):
 
 
 class BertLayer(nn.Module):
-    """One layer of RAM's BERT: self-attention (absent in the tagging head), cross-attention, feed-forward."""
+    """One layer of RAM's BERT: self-attention (absent in the tagging head), cross-attention,
+    feed-forward.
+    """
 
     def __init__(self, source: int, heads: int, *, own: bool) -> None:
         super().__init__()
         self.self_attention = Attention(HIDDEN, heads) if own else None
         self.cross = Attention(source, heads)
-        self.up, self.down, self.norm = nn.Linear(HIDDEN, 4 * HIDDEN), nn.Linear(4 * HIDDEN, HIDDEN), nn.LayerNorm(HIDDEN)
+        self.up, self.down, self.norm = (
+            nn.Linear(HIDDEN, 4 * HIDDEN),
+            nn.Linear(4 * HIDDEN, HIDDEN),
+            nn.LayerNorm(HIDDEN),
+        )
 
     def forward(self, x: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
         """The tagging head's path: cross-attention and feed-forward."""
@@ -106,11 +146,16 @@ class BertLayer(nn.Module):
 
 
 class Bert(nn.Module):
-    """RAM's tag encoder (source width 512) or text decoder (768, with a head tied to the word embeddings). Never run."""
+    """RAM's tag encoder (source width 512) or text decoder (768, with a head tied to the word
+    embeddings). Never run.
+    """
 
     def __init__(self, source: int, *, head: bool) -> None:
         super().__init__()
-        self.words, self.positions = nn.Embedding(VOCABULARY, HIDDEN), nn.Embedding(POSITIONS, HIDDEN)
+        self.words, self.positions = (
+            nn.Embedding(VOCABULARY, HIDDEN),
+            nn.Embedding(POSITIONS, HIDDEN),
+        )
         self.norm = nn.LayerNorm(HIDDEN)
         self.layers = nn.ModuleList(BertLayer(source, 12, own=True) for _ in range(12))
         if head:
@@ -119,7 +164,9 @@ class Bert(nn.Module):
 
 
 class Tagger(nn.Module):
-    """RAM with DAPE's LoRA; `forward` is the tagging path. image (B, 3, 384, 384) -> logits (B, 4585)."""
+    """RAM with DAPE's LoRA; `forward` is the tagging path. image (B, 3, 384, 384) -> logits (B,
+    4585).
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -136,7 +183,9 @@ class Tagger(nn.Module):
         _tie(self.unused[0].layers, self.head)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """The tagging path of RAM's `generate_tag_openset`: 4585 label queries attend to the mean and 144 image tokens."""
+        """The tagging path of RAM's `generate_tag_openset`: 4585 label queries attend to the mean
+        and 144 image tokens.
+        """
         tokens = self.swin(image).last_hidden_state
         tokens = self.image_proj(torch.cat([tokens.mean(1, keepdim=True), tokens], dim=1))
         x = self.wordvec_proj(self.label_embed).relu().expand(len(image), -1, -1)
@@ -146,23 +195,33 @@ class Tagger(nn.Module):
 
     def used(self) -> int:
         """Parameters that tagging reads."""
-        return sum(p.numel() for name, p in self.named_parameters() if not name.startswith("unused."))
+        return sum(
+            p.numel() for name, p in self.named_parameters() if not name.startswith("unused.")
+        )
 
     def dape_layers(self) -> list[nn.Linear]:
-        """The layers of the tagging path that are loralib's in the release: Swin's joint q, k and v; the head's q and k."""
+        """The layers of the tagging path that are loralib's in the release: Swin's joint q, k and
+        v; the head's q and k.
+        """
         joint = (".q_proj", ".k_proj", ".v_proj")
         swin = [module for name, module in self.swin.named_modules() if name.endswith(joint)]
-        return swin + [layer for block in self.head for layer in (block.cross.query, block.cross.key)]  # type: ignore[union-attr]
+        return swin + [
+            layer for block in self.head for layer in (block.cross.query, block.cross.key)
+        ]  # type: ignore[union-attr]
 
 
 def add_dape(layer: Any) -> None:
-    """Give a linear layer the LoRA parameters of DAPE. They are merged before inference, so `forward` stays."""
+    """Give a linear layer the LoRA parameters of DAPE. They are merged before inference, so
+    `forward` stays.
+    """
     layer.lora_A = nn.Parameter(torch.empty(DAPE_RANK, layer.in_features))
     layer.lora_B = nn.Parameter(torch.empty(layer.out_features, DAPE_RANK))
 
 
 def _tie(layers: Any, head: nn.ModuleList) -> None:
-    """RAM shares the lowest layers' cross-attention and feed-forward between tag encoder and tagging head (not the LoRA)."""
+    """RAM shares the lowest layers' cross-attention and feed-forward between tag encoder and
+    tagging head (not the LoRA).
+    """
     for layer, of_head in zip(layers, head, strict=False):
         modules = dict(layer.named_modules())
         for name, module in of_head.named_modules():
@@ -171,7 +230,9 @@ def _tie(layers: Any, head: nn.ModuleList) -> None:
 
 
 def reward_networks() -> dict[str, nn.Module]:
-    """MUSIQ and MANIQA on the meta device, random weights: the reward's networks (`reward.perception` of the paper)."""
+    """MUSIQ and MANIQA on the meta device, random weights: the reward's networks
+    (`reward.perception` of the paper).
+    """
     from pyiqa.archs.maniqa_arch import MANIQA
     from pyiqa.archs.musiq_arch import MUSIQ
 

@@ -1,15 +1,19 @@
-"""What the networks cost: parameters, and multiply-accumulates (MACs) of inference and of one training step.
+"""What the networks cost: parameters, and multiply-accumulates (MACs) of inference and of one
+training step.
 
     count        run networks on the meta device and add up what every operator would multiply
-    linear       convolutions and matrix products with weights      attention    products of activations with each other
-    published    Table 4 of the paper: 1.77 B parameters and "2.27 T FLOPs". The latter are MACs without attention and, it
-                 seems, without the tagger's layers that carry DAPE's LoRA: with them our sum is 1.3 % higher, without them
-                 it is equal (a counter that goes by layer class does not know loralib's)
+    linear       convolutions and matrix products with weights      attention    products of
+                 activations with each other
+    published    Table 4 of the paper: 1.77 B parameters and "2.27 T FLOPs". The latter are MACs
+                 without attention and, it seems, without the tagger's layers that carry DAPE's
+                 LoRA: with them our sum is 1.3 % higher, without them it is equal (a counter that
+                 goes by layer class does not know loralib's)
 
     gdpo-sr cost --model sd2.1 --size 512 [--step rl]
 
-A step is a table: one row per part, one column per way to do it, in calls per LR image. tests/gdpo/cost/test_count.py
-counts the calls of our columns in the code itself. Legend: G candidates per LR image.
+A step is a table: one row per part, one column per way to do it, in calls per LR image.
+tests/gdpo/cost/test_count.py counts the calls of our columns in the code itself. Legend: G
+candidates per LR image.
 """
 
 from collections.abc import Callable
@@ -55,7 +59,9 @@ class Component:
 
 @dataclass(frozen=True)
 class Part:
-    """One row of a training step: MACs of one call, and the number of calls per LR image in each column."""
+    """One row of a training step: MACs of one call, and the number of calls per LR image in each
+    column.
+    """
 
     name: str
     macs: Macs
@@ -89,9 +95,15 @@ def _inputs(networks: Networks, size: int) -> tuple[torch.Tensor, torch.Tensor, 
     factor = 2 ** (len(networks.vae.config.block_out_channels) - 1)
     multiple = factor * 2 ** (len(networks.unet.config.block_out_channels) - 1)
     if size < 1 or size % multiple:
-        raise ValueError(f"--size must be a positive multiple of {multiple} for this model, got {size}")
+        raise ValueError(
+            f"--size must be a positive multiple of {multiple} for this model, got {size}"
+        )
     latent = _meta(1, networks.vae.config.latent_channels, size // factor, size // factor)
-    return _meta(1, 3, size, size), latent, _meta(1, TOKENS, networks.unet.config.cross_attention_dim)
+    return (
+        _meta(1, 3, size, size),
+        latent,
+        _meta(1, TOKENS, networks.unet.config.cross_attention_dim),
+    )
 
 
 @torch.no_grad()
@@ -104,7 +116,9 @@ def forward_macs(networks: Networks, size: int) -> dict[str, Macs]:
     tagger = networks.tagger
     return {
         "tagger": Macs(0) if tagger is None else count(lambda: tagger(_meta(1, 3, 384, 384))),
-        "text": count(lambda: networks.text_encoder(torch.zeros(1, TOKENS, dtype=torch.long, device="meta"))),
+        "text": count(
+            lambda: networks.text_encoder(torch.zeros(1, TOKENS, dtype=torch.long, device="meta"))
+        ),
         "encoder": count(lambda: networks.vae.encode(image)),
         "unet": count(lambda: networks.unet(latent, 100, prompt)),
         "decoder": count(lambda: networks.vae.decode(latent)),
@@ -112,7 +126,9 @@ def forward_macs(networks: Networks, size: int) -> dict[str, Macs]:
 
 
 def inference(networks: Networks, size: int) -> list[Component]:
-    """The components of one super-resolution in the order they run, and last what RAM carries and never runs."""
+    """The components of one super-resolution in the order they run, and last what RAM carries and
+    never runs.
+    """
     macs = forward_macs(networks, size)
     vae, tagger = networks.vae, networks.tagger
     found = [
@@ -129,7 +145,9 @@ def inference(networks: Networks, size: int) -> list[Component]:
 
 @torch.no_grad()
 def dape_macs(networks: Networks) -> int:
-    """MACs of the tagger's layers that carry DAPE's LoRA, which the published figure seems to leave out."""
+    """MACs of the tagger's layers that carry DAPE's LoRA, which the published figure seems to leave
+    out.
+    """
     assert networks.tagger is not None
     found: list[int] = []
 
@@ -144,9 +162,11 @@ def dape_macs(networks: Networks) -> int:
 
 
 def training_macs(networks: Networks, size: int, *, whole: bool) -> dict[str, Macs]:
-    """UNet with rank-4 adapters, forward and backward; if `whole`, as in pretraining, the VAE's passes with gradient too.
+    """UNet with rank-4 adapters, forward and backward; if `whole`, as in pretraining, the VAE's
+    passes with gradient too.
 
-    The networks keep their adapters. whole: the gradient goes through the UNet's input into the VAE encoder's adapters.
+    The networks keep their adapters. whole: the gradient goes through the UNet's input into the VAE
+    encoder's adapters.
     """
     image, latent, prompt = _inputs(networks, size)
     unet, vae = networks.unet, networks.vae.requires_grad_(False)
@@ -182,13 +202,18 @@ def reward_macs(size: int) -> dict[str, Macs]:
 
 
 def rl_step(networks: Networks, size: int, group: int = 6) -> list[Part]:
-    """One GDPO step per LR image with the paper's reward (MUSIQ, MANIQA and PSNR, which costs nothing).
+    """One GDPO step per LR image with the paper's reward (MUSIQ, MANIQA and PSNR, which costs
+    nothing).
 
-    as released: everything in the step; online: our rollout and finetune stages together, nothing cached; cached: our
-    finetune stage, which reads the rollouts. Errors: ValueError for a size that does not fit.
+    as released: everything in the step; online: our rollout and finetune stages together, nothing
+    cached; cached: our finetune stage, which reads the rollouts. Errors: ValueError for a size that
+    does not fit.
     """
     if size < LEAST_REWARD_SIDE:
-        raise ValueError(f"--size must be at least {LEAST_REWARD_SIDE} for --step rl: MANIQA scores crops of that side")
+        raise ValueError(
+            f"--size must be at least {LEAST_REWARD_SIDE} for --step rl: MANIQA scores crops of "
+            "that side"
+        )
     one = forward_macs(networks, size)
     reward = reward_macs(size)
     lora = training_macs(networks, size, whole=False)
@@ -207,11 +232,16 @@ def rl_step(networks: Networks, size: int, group: int = 6) -> list[Part]:
         ("policy, UNet backward", lora["unet backward"], g, g, g),
         ("policy, VAE decoder, unused", one["decoder"], g, 0, 0),
     ]
-    return [Part(name, macs, dict(zip((RELEASED, ONLINE, CACHED), calls, strict=True))) for name, macs, *calls in rows]
+    return [
+        Part(name, macs, dict(zip((RELEASED, ONLINE, CACHED), calls, strict=True)))
+        for name, macs, *calls in rows
+    ]
 
 
 def pretrain_step(networks: Networks, size: int) -> list[Part]:
-    """One NAOSD step per image: pixel, LPIPS-VGG (VGG16's convolutions) and VSD with guidance. Errors as in `rl_step`."""
+    """One NAOSD step per image: pixel, LPIPS-VGG (VGG16's convolutions) and VSD with guidance.
+    Errors as in `rl_step`.
+    """
     one, lora = forward_macs(networks, size), training_macs(networks, size, whole=True)
     vgg = _vgg()
     with torch.no_grad():
@@ -231,7 +261,9 @@ def pretrain_step(networks: Networks, size: int) -> list[Part]:
         ("fake score's own step, forward", lora["unet forward"], 1, 1),
         ("fake score's own step, backward", lora["unet backward"], 1, 1),
     ]
-    return [Part(name, macs, {RELEASED: released, "ours": ours}) for name, macs, released, ours in rows]
+    return [
+        Part(name, macs, {RELEASED: released, "ours": ours}) for name, macs, released, ours in rows
+    ]
 
 
 def _vgg() -> nn.Module:

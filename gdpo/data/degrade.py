@@ -1,15 +1,17 @@
-"""Second-order degradation: a sharp patch -> its low-resolution image, in two steps that can be told apart.
+"""Second-order degradation: a sharp patch -> its low-resolution image, in two steps that can be
+told apart.
 
-    draw    config, generator -> parameters (plain JSON; stored with the pair); each patch has a generator of its own
+    draw    config, generator -> parameters (plain JSON; stored with the pair); each patch has a
+            generator of its own
     apply   sharp image, parameters -> low-resolution image; the same bytes every time
 
     first   blur -> resize -> noise -> JPEG
     second  [blur] -> resize to H/4 s -> noise
     final   resize to H/4, [sinc], then JPEG; or JPEG, then resize and sinc
 
-Source: Real-ESRGAN, with the values of the GDPO release as defaults (gdpo/config.py). The release enlarges the result
-back to full size by a random mode; that mode is drawn here too ("enlarge"), and applied when a pair is used
-(`enlarge` in gdpo/data/shards.py).
+Source: Real-ESRGAN, with the values of the GDPO release as defaults (gdpo/config.py). The release
+enlarges the result back to full size by a random mode; that mode is drawn here too ("enlarge"), and
+applied when a pair is used (`enlarge` in gdpo/data/shards.py).
 """
 
 from typing import TypeVar
@@ -20,7 +22,16 @@ import torch
 from gdpo.checks import check_picture
 from gdpo.config import Degradation, Stage
 from gdpo.data.kernels import Draw, between, draw_final_sinc, draw_kernel, kernel, pick
-from gdpo.data.operations import MODES, blur, gaussian_noise, jpeg, poisson_noise, resize_by, resize_to, to_levels
+from gdpo.data.operations import (
+    MODES,
+    blur,
+    gaussian_noise,
+    jpeg,
+    poisson_noise,
+    resize_by,
+    resize_to,
+    to_levels,
+)
 from gdpo.seeds import numpy_generator
 
 Image = TypeVar("Image", np.ndarray, torch.Tensor)
@@ -29,8 +40,9 @@ Image = TypeVar("Image", np.ndarray, torch.Tensor)
 def degrade(hr_CHW: Image, config: Degradation, rng: np.random.Generator) -> Image:
     """Degrade one image: `apply(hr_CHW, draw(config, rng))`.
 
-    hr_CHW: float (3, H, W) in [0, 1], array or tensor. Returns the same kind, (3, H // scale, W // scale) and at least
-    one pixel, in [0, 1] on 8-bit levels. Errors: ValueError naming the argument for a wrong shape, type or range, or NaN.
+    hr_CHW: float (3, H, W) in [0, 1], array or tensor. Returns the same kind, (3, H // scale, W //
+    scale) and at least one pixel, in [0, 1] on 8-bit levels. Errors: ValueError naming the argument
+    for a wrong shape, type or range, or NaN.
     """
     if not isinstance(rng, np.random.Generator):
         raise ValueError(f"rng must be a numpy.random.Generator, got {type(rng).__name__}")
@@ -38,9 +50,11 @@ def degrade(hr_CHW: Image, config: Degradation, rng: np.random.Generator) -> Ima
 
 
 def patch_generator(version: int, patch: str, epoch: int = 0) -> np.random.Generator:
-    """What everything about one patch is drawn from: dataset version, patch id, and epoch (pass over the patches).
+    """What everything about one patch is drawn from: dataset version, patch id, and epoch (pass
+    over the patches).
 
-    The first epoch has no number in its key: a data set that was made before there were epochs is epoch 0 of its version.
+    The first epoch has no number in its key: a data set that was made before there were epochs is
+    epoch 0 of its version.
     """
     return numpy_generator(version, "degrade", patch, *([epoch] if epoch else []))
 
@@ -49,7 +63,9 @@ def draw(config: Degradation, rng: np.random.Generator) -> Draw:
     """Everything random about one degradation, as plain JSON values."""
     drawn: Draw = {"scale": config.scale, "first": _draw_stage(config, config.first, rng)}
     drawn["first"]["jpeg"] = _draw_quality(config.first, rng)
-    drawn["second"] = _draw_stage(config, config.second, rng) if rng.random() < config.second_prob else None
+    drawn["second"] = (
+        _draw_stage(config, config.second, rng) if rng.random() < config.second_prob else None
+    )
     drawn["final"] = {
         "jpeg_last": bool(rng.random() < 0.5),
         "mode": MODES[rng.integers(3)],
@@ -101,7 +117,9 @@ def apply(hr_CHW: Image, drawn: Draw) -> Image:
 
 
 def low_resolution(hr: np.ndarray, drawn: Draw) -> np.ndarray:
-    """`apply` on float32 (H, W, 3) in [0, 1]; returns uint8 (H // scale, W // scale, 3), at least one pixel."""
+    """`apply` on float32 (H, W, 3) in [0, 1]; returns uint8 (H // scale, W // scale, 3), at least
+    one pixel.
+    """
     height, width = (max(1, side // drawn["scale"]) for side in hr.shape[:2])
     first, second, final = drawn["first"], drawn["second"], drawn["final"]
     image = hr * np.float32(255)

@@ -1,10 +1,13 @@
 """The blur kernels of second-order degradation: drawn as a few numbers, built from closed forms.
 
     q = x' S^-1 x,  S = R(theta) diag(sigma_x^2, sigma_y^2) R(theta)'
-    gaussian     exp(-q / 2)              generalized  exp(-q^beta / 2)            plateau  1 / (1 + q^beta)
-    sinc         c J1(c r) / (2 pi r)     at r = 0: c^2 / (4 pi)                   all normalised to sum 1
+    gaussian     exp(-q / 2)              generalized  exp(-q^beta / 2)            plateau  1 / (1 +
+                 q^beta)
+    sinc         c J1(c r) / (2 pi r)     at r = 0: c^2 / (4 pi)                   all normalised to
+                 sum 1
 
-Source: Real-ESRGAN (section 3) and the GDPO release, which draws the same kinds with the same probabilities.
+Source: Real-ESRGAN (section 3) and the GDPO release, which draws the same kinds with the same
+probabilities.
 """
 
 import math
@@ -31,7 +34,9 @@ def between(rng: np.random.Generator, ends: list[float]) -> float:
 
 
 def draw_kernel(config: Degradation, stage: Stage, rng: np.random.Generator) -> Draw:
-    """Parameters of one blur kernel: a sinc with probability `stage.sinc_prob`, otherwise one of `KINDS`."""
+    """Parameters of one blur kernel: a sinc with probability `stage.sinc_prob`, otherwise one of
+    `KINDS`.
+    """
     size = int(rng.choice(config.kernel_sizes))
     if rng.random() < stage.sinc_prob:
         lowest = math.pi / 3 if size < 13 else math.pi / 5
@@ -64,7 +69,9 @@ def draw_final_sinc(config: Degradation, rng: np.random.Generator) -> Draw | Non
 
 
 def _draw_beta(ends: list[float], rng: np.random.Generator) -> float:
-    """Below 1 half of the time, above 1 the other half, uniform in each; from a lower end of 1 the first half is 1."""
+    """Below 1 half of the time, above 1 the other half, uniform in each; from a lower end of 1 the
+    first half is 1.
+    """
     low, high = (ends[0], 1.0) if rng.random() < 0.5 else (1.0, ends[1])
     return rng.uniform(low, high)
 
@@ -74,7 +81,9 @@ def kernel(drawn: Draw) -> np.ndarray:
     size = drawn["size"]
     axis = np.arange(size) - (size - 1) / 2
     x, y = np.meshgrid(axis, axis)
-    values = _sinc(drawn["cutoff"], np.hypot(x, y)) if drawn["kind"] == "sinc" else _bell(drawn, x, y)
+    values = (
+        _sinc(drawn["cutoff"], np.hypot(x, y)) if drawn["kind"] == "sinc" else _bell(drawn, x, y)
+    )
     normalised: np.ndarray = (values / values.sum()).astype(np.float32)
     return normalised
 
@@ -82,7 +91,9 @@ def kernel(drawn: Draw) -> np.ndarray:
 def _sinc(cutoff: float, r: np.ndarray) -> np.ndarray:
     """Circular ideal low-pass with the given cutoff in radians per pixel, at radius r."""
     safe = np.where(r == 0, 1.0, r)
-    values: np.ndarray = np.where(r == 0, cutoff**2 / (4 * np.pi), cutoff * j1(cutoff * safe) / (2 * np.pi * safe))
+    values: np.ndarray = np.where(
+        r == 0, cutoff**2 / (4 * np.pi), cutoff * j1(cutoff * safe) / (2 * np.pi * safe)
+    )
     return values
 
 

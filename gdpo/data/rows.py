@@ -1,9 +1,12 @@
-"""Any row of a shard, without the others: a row group's small columns are read at once, an image from its own place.
+"""Any row of a shard, without the others: a row group's small columns are read at once, an image
+from its own place.
 
-    chunk of an image column = [page header][length][image][length][image] ...      PLAIN, not compressed, one page
+    chunk of an image column = [page header][length][image][length][image] ...      PLAIN, not
+    compressed, one page
 
-so the header's length is what the sizes in the rows leave, and the place of each image follows. Reading 400 kB for one
-pair rather than the 100 MB of its row group is what makes a full shuffle possible.
+so the header's length is what the sizes in the rows leave, and the place of each image follows.
+Reading 400 kB for one pair rather than the 100 MB of its row group is what makes a full shuffle
+possible.
 """
 
 from collections.abc import Iterator
@@ -14,7 +17,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gdpo.data.schema import IMAGES, PLAIN, SCHEMA, SCHEMA_VERSION, VERSION_KEY, Row, drawn, row_hash
+from gdpo.data.schema import (
+    IMAGES,
+    PLAIN,
+    SCHEMA,
+    SCHEMA_VERSION,
+    VERSION_KEY,
+    Row,
+    drawn,
+    row_hash,
+)
 
 LENGTH = 4  # bytes before each value of a PLAIN page
 MAX_HEADER = 256
@@ -50,15 +62,23 @@ class RowGroup:
         with opened(path) as file:
             self.table = file.read_row_group(number, columns=PLAIN, use_threads=False)
             chunks = file.metadata.row_group(number)
-            self._starts = {name: self._places(name, chunks.column(SCHEMA.names.index(name))) for name in IMAGES}
+            self._starts = {
+                name: self._places(name, chunks.column(SCHEMA.names.index(name))) for name in IMAGES
+            }
 
     def _places(self, name: str, chunk: pq.ColumnChunkMetaData) -> np.ndarray:
         """Where each image of a column begins in the file."""
         lengths = self.table[f"{name}_size"].to_numpy().astype(np.int64) + LENGTH
         header = chunk.total_compressed_size - int(lengths.sum())
-        plain = chunk.compression == "UNCOMPRESSED" and chunk.path_in_schema == name and not chunk.has_dictionary_page
+        plain = (
+            chunk.compression == "UNCOMPRESSED"
+            and chunk.path_in_schema == name
+            and not chunk.has_dictionary_page
+        )
         if not plain or not 0 < header <= MAX_HEADER:
-            raise ValueError(f"{self.path}: column {name} was not written by gdpo/data/writer.py; {AGAIN}")
+            raise ValueError(
+                f"{self.path}: column {name} was not written by gdpo/data/writer.py; {AGAIN}"
+            )
         starts: np.ndarray = chunk.data_page_offset + header + LENGTH + np.cumsum(lengths) - lengths
         return starts
 
@@ -66,7 +86,9 @@ class RowGroup:
         return int(self.table.num_rows)
 
     def row(self, index: int) -> Row:
-        """One row, `degradation` as drawn. ValueError naming shard and row if it cannot be read or its hash differs."""
+        """One row, `degradation` as drawn. ValueError naming shard and row if it cannot be read or
+        its hash differs.
+        """
         where = f"{self.path}: row {index} of row group {self.number}"
         try:
             (row,) = self.table.slice(index, 1).to_pylist()
@@ -83,7 +105,9 @@ class RowGroup:
 
 
 def damages(path: Path) -> tuple[int, list[str]]:
-    """Read every row of one shard: how many there were, and one line for each that is damaged, or for the file."""
+    """Read every row of one shard: how many there were, and one line for each that is damaged, or
+    for the file.
+    """
     rows, found = 0, list[str]()
     try:
         with opened(path) as file:

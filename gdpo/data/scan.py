@@ -1,10 +1,12 @@
 """Which photographs can be used: every one is read once, and the others are listed with the reason.
 
-    examine(photo, min_side) -> Finding     size and content hash, or what is wrong; photographs do not touch each other
+    examine(photo, min_side) -> Finding     size and content hash, or what is wrong; photographs do
+                                            not touch each other
     census(findings, ...)    -> Census      duplicates, the share of failures, what is held out
 
 unreadable, not RGB, too small      failures; more than a set share of them stops the stage
-duplicate, same name                the pixels of an earlier one; a file that differs in its suffix only
+duplicate, same name                the pixels of an earlier one; a file that differs in its suffix
+                                    only
 """
 
 import hashlib
@@ -20,7 +22,8 @@ from gdpo.images import NotRgb
 
 @dataclass(frozen=True)
 class Finding:
-    """What one photograph is: its size and hashes as it is used, or the reason why it is not, with one line about it.
+    """What one photograph is: its size and hashes as it is used, or the reason why it is not, with
+    one line about it.
 
     original: the hash before `Photo.resize`.
     """
@@ -42,8 +45,14 @@ class Census:
     skipped: list[dict[str, str]] = field(default_factory=list)
 
     def hashes(self) -> dict[str, str]:
-        """Content hash -> name of the photographs used, as they are used and as they were before resizing."""
-        return {sha256: found.photo.name for found in self.used for sha256 in (found.original, found.sha256)}
+        """Content hash -> name of the photographs used, as they are used and as they were before
+        resizing.
+        """
+        return {
+            sha256: found.photo.name
+            for found in self.used
+            for sha256 in (found.original, found.sha256)
+        }
 
     def counts(self) -> dict[str, int]:
         """How many photographs were used, and how many skipped for each reason."""
@@ -71,14 +80,22 @@ def examine(photo: Photo, min_side: int) -> Finding:
         return Finding(photo, height, width, reason="too small", detail=detail)
     height, width = pixels.shape[:2]
     sha256 = content_hash(pixels)
-    return Finding(photo, height, width, sha256, sha256 if pixels is original else content_hash(original))
+    return Finding(
+        photo, height, width, sha256, sha256 if pixels is original else content_hash(original)
+    )
 
 
-def census(findings: Iterable[Finding], total: int, max_failures: float, held_out: Mapping[str, str] | None = None) -> Census:
+def census(
+    findings: Iterable[Finding],
+    total: int,
+    max_failures: float,
+    held_out: Mapping[str, str] | None = None,
+) -> Census:
     """Sort `total` findings, in the order given, into the used and the skipped.
 
-    More failures than the share `max_failures` are a ValueError that names the first. So is a photograph whose pixels
-    are among `held_out` (content hash -> name), before or after resizing: it must not be trained on.
+    More failures than the share `max_failures` are a ValueError that names the first. So is a
+    photograph whose pixels are among `held_out` (content hash -> name), before or after resizing:
+    it must not be trained on.
     """
     found, names, hashes = Census(), dict[str, Photo](), dict[str, str]()
     first, failures = "", 0
@@ -113,7 +130,9 @@ def _check_not_held_out(finding: Finding, held_out: Mapping[str, str]) -> None:
         )
 
 
-def _repeats(finding: Finding, names: Mapping[str, Photo], hashes: Mapping[str, str]) -> tuple[str, str]:
+def _repeats(
+    finding: Finding, names: Mapping[str, Photo], hashes: Mapping[str, str]
+) -> tuple[str, str]:
     photo = finding.photo
     if finding.sha256 in hashes:
         return "duplicate", f"{photo.path}: the same pixels as {hashes[finding.sha256]}"
@@ -123,7 +142,9 @@ def _repeats(finding: Finding, names: Mapping[str, Photo], hashes: Mapping[str, 
 
 
 def content_hash(pixels: np.ndarray) -> str:
-    """SHA-256 of a uint8 image's size and pixels: equal for the same picture in another lossless file."""
+    """SHA-256 of a uint8 image's size and pixels: equal for the same picture in another lossless
+    file.
+    """
     digest = hashlib.sha256(repr(pixels.shape).encode())
     digest.update(np.ascontiguousarray(pixels).data)
     return digest.hexdigest()

@@ -1,13 +1,16 @@
-"""What a shard holds: one LR-HR pair per row, with where it comes from, how it was degraded, and its own SHA-256.
+"""What a shard holds: one LR-HR pair per row, with where it comes from, how it was degraded, and
+its own SHA-256.
 
     id, source, box            the patch and the photograph it was cut from
     hr, lr                     lossless image bytes; hr_size, lr_size: how many
-    degradation                the drawn parameters, a struct: `low_resolution(hr, degradation)` gives lr again
+    degradation                the drawn parameters, a struct: `low_resolution(hr, degradation)`
+                               gives lr again
     detail_share, tags         what later stages need; tags may be null
     sha256                     over everything else in the row
 
-A null inside a whole draw is a step that was not drawn (second, blur, sinc); parameters that a kind of kernel does not
-have are null in the file and absent in `Pair.degradation`, as `gdpo.data.degrade.draw` makes them.
+A null inside a whole draw is a step that was not drawn (second, blur, sinc); parameters that a kind
+of kernel does not have are null in the file and absent in `Pair.degradation`, as
+`gdpo.data.degrade.draw` makes them.
 """
 
 import hashlib
@@ -36,14 +39,26 @@ _KERNEL = pa.struct(
         ("cutoff", pa.float64()),
     ]
 )
-_NOISE = pa.struct([("kind", pa.string()), ("strength", pa.float64()), ("gray", pa.bool_()), ("seed", pa.int64())])
+_NOISE = pa.struct(
+    [("kind", pa.string()), ("strength", pa.float64()), ("gray", pa.bool_()), ("seed", pa.int64())]
+)
 _STAGE = [("blur", _KERNEL), ("resize", _RESIZE), ("noise", _NOISE)]
 DEGRADATION = pa.struct(
     [
         ("scale", pa.int32()),
         ("first", pa.struct([*_STAGE, ("jpeg", pa.int32())])),
         ("second", pa.struct(_STAGE)),
-        ("final", pa.struct([("jpeg_last", pa.bool_()), ("mode", pa.string()), ("sinc", _KERNEL), ("jpeg", pa.int32())])),
+        (
+            "final",
+            pa.struct(
+                [
+                    ("jpeg_last", pa.bool_()),
+                    ("mode", pa.string()),
+                    ("sinc", _KERNEL),
+                    ("jpeg", pa.int32()),
+                ]
+            ),
+        ),
         ("enlarge", pa.string()),
     ]
 )
@@ -77,7 +92,9 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True)
 class Pair:
-    """One training or evaluation sample. hr, lr: uint8 (H, W, 3) RGB; degradation: the drawn parameters."""
+    """One training or evaluation sample. hr, lr: uint8 (H, W, 3) RGB; degradation: the drawn
+    parameters.
+    """
 
     id: str
     source: str
@@ -107,7 +124,11 @@ def drawn(struct: dict[str, Any]) -> dict[str, Any]:
     """`Pair.degradation` as it comes out of the struct."""
     if struct["first"] is None:  # not a whole draw
         return {name: value for name, value in struct.items() if value is not None}
-    for place, name in ((struct["first"], "blur"), (struct["second"], "blur"), (struct["final"], "sinc")):
+    for place, name in (
+        (struct["first"], "blur"),
+        (struct["second"], "blur"),
+        (struct["final"], "sinc"),
+    ):
         if place and place[name]:
             place[name] = {key: value for key, value in place[name].items() if value is not None}
     return struct

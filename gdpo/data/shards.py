@@ -1,12 +1,16 @@
 """LR-HR pairs in Parquet shards, read in any order, every row checked by its SHA-256.
 
-    shards = Shards(folder)                                          a folder of shards, or of parts with shards
-    for pair in shards.stream(seed, epoch, rank, world, start):      the same order everywhere; resume = a position
+    shards = Shards(folder)                                          a folder of shards, or of parts
+                                                                     with shards
+    for pair in shards.stream(seed, epoch, rank, world, start):      the same order everywhere;
+                                                                     resume = a position
     shards[i], shards.ids[i], shards.order(seed, epoch)[i]
 
-Pairs are numbered by photograph and place in it, whatever part and file they lie in, and an order is a shuffle of all
-these numbers: it depends on the pairs, not on how many parts made them. A pair is read without its neighbours
-(gdpo/data/rows.py), so a full shuffle costs what reading in sequence does, on a disk that seeks quickly.
+Pairs are numbered by photograph and place in it, whatever part and file they lie in, and an order
+is a shuffle of all
+these numbers: it depends on the pairs, not on how many parts made them. A pair is read without its
+neighbours (gdpo/data/rows.py), so a full shuffle costs what reading in sequence does, on a disk
+that seeks quickly.
 """
 
 import hashlib
@@ -30,24 +34,31 @@ CACHE_MB = 512  # of the small columns: those of a million pairs
 
 
 def enlarge(lr: np.ndarray, size: tuple[int, int], mode: str) -> np.ndarray:
-    """uint8 (h, w, 3) -> uint8 (*size, 3): the model's input at full size. mode: area (blocks), bilinear or bicubic.
+    """uint8 (h, w, 3) -> uint8 (*size, 3): the model's input at full size. mode: area (blocks),
+    bilinear or bicubic.
 
-    Source: the released data set, which draws the mode per image; it is `Pair.degradation["enlarge"]`.
+    Source: the released data set, which draws the mode per image; it is
+    `Pair.degradation["enlarge"]`.
     """
     return to_levels(255 * resize_to(lr.astype(np.float32) / 255, size, mode))
 
 
 def shard_files(folder: Path) -> list[Path]:
-    """The shards below `folder`. What a killed writer left behind is in folders with a leading dot and does not count."""
+    """The shards below `folder`. What a killed writer left behind is in folders with a leading dot
+    and does not count.
+    """
     found = (path for path in folder.rglob("*.parquet") if path.is_file())
-    return sorted(path for path in found if not any(name[0] == "." for name in path.relative_to(folder).parts))
+    return sorted(
+        path for path in found if not any(name[0] == "." for name in path.relative_to(folder).parts)
+    )
 
 
 class Shards:
     """Random access to the pairs of a folder of shards; `shards.ids[i]` belongs to `shards[i]`.
 
-    Keeps the small columns of the row groups used last. ValueError naming the shard (and row) if one is missing, of
-    another schema, or damaged; naming the part if one is missing, or left over from a run with other parts.
+    Keeps the small columns of the row groups used last. ValueError naming the shard (and row) if
+    one is missing, of another schema, or damaged; naming the part if one is missing, or left over
+    from a run with other parts.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -61,26 +72,43 @@ class Shards:
         table = pa.concat_tables([self._keys(path) for path in paths])
         self._check_parts(paths)
         if not table.num_rows:
-            raise ValueError(f"{folder}: the shards have no pairs; run the index and degrade stages again")
+            raise ValueError(
+                f"{folder}: the shards have no pairs; run the index and degrade stages again"
+            )
         table = table.sort_by([(name, "ascending") for name in ("source", "top", "left", "id")])
         self.ids: list[str] = table["id"].to_pylist()
         self._group_of = table["group"].to_numpy()
         self._row_of = table["row"].to_numpy()
         if len(set(self.ids)) < len(self.ids):
             twice = next(a for a, b in zip(self.ids, self.ids[1:], strict=False) if a == b)
-            raise ValueError(f"{folder}: the pair {twice} is there twice; delete the folder and {AGAIN}")
+            raise ValueError(
+                f"{folder}: the pair {twice} is there twice; delete the folder and {AGAIN}"
+            )
 
     def _keys(self, path: Path) -> pa.Table:
-        """What orders the pairs of one shard, and where they lie: source, top, left, id, group, row."""
+        """What orders the pairs of one shard, and where they lie: source, top, left, id, group,
+        row.
+        """
         with opened(path) as file:
             tables = []
             for number in range(file.num_row_groups):
-                read = file.read_row_group(number, columns=["id", "source", "box"], use_threads=False)
+                read = file.read_row_group(
+                    number, columns=["id", "source", "box"], use_threads=False
+                )
                 read.validate(full=True)
                 corners = read["box"].combine_chunks().flatten().to_numpy().reshape(-1, 4)
-                columns = {"source": read["source"], "top": corners[:, 0], "left": corners[:, 1], "id": read["id"]}
+                columns = {
+                    "source": read["source"],
+                    "top": corners[:, 0],
+                    "left": corners[:, 1],
+                    "id": read["id"],
+                }
                 group = np.full(read.num_rows, len(self._groups), np.int32)
-                tables.append(pa.table({**columns, "group": group, "row": np.arange(read.num_rows, dtype=np.int32)}))
+                tables.append(
+                    pa.table(
+                        {**columns, "group": group, "row": np.arange(read.num_rows, dtype=np.int32)}
+                    )
+                )
                 self._groups.append((path, number))
         return pa.concat_tables(tables) if tables else _NO_KEYS
 
@@ -94,11 +122,18 @@ class Shards:
             there = {other.parent.name for other in paths}
             if wanted and there != set(wanted):
                 missing, odd = sorted(set(wanted) - there), sorted(there - set(wanted))
-                what = f"part {missing[0]} is missing, run it" if missing else f"part {odd[0]} is left over, delete it"
-                raise ValueError(f"{self.folder}: {what}; {path} belongs to the parts {', '.join(wanted)}")
+                what = (
+                    f"part {missing[0]} is missing, run it"
+                    if missing
+                    else f"part {odd[0]} is left over, delete it"
+                )
+                raise ValueError(
+                    f"{self.folder}: {what}; {path} belongs to the parts {', '.join(wanted)}"
+                )
 
     def fingerprint(self) -> str:
-        """SHA-256 over the hashes of all rows, file by file: what is in the set, without reading an image.
+        """SHA-256 over the hashes of all rows, file by file: what is in the set, without reading an
+        image.
 
         A row whose contents no longer have the hash it states is found when it is read.
         """
@@ -126,15 +161,21 @@ class Shards:
         return self._cache[number]
 
     def order(self, seed: int, epoch: int, rank: int = 0, world: int = 1) -> list[int]:
-        """The indices of one epoch, shuffled: every index once over all ranks, the same for the same arguments.
+        """The indices of one epoch, shuffled: every index once over all ranks, the same for the
+        same arguments.
 
-        Rank r of `world` gets a contiguous part; parts differ by at most one in length. A process that reads with
+        Rank r of `world` gets a contiguous part; parts differ by at most one in length. A process
+        that reads with
         several workers counts them in: worker w of W on rank r is rank r W + w of world x W.
         """
         order = numpy_generator(seed, "order", epoch).permutation(len(self))
-        return [int(i) for i in order[len(order) * rank // world : len(order) * (rank + 1) // world]]
+        return [
+            int(i) for i in order[len(order) * rank // world : len(order) * (rank + 1) // world]
+        ]
 
-    def stream(self, seed: int, epoch: int, rank: int = 0, world: int = 1, start: int = 0) -> Iterator[Pair]:
+    def stream(
+        self, seed: int, epoch: int, rank: int = 0, world: int = 1, start: int = 0
+    ) -> Iterator[Pair]:
         """The pairs of `order`, one in memory at a time, from position `start` on."""
         for index in self.order(seed, epoch, rank, world)[start:]:
             yield self[index]
@@ -142,7 +183,11 @@ class Shards:
 
 _NO_KEYS = pa.table(
     {
-        "source": pa.array([], pa.string()), "top": pa.array([], pa.int32()), "left": pa.array([], pa.int32()),
-        "id": pa.array([], pa.string()), "group": pa.array([], pa.int32()), "row": pa.array([], pa.int32()),
+        "source": pa.array([], pa.string()),
+        "top": pa.array([], pa.int32()),
+        "left": pa.array([], pa.int32()),
+        "id": pa.array([], pa.string()),
+        "group": pa.array([], pa.int32()),
+        "row": pa.array([], pa.int32()),
     }
-)  # fmt: skip
+)

@@ -1,10 +1,13 @@
 """Where photographs come from, and the patches that are cut from them.
 
     photographs("folder" | "scikit-image", split)    sorted by name; nothing is read yet
-    part_of(name, parts)                             by the hash of the name: a new photograph moves none of the others
-    sliding_windows, centred_tiles                   the patches of a training and of a held-out photograph
+    part_of(name, parts)                             by the hash of the name: a new photograph moves
+                                                     none of the others
+    sliding_windows, centred_tiles                   the patches of a training and of a held-out
+                                                     photograph
 
-A name follows from the file's own place and nothing else. gdpo/data/scan.py says which photographs can be used.
+A name follows from the file's own place and nothing else. gdpo/data/scan.py says which photographs
+can be used.
 """
 
 import hashlib
@@ -25,7 +28,13 @@ Read = Callable[[], bytes]
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 # The colour photographs that ship in scikit-image's wheel.
 SCIKIT_IMAGE: dict[Split, tuple[str, ...]] = {
-    "train": ("astronaut.png", "hubble_deep_field.jpg", "ihc.png", "motorcycle_left.png", "retina.jpg"),
+    "train": (
+        "astronaut.png",
+        "hubble_deep_field.jpg",
+        "ihc.png",
+        "motorcycle_left.png",
+        "retina.jpg",
+    ),
     "evaluation": ("chelsea.png", "coffee.png", "rocket.jpg"),
 }
 
@@ -34,7 +43,8 @@ SCIKIT_IMAGE: dict[Split, tuple[str, ...]] = {
 class Photo:
     """One photograph.
 
-    name: unique in its set, can be a file name; source: the `path` of its `Photographs`; file: its place in there;
+    name: unique in its set, can be a file name; source: the `path` of its `Photographs`; file: its
+    place in there;
     resize: to this shorter side; read: its bytes from elsewhere than the file system.
     """
 
@@ -46,18 +56,25 @@ class Photo:
     read: Read | None = None
 
     def load(self) -> np.ndarray:
-        """The pixels, uint8 (H, W, 3) RGB. ValueError naming the file if it is no photograph; OSError from `read`."""
+        """The pixels, uint8 (H, W, 3) RGB. ValueError naming the file if it is no photograph;
+        OSError from `read`.
+        """
         return resized(self.original(), self.resize)
 
     def original(self) -> np.ndarray:
         """The pixels before `resize`."""
-        return read_photo(self.path) if self.read is None else photo_from_bytes(self.read(), str(self.path))
+        return (
+            read_photo(self.path)
+            if self.read is None
+            else photo_from_bytes(self.read(), str(self.path))
+        )
 
 
 def resized(pixels: np.ndarray, side: int | None) -> np.ndarray:
     """uint8 (H, W, 3) at a shorter side of `side` pixels, its shape kept; None leaves it alone.
 
-    Source: "FFHQ resized to 512" (released code's README, which does not say how: here by antialiased bicubic).
+    Source: "FFHQ resized to 512" (released code's README, which does not say how: here by
+    antialiased bicubic).
     """
     height, width = pixels.shape[:2]
     shorter = min(height, width)
@@ -67,30 +84,44 @@ def resized(pixels: np.ndarray, side: int | None) -> np.ndarray:
 
 
 def photographs(spec: str, split: Split, root: Path = Path()) -> list[Photo]:
-    """The photographs of `spec`: a folder tree (relative to `root`), or "scikit-image"; sorted by name.
+    """The photographs of `spec`: a folder tree (relative to `root`), or "scikit-image"; sorted by
+    name.
 
-    ValueError naming the folder if it does not exist or holds no image file (by suffix; names with a leading dot do
-    not count).
+    ValueError naming the folder if it does not exist or holds no image file (by suffix; names with
+    a leading dot do not count).
     """
     if spec == "scikit-image":
-        return [Photo(file.partition(".")[0], place(spec, file, root), spec, file) for file in SCIKIT_IMAGE[split]]
+        return [
+            Photo(file.partition(".")[0], place(spec, file, root), spec, file)
+            for file in SCIKIT_IMAGE[split]
+        ]
     folder = root / spec
     if not folder.is_dir():
         raise ValueError(f"{spec}: no such folder (degrade.{split})")
     # A link to nothing is a photograph that cannot be read, and is said to be one.
-    paths = [path for path in folder.rglob("*") if path.is_file() or (path.is_symlink() and not path.exists())]
+    paths = [
+        path
+        for path in folder.rglob("*")
+        if path.is_file() or (path.is_symlink() and not path.exists())
+    ]
     files = [path.relative_to(folder).as_posix() for path in paths]
-    return [Photo(name, folder / file, spec, file) for name, file in named(files, f"{spec} (degrade.{split})")]
+    return [
+        Photo(name, folder / file, spec, file)
+        for name, file in named(files, f"{spec} (degrade.{split})")
+    ]
 
 
 def named(files: Iterable[str], where: str) -> list[tuple[str, str]]:
-    """(name, file) of the image files among paths with `/`, sorted. A name is the path without suffix, `__` for `/`.
+    """(name, file) of the image files among paths with `/`, sorted. A name is the path without
+    suffix, `__` for `/`.
 
-    Files that differ in their suffix only get the same name; the census takes the first of them. ValueError if there is
-    no image file, saying `where`.
+    Files that differ in their suffix only get the same name; the census takes the first of them.
+    ValueError if there is no image file, saying `where`.
     """
     places = [PurePosixPath(file) for file in files]
-    chosen = [place for place in places if place.suffix.lower() in SUFFIXES and place.name[0] != "."]
+    chosen = [
+        place for place in places if place.suffix.lower() in SUFFIXES and place.name[0] != "."
+    ]
     if not chosen:
         raise ValueError(f"{where}: no photograph here ({', '.join(sorted(SUFFIXES))})")
     return sorted(("__".join(place.with_suffix("").parts), str(place)) for place in chosen)
@@ -105,7 +136,9 @@ def place(spec: str, file: str, root: Path) -> Path:
 def _scikit_image_data() -> Path:
     found = importlib.util.find_spec("skimage")
     if found is None or not found.submodule_search_locations:
-        raise ValueError("scikit-image is not installed: degrade.train and degrade.evaluation must be folders")
+        raise ValueError(
+            "scikit-image is not installed: degrade.train and degrade.evaluation must be folders"
+        )
     return Path(found.submodule_search_locations[0]) / "data"
 
 
@@ -121,12 +154,17 @@ def sliding_windows(height: int, width: int, side: int, stride: int) -> list[Box
 
 
 def centred_tiles(height: int, width: int, side: int) -> list[tuple[str, Box]]:
-    """(row-and-column label, tile) of the square tiles without overlap that fit a held-out photograph, centred."""
+    """(row-and-column label, tile) of the square tiles without overlap that fit a held-out
+    photograph, centred.
+    """
     rows, columns = height // side, width // side
     top, left = (height - rows * side) // 2, (width - columns * side) // 2
     digits = len(str(max(rows, columns, 1) - 1))
     return [
-        (f"{row:0{digits}d}{column:0{digits}d}", Box(top + row * side, left + column * side, side, side))
+        (
+            f"{row:0{digits}d}{column:0{digits}d}",
+            Box(top + row * side, left + column * side, side, side),
+        )
         for row in range(rows)
         for column in range(columns)
     ]

@@ -1,9 +1,11 @@
 """Pairs -> Parquet shards, in one stream that is never held.
 
-    write_shards(folder, pairs, shard_mb)      aside, then renamed: the folder is whole or is not there
+    write_shards(folder, pairs, shard_mb)      aside, then renamed: the folder is whole or is not
+                                               there
 
-Image columns are not compressed again, and each has one page per row group: so a reader knows the place of every image
-from the sizes in the row (gdpo/data/rows.py), and any Parquet reader reads the files.
+Image columns are not compressed again, and each has one page per row group: so a reader knows the
+place of every image from the sizes in the row (gdpo/data/rows.py), and any Parquet reader reads the
+files.
 """
 
 import json
@@ -28,12 +30,16 @@ SETTINGS = {
 }
 
 
-def write_shards(folder: Path, pairs: Iterable[Pair], shard_mb: float, parts: Sequence[str] | None = None) -> int:
-    """Write `pairs` as folder/00000.parquet, ... of at most about `shard_mb` MB each; returns how many there were.
+def write_shards(
+    folder: Path, pairs: Iterable[Pair], shard_mb: float, parts: Sequence[str] | None = None
+) -> int:
+    """Write `pairs` as folder/00000.parquet, ... of at most about `shard_mb` MB each; returns how
+    many there were.
 
-    Whatever was in `folder` is replaced when all of it is written; on any error nothing changes. parts: the names of
-    the folders beside this one that make up the set, this one included; a reader of the set asks for all of them, and a
-    part may be empty. ValueError if there is no pair otherwise, or an id comes twice.
+    Whatever was in `folder` is replaced when all of it is written; on any error nothing changes.
+    parts: the names of the folders beside this one that make up the set, this one included; a
+    reader of the set asks for all of them, and a part may be empty. ValueError if there is no pair
+    otherwise, or an id comes twice.
     """
     note = {} if parts is None else {PARTS_KEY: json.dumps(list(parts)).encode()}
     schema = SCHEMA.with_metadata({**(SCHEMA.metadata or {}), **note})
@@ -71,7 +77,9 @@ def _unique(pairs: Iterable[Pair]) -> Iterator[Row]:
 
 
 def _split(rows: Iterator[Row], limit: int) -> Iterator[Iterator[Row]]:
-    """Cut one stream into streams of at most `limit` bytes (or one row); each must be used up before the next."""
+    """Cut one stream into streams of at most `limit` bytes (or one row); each must be used up
+    before the next.
+    """
     held = next(rows, None)
 
     def shard() -> Iterator[Row]:
@@ -109,10 +117,15 @@ def _write_shard(path: Path, rows: Iterator[Row], schema: pa.Schema) -> int:
 def _table(rows: list[Row], schema: pa.Schema) -> pa.Table:
     """The rows with their hashes, which are those of the values that will be read back."""
     field = schema.field("degradation")
-    for row, struct in zip(rows, pa.array([row["degradation"] for row in rows], field.type).to_pylist(), strict=True):
+    for row, struct in zip(
+        rows, pa.array([row["degradation"] for row in rows], field.type).to_pylist(), strict=True
+    ):
         stored = drawn(struct)
         if stored != row["degradation"]:
-            raise ValueError(f"pair {row['id']}: the schema in gdpo/data/schema.py does not hold {row['degradation']}")
+            raise ValueError(
+                f"pair {row['id']}: the schema in gdpo/data/schema.py does not hold "
+                f"{row['degradation']}"
+            )
         row["degradation"] = stored
         row["sha256"] = row_hash(row)
     return pa.Table.from_pylist(rows, schema=schema)

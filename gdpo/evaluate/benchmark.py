@@ -1,16 +1,21 @@
-"""Held-out evaluation: every model on the same photographs with the same noises, scored on what a user would save.
+"""Held-out evaluation: every model on the same photographs with the same noises, scored on what a
+user would save.
 
-    input     the LR image enlarged bicubically to the size of the HR image; it is also the first row, `bicubic`
+    input     the LR image enlarged bicubically to the size of the HR image; it is also the first
+              row, `bicubic`
     peers     other methods' outputs for the same image, one each, as they are
-    outputs   N per image and model, noise n drawn from key (seed, "evaluate", pair id, n): the same for every model
+    outputs   N per image and model, noise n drawn from key (seed, "evaluate", pair id, n): the same
+              for every model
     scores    of the output rounded to 8 bits, against the HR image
     reward    s' = +-(s - mean_n s_ref) / sigma_ref   for each metric, + where higher is better
-              R  = (1 - d) mean(fidelity s') + d mean(perception s')   with d the detail share of the HR image
+              R  = (1 - d) mean(fidelity s') + d mean(perception s')   with d the detail share of
+                 the HR image
 
-The attribute-aware reward of training is min-max normalised inside a group of candidates: it ranks the members of one
-group and cannot compare the groups of two models. Here the paper's weights stay, and the group's minimum and maximum
-give way to the statistics of a reference model, NAOSD: its mean over noises of that image, and its within-image standard
-deviation of that metric, pooled over all images. So its mean reward is 0 by construction, and the unit is that deviation.
+The attribute-aware reward of training is min-max normalised inside a group of candidates: it ranks
+the members of one group and cannot compare the groups of two models. Here the paper's weights stay,
+and the group's minimum and maximum give way to the statistics of a reference model, NAOSD: its mean
+over noises of that image, and its within-image standard deviation of that metric, pooled over all
+images. So its mean reward is 0 by construction, and the unit is that deviation.
 
 Legend: B C H W batch, channels, height, width; I images; N noises.
 """
@@ -31,12 +36,16 @@ BASELINE, REFERENCE = "bicubic", "naosd"
 REWARD = "reward"
 
 Key = tuple[int | str, ...]
-Upscaler = Callable[[torch.Tensor, list[Key]], torch.Tensor]  # (lr_up_BCHW in [0, 1], B keys) -> image_BCHW in [0, 1]
+Upscaler = Callable[
+    [torch.Tensor, list[Key]], torch.Tensor
+]  # (lr_up_BCHW in [0, 1], B keys) -> image_BCHW in [0, 1]
 
 
 @dataclass(frozen=True)
 class ImageResult:
-    """One image: uint8 outputs (N, H, W, C) and scores {metric: (N,)} by model; N = 1 for the baseline and for peers."""
+    """One image: uint8 outputs (N, H, W, C) and scores {metric: (N,)} by model; N = 1 for the
+    baseline and for peers.
+    """
 
     outputs: dict[str, np.ndarray]
     scores: dict[str, dict[str, Array]]
@@ -48,12 +57,17 @@ def noise_keys(seed: int, pair_id: str, noises: int) -> list[Key]:
 
 
 def comparisons(models: Sequence[str]) -> list[tuple[str, str]]:
-    """The pairs that are compared: every model with the first, the second with every later one, the first with bicubic.
+    """The pairs that are compared: every model with the first, the second with every later one, the
+    first with bicubic.
 
     [naosd, gdpo, control] gives gdpo-naosd, control-naosd, gdpo-control, naosd-bicubic.
     """
     first, *others = models
-    return [*((name, first) for name in others), *((others[0], name) for name in others[1:]), (first, BASELINE)]
+    return [
+        *((name, first) for name in others),
+        *((others[0], name) for name in others[1:]),
+        (first, BASELINE),
+    ]
 
 
 def _eight_bit(image_BCHW: torch.Tensor) -> np.ndarray:
@@ -61,7 +75,9 @@ def _eight_bit(image_BCHW: torch.Tensor) -> np.ndarray:
     return levels.permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def _scores(metrics: Sequence[str], output_BHWC: np.ndarray, hr_CHW: torch.Tensor) -> dict[str, Array]:
+def _scores(
+    metrics: Sequence[str], output_BHWC: np.ndarray, hr_CHW: torch.Tensor
+) -> dict[str, Array]:
     image_BCHW = torch.stack([to_tensor(output) for output in output_BHWC])
     values = score(list(metrics), image_BCHW, hr_CHW.expand_as(image_BCHW))
     return {metric: values[metric].double().cpu().numpy() for metric in metrics}
@@ -73,28 +89,41 @@ def _checked(pair: Pair, scores: dict[str, dict[str, Array]]) -> dict[str, dict[
         for metric, values in metrics.items():
             if not np.isfinite(values).all():
                 raise ValueError(
-                    f"image {pair.id}: {metric} of {model} is not a finite number; leave out the image or the metric"
+                    f"image {pair.id}: {metric} of {model} is not a finite number; leave out the "
+                    "image or the metric"
                 )
     return scores
 
 
 def evaluate_image(
-    pair: Pair, upscalers: Mapping[str, Upscaler], metrics: Sequence[str], *, seed: int, noises: int, batch: int,
+    pair: Pair,
+    upscalers: Mapping[str, Upscaler],
+    metrics: Sequence[str],
+    *,
+    seed: int,
+    noises: int,
+    batch: int,
     peers: Mapping[str, np.ndarray] | None = None,
-) -> ImageResult:  # fmt: skip
-    """Outputs and scores of the bicubic baseline, of peers and of every model on one pair; `batch` outputs at a time.
+) -> ImageResult:
+    """Outputs and scores of the bicubic baseline, of peers and of every model on one pair; `batch`
+    outputs at a time.
 
-    peers: {method: uint8 output of the HR image's size}. Errors: ValueError naming image, metric and model for a score
-    that is not finite; what `gdpo.metrics.score.score` raises.
+    peers: {method: uint8 output of the HR image's size}. Errors: ValueError naming image, metric
+    and model for a score that is not finite; what `gdpo.metrics.score.score` raises.
     """
     height, width = pair.hr.shape[:2]
     bicubic = enlarge(pair.lr, (height, width), "bicubic")
     keys = noise_keys(seed, pair.id, noises)
-    outputs = {BASELINE: bicubic[None], **{name: output[None] for name, output in (peers or {}).items()}}
+    outputs = {
+        BASELINE: bicubic[None],
+        **{name: output[None] for name, output in (peers or {}).items()},
+    }
     for name, upscale in upscalers.items():
         parts = [keys[start : start + batch] for start in range(0, noises, batch)]
         lr_up_CHW = to_tensor(bicubic)
-        outputs[name] = np.concatenate([_eight_bit(upscale(lr_up_CHW.expand(len(part), -1, -1, -1), part)) for part in parts])
+        outputs[name] = np.concatenate(
+            [_eight_bit(upscale(lr_up_CHW.expand(len(part), -1, -1, -1), part)) for part in parts]
+        )
     hr_CHW = to_tensor(pair.hr)
     scores = {name: _scores(metrics, output, hr_CHW) for name, output in outputs.items()}
     return ImageResult(outputs, _checked(pair, scores))
@@ -103,15 +132,20 @@ def evaluate_image(
 def stack(results: Sequence[Mapping[str, Mapping[str, Array]]]) -> Scores:
     """Per-image scores {model: {metric: (N,)}} -> {model: {metric: (I, N)}}."""
     return {
-        model: {metric: np.stack([result[model][metric] for result in results]) for metric in metrics}
+        model: {
+            metric: np.stack([result[model][metric] for result in results]) for metric in metrics
+        }
         for model, metrics in results[0].items()
     }
 
 
-def rewards(scores: Scores, detail_share_I: Array, reward: Reward, reference: str = REFERENCE) -> dict[str, Array]:
+def rewards(
+    scores: Scores, detail_share_I: Array, reward: Reward, reference: str = REFERENCE
+) -> dict[str, Array]:
     """The reward of every output, {model: (I, N)}, as the module docstring defines it.
 
-    A metric in which the reference has no spread at all has no unit and counts 0, and so does a side without metrics.
+    A metric in which the reference has no spread at all has no unit and counts 0, and so does a
+    side without metrics.
     """
 
     def normalised(model: str, metric: str) -> Array:
@@ -127,6 +161,13 @@ def rewards(scores: Scores, detail_share_I: Array, reward: Reward, reference: st
         total: Array = sum((normalised(model, metric) for metric in metrics), np.zeros(1))
         return total / max(len(metrics), 1)
 
-    detail_I1 = np.array([reward.rho_d(share) for share in detail_share_I], dtype=np.float64)[:, None]
-    sides = {model: (mean(model, reward.fidelity), mean(model, reward.perception)) for model in scores}
-    return {model: (1 - detail_I1) * faithful + detail_I1 * perceived for model, (faithful, perceived) in sides.items()}
+    detail_I1 = np.array([reward.rho_d(share) for share in detail_share_I], dtype=np.float64)[
+        :, None
+    ]
+    sides = {
+        model: (mean(model, reward.fidelity), mean(model, reward.perception)) for model in scores
+    }
+    return {
+        model: (1 - detail_I1) * faithful + detail_I1 * perceived
+        for model, (faithful, perceived) in sides.items()
+    }

@@ -1,12 +1,16 @@
-"""Ready-made LR-HR pairs (RealSR, DRealSR, DIV2K-val, ...): two folders of images, paired by name without the suffix.
+"""Ready-made LR-HR pairs (RealSR, DRealSR, DIV2K-val, ...): two folders of images, paired by name
+without the suffix.
 
-    pairs = PairFolder.checked("realsr", lr, hr, peers)     every file read once; all that is wrong in one line
+    pairs = PairFolder.checked("realsr", lr, hr, peers)     every file read once; all that is wrong
+                                                            in one line
     pairs[i]            the pair as a `Pair`; its id is the name
     pairs.peer(i)       {method: its output for the pair}, uint8 images of the HR image's size
 
-The rule for sizes: the LR image is what the model gets enlarged bicubically to the size of the HR image, whatever the
-factor is: 4 as in training, more where the LR image is smaller, 1 (nothing to do) where it has been enlarged already.
-Both sides must grow by the same factor of 1 or more, to within a pixel of the HR image.
+The rule for sizes: the LR image is what the model gets enlarged bicubically to the size of the HR
+image, whatever the
+factor is: 4 as in training, more where the LR image is smaller, 1 (nothing to do) where it has been
+enlarged already. Both sides must grow by the same factor of 1 or more, to within a pixel of the HR
+image.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,26 +26,39 @@ from gdpo.rewards.detail import detail_share
 
 
 def images(folder: Path) -> dict[str, Path]:
-    """The image files directly in a folder by their name without suffix, sorted. ValueError naming the folder or name."""
+    """The image files directly in a folder by their name without suffix, sorted. ValueError naming
+    the folder or name.
+    """
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder of images")
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.name[0] != ".")
+    paths = sorted(
+        path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.name[0] != "."
+    )
     found = {path.stem: path for path in paths}
     if len(found) < len(paths):
         twice = next(path for path in paths if found[path.stem] != path)
-        raise ValueError(f"{twice}: two images of this name but for the suffix; pairs are made by name")
+        raise ValueError(
+            f"{twice}: two images of this name but for the suffix; pairs are made by name"
+        )
     return found
 
 
 def fits(lr: tuple[int, int], hr: tuple[int, int]) -> bool:
-    """Whether an LR image of (height, width) is the HR image made smaller, or of its size: the rule above."""
+    """Whether an LR image of (height, width) is the HR image made smaller, or of its size: the rule
+    above.
+    """
     factor = max(hr) / max(lr)
-    return factor >= 1 and all(abs(small * factor - large) <= max(1.0, factor / 2) for small, large in zip(lr, hr, strict=True))
+    return factor >= 1 and all(
+        abs(small * factor - large) <= max(1.0, factor / 2)
+        for small, large in zip(lr, hr, strict=True)
+    )
 
 
 @dataclass(frozen=True)
 class PairFolder:
-    """The pairs of one benchmark, in order of their names, and the outputs of other methods for them."""
+    """The pairs of one benchmark, in order of their names, and the outputs of other methods for
+    them.
+    """
 
     ids: list[str]
     lr: Mapping[str, Path]
@@ -49,17 +66,21 @@ class PairFolder:
     peers: Mapping[str, Mapping[str, Path]]
 
     @classmethod
-    def checked(cls, name: str, lr: Path, hr: Path, peers: Mapping[str, Path], min_side: int = 1) -> "PairFolder":
+    def checked(
+        cls, name: str, lr: Path, hr: Path, peers: Mapping[str, Path], min_side: int = 1
+    ) -> "PairFolder":
         """Open the folders and read every image once.
 
-        ValueError with one line that names every image that has no partner, is unreadable, does not fit its HR image or
-        has a side below `min_side` (what the metrics need).
+        ValueError with one line that names every image that has no partner, is unreadable, does not
+        fit its HR image or has a side below `min_side` (what the metrics need).
         """
         folders = {method: images(folder) for method, folder in peers.items()}
         found = cls([], images(lr), images(hr), folders)
         if not found.hr:
             raise ValueError(f"{hr}: no image in this folder")
-        names = sorted({*found.hr, *found.lr, *(image for outputs in folders.values() for image in outputs)})
+        names = sorted(
+            {*found.hr, *found.lr, *(image for outputs in folders.values() for image in outputs)}
+        )
         problems = [problem for image in names for problem in found._problems(image, min_side)]
         if problems:
             raise ValueError(f"benchmark {name}: {'; '.join(problems)}")
@@ -83,7 +104,10 @@ class PairFolder:
         hr = sizes.pop("HR")
         for place, size in sizes.items():
             if place == "LR" and not fits(size, hr):
-                yield f"{self.lr[image]} is {_text(size)}, which does not enlarge to its HR image of {_text(hr)}"
+                yield (
+                    f"{self.lr[image]} is {_text(size)}, which does not enlarge to its HR image "
+                    f"of {_text(hr)}"
+                )
             if place != "LR" and size != hr:
                 yield f"{places[place][image]} is {_text(size)}, its HR image {_text(hr)}"
         if min(hr) < min_side:
@@ -93,7 +117,9 @@ class PairFolder:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Pair:
-        """The pair; its detail share is that of its HR image with the grayscale weights of the shards (released)."""
+        """The pair; its detail share is that of its HR image with the grayscale weights of the
+        shards (released).
+        """
         name = self.ids[index]
         hr = read_photo(self.hr[name])
         share = float(detail_share(to_tensor(hr)[None], "released")[0])

@@ -2,11 +2,13 @@
 
     mean       average over images of the mean over noises; its standard error is over images
     spread     sqrt(mean over images of the variance over noises): what one more noise changes
-    difference of two models: per image, mean over noises of a minus that of b; t interval and two-sided p over images
+    difference of two models: per image, mean over noises of a minus that of b; t interval and
+    two-sided p over images
 
-Scores are (I, N) arrays: I images, N noises of one model and one metric. Averaging over noises before anything else
-keeps N noises of one photograph from passing for N photographs. Tiles of one photograph still count one by one: who
-reports these intervals says how many photographs they come from.
+Scores are (I, N) arrays: I images, N noises of one model and one metric. Averaging over noises
+before anything else keeps N noises of one photograph from passing for N photographs. Tiles of one
+photograph still count one by one: who reports these intervals says how many photographs they come
+from.
 """
 
 import math
@@ -35,7 +37,9 @@ class Mean:
 
 @dataclass(frozen=True)
 class Difference:
-    """A paired difference a - b over images: mean, standard error, t interval, two-sided p (NaN below two images)."""
+    """A paired difference a - b over images: mean, standard error, t interval, two-sided p (NaN
+    below two images).
+    """
 
     mean: float
     standard_error: float
@@ -46,7 +50,9 @@ class Difference:
 
 def _checked(scores_IN: Array) -> Array:
     if scores_IN.ndim != 2 or not scores_IN.size:
-        raise ValueError(f"scores must be a filled (images, noises) array, got shape {scores_IN.shape}")
+        raise ValueError(
+            f"scores must be a filled (images, noises) array, got shape {scores_IN.shape}"
+        )
     if not np.isfinite(scores_IN).all():
         raise ValueError("scores hold a NaN or an infinity; no mean can be taken")
     return scores_IN
@@ -61,7 +67,9 @@ def mean_over_images(scores_IN: Array) -> Mean:
 
 
 def within_image_std(scores_IN: Array) -> float:
-    """Standard deviation over noises, pooled over images: sqrt(mean_i var_i), unbiased variances; 0 with one noise."""
+    """Standard deviation over noises, pooled over images: sqrt(mean_i var_i), unbiased variances; 0
+    with one noise.
+    """
     _checked(scores_IN)
     if scores_IN.shape[1] < 2:
         return 0.0
@@ -71,8 +79,8 @@ def within_image_std(scores_IN: Array) -> float:
 def paired_difference(a_IN: Array, b_IM: Array) -> Difference:
     """a - b, paired by image; noise counts may differ (a baseline without noise has one).
 
-    The interval and p are Student's with I - 1 degrees of freedom. Where all images differ by the same, p is 0, or 1
-    if that is no difference.
+    The interval and p are Student's with I - 1 degrees of freedom. Where all images differ by the
+    same, p is 0, or 1 if that is no difference.
     """
     if len(_checked(a_IN)) != len(_checked(b_IM)):
         raise ValueError(f"paired scores need the same images, got {len(a_IN)} and {len(b_IM)}")
@@ -99,22 +107,35 @@ def _json(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _difference_row(scores: Scores, a: str, b: str, metric: str, higher: bool, unit: float) -> dict[str, Any]:
+def _difference_row(
+    scores: Scores, a: str, b: str, metric: str, higher: bool, unit: float
+) -> dict[str, Any]:
     difference = paired_difference(scores[a][metric], scores[b][metric])
     numbers = {key: _json(value) for key, value in vars(difference).items()}
     effect = difference.mean / unit if unit else None
     return {
-        "pair": f"{a}-{b}", "a": a, "b": b, "metric": metric, **numbers,
-        "effect": effect, "verdict": verdict(difference, higher),
-    }  # fmt: skip
+        "pair": f"{a}-{b}",
+        "a": a,
+        "b": b,
+        "metric": metric,
+        **numbers,
+        "effect": effect,
+        "verdict": verdict(difference, higher),
+    }
 
 
 def summarise(
-    scores: Scores, higher_is_better: Mapping[str, bool], pairs: Sequence[tuple[str, str]], *, unit_of: str
+    scores: Scores,
+    higher_is_better: Mapping[str, bool],
+    pairs: Sequence[tuple[str, str]],
+    *,
+    unit_of: str,
 ) -> dict[str, Any]:
-    """Means, spreads and paired differences of every metric, as plain JSON values (NaN becomes null).
+    """Means, spreads and paired differences of every metric, as plain JSON values (NaN becomes
+    null).
 
-    `effect` of a difference is its mean in units of the within-image standard deviation of model `unit_of`.
+    `effect` of a difference is its mean in units of the within-image standard deviation of model
+    `unit_of`.
     """
     units = {metric: within_image_std(values) for metric, values in scores[unit_of].items()}
     models = {

@@ -1,12 +1,15 @@
-"""FID (Heusel et al. 2017) of two sets of images, with clean-fid's resizing: what the field's tables call FID.
+"""FID (Heusel et al. 2017) of two sets of images, with clean-fid's resizing: what the field's
+tables call FID.
 
-    x   = each channel to 299x299 by PIL's bicubic on floats, clipped to 0..255, then (x - 128) / 128
+    x   = each channel to 299x299 by PIL's bicubic on floats, clipped to 0..255, then (x - 128) /
+        128
     f   = the 2048 pooled features of the Inception of 2015-12-05
     FID = |mu_1 - mu_2|^2 + tr(C_1) + tr(C_2) - 2 tr((C_1 C_2)^(1/2))
 
-pyiqa takes the matrix root of C_1 C_2, which for fewer than 2048 images is singular: it takes minutes and its last digits
-depend on the machine. With C_i = A_i^T A_i, A_i the centred features / sqrt(n_i - 1), the same trace is the sum of the
-singular values of A_1 A_2^T, a matrix no larger than the sets.
+pyiqa takes the matrix root of C_1 C_2, which for fewer than 2048 images is singular: it takes
+minutes and its last digits depend on the machine. With C_i = A_i^T A_i, A_i the centred features /
+sqrt(n_i - 1), the same trace is the sum of the singular values of A_1 A_2^T, a matrix no larger
+than the sets.
 
     distance = frechet_distance(features(images), features(references))
 """
@@ -46,11 +49,16 @@ def features(images: Iterable[NDArray[np.uint8]], device: torch.device | str = "
 
 
 def frechet_distance(one: Features, other: Features) -> float:
-    """Frechet distance of the Gaussians fitted to two sets of features (n, D) and (m, D); at least two rows each."""
+    """Frechet distance of the Gaussians fitted to two sets of features (n, D) and (m, D); at least
+    two rows each.
+    """
     if min(len(one), len(other)) < 2:
-        raise ValueError(f"FID needs at least two images in each set, got {len(one)} and {len(other)}")
+        raise ValueError(
+            f"FID needs at least two images in each set, got {len(one)} and {len(other)}"
+        )
     roots = [(rows - rows.mean(0)) / np.sqrt(len(rows) - 1) for rows in (one, other)]
-    # Rotating the rows changes no C_i; a triangle of the features' width does for any number of images.
+    # Rotating the rows changes no C_i; a triangle of the features' width does for any number of
+    # images.
     small = [scipy.linalg.qr(root, mode="r")[0][: root.shape[1]] for root in roots]
     overlap = scipy.linalg.svdvals(small[0] @ small[1].T).sum()
     difference = one.mean(0) - other.mean(0)
@@ -60,5 +68,7 @@ def frechet_distance(one: Features, other: Features) -> float:
 def _resized(image: NDArray[np.uint8]) -> torch.Tensor:
     """clean-fid's resizing: float CHW in 0..255."""
     channels = [Image.fromarray(image[:, :, c].astype(np.float32)) for c in range(3)]
-    small = [np.asarray(channel.resize((SIDE, SIDE), Image.Resampling.BICUBIC)) for channel in channels]
+    small = [
+        np.asarray(channel.resize((SIDE, SIDE), Image.Resampling.BICUBIC)) for channel in channels
+    ]
     return torch.from_numpy(np.stack(small).clip(0, 255))

@@ -1,13 +1,17 @@
-"""Full-reference metrics on luma, with the settings the super-resolution field uses (OSEDiff's and GDPO's tables).
+"""Full-reference metrics on luma, with the settings the super-resolution field uses (OSEDiff's and
+GDPO's tables).
 
-    Y       = 16 + 65.481 R + 128.553 G + 24.966 B          # BT.601 video range, 0..255, no border crop
+    Y       = 16 + 65.481 R + 128.553 G + 24.966 B          # BT.601 video range, 0..255, no border
+            crop
     psnr_y  = 10 log10(1 / (mean((Y - Y')^2) / 255^2 + 1e-8))      # Y as computed
-    ssim_y  = mean of SSIM over 11x11 Gaussian windows, sigma 1.5, valid area only; Y rounded to whole values and
-              negative contrast-structure values set to 0, as pyiqa does (without that single images differ by 0.02)
+    ssim_y  = mean of SSIM over 11x11 Gaussian windows, sigma 1.5, valid area only; Y rounded to
+            whole values and
+              negative contrast-structure values set to 0, as pyiqa does (without that single images
+              differ by 0.02)
 
-Our own code because pyiqa's is 15 times slower on one core and its licence forbids commercial use; both agree with the
-published per-image values (tests/gdpo/metrics/test_score.py). Everything is computed in float64, image by image the
-same whatever else is in the batch.
+Our own code because pyiqa's is 15 times slower on one core and its licence forbids commercial use;
+both agree with the published per-image values (tests/gdpo/metrics/test_score.py). Everything is
+computed in float64, image by image the same whatever else is in the batch.
 
 Shapes: B batch, H height, W width; images are BCHW, RGB in [0, 1].
 """
@@ -25,7 +29,9 @@ def luma(image: torch.Tensor) -> torch.Tensor:
 
 
 def psnr_y(image: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """Peak signal-to-noise ratio of Y in dB, float64 B; equal images give 80 dB (the 1e-8 inside the logarithm)."""
+    """Peak signal-to-noise ratio of Y in dB, float64 B; equal images give 80 dB (the 1e-8 inside
+    the logarithm).
+    """
     error = ((luma(image) - luma(reference)) / 255).square().mean((1, 2))
     return -10 * torch.log10(error + 1e-8)
 
@@ -34,21 +40,29 @@ def ssim_y(image: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """Structural similarity of Y in [0, 1], float64 B; sides must be at least 11 pixels."""
     x, y = luma(image).round(), luma(reference).round()
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    mean_x, mean_y, xx, yy, xy = (gaussian(part, SSIM_WINDOW, SSIM_SIGMA) for part in (x, y, x * x, y * y, x * y))
-    contrast = (2 * (xy - mean_x * mean_y) + c2) / (xx - mean_x.square() + yy - mean_y.square() + c2)
+    mean_x, mean_y, xx, yy, xy = (
+        gaussian(part, SSIM_WINDOW, SSIM_SIGMA) for part in (x, y, x * x, y * y, x * y)
+    )
+    contrast = (2 * (xy - mean_x * mean_y) + c2) / (
+        xx - mean_x.square() + yy - mean_y.square() + c2
+    )
     brightness = (2 * mean_x * mean_y + c1) / (mean_x.square() + mean_y.square() + c1)
     return (brightness * contrast.clamp(min=0)).mean((1, 2))
 
 
 def gaussian(x: torch.Tensor, size: int, sigma: float) -> torch.Tensor:
-    """Separable Gaussian filter of x (..., H, W) over its valid area; size is odd, the window sums to 1."""
+    """Separable Gaussian filter of x (..., H, W) over its valid area; size is odd, the window sums
+    to 1.
+    """
     place = torch.arange(size, dtype=x.dtype) - size // 2
     window = torch.exp(-place.square() / (2 * sigma**2))
     return separable(x, (window / window.sum()).tolist())
 
 
 def separable(x: torch.Tensor, taps: list[float], stride: int = 1) -> torch.Tensor:
-    """Correlation of x (..., H, W) with `taps` along both axes over the valid area, every `stride`-th result."""
+    """Correlation of x (..., H, W) with `taps` along both axes over the valid area, every
+    `stride`-th result.
+    """
     for axis in (-2, -1):
         points = (x.shape[axis] - len(taps)) // stride + 1
         index = [slice(None)] * x.ndim

@@ -1,10 +1,13 @@
-"""A method's output folder and the references, paired by name; and a mean of their scores that hides nothing.
+"""A method's output folder and the references, paired by name; and a mean of their scores that
+hides nothing.
 
-    pairs = pair_folders(sr, hr)                  every missing, extra, unreadable or wrong-size file is named at once
+    pairs = pair_folders(sr, hr)                  every missing, extra, unreadable or wrong-size
+                                                  file is named at once
     value = score_pair(pairs[0], ["psnr_y"])      {"psnr_y": 27.4}
 
-Two files are a pair when their names agree up to the suffix: `a.png` and `a.jpg`. Only the folders themselves are looked
-at, not what lies in folders below them; names with a leading dot and files that are no images do not count.
+Two files are a pair when their names agree up to the suffix: `a.png` and `a.jpg`. Only the folders
+themselves are looked at, not what lies in folders below them; names with a leading dot and files
+that are no images do not count.
 """
 
 import math
@@ -20,7 +23,10 @@ from gdpo.images import read_photo, to_tensor
 from gdpo.metrics.score import score
 
 NAMED = 5  # of each kind of wrong file
-_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that swap width and height
+_ORIENTATION, _TURNED = (
+    0x0112,
+    (5, 6, 7, 8),
+)  # the EXIF tag, and its values that swap width and height
 
 
 @dataclass(frozen=True)
@@ -34,22 +40,31 @@ class Pair:
 
 
 def shown(text: object) -> str:
-    """Text that is safe on a terminal: control characters and bytes that are no text come out as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
+    """Text that is safe on a terminal: control characters and bytes that are no text come out as
+    escapes.
+    """
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text)
+    )
 
 
 def pair_folders(sr: Path, hr: Path | None) -> list[Pair]:
     """The images of `sr` with their references in `hr`, sorted by name.
 
-    Raises ValueError, one line that names up to five files of each kind: images without a reference, references without
-    an image, unequal sizes, unreadable files; or a folder that is absent or has no image, or two with one name.
+    Raises ValueError, one line that names up to five files of each kind: images without a
+    reference, references without an image, unequal sizes, unreadable files; or a folder that is
+    absent or has no image, or two with one name.
     """
     images, references = _by_name(sr), {} if hr is None else _by_name(hr)
     problems: dict[str, list[str]] = {}
     pairs = []
     if hr is not None:
-        problems[f"missing in {shown(sr)}"] = [shown(name) for name in references if name not in images]
-        problems[f"without a reference in {shown(hr)}"] = [shown(name) for name in images if name not in references]
+        problems[f"missing in {shown(sr)}"] = [
+            shown(name) for name in references if name not in images
+        ]
+        problems[f"without a reference in {shown(hr)}"] = [
+            shown(name) for name in images if name not in references
+        ]
     for name in sorted(images.keys() & references.keys() if hr is not None else images):
         files = [images[name], *([references[name]] if hr is not None else [])]
         sizes = [_size(file) for file in files]
@@ -77,18 +92,28 @@ def _by_name(folder: Path) -> dict[str, Path]:
     """The image files of a folder by stem, sorted."""
     if not folder.is_dir():
         raise ValueError(f"{shown(folder)}: no such folder")
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.name[0] != "." and p.is_file())
+    paths = sorted(
+        p
+        for p in folder.iterdir()
+        if p.suffix.lower() in SUFFIXES and p.name[0] != "." and p.is_file()
+    )
     if not paths:
-        raise ValueError(f"{shown(folder)}: no image in this folder ({', '.join(sorted(SUFFIXES))})")
+        raise ValueError(
+            f"{shown(folder)}: no image in this folder ({', '.join(sorted(SUFFIXES))})"
+        )
     named: dict[str, Path] = {}
     twice = sorted({p.stem for p in paths if named.setdefault(p.stem, p) != p})
     if twice:
-        raise ValueError(f"{shown(folder)}: two files of one name: {_some([shown(name) for name in twice])}")
+        raise ValueError(
+            f"{shown(folder)}: two files of one name: {_some([shown(name) for name in twice])}"
+        )
     return named
 
 
 def _size(path: Path) -> tuple[int, int] | None:
-    """(width, height) upright, from the header where PIL knows the format; None if the file is no image."""
+    """(width, height) upright, from the header where PIL knows the format; None if the file is no
+    image.
+    """
     try:
         with Image.open(path) as image:
             turned = image.getexif().get(_ORIENTATION) in _TURNED
@@ -103,9 +128,13 @@ def _size(path: Path) -> tuple[int, int] | None:
     return width, height
 
 
-def score_pair(pair: Pair, names: Sequence[str], device: torch.device | str = "cpu") -> dict[str, float]:
+def score_pair(
+    pair: Pair, names: Sequence[str], device: torch.device | str = "cpu"
+) -> dict[str, float]:
     """The metrics of one pair of files. ValueError naming a file that turns out to be broken."""
-    image, reference = (None if path is None else _load(path, device) for path in (pair.image, pair.reference))
+    image, reference = (
+        None if path is None else _load(path, device) for path in (pair.image, pair.reference)
+    )
     assert image is not None
     return {name: float(value) for name, value in score(names, image, reference).items()}
 
@@ -115,6 +144,8 @@ def _load(path: Path, device: torch.device | str) -> torch.Tensor:
 
 
 def mean(values: Iterable[float]) -> float | None:
-    """The mean, or None if there is no value or one is not finite (VIF of a black image): no image is left out of it."""
+    """The mean, or None if there is no value or one is not finite (VIF of a black image): no image
+    is left out of it.
+    """
     found = list(values)
     return math.fsum(found) / len(found) if found and all(map(math.isfinite, found)) else None

@@ -1,13 +1,16 @@
 """MANIQA (Yang et al. 2022) over 20 crops of a fixed grid, many images at once.
 
-    crops   224x224 at the first 20 places of a 5x5 grid with steps (H - 224) // 4, (W - 224) // 4: never the last row
-    q, w    = per patch of each crop, from ViT blocks 6..9 -> token attention -> Swin -> token attention -> Swin
+    crops   224x224 at the first 20 places of a 5x5 grid with steps (H - 224) // 4, (W - 224) // 4:
+            never the last row
+    q, w    = per patch of each crop, from ViT blocks 6..9 -> token attention -> Swin -> token
+            attention -> Swin
     score   = sum(w q) / (sum(w) + 1e-8) over all patches of all crops of the image
 
-pyiqa's `forward` does the same with all crops of a batch in one pass, through ViT blocks 10 and 11 and a head that
-nothing reads, and keeps every block's output in a list, which makes it not re-entrant. Here crops go in chunks of `CHUNK`, the
-ViT stops after block 9, and no step waits for the device. pyiqa drew its crops at random up to 0.1.10: published values
-of that time scatter around these.
+pyiqa's `forward` does the same with all crops of a batch in one pass, through ViT blocks 10 and 11
+and a head that nothing reads, and keeps every block's output in a list, which makes it not
+re-entrant. Here crops go in chunks of `CHUNK`, the ViT stops after block 9, and no step waits for
+the device. pyiqa drew its crops at random up to 0.1.10: published values of that time scatter
+around these.
 
     score_B = maniqa(build("maniqa", device), image_BCHW)
 
@@ -28,7 +31,8 @@ _BLOCKS = [6, 7, 8, 9]
 def maniqa(network: Any, image: torch.Tensor) -> torch.Tensor:
     """score_B of each image: about 0..1, higher is better.
 
-    network: pyiqa's MANIQA as `networks.build` makes it; image: float BCHW, RGB in [0, 1], on the network's device.
+    network: pyiqa's MANIQA as `networks.build` makes it; image: float BCHW, RGB in [0, 1], on the
+    network's device.
     """
     mean, std = network.default_mean.to(image), network.default_std.to(image)
     crops = uniform_crops((image - mean) / std)
@@ -38,18 +42,26 @@ def maniqa(network: Any, image: torch.Tensor) -> torch.Tensor:
 
 
 def uniform_crops(image: torch.Tensor) -> torch.Tensor:
-    """The crops (B * 20, C, 224, 224) of BCHW, image by image; sides up to 224 are first enlarged (pyiqa's rule)."""
+    """The crops (B * 20, C, 224, 224) of BCHW, image by image; sides up to 224 are first enlarged
+    (pyiqa's rule).
+    """
     if min(image.shape[2:]) <= SIDE:
-        image = functional.interpolate(image, scale_factor=(SIDE + 1) / min(image.shape[2:]), mode="bilinear")
+        image = functional.interpolate(
+            image, scale_factor=(SIDE + 1) / min(image.shape[2:]), mode="bilinear"
+        )
     down, right = ((side - SIDE) // (GRID - 1) for side in image.shape[2:])
     places = [(i * down, j * right) for i in range(GRID) for j in range(GRID)][:CROPS]
-    return torch.stack([image[:, :, y : y + SIDE, x : x + SIDE] for y, x in places], 1).flatten(0, 1)
+    return torch.stack([image[:, :, y : y + SIDE, x : x + SIDE] for y, x in places], 1).flatten(
+        0, 1
+    )
 
 
 def _patches(network: Any, crops: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Quality and weight, each (N, P), of the patches of crops (N, C, 224, 224)."""
     side = network.input_size
-    blocks = network.vit.forward_intermediates(crops, _BLOCKS, stop_early=True, output_fmt="NLC", intermediates_only=True)
+    blocks = network.vit.forward_intermediates(
+        crops, _BLOCKS, stop_early=True, output_fmt="NLC", intermediates_only=True
+    )
     x = torch.cat(blocks, 2).transpose(1, 2)
     stages = (
         (network.tablock1, network.conv1, network.swintransformer1),

@@ -1,15 +1,21 @@
-"""pyiqa's metrics, built from files that lie here: nothing is downloaded, and weights are read without unpickling code.
+"""pyiqa's metrics, built from files that lie here: nothing is downloaded, and weights are read
+without unpickling code.
 
-pyiqa itself fetches what it misses, into a folder that it works out when it is imported, and unpickles what it finds.
-While a metric is built here, these functions of its modules are ours:
+pyiqa itself fetches what it misses, into a folder that it works out when it is imported, and
+unpickles what it finds. While a metric is built here, these functions of its modules are ours:
 
-    load_pretrained_network     musiq, maniqa, lpips, dists, inception     $TORCH_HOME/hub/pyiqa, weights-only, checked
-    load_state_dict_from_url    torchvision's AlexNet and VGG16            $TORCH_HOME/hub/checkpoints, the same
-    load (CLIP)                 clipiqa: OpenAI's archive if its SHA-256 is the published one, else a weights-only file;
-                                afine: the fine-tuned CLIP inside afine.pth, so OpenAI's ViT-B/32 is not needed
-    timm.create_model           maniqa fetches an ImageNet ViT that its own checkpoint then overwrites: no fetching
+    load_pretrained_network     musiq, maniqa, lpips, dists, inception     $TORCH_HOME/hub/pyiqa,
+                                weights-only, checked
+    load_state_dict_from_url    torchvision's AlexNet and VGG16
+                                $TORCH_HOME/hub/checkpoints, the same
+    load (CLIP)                 clipiqa: OpenAI's archive if its SHA-256 is the published one, else
+                                a weights-only file; afine: the fine-tuned CLIP inside afine.pth, so
+                                OpenAI's ViT-B/32 is not needed
+    timm.create_model           maniqa fetches an ImageNet ViT that its own checkpoint then
+                                overwrites: no fetching
 
-TORCH_HOME counts as it stands at the call. A file that is absent is the caller's to name before (metrics.check_available).
+TORCH_HOME counts as it stands at the call. A file that is absent is the caller's to name before
+(metrics.check_available).
 """
 
 import contextlib
@@ -43,25 +49,38 @@ def hub() -> Path:
 def build(pyiqa_name: str, device: torch.device | str, **options: Any) -> nn.Module:
     """pyiqa's module of that name in evaluation mode, on the device, from the files below `hub()`.
 
-    The module comes without pyiqa's wrapper, whose range check would copy every batch back from the device.
-    ValueError naming a file that is absent or is not what its name says.
+    The module comes without pyiqa's wrapper, whose range check would copy every batch back from the
+    device. ValueError naming a file that is absent or is not what its name says.
     """
-    if pyiqa_name == "ms_ssim":  # pyiqa looks for a module of that name and, finding none, imports all its 60
+    if (
+        pyiqa_name == "ms_ssim"
+    ):  # pyiqa looks for a module of that name and, finding none, imports all its 60
         importlib.import_module("pyiqa.archs.ssim_arch")
     if pyiqa_name.startswith("afine"):
         options["pretrained_model_path"] = str(_present(hub() / "pyiqa" / "afine.pth"))
     if pyiqa_name == "niqe":
-        options["pretrained_model_path"] = str(_present(hub() / "pyiqa" / "niqe_modelparameters.mat"))
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), offline(_ARCH.get(pyiqa_name, "")):
+        options["pretrained_model_path"] = str(
+            _present(hub() / "pyiqa" / "niqe_modelparameters.mat")
+        )
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        offline(_ARCH.get(pyiqa_name, "")),
+    ):
         warnings.simplefilter("ignore")  # deprecated names, and a file left open
-        metric = importlib.import_module("pyiqa").create_metric(pyiqa_name, device=torch.device(device), **options)
+        metric = importlib.import_module("pyiqa").create_metric(
+            pyiqa_name, device=torch.device(device), **options
+        )
     network: Any = metric.net.eval()
-    for part in network.modules():  # what pyiqa keeps as plain attributes would be copied over at every call
+    for part in (
+        network.modules()
+    ):  # what pyiqa keeps as plain attributes would be copied over at every call
         for name, value in vars(part).items():
             if isinstance(value, torch.Tensor):
                 setattr(part, name, value.to(device))
     if pyiqa_name.startswith("maniqa"):
-        # Its hooks keep every block's output until its own `forward` clears them; gdpo/metrics/maniqa.py never calls that.
+        # Its hooks keep every block's output until its own `forward` clears them;
+        # gdpo/metrics/maniqa.py never calls that.
         network.save_output.outputs = deque(maxlen=0)
     module: nn.Module = network.requires_grad_(False)
     return module
@@ -69,7 +88,9 @@ def build(pyiqa_name: str, device: torch.device | str, **options: Any) -> nn.Mod
 
 @contextlib.contextmanager
 def offline(arch: str) -> Iterator[None]:
-    """Replace what would download or unpickle while a metric of the module `pyiqa.archs.<arch>` is built."""
+    """Replace what would download or unpickle while a metric of the module `pyiqa.archs.<arch>` is
+    built.
+    """
     if arch == "clipiqa_arch":
         _import_clip()
     with contextlib.ExitStack() as stack:
@@ -79,7 +100,9 @@ def offline(arch: str) -> Iterator[None]:
 
 
 def _import_clip() -> None:
-    """openai-clip takes `packaging` from pkg_resources, for one comparison; setuptools has had none since its version 82."""
+    """openai-clip takes `packaging` from pkg_resources, for one comparison; setuptools has had none
+    since its version 82.
+    """
     if "clip" in sys.modules or importlib.util.find_spec("pkg_resources"):
         return
     stand_in: Any = ModuleType("pkg_resources")
@@ -102,17 +125,26 @@ def _replaced(owner: Any, name: str, replacement: Callable[..., Any]) -> Iterato
 
 
 def read_weights(path: Path) -> dict[str, Any]:
-    """What a .pth or .pt file holds, tensors only: ValueError naming a file that is absent, cut short, or holds code."""
+    """What a .pth or .pt file holds, tensors only: ValueError naming a file that is absent, cut
+    short, or holds code.
+    """
     _present(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        what = "no file of torch's, or one that holds more than tensors"  # torch's own text advises to read it all the same
-        raise ValueError(f"{path}: not a readable file of weights ({what}); fetch it again") from error
+        # torch's own text advises to read it all the same
+        what = "no file of torch's, or one that holds more than tensors"
+        raise ValueError(
+            f"{path}: not a readable file of weights ({what}); fetch it again"
+        ) from error
     except Exception as error:  # torch reports a broken file with whatever its reader hits first
-        raise ValueError(f"{path}: not a readable file of weights ({_first_line(error)}); fetch it again") from error
+        raise ValueError(
+            f"{path}: not a readable file of weights ({_first_line(error)}); fetch it again"
+        ) from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: holds {type(content).__name__}, not weights by name; fetch it again")
+        raise ValueError(
+            f"{path}: holds {type(content).__name__}, not weights by name; fetch it again"
+        )
     return content
 
 
@@ -127,7 +159,9 @@ def _first_line(error: Exception) -> str:
     return f"{line[:80]} ..." if len(line) > 80 else line
 
 
-def _load_pretrained(network: nn.Module, url: str, strict: bool = True, weight_keys: str | None = None) -> None:
+def _load_pretrained(
+    network: nn.Module, url: str, strict: bool = True, weight_keys: str | None = None
+) -> None:
     """In the place of pyiqa's function of (almost) that name."""
     path = hub() / "pyiqa" / Path(urlparse(url).path).name
     state = read_weights(path)
@@ -136,8 +170,11 @@ def _load_pretrained(network: nn.Module, url: str, strict: bool = True, weight_k
     try:
         result = network.load_state_dict(state, strict=strict)
     except RuntimeError as error:
-        raise ValueError(f"{path}: not the weights of {type(network).__name__} ({_first_line(error)})") from error
-    # Not strict: LPIPS and DISTS have their backbones elsewhere. A file of something else would change nothing, silently.
+        raise ValueError(
+            f"{path}: not the weights of {type(network).__name__} ({_first_line(error)})"
+        ) from error
+    # Not strict: LPIPS and DISTS have their backbones elsewhere. A file of something else would
+    # change nothing, silently.
     if len(result.unexpected_keys) == len(state):
         raise ValueError(f"{path}: not the weights of {type(network).__name__} (none of its names)")
 
@@ -161,7 +198,9 @@ def _archive(path: Path) -> dict[str, Any]:
 def _afine_clip(*_: Any, **__: Any) -> tuple[nn.Module, None]:
     """In the place of the CLIP loader of afine, whose weights afine.pth then overwrites."""
     path = hub() / "pyiqa" / "afine.pth"
-    return _clip_model("pyiqa.archs.afineclip_model", path, dict(read_weights(path).get("finetuned_clip", {}))), None
+    return _clip_model(
+        "pyiqa.archs.afineclip_model", path, dict(read_weights(path).get("finetuned_clip", {}))
+    ), None
 
 
 def _clip_model(module: str, path: Path, state: dict[str, Any]) -> nn.Module:
@@ -186,10 +225,16 @@ def sha256(path: Path) -> str:
 
 
 _ARCH = {
-    "musiq": "musiq_arch", "maniqa": "maniqa_arch", "maniqa-pipal": "maniqa_arch", "lpips": "lpips_arch",
-    "lpips-vgg": "lpips_arch", "dists": "dists_arch", "clipiqa": "clipiqa_arch", "afine_all_scale": "afine_arch",
+    "musiq": "musiq_arch",
+    "maniqa": "maniqa_arch",
+    "maniqa-pipal": "maniqa_arch",
+    "lpips": "lpips_arch",
+    "lpips-vgg": "lpips_arch",
+    "dists": "dists_arch",
+    "clipiqa": "clipiqa_arch",
+    "afine_all_scale": "afine_arch",
     "fid": "inception",
-}  # fmt: skip
+}
 _TORCHVISION = ("torchvision.models._api", "load_state_dict_from_url", _backbone)
 
 

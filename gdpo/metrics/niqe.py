@@ -1,13 +1,18 @@
-"""NIQE (Mittal, Soundararajan, Bovik 2013) with parameters fitted by us, so that it needs no downloaded file.
+"""NIQE (Mittal, Soundararajan, Bovik 2013) with parameters fitted by us, so that it needs no
+downloaded file.
 
-    n = (Y - mean) / (std + 1)                      # 7x7 Gaussian, at full and at half size, Y rounded to whole values
-    f = 36 features of each block of n: the shape and width of generalized Gaussians fitted to n and to n times its
+    n = (Y - mean) / (std + 1)                      # 7x7 Gaussian, at full and at half size, Y
+                                                    rounded to whole values
+    f = 36 features of each block of n: the shape and width of generalized Gaussians fitted to n and
+    to n times its
         four neighbours, at both sizes
-    niqe = sqrt((mu - mu_0)^T ((cov + cov_0) / 2)^-1 (mu - mu_0)),    mu, cov over the image's blocks
+    niqe = sqrt((mu - mu_0)^T ((cov + cov_0) / 2)^-1 (mu - mu_0)),    mu, cov over the image's
+    blocks
 
-mu_0 and cov_0 describe sharp blocks of pristine photographs: `fit_niqe`. The usual block is 96 pixels; small crops
-have none or one of those, so ours is 32, and a value is comparable only with values of the same parameter file. With
-the same parameters the result is that of pyiqa's `niqe` to 1e-3 relative (tests), some 20 times faster on one core.
+mu_0 and cov_0 describe sharp blocks of pristine photographs: `fit_niqe`. The usual block is 96
+pixels; small crops have none or one of those, so ours is 32, and a value is comparable only with
+values of the same parameter file. With the same parameters the result is that of pyiqa's `niqe` to
+1e-3 relative (tests), some 20 times faster on one core.
 
     write_niqe(path, fit_niqe(photos));  niqe(image_BCHW, read_niqe(path))
 
@@ -31,13 +36,17 @@ from gdpo.metrics.fidelity import gaussian, separable
 
 BLOCK = 32
 FEATURES = 36
-SHARP = 0.75  # a block is used for the fit when its mean local contrast reaches this share of the photograph's best
+# a block is used for the fit when its mean local contrast reaches this share of the photograph's
+# best
+SHARP = 0.75
 _SHIFTS = ((0, 1), (1, 0), (1, 1), (1, -1))
 
 
 @dataclass(frozen=True)
 class Pristine:
-    """The Gaussian model of pristine blocks: mu (36,), cov (36, 36), float64, and the block side in pixels."""
+    """The Gaussian model of pristine blocks: mu (36,), cov (36, 36), float64, and the block side in
+    pixels.
+    """
 
     mu: NDArray[np.float64]
     cov: NDArray[np.float64]
@@ -47,7 +56,8 @@ class Pristine:
 def niqe(image: torch.Tensor, pristine: Pristine) -> torch.Tensor:
     """NIQE of each image, float64 B; lower is better.
 
-    image: BCHW RGB in [0, 1], sides >= the block. An image without a textured block (all black, say) has no
+    image: BCHW RGB in [0, 1], sides >= the block. An image without a textured block (all black,
+    say) has no
     statistics: its features count as zero, which gives a large finite value.
     """
     features = block_features(image, pristine.block)
@@ -55,10 +65,18 @@ def niqe(image: torch.Tensor, pristine: Pristine) -> torch.Tensor:
     return torch.stack([_distance(one[~one.isnan().any(1)], one, mu_0, cov_0) for one in features])
 
 
-def _distance(complete: torch.Tensor, features: torch.Tensor, mu_0: torch.Tensor, cov_0: torch.Tensor) -> torch.Tensor:
-    """Distance of one image's features (N, 36) from the model; the covariance is that of the complete rows."""
+def _distance(
+    complete: torch.Tensor, features: torch.Tensor, mu_0: torch.Tensor, cov_0: torch.Tensor
+) -> torch.Tensor:
+    """Distance of one image's features (N, 36) from the model; the covariance is that of the
+    complete rows.
+    """
     mu = features.nanmean(0).nan_to_num()
-    cov = complete.T.cov(correction=int(len(complete) > 1)) if len(complete) else torch.zeros_like(cov_0)
+    cov = (
+        complete.T.cov(correction=int(len(complete) > 1))
+        if len(complete)
+        else torch.zeros_like(cov_0)
+    )
     difference = mu - mu_0
     squared: torch.Tensor = difference @ torch.linalg.solve((cov + cov_0) / 2, difference)
     return squared.sqrt()
@@ -67,41 +85,60 @@ def _distance(complete: torch.Tensor, features: torch.Tensor, mu_0: torch.Tensor
 def fit_niqe(photos: Iterable[NDArray[np.uint8]], block: int = BLOCK) -> Pristine:
     """Fit the model of pristine blocks to photographs (uint8 HWC RGB).
 
-    Of each photograph the blocks count whose mean local contrast is at least `SHARP` of its best block's (the rule of
-    the paper). Raises ValueError when that leaves too few blocks for a covariance.
+    Of each photograph the blocks count whose mean local contrast is at least `SHARP` of its best
+    block's (the rule of the paper). Raises ValueError when that leaves too few blocks for a
+    covariance.
     """
     rows = []
     for photo in photos:
         image = torch.tensor(photo).permute(2, 0, 1)[None].double() / 255
         if min(image.shape[2:]) < block:
-            raise ValueError(f"photos must have sides of at least {block} pixels, got {tuple(photo.shape)}")
+            raise ValueError(
+                f"photos must have sides of at least {block} pixels, got {tuple(photo.shape)}"
+            )
         _, deviation = _normalise(_gray(_whole_blocks(image, block)))
         contrast = functional.avg_pool2d(deviation[:, None], block).flatten()
         features = block_features(image, block)[0]
         rows.append(features[(contrast >= SHARP * contrast.max()) & ~features.isnan().any(1)])
     kept = torch.cat(rows) if rows else torch.zeros(0, FEATURES)
     if len(kept) <= 2 * FEATURES:
-        raise ValueError(f"photos give {len(kept)} sharp blocks, but the fit needs more than {2 * FEATURES}")
+        raise ValueError(
+            f"photos give {len(kept)} sharp blocks, but the fit needs more than {2 * FEATURES}"
+        )
     return Pristine(kept.mean(0).numpy(), kept.T.cov().numpy(), block)
 
 
 def write_niqe(path: Path, pristine: Pristine) -> None:
-    """Write the parameters as the .mat file that pyiqa's `pretrained_model_path` reads; the same bytes every time."""
-    content = {"mu_prisparam": pristine.mu[None], "cov_prisparam": pristine.cov, "block_size": pristine.block}
+    """Write the parameters as the .mat file that pyiqa's `pretrained_model_path` reads; the same
+    bytes every time.
+    """
+    content = {
+        "mu_prisparam": pristine.mu[None],
+        "cov_prisparam": pristine.cov,
+        "block_size": pristine.block,
+    }
     scipy.io.savemat(str(path), content, appendmat=False)
     with path.open("r+b") as file:  # over SciPy's header, which has the date
         file.write(b"MATLAB 5.0 MAT-file: NIQE parameters fitted by gdpo-sr".ljust(116))
 
 
 def read_niqe(path: Path) -> Pristine:
-    """Read parameters written by `write_niqe`, or the published file (96-pixel blocks). ValueError naming the file."""
+    """Read parameters written by `write_niqe`, or the published file (96-pixel blocks). ValueError
+    naming the file.
+    """
     try:
         content: dict[str, Any] = scipy.io.loadmat(path)
-        mu, cov = np.ravel(content["mu_prisparam"]).astype(float), np.asarray(content["cov_prisparam"], float)
+        mu, cov = (
+            np.ravel(content["mu_prisparam"]).astype(float),
+            np.asarray(content["cov_prisparam"], float),
+        )
     except (KeyError, ValueError, TypeError, OSError, MatReadError) as error:
         raise ValueError(f"{path}: not a file of NIQE parameters ({error})") from error
     if mu.shape != (FEATURES,) or cov.shape != (FEATURES, FEATURES):
-        raise ValueError(f"{path}: NIQE parameters must be {FEATURES} means and their covariance, got {cov.shape}")
+        raise ValueError(
+            f"{path}: NIQE parameters must be {FEATURES} means and their covariance, got "
+            f"{cov.shape}"
+        )
     return Pristine(mu, cov, int(np.ravel(content.get("block_size", 96))[0]))
 
 
@@ -142,7 +179,9 @@ def _normalise(gray: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _features(tiles: torch.Tensor) -> torch.Tensor:
-    """18 features of each tile (B N h w): generalized-Gaussian fits to the tile and to its neighbour products."""
+    """18 features of each tile (B N h w): generalized-Gaussian fits to the tile and to its
+    neighbour products.
+    """
     alpha, left, right = _fit(tiles)
     out = [alpha, (left + right) / 2]
     for shift in _SHIFTS:
@@ -153,7 +192,9 @@ def _features(tiles: torch.Tensor) -> torch.Tensor:
 
 
 def _fit(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Shape, left and right scale of an asymmetric generalized Gaussian, by moments, for each x[..., :, :]."""
+    """Shape, left and right scale of an asymmetric generalized Gaussian, by moments, for each
+    x[..., :, :].
+    """
     square = x.square()
     negative, positive = x < 0, x > 0
     left = ((square * negative).sum((-2, -1)) / negative.sum((-2, -1))).sqrt()
@@ -167,7 +208,9 @@ def _fit(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def _nearest_shape(moment: torch.Tensor) -> torch.Tensor:
-    """The shape 0.2, 0.201 ... 10 whose moment ratio Gamma(2/a)^2 / (Gamma(1/a) Gamma(3/a)) lies nearest."""
+    """The shape 0.2, 0.201 ... 10 whose moment ratio Gamma(2/a)^2 / (Gamma(1/a) Gamma(3/a)) lies
+    nearest.
+    """
     shapes, ratios = (table.to(moment.device) for table in _shape_table())
     upper = torch.searchsorted(ratios, moment.contiguous()).clamp(1, len(ratios) - 1)
     below = moment - ratios[upper - 1] <= ratios[upper] - moment
@@ -183,7 +226,9 @@ def _shape_table() -> tuple[torch.Tensor, torch.Tensor]:
 
 @cache
 def _halving_taps() -> list[float]:
-    """MATLAB's `imresize(x, 0.5)`: the cubic kernel (a = -1/2) stretched twofold, centred between two pixels."""
+    """MATLAB's `imresize(x, 0.5)`: the cubic kernel (a = -1/2) stretched twofold, centred between
+    two pixels.
+    """
     distance = np.abs(np.arange(8) - 3.5) / 2
     inner = 1.5 * distance**3 - 2.5 * distance**2 + 1
     outer = -0.5 * distance**3 + 2.5 * distance**2 - 4 * distance + 2

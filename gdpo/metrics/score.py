@@ -1,11 +1,14 @@
-"""Every image metric the pipeline uses, by one name each that says which variant it is (the rows: gdpo/metrics/table.py).
+"""Every image metric the pipeline uses, by one name each that says which variant it is (the rows:
+gdpo/metrics/table.py).
 
-    scores = score(["psnr_y", "niqe"], image_BCHW, reference_BCHW)      # {"psnr_y": float64 B, "niqe": float64 B}
+    scores = score(["psnr_y", "niqe"], image_BCHW, reference_BCHW)      # {"psnr_y": float64 B,
+    "niqe": float64 B}
 
-psnr_y, ssim_y and niqe are ours; the others are pyiqa's formulas and networks (its licence is PolyForm Noncommercial;
-it is imported only when one of its metrics is asked for, which takes seconds). Nothing is ever downloaded: a metric
-whose weights are absent is an error that says which file goes where. For all metrics that need no weights the same
-image gives the same bytes, whatever else is in the batch.
+psnr_y, ssim_y and niqe are ours; the others are pyiqa's formulas and networks (its licence is
+PolyForm Noncommercial; it is imported only when one of its metrics is asked for, which takes
+seconds). Nothing is ever downloaded: a metric whose weights are absent is an error that says which
+file goes where. For all metrics that need no weights the same image gives the same bytes, whatever
+else is in the batch.
 
 Shapes: B batch, C channels, H W pixels; images are RGB in [0, 1].
 """
@@ -49,12 +52,17 @@ def higher_is_better(name: str) -> bool:
 
 def files(name: str) -> list[Path]:
     """The files a metric reads, whether or not they are there. ValueError for an unknown name."""
-    return [NIQE_FILE] if name == "niqe" else [networks.hub() / file for file in metric(name).weights]
+    return (
+        [NIQE_FILE] if name == "niqe" else [networks.hub() / file for file in metric(name).weights]
+    )
 
 
 def missing(names: Sequence[str]) -> dict[str, str]:
     """The metrics whose files are absent or empty: {name: which files, and where they go}."""
-    found = {name: [file for file in files(name) if not file.is_file() or not file.stat().st_size] for name in names}
+    found = {
+        name: [file for file in files(name) if not file.is_file() or not file.stat().st_size]
+        for name in names
+    }
     return {
         name: "; ".join(f"{file.name} is missing; put it into {file.parent}" for file in absent)
         for name, absent in found.items()
@@ -63,15 +71,19 @@ def missing(names: Sequence[str]) -> dict[str, str]:
 
 
 def check_available(names: Sequence[str]) -> None:
-    """Raise ValueError naming the first metric that is unknown or whose file is missing, that file and its place."""
+    """Raise ValueError naming the first metric that is unknown or whose file is missing, that file
+    and its place.
+    """
     for name, reason in missing(names).items():
         raise ValueError(f"metric {name}: {reason}")
 
 
 def unusable(names: Sequence[str], device: torch.device | str = "cpu") -> dict[str, str]:
-    """The metrics that cannot be computed, with the reason: files that are absent, broken, or something else's.
+    """The metrics that cannot be computed, with the reason: files that are absent, broken, or
+    something else's.
 
-    Builds every other network, which `score` then finds built: a broken file is known before the first image.
+    Builds every other network, which `score` then finds built: a broken file is known before the
+    first image.
     """
     found = missing(names)
     for name in names:
@@ -84,12 +96,18 @@ def unusable(names: Sequence[str], device: torch.device | str = "cpu") -> dict[s
 
 
 def versions(names: Sequence[str]) -> dict[str, str]:
-    """What computes each metric, for provenance: ours or pyiqa's version, and the SHA-256 of each file it reads.
+    """What computes each metric, for provenance: ours or pyiqa's version, and the SHA-256 of each
+    file it reads.
 
     Two values of a metric compare only if these texts agree. ValueError as `check_available`.
     """
     check_available(names)
-    return {name: "; ".join([_origin(name), *(_hash(file, file.stat().st_mtime_ns) for file in files(name))]) for name in names}
+    return {
+        name: "; ".join(
+            [_origin(name), *(_hash(file, file.stat().st_mtime_ns) for file in files(name))]
+        )
+        for name in names
+    }
 
 
 def _origin(name: str) -> str:
@@ -102,12 +120,15 @@ def _hash(file: Path, changed: int) -> str:
     return f"{file.name} sha256 {networks.sha256(file)}"
 
 
-def score(names: Sequence[str], image: torch.Tensor, reference: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-    """Score a batch: {name: float64 tensor of shape B on the image's device}, in the order of `names`.
+def score(
+    names: Sequence[str], image: torch.Tensor, reference: torch.Tensor | None = None
+) -> dict[str, torch.Tensor]:
+    """Score a batch: {name: float64 tensor of shape B on the image's device}, in the order of
+    `names`.
 
-    image, reference: BCHW, RGB in [0, 1]; the reference may be None when no metric needs it. Raises ValueError for an
-    unknown metric, one of whole sets (fid: gdpo/metrics/fid.py), missing weights, a missing reference, wrong shapes,
-    values out of range, or too small an image.
+    image, reference: BCHW, RGB in [0, 1]; the reference may be None when no metric needs it. Raises
+    ValueError for an unknown metric, one of whole sets (fid: gdpo/metrics/fid.py), missing weights,
+    a missing reference, wrong shapes, values out of range, or too small an image.
     """
     check_available(names)
     check_image("image", image)
@@ -122,7 +143,9 @@ def score(names: Sequence[str], image: torch.Tensor, reference: torch.Tensor | N
             raise ValueError(f"reference must be given: {name} compares with it")
         if min(image.shape[2:]) < row.min_side:
             size = tuple(image.shape[2:])
-            raise ValueError(f"image must have sides of at least {row.min_side} pixels for {name}, got {size}")
+            raise ValueError(
+                f"image must have sides of at least {row.min_side} pixels for {name}, got {size}"
+            )
     with torch.no_grad():
         return {name: _score(name, image, reference) for name in names}
 
@@ -143,13 +166,18 @@ def _score(name: str, image: torch.Tensor, reference: torch.Tensor | None) -> to
         inputs = [_multiple(one, AFINE_MULTIPLE) for one in inputs]
     groups = [tuple(inputs)] if row.batched else zip(*(one.split(1) for one in inputs), strict=True)
     # The copies are for A-FINE, which normalises what it is given in place.
-    value = torch.cat([module(*(one.clone() for one in group)).double().reshape(-1) for group in groups])
-    # An all-black image is divided by its maximum inside PIQE; any other image without active blocks scores 100.
+    value = torch.cat(
+        [module(*(one.clone() for one in group)).double().reshape(-1) for group in groups]
+    )
+    # An all-black image is divided by its maximum inside PIQE; any other image without active
+    # blocks scores 100.
     return value.nan_to_num(nan=100.0) if name == "piqe" else value
 
 
 def _multiple(image: torch.Tensor, multiple: int) -> torch.Tensor:
-    """Enlarged to the next sides that `multiple` divides: bicubic, the rule of A-FINE's own script."""
+    """Enlarged to the next sides that `multiple` divides: bicubic, the rule of A-FINE's own
+    script.
+    """
     height, width = (-(-side // multiple) * multiple for side in image.shape[2:])
     if (height, width) == tuple(image.shape[2:]):
         return image
@@ -164,8 +192,12 @@ def _pristine(path: Path, changed: int) -> Pristine:
 
 
 def network(name: str, device: torch.device | str) -> torch.nn.Module:
-    """pyiqa's module behind a metric, on the device; built once, and again when one of its files has changed."""
-    return _built(name, torch.device(device), tuple((file, file.stat().st_mtime_ns) for file in files(name)))
+    """pyiqa's module behind a metric, on the device; built once, and again when one of its files
+    has changed.
+    """
+    return _built(
+        name, torch.device(device), tuple((file, file.stat().st_mtime_ns) for file in files(name))
+    )
 
 
 @cache

@@ -1,11 +1,15 @@
-"""LoRA roles on one frozen base: `policy`, `fake` (the VSD score of the generator), and none (reference, real score).
+"""LoRA roles on one frozen base: `policy`, `fake` (the VSD score of the generator), and none
+(reference, real score).
 
-    targets   the released rule: convolutions, attention and feed-forward projections; never norms, biases, time embeddings
-    roles     every adapter layer shares one list of active roles, so switching is one list assignment: no walk over
-              258 modules, no change of `requires_grad`, no second copy of the UNet
+    targets   the released rule: convolutions, attention and feed-forward projections; never norms,
+              biases, time embeddings
+    roles     every adapter layer shares one list of active roles, so switching is one list
+              assignment: no walk over 258 modules, no change of `requires_grad`, no second copy of
+              the UNet
     conv_in   is also trained in full in the NAOSD stage (released code), with its own copy per role
 
-On SD2.1-base at rank 4 the rule gives 258 UNet modules (4,055,712 parameters) and 32 VAE-encoder modules (369,356).
+On SD2.1-base at rank 4 the rule gives 258 UNet modules (4,055,712 parameters) and 32 VAE-encoder
+modules (369,356).
 """
 
 from collections.abc import Iterator
@@ -20,14 +24,32 @@ from torch import nn
 from gdpo.config import Lora
 from gdpo.seeds import torch_generator
 
-UNET_NEEDLES = ("to_k", "to_q", "to_v", "to_out.0", "conv", "proj_out", "proj_in", "ff.net.2", "ff.net.0.proj")
+UNET_NEEDLES = (
+    "to_k",
+    "to_q",
+    "to_v",
+    "to_out.0",
+    "conv",
+    "proj_out",
+    "proj_in",
+    "ff.net.2",
+    "ff.net.0.proj",
+)
 VAE_NEEDLES = ("to_k", "to_q", "to_v", "to_out.0", "conv")
 
 
 def _weights(module: nn.Module, needles: tuple[str, ...]) -> list[str]:
-    """Names of the modules whose `.weight` the released name rule selects (it skips every name with "bias" or "norm")."""
-    names = [name.removesuffix(".weight") for name, _ in module.named_parameters() if name.endswith(".weight")]
-    return [name for name in names if "norm" not in name and any(needle in name for needle in needles)]
+    """Names of the modules whose `.weight` the released name rule selects (it skips every name with
+    "bias" or "norm").
+    """
+    names = [
+        name.removesuffix(".weight")
+        for name, _ in module.named_parameters()
+        if name.endswith(".weight")
+    ]
+    return [
+        name for name in names if "norm" not in name and any(needle in name for needle in needles)
+    ]
 
 
 def unet_targets(unet: nn.Module) -> list[str]:
@@ -36,12 +58,20 @@ def unet_targets(unet: nn.Module) -> list[str]:
 
 
 def vae_targets(vae: nn.Module) -> list[str]:
-    """The VAE encoder modules that carry LoRA, `quant_conv` included (released code): 32 on SD2.1-base."""
-    return [name for name in _weights(vae, VAE_NEEDLES) if name.startswith("encoder.") or name == "quant_conv"]
+    """The VAE encoder modules that carry LoRA, `quant_conv` included (released code): 32 on
+    SD2.1-base.
+    """
+    return [
+        name
+        for name in _weights(vae, VAE_NEEDLES)
+        if name.startswith("encoder.") or name == "quant_conv"
+    ]
 
 
 class RoleConv(nn.Module):
-    """A convolution whose full weight and bias each role may own; without an own copy a role uses the frozen base."""
+    """A convolution whose full weight and bias each role may own; without an own copy a role uses
+    the frozen base.
+    """
 
     def __init__(self, base: nn.Conv2d, active: list[str]) -> None:
         super().__init__()
@@ -59,15 +89,17 @@ class RoleConv(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Convolve x (B, C, H, W) with the active role's weights."""
         role = next((name for name in self.active if name in self.weights), None)
-        weight, bias = (self.weight, self.bias) if role is None else (self.weights[role], self.biases[role])
+        weight, bias = (
+            (self.weight, self.bias) if role is None else (self.weights[role], self.biases[role])
+        )
         return F.conv2d(x, weight, bias, self.stride, self.padding)
 
 
 class Roles:
     """The LoRA roles of one network (`unet` or `vae`).
 
-    The network's own weights are frozen on construction. `add` puts a new role's adapters in place, `use` activates one
-    role (or none) for the calls inside the `with` block.
+    The network's own weights are frozen on construction. `add` puts a new role's adapters in place,
+    `use` activates one role (or none) for the calls inside the `with` block.
     """
 
     def __init__(self, network: nn.Module, targets: list[str], *, full: str | None = None) -> None:
@@ -80,11 +112,22 @@ class Roles:
         self._role_conv: RoleConv | None = None
 
     def add(self, role: str, lora: Lora, *, seed: int, train_full: bool = False) -> None:
-        """Inject the adapters of `role`: A ~ N(0, (1/rank)^2), B = 0 (peft's "gaussian"), drawn from (seed, role, name)."""
-        config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=self.targets, init_lora_weights="gaussian")
-        vars(self.network).pop("peft_config", None)  # peft's note of earlier roles, at which it warns
+        """Inject the adapters of `role`: A ~ N(0, (1/rank)^2), B = 0 (peft's "gaussian"), drawn
+        from (seed, role, name).
+        """
+        config = LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            target_modules=self.targets,
+            init_lora_weights="gaussian",
+        )
+        vars(self.network).pop(
+            "peft_config", None
+        )  # peft's note of earlier roles, at which it warns
         if self.full is not None and self._plain_conv is not None:
-            self._layers[self.full].base_layer = self._plain_conv  # peft makes the new adapter in its image
+            self._layers[
+                self.full
+            ].base_layer = self._plain_conv  # peft makes the new adapter in its image
         inject_adapter_in_model(config, self.network, adapter_name=role)
         self._layers = {n: m for n, m in self.network.named_modules() if isinstance(m, LoraLayer)}
         for name, layer in self._layers.items():
@@ -104,7 +147,9 @@ class Roles:
         if train_full and self._role_conv is not None:
             self._role_conv.own(role)
         for name, parameter in self.network.named_parameters():
-            parameter.requires_grad_(any(f".{known}" in name for known in self._known()) and self._is_adapter(name))
+            parameter.requires_grad_(
+                any(f".{known}" in name for known in self._known()) and self._is_adapter(name)
+            )
 
     def _known(self) -> set[str]:
         return {role for layer in self._layers.values() for role in layer.lora_A}
@@ -124,7 +169,9 @@ class Roles:
             self.active[:] = before
 
     def parameters(self, role: str) -> dict[str, nn.Parameter]:
-        """The trainable parameters of `role` by stable name: `<module>.lora_A`, `<module>.lora_B`, `<module>.weight|bias`."""
+        """The trainable parameters of `role` by stable name: `<module>.lora_A`, `<module>.lora_B`,
+        `<module>.weight|bias`.
+        """
         found: dict[str, nn.Parameter] = {}
         for name, layer in self._layers.items():
             found[f"{name}.lora_A"] = layer.lora_A[role].weight
@@ -136,10 +183,12 @@ class Roles:
 
 
 def merge_adapters(network: nn.Module, tensors: dict[str, torch.Tensor], scaling: float) -> None:
-    """Add LoRA deltas, and put full replacements, into the plain weights of `network`, in fp32, in place.
+    """Add LoRA deltas, and put full replacements, into the plain weights of `network`, in fp32, in
+    place.
 
     tensors: `<module>.lora_A|lora_B` and `<module>.weight|bias`, as `Roles.parameters` names them.
-    Errors: ValueError naming a module the network does not have, whose shapes do not fit, or half of whose pair is missing.
+    Errors: ValueError naming a module the network does not have, whose shapes do not fit, or half
+    of whose pair is missing.
     """
     modules = dict(network.named_modules())
     weights = dict(network.named_parameters())
@@ -149,10 +198,14 @@ def merge_adapters(network: nn.Module, tensors: dict[str, torch.Tensor], scaling
             if kind not in ("lora_A", "lora_B", "weight", "bias") or (
                 kind == "lora_B" and f"{module_name}.lora_A" not in tensors
             ):
-                raise ValueError(f"adapter {name}: not a pair of lora_A and lora_B, nor a weight or bias")
+                raise ValueError(
+                    f"adapter {name}: not a pair of lora_A and lora_B, nor a weight or bias"
+                )
             if kind in ("weight", "bias"):
                 if name not in weights or weights[name].shape != value.shape:
-                    raise ValueError(f"the base model has no parameter {name} of shape {tuple(value.shape)}")
+                    raise ValueError(
+                        f"the base model has no parameter {name} of shape {tuple(value.shape)}"
+                    )
                 weights[name].copy_(value)
         for name, a in tensors.items():
             module_name, _, kind = name.rpartition(".")
@@ -162,7 +215,16 @@ def merge_adapters(network: nn.Module, tensors: dict[str, torch.Tensor], scaling
             if module is None or b is None or not isinstance(module, nn.Linear | nn.Conv2d):
                 raise ValueError(f"the base model has no layer {module_name} for this adapter")
             weight = module.weight
-            if a.shape[1:] != weight.shape[1:] or b.shape[:2] != (weight.shape[0], a.shape[0]) or b[0, 0].numel() != 1:
-                raise ValueError(f"adapter {module_name} has shapes {tuple(a.shape)}, {tuple(b.shape)}: not this base model's")
+            if (
+                a.shape[1:] != weight.shape[1:]
+                or b.shape[:2] != (weight.shape[0], a.shape[0])
+                or b[0, 0].numel() != 1
+            ):
+                raise ValueError(
+                    f"adapter {module_name} has shapes {tuple(a.shape)}, {tuple(b.shape)}: not "
+                    "this base model's"
+                )
             delta = (b.float().flatten(1) @ a.float().flatten(1)) * scaling
-            module.weight.copy_((module.weight.float() + delta.reshape(module.weight.shape)).to(module.weight.dtype))
+            module.weight.copy_(
+                (module.weight.float() + delta.reshape(module.weight.shape)).to(module.weight.dtype)
+            )

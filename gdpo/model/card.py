@@ -1,9 +1,11 @@
 """model.json, the card of a model folder of ours: read and written here and nowhere else.
 
-    {"format": 1, "base": "../sd2.1-base", "base_sha256": {file: hex}, "t_add": 250, "t_diff": 100, "prompt": "...",
+    {"format": 1, "base": "../sd2.1-base", "base_sha256": {file: hex}, "t_add": 250, "t_diff": 100,
+    "prompt": "...",
      "adapters": [{"file": "naosd.safetensors", "rank": 4, "alpha": 8}]}
 
-base: relative to the folder; ".": the folder is its own base, a diffusers folder. t_add: null injects no noise (OSEDiff).
+base: relative to the folder; ".": the folder is its own base, a diffusers folder. t_add: null
+injects no noise (OSEDiff).
 """
 
 import json
@@ -28,7 +30,9 @@ class Entry(Section):
 
 
 class Card(Section):
-    """What a model folder says about itself; strict, so that a damaged card is refused and not half believed."""
+    """What a model folder says about itself; strict, so that a damaged card is refused and not half
+    believed.
+    """
 
     format: Literal[1]
     base: str
@@ -44,7 +48,9 @@ class Card(Section):
 
 
 def read_card(folder: Path) -> Card:
-    """The card of `folder`. Errors: ValueError naming the file and the key that is missing or wrong."""
+    """The card of `folder`. Errors: ValueError naming the file and the key that is missing or
+    wrong.
+    """
     path = folder / NAME
     content = read_json(path)
     try:
@@ -52,7 +58,11 @@ def read_card(folder: Path) -> Card:
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         key = ".".join(map(str, problem["loc"]))
-        what = "is missing" if problem["type"] == "missing" else f"is {problem['input']!r}: {problem['msg']}"
+        what = (
+            "is missing"
+            if problem["type"] == "missing"
+            else f"is {problem['input']!r}: {problem['msg']}"
+        )
         raise ValueError(f"{path}: {key} {what}; fetch or make the model again") from error
     for entry in card.adapters:
         if (folder / entry.file).parent != folder:
@@ -61,8 +71,14 @@ def read_card(folder: Path) -> Card:
 
 
 def base_of(folder: Path) -> Path:
-    """The diffusers folder below a model folder: what its card names, or the folder itself. Errors: as `read_card`."""
-    return Path(os.path.normpath(folder / read_card(folder).base)) if (folder / NAME).exists() else folder
+    """The diffusers folder below a model folder: what its card names, or the folder itself. Errors:
+    as `read_card`.
+    """
+    return (
+        Path(os.path.normpath(folder / read_card(folder).base))
+        if (folder / NAME).exists()
+        else folder
+    )
 
 
 def read_json(path: Path) -> dict[str, object]:

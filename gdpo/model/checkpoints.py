@@ -3,8 +3,9 @@
     models/naosd/  model.json  naosd.safetensors                       base + NAOSD adapters
     models/gdpo/   model.json  naosd.safetensors  gdpo.safetensors     ... + GDPO adapters
 
-Adapters are merged in order, in fp32. Weights are read as safetensors only; every file is checked against the base model,
-whose own weights are named by their SHA-256, so adapters cannot land on another model unnoticed.
+Adapters are merged in order, in fp32. Weights are read as safetensors only; every file is checked
+against the base model, whose own weights are named by their SHA-256, so adapters cannot land on
+another model unnoticed.
 """
 
 import hashlib
@@ -37,19 +38,27 @@ WEIGHTS = ("unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_mo
 
 @dataclass(frozen=True)
 class Adapters:
-    """One adapter file: name, tensors `unet.<module>.lora_A|lora_B|weight|bias` and `vae....`, and its LoRA settings."""
+    """One adapter file: name, tensors `unet.<module>.lora_A|lora_B|weight|bias` and `vae....`, and
+    its LoRA settings.
+    """
 
     name: str
     tensors: Tensors
     lora: Lora
 
     def merge_into(self, model: NAOSD) -> None:
-        """Merge into the plain weights of `model` (no roles added yet). Errors: as `merge_adapters`."""
+        """Merge into the plain weights of `model` (no roles added yet). Errors: as
+        `merge_adapters`.
+        """
         stray = [name for name in self.tensors if not name.startswith(("unet.", "vae."))]
         if stray:
             raise ValueError(f"adapter {stray[0]} belongs to neither the UNet nor the VAE")
         for prefix, network in (("unet.", model.unet), ("vae.", model.vae)):
-            part = {name.removeprefix(prefix): value for name, value in self.tensors.items() if name.startswith(prefix)}
+            part = {
+                name.removeprefix(prefix): value
+                for name, value in self.tensors.items()
+                if name.startswith(prefix)
+            }
             merge_adapters(network, part, self.lora.alpha / self.lora.rank)
 
 
@@ -63,27 +72,43 @@ def base_hashes(folder: Path) -> dict[str, str]:
     """SHA-256 of the UNet and VAE weights of a diffusers folder, by relative path."""
     missing = [name for name in WEIGHTS if not (folder / name).is_file()]
     if missing:
-        raise ValueError(f"{folder / missing[0]}: no such file; model.base must be a diffusers folder with safetensors")
+        raise ValueError(
+            f"{folder / missing[0]}: no such file; model.base must be a diffusers folder with "
+            "safetensors"
+        )
     return {name: sha256(folder / name) for name in WEIGHTS}
 
 
 def check_scheduler(folder: Path) -> None:
-    """Refuse a base whose schedule is not SD2.1-base's: other betas, v-prediction, or clipped samples."""
+    """Refuse a base whose schedule is not SD2.1-base's: other betas, v-prediction, or clipped
+    samples.
+    """
     path = folder / "scheduler" / "scheduler_config.json"
     config = read_json(path)
     expected = {
-        "prediction_type": "epsilon", "clip_sample": False, "beta_schedule": "scaled_linear", "beta_start": BETA_START,
-        "beta_end": BETA_END, "num_train_timesteps": NUM_TRAIN_TIMESTEPS, "trained_betas": None,
+        "prediction_type": "epsilon",
+        "clip_sample": False,
+        "beta_schedule": "scaled_linear",
+        "beta_start": BETA_START,
+        "beta_end": BETA_END,
+        "num_train_timesteps": NUM_TRAIN_TIMESTEPS,
+        "trained_betas": None,
         "rescale_betas_zero_snr": False,
-    }  # fmt: skip
+    }
     # diffusers' own defaults hold for a key that is absent, and its default clips.
     defaults = {
-        "prediction_type": "epsilon", "clip_sample": True, "num_train_timesteps": 1000, "rescale_betas_zero_snr": False,
-    }  # fmt: skip
+        "prediction_type": "epsilon",
+        "clip_sample": True,
+        "num_train_timesteps": 1000,
+        "rescale_betas_zero_snr": False,
+    }
     for key, value in expected.items():
         found = config.get(key, defaults.get(key))
         if found != value:
-            raise ValueError(f"{path}: {key} is {found!r}, NAOSD needs {value!r} (an SD2.1-base model, not the 768-v one)")
+            raise ValueError(
+                f"{path}: {key} is {found!r}, NAOSD needs {value!r} (an SD2.1-base model, not the "
+                "768-v one)"
+            )
 
 
 def _check_weight(path: Path, name: str, tensor: torch.Tensor) -> None:
@@ -95,17 +120,23 @@ def _check_weight(path: Path, name: str, tensor: torch.Tensor) -> None:
 
 
 def check_types(folder: Path) -> None:
-    """Refuse files with whole numbers for weights, which the libraries would cast without a word."""
+    """Refuse files with whole numbers for weights, which the libraries would cast without a
+    word.
+    """
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118 - it is no mapping
                 kind = file.get_slice(name).get_dtype()
                 if kind not in FLOATS and not name.endswith("position_ids"):
-                    raise ValueError(f"{path.name}: {name} is of type {kind}, weights are floating-point")
+                    raise ValueError(
+                        f"{path.name}: {name} is of type {kind}, weights are floating-point"
+                    )
 
 
 def load_base(folder: Path) -> NAOSD:
-    """The NAOSD around a diffusers folder (unet, vae, text_encoder, tokenizer, scheduler), fp32 on the CPU, no adapters."""
+    """The NAOSD around a diffusers folder (unet, vae, text_encoder, tokenizer, scheduler), fp32 on
+    the CPU, no adapters.
+    """
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such model folder")
     check_scheduler(folder)
@@ -115,18 +146,27 @@ def load_base(folder: Path) -> NAOSD:
         "text_encoder": CLIPTextModel,
         "tokenizer": CLIPTokenizer,
     }
-    parts = {name: _load_part(folder / name, kind, network=name != "tokenizer") for name, kind in kinds.items()}
+    parts = {
+        name: _load_part(folder / name, kind, network=name != "tokenizer")
+        for name, kind in kinds.items()
+    }
     return NAOSD(parts["unet"], parts["vae"], parts["text_encoder"], parts["tokenizer"])
 
 
 def _load_part(folder: Path, kind: Any, *, network: bool) -> Any:
-    """One part of a diffusers folder in fp32, complete and finite; ValueError naming the folder and the tensor."""
+    """One part of a diffusers folder in fp32, complete and finite; ValueError naming the folder and
+    the tensor.
+    """
     try:
         check_types(folder)
         if not network:
             return kind.from_pretrained(folder, local_files_only=True)
         loaded, info = kind.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, torch_dtype=torch.float32, output_loading_info=True
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            torch_dtype=torch.float32,
+            output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{folder}: cannot be loaded ({str(error).splitlines()[0]})") from error
@@ -138,17 +178,22 @@ def _load_part(folder: Path, kind: Any, *, network: bool) -> Any:
 
 
 def read_adapters(folder: Path) -> list[Adapters]:
-    """The adapters of a model folder of ours, in merging order. Errors: ValueError naming the file and the tensor."""
+    """The adapters of a model folder of ours, in merging order. Errors: ValueError naming the file
+    and the tensor.
+    """
     found = []
     for entry in read_card(folder).adapters:
         path = folder / entry.file
         try:
             tensors = load_file(path)
         except (OSError, SafetensorError) as error:
-            raise ValueError(f"{path}: unreadable adapters ({error}); fetch or train the model again") from error
+            raise ValueError(
+                f"{path}: unreadable adapters ({error}); fetch or train the model again"
+            ) from error
         for name, tensor in tensors.items():
             _check_weight(path, name, tensor)
-            # The VAE's may have another rank (its B then holds the difference in scale): the card's is the UNet's.
+            # The VAE's may have another rank (its B then holds the difference in scale): the card's
+            # is the UNet's.
             ranked = name.startswith("unet.") and name.endswith(".lora_A") and tensor.ndim
             rank = tensor.shape[0] if ranked else entry.rank
             if rank != entry.rank:
@@ -158,16 +203,20 @@ def read_adapters(folder: Path) -> list[Adapters]:
 
 
 def load_model(folder: Path, base: Path | None = None) -> NAOSD:
-    """A model folder of ours, with every adapter merged, or a plain diffusers folder; fp32 on the CPU.
+    """A model folder of ours, with every adapter merged, or a plain diffusers folder; fp32 on the
+    CPU.
 
-    Errors: ValueError naming the file when something is missing, unreadable, or made for another base model.
+    Errors: ValueError naming the file when something is missing, unreadable, or made for another
+    base model.
     """
     if not (folder / NAME).exists():
         return load_base(folder)
     card, path = read_card(folder), folder / NAME
     base = base or base_of(folder)
     if not base.is_dir():
-        raise ValueError(f"{path}: its base model {base} is not there; pass base=, or put the folder back")
+        raise ValueError(
+            f"{path}: its base model {base} is not there; pass base=, or put the folder back"
+        )
     if base_hashes(base) != card.base_sha256:
         raise ValueError(f"{path}: made for another base model than {base} (SHA-256 differs)")
     model = load_base(base)
@@ -179,7 +228,9 @@ def load_model(folder: Path, base: Path | None = None) -> NAOSD:
 
 
 def _check_complete(path: Path, adapters: Adapters, model: NAOSD) -> None:
-    """Refuse a set that lacks some of a network's layers: the base would stand in for them, and nobody would notice."""
+    """Refuse a set that lacks some of a network's layers: the base would stand in for them, and
+    nobody would notice.
+    """
     for network, roles in (("unet", model.unet_roles), ("vae", model.vae_roles)):
         there = {name for name in adapters.tensors if name.startswith(f"{network}.")}
         if not there and network == "vae":  # GDPO trains the UNet alone
@@ -188,19 +239,40 @@ def _check_complete(path: Path, adapters: Adapters, model: NAOSD) -> None:
         if network == "unet" and there & {"unet.conv_in.weight", "unet.conv_in.bias"}:
             wanted |= {"unet.conv_in.weight", "unet.conv_in.bias"}
         if wanted - there:
-            raise ValueError(f"{path}: tensor {min(wanted - there)!r} is missing; fetch or train the model again")
+            raise ValueError(
+                f"{path}: tensor {min(wanted - there)!r} is missing; fetch or train the model again"
+            )
 
 
-def save_model(folder: Path, base: Path, adapters: list[Adapters], *, t_add: int | None, t_diff: int, prompt: str) -> None:
-    """Write a model folder of ours, aside and then renamed; `base` is remembered relative to the folder."""
-    entries = [Entry(file=f"{a.name}.safetensors", rank=a.lora.rank, alpha=a.lora.alpha) for a in adapters]
+def save_model(
+    folder: Path,
+    base: Path,
+    adapters: list[Adapters],
+    *,
+    t_add: int | None,
+    t_diff: int,
+    prompt: str,
+) -> None:
+    """Write a model folder of ours, aside and then renamed; `base` is remembered relative to the
+    folder.
+    """
+    entries = [
+        Entry(file=f"{a.name}.safetensors", rank=a.lora.rank, alpha=a.lora.alpha) for a in adapters
+    ]
     card = Card(
-        format=1, base=os.path.relpath(base, folder), base_sha256=base_hashes(base), t_add=t_add, t_diff=t_diff, prompt=prompt,
+        format=1,
+        base=os.path.relpath(base, folder),
+        base_sha256=base_hashes(base),
+        t_add=t_add,
+        t_diff=t_diff,
+        prompt=prompt,
         adapters=entries,
-    )  # fmt: skip
+    )
     with written_aside(folder) as part:
         part.mkdir()
         for a in adapters:
-            tensors = {name: a.tensors[name].detach().cpu().contiguous() for name in sorted(a.tensors)}
+            tensors = {
+                name: a.tensors[name].detach().cpu().contiguous() for name in sorted(a.tensors)
+            }
             save_file(tensors, part / f"{a.name}.safetensors")
         card.write(part)

@@ -1,7 +1,9 @@
-"""NAOSD, the noise-aware one-step diffusion super-resolver (paper Sec. 3.1), in the paper's symbols:
+"""NAOSD, the noise-aware one-step diffusion super-resolver (paper Sec. 3.1), in the paper's
+symbols:
 
     z_LR = s * sample(E(x_LR))                                       encode
-    z~   = sqrt(abar_add) z_LR + sqrt(1 - abar_add) eps              inject   (Eq. 3; t_add = 250, None: z~ = z_LR)
+    z~   = sqrt(abar_add) z_LR + sqrt(1 - abar_add) eps              inject   (Eq. 3; t_add = 250,
+         None: z~ = z_LR)
     e    = UNet(z~, t_diff, c)                                       denoise  (t_diff = 100)
     z_SR = (z~ - sqrt(1 - abar_diff) e) / sqrt(abar_diff)                     (Eq. 4)
     I_SR = clamp(D(z_SR / s), -1, 1)                                 decode
@@ -22,12 +24,21 @@ from gdpo.model.schedule import add_noise, check_timestep, predict_x0
 
 
 class NAOSD(nn.Module):
-    """UNet + VAE + text encoder with LoRA roles; x_BCHW in [-1, 1] -> image_BCHW in [-1, 1] in one step."""
+    """UNet + VAE + text encoder with LoRA roles; x_BCHW in [-1, 1] -> image_BCHW in [-1, 1] in one
+    step.
+    """
 
     def __init__(
-        self, unet: UNet2DConditionModel, vae: AutoencoderKL, text_encoder: nn.Module, tokenizer: object,
-        *, t_add: int | None = 250, t_diff: int = 100, prompt: str = "",
-    ) -> None:  # fmt: skip
+        self,
+        unet: UNet2DConditionModel,
+        vae: AutoencoderKL,
+        text_encoder: nn.Module,
+        tokenizer: object,
+        *,
+        t_add: int | None = 250,
+        t_diff: int = 100,
+        prompt: str = "",
+    ) -> None:
         super().__init__()
         self.unet, self.vae, self.text_encoder = unet, vae, text_encoder.requires_grad_(False)
         self.tokenizer, self.t_add, self.t_diff, self.prompt = tokenizer, t_add, t_diff, prompt
@@ -44,10 +55,11 @@ class NAOSD(nn.Module):
         device: str = "cpu",
         base: str | Path | None = None,
     ) -> "NAOSD":
-        """Load a model folder of ours (model.json + adapters, merged in fp32) or a diffusers folder.
+        """Load a model folder of ours (model.json + adapters, merged in fp32) or a diffusers
+        folder.
 
-        base: overrides the base model that model.json names. Errors: ValueError naming the argument, or the file and what is
-        wrong in it.
+        base: overrides the base model that model.json names. Errors: ValueError naming the
+        argument, or the file and what is wrong in it.
         """
         from gdpo.model.checkpoints import load_model
 
@@ -81,7 +93,9 @@ class NAOSD(nn.Module):
         return prompts.embed(self.tokenizer, self.text_encoder, texts)
 
     def _check(self, name: str, tensor: object) -> torch.Tensor:
-        """Return `tensor` if it is finite, (B, C, H, W) and, where nothing casts it, of the model's own type."""
+        """Return `tensor` if it is finite, (B, C, H, W) and, where nothing casts it, of the model's
+        own type.
+        """
         found, wanted = check_tensor(name, tensor, "BCHW"), next(self.unet.parameters()).dtype
         if found.dtype != wanted and not torch.is_autocast_enabled(found.device.type):
             raise ValueError(f"{name} must be of the model's type, {wanted}, got {found.dtype}")
@@ -90,75 +104,112 @@ class NAOSD(nn.Module):
     def _check_latent(self, name: str, tensor: object) -> torch.Tensor:
         found, channels = self._check(name, tensor), int(self.vae.config.latent_channels)
         if found.shape[1] != channels:
-            raise ValueError(f"{name} must have the VAE's {channels} channels in shape BCHW, got {tuple(found.shape)}")
+            raise ValueError(
+                f"{name} must have the VAE's {channels} channels in shape BCHW, got "
+                f"{tuple(found.shape)}"
+            )
         return found
 
     def _check_image(self, name: str, image: object) -> torch.Tensor:
         x = self._check(name, check_image(name, image, -1.0, 1.0))
         if x.shape[2] % self.multiple or x.shape[3] % self.multiple:
-            raise ValueError(f"{name} must have sides that are a multiple of {self.multiple}, got {tuple(x.shape)}")
+            raise ValueError(
+                f"{name} must have sides that are a multiple of {self.multiple}, got "
+                f"{tuple(x.shape)}"
+            )
         return x
 
     def posterior(self, x_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scaled mean and standard deviation of the VAE posterior of x_BCHW in [-1, 1]: two (B, c, h, w) tensors."""
+        """Scaled mean and standard deviation of the VAE posterior of x_BCHW in [-1, 1]: two (B, c,
+        h, w) tensors.
+        """
         posterior = self.vae.encode(self._check_image("x_BCHW", x_BCHW)).latent_dist
         return self.scaling * posterior.mean, self.scaling * posterior.std
 
     def encode(self, x_BCHW: torch.Tensor, noise: torch.Tensor | torch.Generator) -> torch.Tensor:
         """z_LR (B, c, h, w): a sample of the posterior of x_BCHW in [-1, 1].
 
-        noise: standard normal (B, c, h, w), or the generator to draw it from. Errors: ValueError naming the argument.
+        noise: standard normal (B, c, h, w), or the generator to draw it from. Errors: ValueError
+        naming the argument.
         """
         x = self._check_image("x_BCHW", x_BCHW)
         wanted = (len(x), *self.latent_shape(*x.shape[2:]))
         if isinstance(noise, torch.Generator):
             noise = torch.randn(wanted, generator=noise, device=noise.device)
         elif check_tensor("noise", noise, "BCHW").shape != wanted:
-            raise ValueError(f"noise must have the shape of the latent of x_BCHW, {wanted}, got {tuple(noise.shape)}")
+            raise ValueError(
+                f"noise must have the shape of the latent of x_BCHW, {wanted}, got "
+                f"{tuple(noise.shape)}"
+            )
         mean, std = self.posterior(x)
         return mean + std * noise.to(mean)
 
-    def inject(self, z: torch.Tensor, noise: torch.Tensor, t_add: int | torch.Tensor | None = None) -> torch.Tensor:
-        """z~: z with standard normal noise added at t_add (one for all or per sample; None: the model's own).
+    def inject(
+        self, z: torch.Tensor, noise: torch.Tensor, t_add: int | torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """z~: z with standard normal noise added at t_add (one for all or per sample; None: the
+        model's own).
 
-        A model whose own t_add is None injects nothing and returns z: OSEDiff. Errors: ValueError naming the argument.
+        A model whose own t_add is None injects nothing and returns z: OSEDiff. Errors: ValueError
+        naming the argument.
         """
-        check_same_shape("noise", check_tensor("noise", noise, "BCHW"), "z", self._check_latent("z", z))
+        check_same_shape(
+            "noise", check_tensor("noise", noise, "BCHW"), "z", self._check_latent("z", z)
+        )
         t_add = self.t_add if t_add is None else t_add
         if t_add is None:
             return z
         check_timestep("t_add", t_add)
         return add_noise(z, noise.to(z), t_add)
 
-    def predict_noise(self, z_noisy: torch.Tensor, prompt: torch.Tensor, t: torch.Tensor | int | None = None) -> torch.Tensor:
+    def predict_noise(
+        self, z_noisy: torch.Tensor, prompt: torch.Tensor, t: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
         """e = UNet(z~, t, c); t defaults to t_diff. prompt (1 or B, L, D)."""
         t = self.t_diff if t is None else t
         if isinstance(t, int):
-            t = torch.full((1,), t, device=z_noisy.device)  # of a number diffusers makes a copy that waits for the device
+            t = torch.full(
+                (1,), t, device=z_noisy.device
+            )  # of a number diffusers makes a copy that waits for the device
         prompt = prompt.expand(len(z_noisy), -1, -1)
         return self.unet(z_noisy, t, prompt.to(z_noisy.dtype)).sample
 
     def denoise(self, z: torch.Tensor, prompt_BLD: torch.Tensor) -> torch.Tensor:
-        """z_SR from z~ (Eq. 4). prompt_BLD: 1 or B prompts. Errors: ValueError naming the argument."""
+        """z_SR from z~ (Eq. 4). prompt_BLD: 1 or B prompts. Errors: ValueError naming the
+        argument.
+        """
         self._check_latent("z", z)
         self._check_prompt(prompt_BLD, len(z))
         return predict_x0(z, self.predict_noise(z, prompt_BLD).to(z.dtype), self.t_diff)
 
     def _check_prompt(self, prompt: object, batch: int) -> None:
-        found, width = check_tensor("prompt_BLD", prompt, "BLD"), int(self.unet.config.cross_attention_dim)
+        found, width = (
+            check_tensor("prompt_BLD", prompt, "BLD"),
+            int(self.unet.config.cross_attention_dim),
+        )
         if len(found) not in (1, batch):
             raise ValueError(f"prompt_BLD must hold 1 or {batch} prompts, got {len(found)}")
         if found.shape[2] != width:
-            raise ValueError(f"prompt_BLD must have the UNet's width {width} in shape BLD, got {tuple(found.shape)}")
+            raise ValueError(
+                f"prompt_BLD must have the UNet's width {width} in shape BLD, got "
+                f"{tuple(found.shape)}"
+            )
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
-        """image_BCHW in [-1, 1] from the scaled latent z. Errors: ValueError naming the argument."""
+        """image_BCHW in [-1, 1] from the scaled latent z. Errors: ValueError naming the
+        argument.
+        """
         return self.vae.decode(self._check_latent("z", z) / self.scaling).sample.clamp(-1, 1)
 
     def forward(
-        self, x_BCHW: torch.Tensor, prompt_BLD: torch.Tensor, noise: torch.Tensor, posterior_noise: torch.Tensor
+        self,
+        x_BCHW: torch.Tensor,
+        prompt_BLD: torch.Tensor,
+        noise: torch.Tensor,
+        posterior_noise: torch.Tensor,
     ) -> torch.Tensor:
-        """I_SR of x_BCHW (the LR image enlarged to full size); noise and posterior_noise are standard normal (B, c, h, w).
+        """I_SR of x_BCHW (the LR image enlarged to full size); noise and posterior_noise are
+        standard normal (B, c, h, w).
 
         Errors: ValueError naming the argument for a wrong shape, type or range, or NaN.
         """
@@ -167,5 +218,10 @@ class NAOSD(nn.Module):
         wanted = (len(x), *self.latent_shape(*x.shape[2:]))
         for name, value in (("noise", noise), ("posterior_noise", posterior_noise)):
             if check_tensor(name, value, "BCHW").shape != wanted:
-                raise ValueError(f"{name} must have the shape of the latent of x_BCHW, {wanted}, got {tuple(value.shape)}")
-        return self.decode(self.denoise(self.inject(self.encode(x, posterior_noise), noise), prompt_BLD))
+                raise ValueError(
+                    f"{name} must have the shape of the latent of x_BCHW, {wanted}, got "
+                    f"{tuple(value.shape)}"
+                )
+        return self.decode(
+            self.denoise(self.inject(self.encode(x, posterior_noise), noise), prompt_BLD)
+        )

@@ -4,8 +4,9 @@
     add:  z_t = sqrt(abar_t) z + sqrt(1 - abar_t) eps
     x0:   z   = (z_t - sqrt(1 - abar_t) eps_hat) / sqrt(abar_t)
 
-No scheduler object takes part: `DDPMScheduler.step` moved under the released code's feet (its one-step call raises an
-IndexError since diffusers 0.32) and its own default silently clips x0 to [-1, 1].
+No scheduler object takes part: `DDPMScheduler.step` moved under the released code's feet (its
+one-step call raises an IndexError since diffusers 0.32) and its own default silently clips x0 to
+[-1, 1].
 """
 
 from functools import cache
@@ -19,14 +20,25 @@ BETA_START, BETA_END = 0.00085, 0.012
 @cache
 def alphas_cumprod() -> torch.Tensor:
     """abar_t for t = 0..999, float64 on the CPU."""
-    beta = torch.linspace(BETA_START**0.5, BETA_END**0.5, NUM_TRAIN_TIMESTEPS, dtype=torch.float64) ** 2
+    beta = (
+        torch.linspace(BETA_START**0.5, BETA_END**0.5, NUM_TRAIN_TIMESTEPS, dtype=torch.float64)
+        ** 2
+    )
     return torch.cumprod(1 - beta, 0)
 
 
 def check_timestep(name: str, t: object) -> None:
-    """Raise ValueError naming the argument unless t is a whole number, or a tensor of such, in 0..999."""
-    if isinstance(t, bool) or not isinstance(t, int | torch.Tensor) or (isinstance(t, torch.Tensor) and not _whole(t)):
-        raise ValueError(f"{name} must be a whole number or a tensor of such, got {getattr(t, 'dtype', repr(t))}")
+    """Raise ValueError naming the argument unless t is a whole number, or a tensor of such, in
+    0..999.
+    """
+    if (
+        isinstance(t, bool)
+        or not isinstance(t, int | torch.Tensor)
+        or (isinstance(t, torch.Tensor) and not _whole(t))
+    ):
+        raise ValueError(
+            f"{name} must be a whole number or a tensor of such, got {getattr(t, 'dtype', repr(t))}"
+        )
     index = torch.as_tensor(t, device="cpu").reshape(-1)
     if bool((index < 0).any() | (index >= NUM_TRAIN_TIMESTEPS).any()):
         raise ValueError(f"{name} must lie in 0..{NUM_TRAIN_TIMESTEPS - 1}, got {index.tolist()}")
@@ -46,7 +58,9 @@ def _coefficients(t: torch.Tensor | int, like: torch.Tensor) -> tuple[torch.Tens
 
 
 def add_noise(z: torch.Tensor, noise: torch.Tensor, t: torch.Tensor | int) -> torch.Tensor:
-    """Forward diffusion of z (B, ...) to timestep t (one int, or one per sample): the paper's Eq. 1."""
+    """Forward diffusion of z (B, ...) to timestep t (one int, or one per sample): the paper's Eq.
+    1.
+    """
     scale, sigma = _coefficients(t, z)
     return scale * z + sigma * noise
 

@@ -1,7 +1,9 @@
-"""Where the files that are not ours come from: size, licence, address. Nothing here downloads anything.
+"""Where the files that are not ours come from: size, licence, address. Nothing here downloads
+anything.
 
-The base model is a folder, which `gdpo-sr fetch` gets; weights of metrics are single files, looked for by name; the tagger's
-are made into a folder of ours. Names of repositories are those of the Hugging Face hub unless another place is named.
+The base model is a folder, which `gdpo-sr fetch` gets; weights of metrics are single files, looked
+for by name; the tagger's are made into a folder of ours. Names of repositories are those of the
+Hugging Face hub unless another place is named.
 """
 
 from dataclasses import dataclass
@@ -10,16 +12,20 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Source:
-    """One artefact: its approximate bytes (0: small, or it varies), licence, and where to get it."""
+    """One artefact: its approximate bytes (0: small, or it varies), licence, and where to get
+    it.
+    """
 
     size: int
     licence: str
     where: str
 
 
-# Its sources are those of fetch.base: the official repository, stabilityai/stable-diffusion-2-1-base, is gone.
+# Its sources are those of fetch.base: the official repository,
+# stabilityai/stable-diffusion-2-1-base, is gone.
 BASE_LICENCE = "CreativeML OpenRAIL++-M"
-# What `load_base` reads -> approximate bytes of SD2.1-base's in fp32 (half of that if the copy is in fp16).
+# What `load_base` reads -> approximate bytes of SD2.1-base's in fp32 (half of that if the copy is
+# in fp16).
 BASE_FILES = {
     "unet/config.json": 1_000,
     "unet/diffusion_pytorch_model.safetensors": 3_460_000_000,
@@ -47,16 +53,27 @@ WEIGHTS = {
     "afine.pth": Source(610_000_000, *_IQA),
     "pt_inception-2015-12-05-6726825d.pth": Source(95_600_000, *_IQA),
     "RN50.pt": Source(256_000_000, "MIT", "OpenAI's CLIP, models of its README"),
-    "ram_swin_large_14m.pth": Source(5_625_634_877, "Apache-2.0", "xinyu1205/recognize_anything_model"),
-    "DAPE.pth": Source(7_000_000, "Apache-2.0", "the SeeSR repository's README (Google Drive), or Joypop/TVTSR"),
+    "ram_swin_large_14m.pth": Source(
+        5_625_634_877, "Apache-2.0", "xinyu1205/recognize_anything_model"
+    ),
+    "DAPE.pth": Source(
+        7_000_000, "Apache-2.0", "the SeeSR repository's README (Google Drive), or Joypop/TVTSR"
+    ),
     "ram_tag_list.txt": Source(42_000, *_RAM_LISTS),
     "ram_tag_list_threshold.txt": Source(21_000, *_RAM_LISTS),
 }
 # Of the perceptual loss, below torch.hub's folder ($TORCH_HOME/hub).
 LPIPS_VGG = ("pyiqa/LPIPS_v0.1_vgg-a78928a0.pth", "checkpoints/vgg16-397923af.pth")
-TAGGER = ("ram_swin_large_14m.pth", "DAPE.pth", "ram_tag_list.txt", "ram_tag_list_threshold.txt")  # what it is made of
+TAGGER = (
+    "ram_swin_large_14m.pth",
+    "DAPE.pth",
+    "ram_tag_list.txt",
+    "ram_tag_list_threshold.txt",
+)  # what it is made of
 
 
 def source_of(path: Path) -> Source:
     """What is known about a single file, by its name."""
-    return WEIGHTS.get(path.name, Source(0, "ships with this repository", "git checkout of this repository"))
+    return WEIGHTS.get(
+        path.name, Source(0, "ships with this repository", "git checkout of this repository")
+    )

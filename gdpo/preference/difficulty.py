@@ -1,6 +1,8 @@
-"""How well NAOSD does on training pairs: the score behind the rule `difficulty` of gdpo/data/selection.py.
+"""How well NAOSD does on training pairs: the score behind the rule `difficulty` of
+gdpo/data/selection.py.
 
-one noise per pair, from the key (seed, "difficulty", pair id); its output, scored as a candidate of a rollout would be
+one noise per pair, from the key (seed, "difficulty", pair id); its output, scored as a candidate of
+a rollout would be
 """
 
 from collections.abc import Sequence
@@ -20,14 +22,19 @@ from gdpo.seeds import Key
 def difficulty_scores(
     model: NAOSD, pairs: Sequence[Pair], metric: str, config: Rollout, *, seed: int, prompt: str
 ) -> list[float]:
-    """The metric of NAOSD's output on each pair, whatever else is in the batch; the HR patch is the reference.
+    """The metric of NAOSD's output on each pair, whatever else is in the batch; the HR patch is the
+    reference.
 
-    pairs: of one size; config: its colour correction and precision; prompt: follows the tags. Errors: ValueError naming
-    the argument or metric.
+    pairs: of one size; config: its colour correction and precision; prompt: follows the tags.
+    Errors: ValueError naming the argument or metric.
     """
-    lr = torch.stack([to_tensor(enlarge(p.lr, p.hr.shape[:2], p.degradation["enlarge"])) for p in pairs])
+    lr = torch.stack(
+        [to_tensor(enlarge(p.lr, p.hr.shape[:2], p.degradation["enlarge"])) for p in pairs]
+    )
     hr = torch.stack([to_tensor(p.hr) for p in pairs])
     keys: list[Key] = [(seed, "difficulty", p.id) for p in pairs]
     prompts = [compose(p.tags, prompt) for p in pairs]
-    image = super_resolve(model, lr, keys, color_fix=config.color_fix, precision=config.precision, prompts=prompts)
+    image = super_resolve(
+        model, lr, keys, color_fix=config.color_fix, precision=config.precision, prompts=prompts
+    )
     return score([metric], image, hr.to(image))[metric].tolist()

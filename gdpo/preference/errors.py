@@ -1,14 +1,19 @@
-"""The errors that every objective compares: one code path for the reference (rollout stage) and the policy (finetune).
+"""The errors that every objective compares: one code path for the reference (rollout stage) and the
+policy (finetune).
 
-    forward process   z_i   a sample of the posterior of the re-encoded candidate;  z~_i = add_noise(z_i, eps_i, t_add)
+    forward process   z_i   a sample of the posterior of the re-encoded candidate;  z~_i =
+                      add_noise(z_i, eps_i, t_add)
                       m_i   = mean (UNet(z~_i, t_diff, c) - target_i)^2
-                      target: eps_i (release), or the noise that makes Eq. 4 return z_i at t_diff ("consistent")
-    action            z~_i  the candidate's own state: z_LR with its own noise;  z_i = mu_reference(z~_i) + sigma xi_i
-                      m_i   = mean (z_i - mu(z~_i))^2, in x0 space: the negative log-density of the action up to 2 sigma^2
+                      target: eps_i (release), or the noise that makes Eq. 4 return z_i at t_diff
+                      ("consistent")
+    action            z~_i  the candidate's own state: z_LR with its own noise;  z_i =
+                      mu_reference(z~_i) + sigma xi_i
+                      m_i   = mean (z_i - mu(z~_i))^2, in x0 space: the negative log-density of the
+                            action up to 2 sigma^2
 
-The second is the first with the action as the "consistent" target, scaled from noise to x0. The loss multiplies m - r by
-omega/2 = 2500, so both come from the same batch shape, precision and noise, and the mean is taken in float64: summed in
-fp32, the difference loses three digits first.
+The second is the first with the action as the "consistent" target, scaled from noise to x0. The
+loss multiplies m - r by omega/2 = 2500, so both come from the same batch shape, precision and
+noise, and the mean is taken in float64: summed in fp32, the difference loses three digits first.
 """
 
 from dataclasses import dataclass
@@ -26,7 +31,9 @@ from gdpo.seeds import draws
 
 @dataclass(frozen=True)
 class Problem:
-    """What one forward pass of the UNet is asked: noisy latents (G, c, h, w), the targets of eps_hat, and m's unit."""
+    """What one forward pass of the UNet is asked: noisy latents (G, c, h, w), the targets of
+    eps_hat, and m's unit.
+    """
 
     z_noisy: torch.Tensor
     target: torch.Tensor
@@ -44,7 +51,9 @@ def consistent_target(z_noisy: torch.Tensor, z: torch.Tensor, t_diff: int) -> to
 
 
 def check_group(group: Group) -> None:
-    """Raise ValueError naming the group and what of it is not finite, negative or of another size."""
+    """Raise ValueError naming the group and what of it is not finite, negative or of another
+    size.
+    """
     latents, size = group.latents, len(group.seeds)
     for name in ("mean", "std"):
         check_tensor(f"group {group.id}: latents.{name}", getattr(latents, name), "BCHW")
@@ -55,22 +64,36 @@ def check_group(group: Group) -> None:
         raise ValueError(f"group {group.id}: detail_share is {group.detail_share}, not in [0, 1]")
     if bool((latents.std < 0).any()):
         raise ValueError(f"group {group.id}: latents.std must not be negative")
-    lengths = {len(latents.mean), *(len(values) for values in group.metrics.values()), *(len(e) for e in group.reference_error)}
+    lengths = {
+        len(latents.mean),
+        *(len(values) for values in group.metrics.values()),
+        *(len(e) for e in group.reference_error),
+    }
     if lengths | {len(seeds) for seeds in group.noise_seeds} != {size}:
-        raise ValueError(f"group {group.id}: its lists and latents differ in length from its {size} seeds")
-    for name, values in (*group.metrics.items(), *(("reference_error", row) for row in group.reference_error)):
+        raise ValueError(
+            f"group {group.id}: its lists and latents differ in length from its {size} seeds"
+        )
+    for name, values in (
+        *group.metrics.items(),
+        *(("reference_error", row) for row in group.reference_error),
+    ):
         if not torch.tensor(values, dtype=torch.float64).isfinite().all():
             raise ValueError(f"group {group.id}: {name} of its candidates is not finite")
 
 
 def problem(model: NAOSD, group: Group, config: Rollout, visit: int) -> Problem:
-    """The problem of a group's candidates on the device of its latents; all its draws follow from the group's seeds.
+    """The problem of a group's candidates on the device of its latents; all its draws follow from
+    the group's seeds.
 
-    visit: which of the stored noises (0..K-1). The draws come from noise_seeds[visit]: first the sample of each posterior,
-    then the noise, with `noise: shared` the first candidate's for all. ValueError for a model that injects no noise (OSEDiff).
+    visit: which of the stored noises (0..K-1). The draws come from noise_seeds[visit]: first the
+    sample of each posterior, then the noise, with `noise: shared` the first candidate's for all.
+    ValueError for a model that injects no noise (OSEDiff).
     """
     if model.t_add is None:
-        raise ValueError("model.t_add is null: errors are compared at the noise a model injects, and this one injects none")
+        raise ValueError(
+            "model.t_add is null: errors are compared at the noise a model injects, and this one "
+            "injects none"
+        )
     mean, std, lr = group.latents.mean.float(), group.latents.std.float(), group.latents.lr
     shape = tuple(mean.shape[1:])
     if lr is not None:
@@ -83,7 +106,9 @@ def problem(model: NAOSD, group: Group, config: Rollout, visit: int) -> Problem:
         noise = noise[:1].expand_as(noise)
     z = mean + std * posterior
     z_noisy = add_noise(z, noise, model.t_add)
-    return Problem(z_noisy, noise if config.target == "added" else consistent_target(z_noisy, z, model.t_diff))
+    return Problem(
+        z_noisy, noise if config.target == "added" else consistent_target(z_noisy, z, model.t_diff)
+    )
 
 
 def predict(model: NAOSD, asked: Problem, prompt: torch.Tensor, config: Rollout) -> torch.Tensor:
@@ -97,7 +122,11 @@ def squared(difference: torch.Tensor, asked: Problem) -> torch.Tensor:
     return asked.unit * difference.square().mean(dim=(1, 2, 3))
 
 
-def noise_errors(model: NAOSD, group: Group, prompt: torch.Tensor, config: Rollout, visit: int) -> torch.Tensor:
-    """m_G, float64, of the role in use, with gradient where gradients are on. ValueError as `problem`."""
+def noise_errors(
+    model: NAOSD, group: Group, prompt: torch.Tensor, config: Rollout, visit: int
+) -> torch.Tensor:
+    """m_G, float64, of the role in use, with gradient where gradients are on. ValueError as
+    `problem`.
+    """
     asked = problem(model, group, config, visit)
     return squared(predict(model, asked, prompt, config) - asked.target.double(), asked)

@@ -1,9 +1,11 @@
-"""A group: the G candidates of one LR image as they are stored, and the reward and advantage that follow from them.
+"""A group: the G candidates of one LR image as they are stored, and the reward and advantage that
+follow from them.
 
-    stored per candidate    the seed of its noise, every raw metric, posterior moments of its re-encoded latent, and the
-                            reference's error for each stored noise seed
+    stored per candidate    the seed of its noise, every raw metric, posterior moments of its
+                            re-encoded latent, and the reference's error for each stored noise seed
     stored per group        LR id, tags, prompt, detail share
-    derived, never stored   R = rho_s mean(FR) + rho_d mean(NR) of min-max normalised metrics; A = (R - mean) / std
+    derived, never stored   R = rho_s mean(FR) + rho_d mean(NR) of min-max normalised metrics; A =
+                            (R - mean) / std
 
 So one rollout set serves every reward and, by its first candidates, every smaller G.
 """
@@ -24,10 +26,12 @@ SCHEMA_VERSION = "2"
 
 @dataclass(frozen=True)
 class Latents:
-    """What the errors of a group start from: float32, or float16 as read from a file, in half the memory.
+    """What the errors of a group start from: float32, or float16 as read from a file, in half the
+    memory.
 
-    mean, std (G, c, h, w): posterior moments of the re-encoded candidates. With `rollout.candidates: action` the mean is the
-    action z_i itself (std 0) and lr (c, h, w) the sample of z_LR that its state was made from; otherwise lr is None.
+    mean, std (G, c, h, w): posterior moments of the re-encoded candidates. With
+    `rollout.candidates: action` the mean is the action z_i itself (std 0) and lr (c, h, w) the
+    sample of z_LR that its state was made from; otherwise lr is None.
     """
 
     mean: torch.Tensor
@@ -37,7 +41,10 @@ class Latents:
     def to(self, device: torch.device) -> "Latents":
         """The same on a device; copies to it are not waited for."""
         later = device.type != "cpu"
-        moved = [None if x is None else x.to(device, non_blocking=later) for x in (self.mean, self.std, self.lr)]
+        moved = [
+            None if x is None else x.to(device, non_blocking=later)
+            for x in (self.mean, self.std, self.lr)
+        ]
         assert moved[0] is not None and moved[1] is not None
         return Latents(moved[0], moved[1], moved[2])
 
@@ -69,23 +76,44 @@ class Skipped:
     reason: str
 
 
-PLAIN = ("id", "lr", "tags", "prompt", "detail_share", "seeds", "metrics", "noise_seeds", "reference_error")
+PLAIN = (
+    "id",
+    "lr",
+    "tags",
+    "prompt",
+    "detail_share",
+    "seeds",
+    "metrics",
+    "noise_seeds",
+    "reference_error",
+)
 
 
 def schema(config: Rollout, header: str) -> pa.Schema:
     """The Parquet schema of a rollout set; `header` (JSON) says what made it."""
     metrics = pa.struct([(name, pa.list_(pa.float64())) for name in config.metrics])
     fields = {
-        "id": pa.string(), "lr": pa.string(), "tags": pa.string(), "prompt": pa.string(), "detail_share": pa.float64(),
-        "seeds": pa.list_(pa.int64()), "metrics": metrics, "noise_seeds": pa.list_(pa.list_(pa.int64())),
-        "reference_error": pa.list_(pa.list_(pa.float64())), "shape": pa.list_(pa.int32()),
-        "latent_mean": pa.binary(), "latent_std": pa.binary(), "latent_lr": pa.binary(),
-    }  # fmt: skip
+        "id": pa.string(),
+        "lr": pa.string(),
+        "tags": pa.string(),
+        "prompt": pa.string(),
+        "detail_share": pa.float64(),
+        "seeds": pa.list_(pa.int64()),
+        "metrics": metrics,
+        "noise_seeds": pa.list_(pa.list_(pa.int64())),
+        "reference_error": pa.list_(pa.list_(pa.float64())),
+        "shape": pa.list_(pa.int32()),
+        "latent_mean": pa.binary(),
+        "latent_std": pa.binary(),
+        "latent_lr": pa.binary(),
+    }
     return pa.schema(fields, metadata={"gdpo-rollout": SCHEMA_VERSION, "rollout": header})
 
 
 def to_row(group: Group) -> dict[str, Any]:
-    """A group as one Parquet row; latents as float16 bytes, which they were rounded to when its errors were computed."""
+    """A group as one Parquet row; latents as float16 bytes, which they were rounded to when its
+    errors were computed.
+    """
     found = {name: getattr(group, name) for name in PLAIN}
     for name in ("mean", "std", "lr"):
         latent = getattr(group.latents, name)
@@ -104,29 +132,45 @@ def from_row(row: dict[str, Any]) -> Group:
 
     mean, std = latent("mean", row["shape"]), latent("std", row["shape"])
     assert mean is not None and std is not None
-    return Group(latents=Latents(mean, std, latent("lr", row["shape"][1:])), **{name: row[name] for name in PLAIN})
+    return Group(
+        latents=Latents(mean, std, latent("lr", row["shape"][1:])),
+        **{name: row[name] for name in PLAIN},
+    )
 
 
 def subset(group: Group, size: int) -> Group:
-    """The group of the first `size` candidates, as a rollout with that G would have made it. ValueError if it has fewer."""
+    """The group of the first `size` candidates, as a rollout with that G would have made it.
+    ValueError if it has fewer.
+    """
     if not 2 <= size <= len(group.seeds):
-        raise ValueError(f"group {group.id} has {len(group.seeds)} candidates; a subset of {size} cannot be taken")
+        raise ValueError(
+            f"group {group.id} has {len(group.seeds)} candidates; a subset of {size} cannot be "
+            "taken"
+        )
     latents = group.latents
     return replace(
-        group, seeds=group.seeds[:size], metrics={name: values[:size] for name, values in group.metrics.items()},
+        group,
+        seeds=group.seeds[:size],
+        metrics={name: values[:size] for name, values in group.metrics.items()},
         latents=Latents(latents.mean[:size], latents.std[:size], latents.lr),
         noise_seeds=[seeds[:size] for seeds in group.noise_seeds],
         reference_error=[errors[:size] for errors in group.reference_error],
-    )  # fmt: skip
+    )
 
 
-def reward_of(metrics: dict[str, list[float]], detail_share: float, reward: Reward) -> tuple[list[float], list[float]]:
-    """(rewards, advantages) of one group from its raw metric values. ValueError naming a metric that it does not have."""
+def reward_of(
+    metrics: dict[str, list[float]], detail_share: float, reward: Reward
+) -> tuple[list[float], list[float]]:
+    """(rewards, advantages) of one group from its raw metric values. ValueError naming a metric
+    that it does not have.
+    """
 
     def oriented(names: list[str]) -> torch.Tensor:
         for name in names:
             if name not in metrics:
-                raise ValueError(f"the rollouts hold no {name}, which the reward uses; add it to rollout.metrics")
+                raise ValueError(
+                    f"the rollouts hold no {name}, which the reward uses; add it to rollout.metrics"
+                )
         rows = [[v if higher_is_better(n) else -v for v in metrics[n]] for n in names]
         return torch.tensor(rows, dtype=torch.float64).reshape(len(names), size).T[None]
 

@@ -1,17 +1,22 @@
-"""Preference fine-tuning: from cached rollouts the policy's forward and backward, nothing else (paper Sec. 3.2).
+"""Preference fine-tuning: from cached rollouts the policy's forward and backward, nothing else
+(paper Sec. 3.2).
 
     for every batch of groups:
-        m = errors of the policy;  r = the reference's, stored with the rollouts;  A = advantages of the configured reward
-        L = mean of the objective (gdpo: -log sigmoid(-omega/2 sum_i A_i (m_i - r_i)));  AdamW on the policy's LoRA (UNet only)
+        m = errors of the policy;  r = the reference's, stored with the rollouts;  A = advantages of
+                                   the configured reward
+        L = mean of the objective (gdpo: -log sigmoid(-omega/2 sum_i A_i (m_i - r_i)));  AdamW on
+        the policy's LoRA (UNet only)
 
-A group is one forward pass of G latents, as in the rollout stage, so m and r come from the same kernels; groups are
-accumulated within a step, and shared out whole over the processes of a run (gdpo.train.world). `rollouts: online` makes each group
-when it is visited: in the first epoch the very one the stage stores, later ones anew. With `sampler: policy` the policy makes
-it, and what an objective calls the old policy is the present one. With `micro_batch` the objective's derivatives with respect
-to the group's errors are taken first, and the backward passes then go over a few candidates each: the same gradient.
+A group is one forward pass of G latents, as in the rollout stage, so m and r come from the same
+kernels; groups are accumulated within a step, and shared out whole over the processes of a run
+(gdpo.train.world). `rollouts: online` makes each group
+when it is visited: in the first epoch the very one the stage stores, later ones anew. With
+`sampler: policy` the policy makes it, and what an objective calls the old policy is the present
+one. With `micro_batch` the objective's derivatives with respect to the group's errors are taken
+first, and the backward passes then go over a few candidates each: the same gradient.
 
-The control run shuffles the advantages inside each group: whatever it gains is not preference. The device is waited for
-twice per step, for the norm of the gradient and for the values to log.
+The control run shuffles the advantages inside each group: whatever it gains is not preference. The
+device is waited for twice per step, for the norm of the gradient and for the values to log.
 
     python -m tasks finetune [--run control]
 """
@@ -37,21 +42,32 @@ from gdpo.train.world import current
 
 History = list[dict[str, float]]
 EXPLODED = 10.0  # times the reference's error: no learning rate that works gets near it
-FOREIGN = 0.01  # of the reference's error: more than kernels or a machine's bf16 change; an untrained policy is the reference
+# of the reference's error: more than kernels or a machine's bf16 change; an untrained policy is the
+# reference
+FOREIGN = 0.01
 LEARNT = ("loss", "implicit_accuracy", "weighted_error_difference", "error_change", "policy_error")
 EMBEDDED = 256  # prompts whose embeddings are kept
 
 
 def finetune(
-    model: NAOSD, groups: Sequence[Group], config: Config, *, control: bool, folder: Path, fingerprint: str, hooks: Hooks,
+    model: NAOSD,
+    groups: Sequence[Group],
+    config: Config,
+    *,
+    control: bool,
+    folder: Path,
+    fingerprint: str,
+    hooks: Hooks,
     pairs: Sequence[Pair] = (),
-) -> tuple[Adapters, History]:  # fmt: skip
+) -> tuple[Adapters, History]:
     """Train the policy's adapters; returns them and the values of every step.
 
-    model: the reference (NAOSD merged), without roles. groups: the rollouts, or with `rollouts: online` the pairs to make them
-    from. control: use shuffled advantages. folder: of the checkpoint. Errors: `Stopped` after a checkpoint when asked to
-    stop; `Diverged` when a value is not finite or the policy's error explodes; ValueError without groups, naming a group
-    whose numbers are not finite, if no pair gives a group, or if the stored errors are not this reference's.
+    model: the reference (NAOSD merged), without roles. groups: the rollouts, or with `rollouts:
+    online` the pairs to make them from. control: use shuffled advantages. folder: of the
+    checkpoint. Errors: `Stopped` after a checkpoint when asked to stop; `Diverged` when a value is
+    not finite or the policy's error explodes; ValueError without groups, naming a group whose
+    numbers are not finite, if no pair gives a group, or if the stored errors are not this
+    reference's.
     """
     settings = config.finetune
     online = settings.rollouts == "online"
@@ -62,26 +78,44 @@ def finetune(
             check_group(group)
     run = _Run(model, pairs if online else groups, config, control)
     state: dict[str, Stateful] = {"policy": Tensors(run.policy), "adam": run.optimizer}
-    loop = Loop(folder, settings.steps, state, fingerprint, settings.checkpoint_every, hooks, verify=run.verify)
+    loop = Loop(
+        folder,
+        settings.steps,
+        state,
+        fingerprint,
+        settings.checkpoint_every,
+        hooks,
+        verify=run.verify,
+    )
     history = loop.run(run.step)
-    tensors = {f"unet.{name}": parameter.detach().cpu().clone() for name, parameter in run.policy.items()}
+    tensors = {
+        f"unet.{name}": parameter.detach().cpu().clone() for name, parameter in run.policy.items()
+    }
     return Adapters("gdpo", tensors, settings.lora), history
 
 
 class _Run:
     """One fine-tuning run: the policy, its optimiser, and the step function."""
 
-    def __init__(self, model: NAOSD, source: Sequence[Group] | Sequence[Pair], config: Config, control: bool) -> None:
+    def __init__(
+        self, model: NAOSD, source: Sequence[Group] | Sequence[Pair], config: Config, control: bool
+    ) -> None:
         self.model, self.source, self.config, self.control = model, source, config, control
         settings = config.finetune
-        self.seed = seed_of(config.seed, "repeat", settings.repeat) if settings.repeat else config.seed
+        self.seed = (
+            seed_of(config.seed, "repeat", settings.repeat) if settings.repeat else config.seed
+        )
         model.vae.requires_grad_(False)
         model.unet_roles.add("policy", settings.lora, seed=self.seed)
         self.policy = model.unet_roles.parameters("policy")
         for parameter in self.policy.values():
-            parameter.grad = torch.zeros_like(parameter)  # there in every process, even where all its groups are skipped
+            parameter.grad = torch.zeros_like(
+                parameter
+            )  # there in every process, even where all its groups are skipped
         self.optimizer = torch.optim.AdamW(
-            self.policy.values(), lr=settings.optimizer.lr, weight_decay=settings.optimizer.weight_decay
+            self.policy.values(),
+            lr=settings.optimizer.lr,
+            weight_decay=settings.optimizer.weight_decay,
         )
         self.device = next(model.parameters()).device
         self.world = current()
@@ -97,10 +131,14 @@ class _Run:
                 group["lr"] = settings.optimizer.lr * cosine(step, settings.steps)
         self.optimizer.zero_grad(set_to_none=False)
         with self.world.together():
-            rows = [self._position(step * settings.batch + i) for i in self.world.share(settings.batch)]
+            rows = [
+                self._position(step * settings.batch + i) for i in self.world.share(settings.batch)
+            ]
         self.world.add_gradients(self.policy.values())
         norm = grad_norm(list(self.policy.values()), settings.optimizer.clip)
-        totals = self.world.add(dict(zip(self._names(), torch.stack(rows).sum(0).tolist(), strict=True)))
+        totals = self.world.add(
+            dict(zip(self._names(), torch.stack(rows).sum(0).tolist(), strict=True))
+        )
         skipped = totals.pop("skipped")
         trained = settings.batch - skipped
         values = {name: total / max(trained, 1) for name, total in totals.items()}
@@ -109,20 +147,24 @@ class _Run:
         reference = values["policy_error"] - values["error_change"]
         if step == 0 and abs(values["error_change"]) > FOREIGN * reference:
             raise ValueError(
-                f"the rollouts' reference errors are {-values['error_change'] / values['policy_error']:+.1%} off those of this "
+                "the rollouts' reference errors are "
+                f"{-values['error_change'] / values['policy_error']:+.1%} off those of this "
                 "model: made with other weights, precision or software; run the rollout stage again"
             )
         self._idle = 0 if trained else self._idle + settings.batch
         if self._idle >= min(len(self.source), settings.steps * settings.batch):
             raise ValueError(
-                "no pair gave a group: see what was left out; check models/naosd, rollout.metrics and rollout.precision"
+                "no pair gave a group: see what was left out; check models/naosd, rollout.metrics "
+                "and rollout.precision"
             )
         if trained:
             self.optimizer.step()
         return values
 
     def _check(self, values: dict[str, float]) -> None:
-        """Raise NotFinite, for the loop to stop with its last checkpoint, before such a step changes the policy."""
+        """Raise NotFinite, for the loop to stop with its last checkpoint, before such a step
+        changes the policy.
+        """
         for name, value in values.items():
             if not abs(value) < float("inf"):
                 raise NotFinite(f"{name} is not finite")
@@ -130,53 +172,80 @@ class _Run:
 
     @torch.no_grad()
     def verify(self) -> None:
-        """Raise NotFinite if the last update made the policy's error explode: on the last group, of every process."""
+        """Raise NotFinite if the last update made the policy's error explode: on the last group, of
+        every process.
+        """
         errors = {"policy": 0.0, "reference": 0.0}
         if self._seen is not None:
             group, noise = self._seen
             asked = problem(self.model, self._on_device(group), self.config.rollout, noise)
             with self.model.unet_roles.use("policy"):
-                eps_hat = predict(self.model, asked, self._prompt(group.prompt), self.config.rollout)
+                eps_hat = predict(
+                    self.model, asked, self._prompt(group.prompt), self.config.rollout
+                )
             errors["policy"] = float(squared(eps_hat - asked.target.double(), asked).mean())
             errors["reference"] = sum(group.reference_error[noise]) / len(group.seeds)
         totals = self.world.add(errors)
         _check_error(totals["policy"], totals["reference"])
 
     def _visit(self, position: int) -> tuple[int, int, int]:
-        """(index of the group, epoch, which of its stored noises) at a position of the endless, per-epoch shuffled order."""
+        """(index of the group, epoch, which of its stored noises) at a position of the endless,
+        per-epoch shuffled order.
+        """
         epoch, offset = divmod(position, len(self.source))
         order = numpy_generator(self.seed, "groups", epoch).permutation(len(self.source))
-        return int(order[offset]), epoch, (epoch + self.config.finetune.repeat) % self.config.rollout.noises
+        return (
+            int(order[offset]),
+            epoch,
+            (epoch + self.config.finetune.repeat) % self.config.rollout.noises,
+        )
 
     def _names(self) -> list[str]:
         """Of a row's values: those that come from the device, then those that were known before."""
-        metrics = [f"{name}{what}" for name in ("reward", *self.config.rollout.metrics) for what in ("", "_spread")]
+        metrics = [
+            f"{name}{what}"
+            for name in ("reward", *self.config.rollout.metrics)
+            for what in ("", "_spread")
+        ]
         return [*LEARNT, *metrics, "zero_spread", "skipped"]
 
     def _position(self, position: int) -> torch.Tensor:
-        """One group's share of the step: its gradient stays in the parameters. Its values by `_names`, not waited for."""
+        """One group's share of the step: its gradient stays in the parameters. Its values by
+        `_names`, not waited for.
+        """
         index, epoch, visit = self._visit(position)
         group, noise = self._group(index, epoch, visit)
         if isinstance(group, Skipped):
-            logging.getLogger(__name__).warning("%s is left out of this step: %s", group.id, group.reason)
-            return torch.tensor([0.0] * (len(self._names()) - 1) + [1.0], dtype=torch.float64).to(self.device)
+            logging.getLogger(__name__).warning(
+                "%s is left out of this step: %s", group.id, group.reason
+            )
+            return torch.tensor([0.0] * (len(self._names()) - 1) + [1.0], dtype=torch.float64).to(
+                self.device
+            )
         reward, advantage = reward_of(group.metrics, group.detail_share, self.config.reward)
         if self.control:
             order = numpy_generator(self.seed, "shuffle", group.id).permutation(len(advantage))
             advantage = [advantage[i] for i in order]
         learnt = self._learn(group, advantage, noise)
-        scores = torch.tensor([reward, *(group.metrics[name] for name in self.config.rollout.metrics)], dtype=torch.float64)
+        scores = torch.tensor(
+            [reward, *(group.metrics[name] for name in self.config.rollout.metrics)],
+            dtype=torch.float64,
+        )
         spread = torch.stack([scores.mean(1), scores.std(1)], 1).flatten().tolist()
         known = torch.tensor([*spread, float(not any(advantage)), 0.0], dtype=torch.float64)
         return torch.cat([learnt, known.to(self.device, non_blocking=True)])
 
     def _group(self, index: int, epoch: int, visit: int) -> tuple[Group | Skipped, int]:
-        """The group as stored, or made now with no other noise than that of this visit; and which of its noises that is."""
+        """The group as stored, or made now with no other noise than that of this visit; and which
+        of its noises that is.
+        """
         found = self.source[index]
         if isinstance(found, Group):
             return found, visit
         role = "policy" if self.config.finetune.sampler == "policy" else None
-        return next(rollout(self.model, [found], self.config, draw=epoch, role=role, visits=[visit])), 0
+        return next(
+            rollout(self.model, [found], self.config, draw=epoch, role=role, visits=[visit])
+        ), 0
 
     def _learn(self, group: Group, advantage: list[float], visit: int) -> torch.Tensor:
         """Forward and backward of one group; the values of `LEARNT`."""
@@ -189,13 +258,18 @@ class _Run:
         size = len(advantage)
         chunk = min(settings.micro_batch or size, size)
         with torch.set_grad_enabled(chunk == size):
-            parts = [self._errors(asked.part(slice(i, i + chunk)), prompt) for i in range(0, size, chunk)]
+            parts = [
+                self._errors(asked.part(slice(i, i + chunk)), prompt) for i in range(0, size, chunk)
+            ]
         policy, distance = (torch.cat(column)[None] for column in zip(*parts, strict=True))
         if chunk < size:
             policy, distance = policy.requires_grad_(), distance.requires_grad_()
-        # With `sampler: policy` the candidates are the present policy's, and so is the density they are compared with.
+        # With `sampler: policy` the candidates are the present policy's, and so is the density they
+        # are compared with.
         old = policy.detach() if settings.sampler == "policy" else reference
-        loss = objective_loss(settings, policy, reference, old, distance, advantages, self.config.rollout.sigma)
+        loss = objective_loss(
+            settings, policy, reference, old, distance, advantages, self.config.rollout.sigma
+        )
         if chunk == size:
             (loss / settings.batch).backward()
         else:
@@ -203,13 +277,17 @@ class _Run:
         with torch.no_grad():
             change = policy - reference
             weighted = (advantages * change).sum()
-            return torch.stack([loss, (weighted < 0).double(), weighted, change.mean(), policy.mean()])
+            return torch.stack(
+                [loss, (weighted < 0).double(), weighted, change.mean(), policy.mean()]
+            )
 
     def _on_device(self, group: Group) -> Group:
         return Group(**{**vars(group), "latents": group.latents.to(self.device)})
 
     def _errors(self, asked: Problem, prompt: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(m, d): the policy's errors, and for `nft` its mean squared distance from the old policy's predictions."""
+        """(m, d): the policy's errors, and for `nft` its mean squared distance from the old
+        policy's predictions.
+        """
         with self.model.unet_roles.use("policy"):
             eps_hat = predict(self.model, asked, prompt, self.config.rollout)
         error = squared(eps_hat - asked.target.double(), asked)
@@ -220,15 +298,25 @@ class _Run:
         return error, squared(eps_hat - old, asked)
 
     def _backward(
-        self, loss: torch.Tensor, policy: torch.Tensor, distance: torch.Tensor, asked: Problem, prompt: torch.Tensor, chunk: int
+        self,
+        loss: torch.Tensor,
+        policy: torch.Tensor,
+        distance: torch.Tensor,
+        asked: Problem,
+        prompt: torch.Tensor,
+        chunk: int,
     ) -> None:
-        """The group-scalar form: dL/dm_i and dL/dd_i of the whole group, then the errors again, a few candidates at a time."""
+        """The group-scalar form: dL/dm_i and dL/dd_i of the whole group, then the errors again, a
+        few candidates at a time.
+        """
         found = torch.autograd.grad(loss, [policy, distance], allow_unused=True)
         slopes = [torch.zeros_like(policy[0]) if slope is None else slope[0] for slope in found]
         for i in range(0, len(slopes[0]), chunk):
             members = slice(i, i + chunk)
             both = zip(self._errors(asked.part(members), prompt), slopes, strict=True)
-            torch.stack([(errors * slope[members]).sum() for errors, slope in both]).sum().backward()
+            torch.stack(
+                [(errors * slope[members]).sum() for errors, slope in both]
+            ).sum().backward()
 
     def _prompt(self, text: str) -> torch.Tensor:
         """The embedded prompt; most groups of a run without tags share one."""
@@ -241,7 +329,9 @@ class _Run:
 
 
 def _check_error(policy: float, reference: float) -> None:
-    """Raise NotFinite for a policy whose error is none, or out of all proportion to the reference's."""
+    """Raise NotFinite for a policy whose error is none, or out of all proportion to the
+    reference's.
+    """
     if not policy <= EXPLODED * reference:
         times = f"{policy / reference:.0f} times" if reference else "beyond"
         raise NotFinite(f"the policy's error exploded to {times} the reference's")

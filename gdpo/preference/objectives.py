@@ -1,19 +1,26 @@
-"""Preference objectives: pure functions of the errors and advantages of groups; `finetune.objective` names one.
+"""Preference objectives: pure functions of the errors and advantages of groups;
+`finetune.objective` names one.
 
-    m, r, o   error of the policy, of the reference, and of the old policy, the one that made the candidates (the reference,
-              for cached rollouts): mean squared over a candidate's latent
+    m, r, o   error of the policy, of the reference, and of the old policy, the one that made the
+              candidates (the reference, for cached rollouts): mean squared over a candidate's
+              latent
     d         mean squared difference of the policy's and the old policy's predictions (nft)
-    A         advantages: zero mean and unit, unbiased standard deviation inside a group; all 0 where the scores are equal
+    A         advantages: zero mean and unit, unbiased standard deviation inside a group; all 0
+              where the scores are equal
 
-    gdpo, dpo, dgpo    log-likelihood of a preference, -log sigmoid: it stops pushing a group once the policy has moved enough
+    gdpo, dpo, dgpo    log-likelihood of a preference, -log sigmoid: it stops pushing a group once
+                       the policy has moved enough
     dance_grpo, awm    policy gradient on the ratio of surrogate densities exp(o - m), clipped
-    nft                regression of two mixtures of policy and old policy towards the good and away from the bad candidates
+    nft                regression of two mixtures of policy and old policy towards the good and away
+                       from the bad candidates
 
-A group of equal scores has no gradient, wherever the policy is, and still counts in the mean over groups. "Slope" below is
-dL/dm_i where policy, old policy and reference agree: AdamW divides its scale out, the clipping of gradients does not.
+A group of equal scores has no gradient, wherever the policy is, and still counts in the mean over
+groups. "Slope" below is dL/dm_i where policy, old policy and reference agree: AdamW divides its
+scale out, the clipping of gradients does not.
 
-The public losses check what they are given, which reads values back from the device; `objective_loss`, for the training
-loop, never does. All of them compute in the dtype they are given. Legend: B images (groups), G candidates.
+The public losses check what they are given, which reads values back from the device;
+`objective_loss`, for the training loop, never does. All of them compute in the dtype they are
+given. Legend: B images (groups), G candidates.
 """
 
 import math
@@ -25,7 +32,9 @@ from torch import Tensor
 from gdpo.checks import check_tensor
 from gdpo.config import Finetune
 
-ADVANTAGE_LIMIT = 5.0  # `adv_clip_max` of DanceGRPO, AWM and DiffusionNFT; a z-score gets there from G = 27 on
+ADVANTAGE_LIMIT = (
+    5.0  # `adv_clip_max` of DanceGRPO, AWM and DiffusionNFT; a z-score gets there from G = 27 on
+)
 ROOT_FLOOR = 1e-5  # DiffusionNFT's, of what it divides a branch by
 
 
@@ -38,12 +47,19 @@ def objective_loss(
     advantage_BG: Tensor,
     sigma: float,
 ) -> Tensor:
-    """The loss that `settings.objective` names, a scalar: the functions below without their checks of the tensors.
+    """The loss that `settings.objective` names, a scalar: the functions below without their checks
+    of the tensors.
 
-    distance_BG: only nft reads it, with the old policy's error; sigma: only dance_grpo, `rollout.sigma`.
+    distance_BG: only nft reads it, with the old policy's error; sigma: only dance_grpo,
+    `rollout.sigma`.
     Errors: ValueError when the groups are too small for `settings.pairs`.
     """
-    policy, reference, old, advantage = policy_error_BG, reference_error_BG, old_error_BG, advantage_BG
+    policy, reference, old, advantage = (
+        policy_error_BG,
+        reference_error_BG,
+        old_error_BG,
+        advantage_BG,
+    )
     match settings.objective:
         case "gdpo":
             return _preference(_logit(policy, reference, advantage, settings.omega))
@@ -59,59 +75,97 @@ def objective_loss(
             return _clipped_surrogate(old - policy, advantage, settings.clip)
 
 
-def gdpo_logit(policy_error_BG: Tensor, reference_error_BG: Tensor, advantage_BG: Tensor, omega: float = 5000.0) -> Tensor:
-    """inside_B of `gdpo_loss`: positive where the policy moved towards the better candidates of the group."""
-    _check(policy_error_BG=policy_error_BG, reference_error_BG=reference_error_BG, advantage_BG=advantage_BG, omega=omega)
+def gdpo_logit(
+    policy_error_BG: Tensor, reference_error_BG: Tensor, advantage_BG: Tensor, omega: float = 5000.0
+) -> Tensor:
+    """inside_B of `gdpo_loss`: positive where the policy moved towards the better candidates of the
+    group.
+    """
+    _check(
+        policy_error_BG=policy_error_BG,
+        reference_error_BG=reference_error_BG,
+        advantage_BG=advantage_BG,
+        omega=omega,
+    )
     return _logit(policy_error_BG, reference_error_BG, advantage_BG, omega)
 
 
-def gdpo_loss(policy_error_BG: Tensor, reference_error_BG: Tensor, advantage_BG: Tensor, omega: float = 5000.0) -> Tensor:
+def gdpo_loss(
+    policy_error_BG: Tensor, reference_error_BG: Tensor, advantage_BG: Tensor, omega: float = 5000.0
+) -> Tensor:
     """The GDPO loss, a scalar; ln 2 when policy and reference agree. Slope omega/4 A_i / B.
 
         inside_b = -omega/2 * sum_i A_i (m_i - r_i)
         L = mean_b -log sigmoid(inside_b)
 
-    Source: GDPO-SR (arXiv 2603.16769) Eq. 9, as released: the paper prints omega and a sum over the latent, the release
-    multiplies the *mean* over its elements by omega/2 = 2500.
-    Errors: ValueError naming the argument for a wrong or differing shape, NaN, or an omega that is not positive.
+    Source: GDPO-SR (arXiv 2603.16769) Eq. 9, as released: the paper prints omega and a sum over the
+    latent, the release multiplies the *mean* over its elements by omega/2 = 2500.
+    Errors: ValueError naming the argument for a wrong or differing shape, NaN, or an omega that is
+    not positive.
     """
     return _preference(gdpo_logit(policy_error_BG, reference_error_BG, advantage_BG, omega))
 
 
 def diffusion_dpo_loss(
-    policy_error_BG: Tensor, reference_error_BG: Tensor, advantage_BG: Tensor, omega: float = 5000.0, pairs: int = 1
+    policy_error_BG: Tensor,
+    reference_error_BG: Tensor,
+    advantage_BG: Tensor,
+    omega: float = 5000.0,
+    pairs: int = 1,
 ) -> Tensor:
-    """The Diffusion-DPO loss on pairs (w, l) of a group's `pairs` best and `pairs` worst candidates, a scalar.
+    """The Diffusion-DPO loss on pairs (w, l) of a group's `pairs` best and `pairs` worst
+    candidates, a scalar.
 
         inside_wl = -omega/2 * ((m_w - r_w) - (m_l - r_l))
         L = mean_b mean_wl -log sigmoid(inside_wl),    over the pairs of different advantage
 
-    pairs=1, best against worst: slope +-omega/4 / B. Candidates of equal advantage share a place among the best or the worst,
-    so that no order inside the group matters; a group without a pair has loss 0. For G = 2 it is `gdpo_loss` with
-    omega * sqrt(2), for that z-scores by the unbiased deviation to +-1/sqrt(2).
-    Source: Diffusion-DPO (arXiv 2311.12908) Eq. 14 with the factors of its released code (beta_dpo = omega, halved; one fixed
-    t as in GDPO); the N x N pairs of DP2O-SR (arXiv 2510.18851, Sec. 4.2), without its weights of pairs and groups (4.3).
+    pairs=1, best against worst: slope +-omega/4 / B. Candidates of equal advantage share a place
+    among the best or the worst, so that no order inside the group matters; a group without a pair
+    has loss 0. For G = 2 it is `gdpo_loss` with omega * sqrt(2), for that z-scores by the unbiased
+    deviation to +-1/sqrt(2).
+    Source: Diffusion-DPO (arXiv 2311.12908) Eq. 14 with the factors of its released code (beta_dpo
+    = omega, halved; one fixed t as in GDPO); the N x N pairs of DP2O-SR (arXiv 2510.18851, Sec.
+    4.2), without its weights of pairs and groups (4.3).
     Errors: ValueError naming the argument as for `gdpo_loss`, and for pairs outside 1..G/2.
     """
-    _check(policy_error_BG=policy_error_BG, reference_error_BG=reference_error_BG, advantage_BG=advantage_BG, omega=omega)
+    _check(
+        policy_error_BG=policy_error_BG,
+        reference_error_BG=reference_error_BG,
+        advantage_BG=advantage_BG,
+        omega=omega,
+    )
     return _diffusion_dpo(policy_error_BG, reference_error_BG, advantage_BG, omega, pairs)
 
 
 def dance_grpo_loss(
-    policy_error_BG: Tensor, old_error_BG: Tensor, advantage_BG: Tensor, sigma: float, clip: float = 1e-4
+    policy_error_BG: Tensor,
+    old_error_BG: Tensor,
+    advantage_BG: Tensor,
+    sigma: float,
+    clip: float = 1e-4,
 ) -> Tensor:
     """DanceGRPO in a one-step form, a scalar. Slope A_i / (2 sigma^2) / (B G).
 
-        action   z_i = mu_old(s_i) + sigma xi_i              s_i: noisy latent and prompt;  mu: the output z_SR (Eq. 4)
-        ratio_i = exp((o_i - m_i) / (2 sigma^2))             m_i = mean (z_i - mu(s_i))^2 in x0 space, o_i of mu_old alike
+        action   z_i = mu_old(s_i) + sigma xi_i              s_i: noisy latent and prompt;  mu: the
+                 output z_SR (Eq. 4)
+        ratio_i = exp((o_i - m_i) / (2 sigma^2))             m_i = mean (z_i - mu(s_i))^2 in x0
+                                                             space, o_i of mu_old alike
         L = mean_bi max(-A_i ratio_i, -A_i clip(ratio_i, 1 - clip, 1 + clip)),    A clamped to +-5
 
-    This one-step form is ours: the released code leaves out every trajectory's last transition, which is the only one of a
-    one-step model, and what the network does to its noise has no density; so the action is a Gaussian around z_SR.
-    Source of the rest, with log-densities averaged over the latent: DanceGRPO (arXiv 2505.07818) and its released code.
-    Errors: ValueError naming the argument for a wrong or differing shape, NaN, or a number that is not positive.
+    This one-step form is ours: the released code leaves out every trajectory's last transition,
+    which is the only one of a one-step model, and what the network does to its noise has no
+    density; so the action is a Gaussian around z_SR. Source of the rest, with log-densities
+    averaged over the latent: DanceGRPO (arXiv 2505.07818) and its released code.
+    Errors: ValueError naming the argument for a wrong or differing shape, NaN, or a number that is
+    not positive.
     """
-    _check(policy_error_BG=policy_error_BG, old_error_BG=old_error_BG, advantage_BG=advantage_BG, sigma=sigma, clip=clip)
+    _check(
+        policy_error_BG=policy_error_BG,
+        old_error_BG=old_error_BG,
+        advantage_BG=advantage_BG,
+        sigma=sigma,
+        clip=clip,
+    )
     return _clipped_surrogate((old_error_BG - policy_error_BG) / (2 * sigma**2), advantage_BG, clip)
 
 
@@ -126,53 +180,82 @@ def dgpo_loss(
     """The DGPO loss, a scalar. Slope beta/(2G) A_i / B.
 
         L = mean_b -log sigmoid(-beta/G * sum_i A_i (m_i - r_i))
-        no gradient to a candidate whose ratio exp(o_i - m_i) exceeds 1 + clip (A_i > 0) or lies below 1 - clip (A_i <= 0)
+        no gradient to a candidate whose ratio exp(o_i - m_i) exceeds 1 + clip (A_i > 0) or lies
+        below 1 - clip (A_i <= 0)
 
     Unclipped it is `gdpo_loss` with omega/2 = beta/G.
-    Source: DGPO (arXiv 2510.08425) and its released code, whose gradient, the sigmoid times the mean of A_i dm_i over all
-    samples, is this one divided by beta; left out: its clamp of A to +-5, and its KL term.
-    Errors: ValueError naming the argument for a wrong or differing shape, NaN, or a number that is not positive.
+    Source: DGPO (arXiv 2510.08425) and its released code, whose gradient, the sigmoid times the
+    mean of A_i dm_i over all samples, is this one divided by beta; left out: its clamp of A to +-5,
+    and its KL term.
+    Errors: ValueError naming the argument for a wrong or differing shape, NaN, or a number that is
+    not positive.
     """
     _check(
-        policy_error_BG=policy_error_BG, reference_error_BG=reference_error_BG, old_error_BG=old_error_BG,
-        advantage_BG=advantage_BG, beta=beta, clip=clip,
-    )  # fmt: skip
+        policy_error_BG=policy_error_BG,
+        reference_error_BG=reference_error_BG,
+        old_error_BG=old_error_BG,
+        advantage_BG=advantage_BG,
+        beta=beta,
+        clip=clip,
+    )
     return _dgpo(policy_error_BG, reference_error_BG, old_error_BG, advantage_BG, beta, clip)
 
 
 def nft_loss(
-    policy_error_BG: Tensor, reference_error_BG: Tensor, distance_BG: Tensor, advantage_BG: Tensor, mix: float = 1.0
+    policy_error_BG: Tensor,
+    reference_error_BG: Tensor,
+    distance_BG: Tensor,
+    advantage_BG: Tensor,
+    mix: float = 1.0,
 ) -> Tensor:
-    """The DiffusionNFT loss, a scalar; the reference is the old policy. Slope mix/5 A_i / sqrt(r_i) / (B G).
+    """The DiffusionNFT loss, a scalar; the reference is the old policy. Slope mix/5 A_i / sqrt(r_i)
+    / (B G).
 
-        v+ = mix v + (1 - mix) v_old,    v- = (1 + mix) v_old - mix v,    p_i = 1/2 + clip(A_i / 5, -1, 1) / 2
+        v+ = mix v + (1 - mix) v_old,    v- = (1 + mix) v_old - mix v,    p_i = 1/2 + clip(A_i / 5,
+                                         -1, 1) / 2
         L = mean_bi p_i |v+ - target|^2 / root+ + (1 - p_i) |v- - target|^2 / root-
 
-    With c = (m + r - d)/2, the mean product of both errors, |v+ - target|^2 = mix^2 m + 2 mix (1 - mix) c + (1 - mix)^2 r,
-    and so on: no vector is needed. root: the square root of the branch, at least 1e-5, without gradient.
-    Source: DiffusionNFT (arXiv 2509.16117) and its released code, which divides by the mean absolute error in x0 where this
-    has the root, and multiplies the loss by 5/mix; left out: its KL term. A group of equal scores is left out here only: by
-    p = 1/2 it would pull the policy back to the old one.
-    Errors: ValueError naming the argument for a wrong or differing shape, NaN, or a mix that is not positive.
+    With c = (m + r - d)/2, the mean product of both errors, |v+ - target|^2 = mix^2 m + 2 mix (1 -
+    mix) c + (1 - mix)^2 r,
+    and so on: no vector is needed. root: the square root of the branch, at least 1e-5, without
+    gradient.
+    Source: DiffusionNFT (arXiv 2509.16117) and its released code, which divides by the mean
+    absolute error in x0 where this has the root, and multiplies the loss by 5/mix; left out: its KL
+    term. A group of equal scores is left out here only: by p = 1/2 it would pull the policy back to
+    the old one.
+    Errors: ValueError naming the argument for a wrong or differing shape, NaN, or a mix that is not
+    positive.
     """
     _check(
-        policy_error_BG=policy_error_BG, reference_error_BG=reference_error_BG, distance_BG=distance_BG,
-        advantage_BG=advantage_BG, mix=mix,
-    )  # fmt: skip
+        policy_error_BG=policy_error_BG,
+        reference_error_BG=reference_error_BG,
+        distance_BG=distance_BG,
+        advantage_BG=advantage_BG,
+        mix=mix,
+    )
     return _nft(policy_error_BG, reference_error_BG, distance_BG, advantage_BG, mix)
 
 
-def awm_loss(policy_error_BG: Tensor, old_error_BG: Tensor, advantage_BG: Tensor, clip: float = 1e-4) -> Tensor:
+def awm_loss(
+    policy_error_BG: Tensor, old_error_BG: Tensor, advantage_BG: Tensor, clip: float = 1e-4
+) -> Tensor:
     """The loss of advantage weighted matching, a scalar. Slope A_i / (B G).
 
         ratio_i = exp(o_i - m_i)
         L = mean_bi max(-A_i ratio_i, -A_i clip(ratio_i, 1 - clip, 1 + clip)),    A clamped to +-5
 
-    Source: AWM (arXiv 2509.25050) and its released code with uniform weights; left out: its generalised Huber weights and its
-    KL terms. Its base configuration clips at 1e-4, its runs with those KL terms at 1.
-    Errors: ValueError naming the argument for a wrong or differing shape, NaN, or a clip that is not positive.
+    Source: AWM (arXiv 2509.25050) and its released code with uniform weights; left out: its
+    generalised Huber weights and its KL terms. Its base configuration clips at 1e-4, its runs with
+    those KL terms at 1.
+    Errors: ValueError naming the argument for a wrong or differing shape, NaN, or a clip that is
+    not positive.
     """
-    _check(policy_error_BG=policy_error_BG, old_error_BG=old_error_BG, advantage_BG=advantage_BG, clip=clip)
+    _check(
+        policy_error_BG=policy_error_BG,
+        old_error_BG=old_error_BG,
+        advantage_BG=advantage_BG,
+        clip=clip,
+    )
     return _clipped_surrogate(old_error_BG - policy_error_BG, advantage_BG, clip)
 
 
@@ -184,12 +267,19 @@ def _preference(inside: Tensor) -> Tensor:
     return -F.logsigmoid(inside).mean()
 
 
-def _diffusion_dpo(policy: Tensor, reference: Tensor, advantage: Tensor, omega: float, pairs: int) -> Tensor:
+def _diffusion_dpo(
+    policy: Tensor, reference: Tensor, advantage: Tensor, omega: float, pairs: int
+) -> Tensor:
     size = advantage.shape[1]
     if isinstance(pairs, bool) or not isinstance(pairs, int) or not 1 <= pairs <= size // 2:
-        raise ValueError(f"pairs must be a whole number from 1 to half of the group's {size} candidates, got {pairs!r}")
+        raise ValueError(
+            f"pairs must be a whole number from 1 to half of the group's {size} candidates, got "
+            f"{pairs!r}"
+        )
     better = advantage[:, :, None] > advantage[:, None, :]
-    weight_BGG = _places(advantage, pairs)[:, :, None] * _places(-advantage, pairs)[:, None, :] * better
+    weight_BGG = (
+        _places(advantage, pairs)[:, :, None] * _places(-advantage, pairs)[:, None, :] * better
+    )
     total_B = weight_BGG.sum(dim=(1, 2))
     change = policy - reference
     inside_BGG = -0.5 * omega * (change[:, :, None] - change[:, None, :])
@@ -198,7 +288,9 @@ def _diffusion_dpo(policy: Tensor, reference: Tensor, advantage: Tensor, omega: 
 
 
 def _places(value: Tensor, count: int) -> Tensor:
-    """Share of each candidate in the `count` places of the greatest values: 1 or 0, between them where equal values meet."""
+    """Share of each candidate in the `count` places of the greatest values: 1 or 0, between them
+    where equal values meet.
+    """
     last = value.topk(count, dim=1).values[:, -1:]
     above, level = (value > last).to(value.dtype), (value == last).to(value.dtype)
     return above + level * (count - above.sum(dim=1, keepdim=True)) / level.sum(dim=1, keepdim=True)
@@ -206,11 +298,15 @@ def _places(value: Tensor, count: int) -> Tensor:
 
 def _clipped_surrogate(log_ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
     advantage = advantage.clamp(-ADVANTAGE_LIMIT, ADVANTAGE_LIMIT)
-    ratio = torch.where(advantage == 0, 0.0, log_ratio).exp()  # an overflow times an advantage of 0 would be NaN
+    ratio = torch.where(
+        advantage == 0, 0.0, log_ratio
+    ).exp()  # an overflow times an advantage of 0 would be NaN
     return torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip)).mean()
 
 
-def _dgpo(policy: Tensor, reference: Tensor, old: Tensor, advantage: Tensor, beta: float, clip: float) -> Tensor:
+def _dgpo(
+    policy: Tensor, reference: Tensor, old: Tensor, advantage: Tensor, beta: float, clip: float
+) -> Tensor:
     ratio = (old - policy.detach()).exp()
     clipped = torch.where(advantage > 0, ratio > 1 + clip, ratio < 1 - clip)
     policy = torch.where(clipped, policy.detach(), policy)
@@ -218,7 +314,9 @@ def _dgpo(policy: Tensor, reference: Tensor, old: Tensor, advantage: Tensor, bet
 
 
 def _nft(policy: Tensor, old: Tensor, distance: Tensor, advantage: Tensor, mix: float) -> Tensor:
-    positive = mix * policy + (1 - mix) * old - mix * (1 - mix) * distance  # the squares in nft_loss, multiplied out
+    positive = (
+        mix * policy + (1 - mix) * old - mix * (1 - mix) * distance
+    )  # the squares in nft_loss, multiplied out
     negative = (1 + mix) * old - mix * policy + mix * (1 + mix) * distance
     share = 0.5 + 0.5 * (advantage / ADVANTAGE_LIMIT).clamp(-1, 1)
     loss = share * _by_its_root(positive) + (1 - share) * _by_its_root(negative)
@@ -230,8 +328,14 @@ def _by_its_root(branch: Tensor) -> Tensor:
 
 
 def _check(**given: object) -> None:
-    """Raise ValueError naming the argument unless those named BG are finite, of that shape, the same; others positive."""
-    tensors = {name: check_tensor(name, value, "BG") for name, value in given.items() if name.endswith("_BG")}
+    """Raise ValueError naming the argument unless those named BG are finite, of that shape, the
+    same; others positive.
+    """
+    tensors = {
+        name: check_tensor(name, value, "BG")
+        for name, value in given.items()
+        if name.endswith("_BG")
+    }
     shapes = [tuple(x.shape) for x in tensors.values()]
     if len(set(shapes)) > 1:
         *names, last = tensors
@@ -239,5 +343,9 @@ def _check(**given: object) -> None:
     for name, value in given.items():
         if name in tensors:
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not 0 < value < math.inf
+        ):
             raise ValueError(f"{name} must be a positive number, got {value!r}")

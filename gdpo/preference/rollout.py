@@ -1,10 +1,13 @@
-"""Rollouts: G candidates per LR image from the frozen reference, every metric of each, once (paper Sec. 3.2).
+"""Rollouts: G candidates per LR image from the frozen reference, every metric of each, once (paper
+Sec. 3.2).
 
     for each selected pair:  G noises -> NAOSD -> images -> metrics
-                             images -> VAE encoder -> posterior moments;  the reference's errors for K stored noises
+                             images -> VAE encoder -> posterior moments;  the reference's errors for
+                             K stored noises
 
-The released sampler is the frozen reference, not the policy, so nothing here depends on the policy's weights: one set
-trains every objective, reward and group size (docs/rollouts.md). All randomness comes from (seed, pair id, candidate).
+The released sampler is the frozen reference, not the policy, so nothing here depends on the
+policy's weights: one set trains every objective, reward and group size (docs/rollouts.md). All
+randomness comes from (seed, pair id, candidate).
 """
 
 import hashlib
@@ -32,19 +35,28 @@ from gdpo.upscale.color import color_fix
 
 @torch.no_grad()
 def rollout(
-    model: NAOSD, pairs: list[Pair], config: Config, *, draw: int = 0, role: str | None = None,
+    model: NAOSD,
+    pairs: list[Pair],
+    config: Config,
+    *,
+    draw: int = 0,
+    role: str | None = None,
     visits: Sequence[int] | None = None,
-) -> Iterator[Group | Skipped]:  # fmt: skip
-    """The groups of a few pairs of one size, computed together: len(pairs) * G candidates in one forward pass.
+) -> Iterator[Group | Skipped]:
+    """The groups of a few pairs of one size, computed together: len(pairs) * G candidates in one
+    forward pass.
 
-    model: NAOSD, its adapters merged. role: who makes the candidates; the reference errors are the frozen model's all the
-    same. draw: which set of candidates; 0 is what the rollout stage stores, the loop takes others in later epochs. visits:
-    which of the K noises get seeds and errors; default: all. A pair whose scores or errors are not finite comes as `Skipped`,
-    the others are not touched by it. The device is waited for once, when all of this is computed.
+    model: NAOSD, its adapters merged. role: who makes the candidates; the reference errors are the
+    frozen model's all the same. draw: which set of candidates; 0 is what the rollout stage stores,
+    the loop takes others in later epochs. visits: which of the K noises get seeds and errors;
+    default: all. A pair whose scores or errors are not finite comes as `Skipped`, the others are
+    not touched by it. The device is waited for once, when all of this is computed.
     """
     size = config.rollout.group
     groups, whole, metrics, errors = _computed(model, pairs, config, draw, role, visits)
-    values = torch.stack([value.double().view(len(pairs), size).to(errors.device) for value in metrics.values()], 1)
+    values = torch.stack(
+        [value.double().view(len(pairs), size).to(errors.device) for value in metrics.values()], 1
+    )
     known = torch.cat([whole[:, None].double(), values.flatten(1), errors.flatten(1)], 1).tolist()
     for group, (is_whole, *row) in zip(groups, known, strict=True):
         lists = [row[i : i + size] for i in range(0, len(row), size)]
@@ -60,11 +72,20 @@ def rollout(
 
 @shapes_only()
 def _computed(
-    model: NAOSD, pairs: list[Pair], config: Config, draw: int, role: str | None, visits: Sequence[int] | None
+    model: NAOSD,
+    pairs: list[Pair],
+    config: Config,
+    draw: int,
+    role: str | None,
+    visits: Sequence[int] | None,
 ) -> tuple[list[Group], torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
-    """(groups without metrics and errors, whose pixels are all finite (B), {metric: B*G}, errors (B, K, G)), on the device."""
+    """(groups without metrics and errors, whose pixels are all finite (B), {metric: B*G}, errors
+    (B, K, G)), on the device.
+    """
     settings, size = config.rollout, config.rollout.group
-    lr = torch.stack([to_tensor(enlarge(p.lr, p.hr.shape[:2], p.degradation["enlarge"])) for p in pairs])
+    lr = torch.stack(
+        [to_tensor(enlarge(p.lr, p.hr.shape[:2], p.degradation["enlarge"])) for p in pairs]
+    )
     hr = torch.stack([to_tensor(p.hr) for p in pairs])
     prompts = [compose(p.tags, config.model.training_prompt) for p in pairs]
     seeds = [[_seed(config.seed, "rollout", p.id, i, draw) for i in range(size)] for p in pairs]
@@ -72,15 +93,32 @@ def _computed(
         made = candidates(model, lr, [seed for own in seeds for seed in own], prompts, config)
     whole = made.image.isfinite().unflatten(0, (len(pairs), size)).flatten(1).all(1)
     made = replace(made, image=made.image.nan_to_num(0, 1, 0))
-    metrics = _scores(made.image, lr.repeat_interleave(size, 0), hr.repeat_interleave(size, 0), config)
+    metrics = _scores(
+        made.image, lr.repeat_interleave(size, 0), hr.repeat_interleave(size, 0), config
+    )
     latents = _latents(model, made, config)
     shares = detail_share(hr, settings.grayscale).tolist()
     kept = range(settings.noises) if visits is None else visits
     groups = []
     for b, pair in enumerate(pairs):
-        noise_seeds = [[_seed(config.seed, f"noise {k}", pair.id, i, draw) for i in range(size)] for k in kept]
+        noise_seeds = [
+            [_seed(config.seed, f"noise {k}", pair.id, i, draw) for i in range(size)] for k in kept
+        ]
         lr_id = hashlib.sha256(pair.lr.tobytes()).hexdigest()
-        groups.append(Group(pair.id, lr_id, pair.tags, prompts[b], shares[b], seeds[b], {}, latents[b], noise_seeds, []))
+        groups.append(
+            Group(
+                pair.id,
+                lr_id,
+                pair.tags,
+                prompts[b],
+                shares[b],
+                seeds[b],
+                {},
+                latents[b],
+                noise_seeds,
+                [],
+            )
+        )
     return groups, whole, metrics, _errors(model, groups, config)
 
 
@@ -107,19 +145,25 @@ def _seed(seed: int, what: str, pair: str, candidate: int, draw: int) -> int:
     return seed_of(seed, what, pair, candidate, *([draw] if draw else []))
 
 
-def _scores(image: torch.Tensor, lr: torch.Tensor, hr: torch.Tensor, config: Config) -> dict[str, torch.Tensor]:
+def _scores(
+    image: torch.Tensor, lr: torch.Tensor, hr: torch.Tensor, config: Config
+) -> dict[str, torch.Tensor]:
     fixed = color_fix(config.rollout.color_fix, image, lr.to(image.device))
     return score(config.rollout.metrics, fixed, hr.to(image.device))
 
 
 def _latents(model: NAOSD, made: Candidates, config: Config) -> list[Latents]:
-    """The latents of each group, rounded and laid out as they are stored (the encoder's output may be channels-last, which
-    other kernels take), so that errors computed from the file are the same bits.
+    """The latents of each group, rounded and laid out as they are stored (the encoder's output may
+    be channels-last, which other kernels take), so that errors computed from the file are the same
+    bits.
     """
     size = config.rollout.group
     if made.action is not None and made.lr is not None:
         std = torch.zeros_like(made.action[:size])
-        return [Latents(action, std, z_lr) for action, z_lr in zip(made.action.split(size), made.lr, strict=True)]
+        return [
+            Latents(action, std, z_lr)
+            for action, z_lr in zip(made.action.split(size), made.lr, strict=True)
+        ]
     with autocast(config.rollout.precision, made.image.device.type):
         # Re-encoded with the adapted encoder, as released.
         moments = model.posterior(made.image * 2 - 1)

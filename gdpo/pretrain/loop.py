@@ -2,7 +2,8 @@
 
 for every batch of LR-HR pairs:
     z_SR, image = policy(x_LR)                                      policy role
-    L = pixel + 2 perceptual + 1 VSD(z_SR);  AdamW on the policy    real score: no role; fake score: `fake` role
+    L = pixel + 2 perceptual + 1 VSD(z_SR);  AdamW on the policy    real score: no role; fake score:
+                                             `fake` role
     L_fake = denoising loss on z_SR.detach();  AdamW on the fake score
 
 python -m tasks pretrain
@@ -31,13 +32,21 @@ History = list[dict[str, float]]
 
 
 def pretrain(
-    model: NAOSD, pairs: Shards, config: Config, *, init: Adapters | None, folder: Path, fingerprint: str, hooks: Hooks
+    model: NAOSD,
+    pairs: Shards,
+    config: Config,
+    *,
+    init: Adapters | None,
+    folder: Path,
+    fingerprint: str,
+    hooks: Hooks,
 ) -> tuple[Adapters, History]:
     """Train NAOSD's adapters on `pairs`; returns them and the history of loss values per step.
 
-    model: the base, without roles. init: adapters to start from (same rank). folder: where the checkpoint lives.
-    Errors: `Stopped` after a checkpoint when asked to stop; `Diverged` when a loss is not finite; ValueError when weights
-    of the perceptual loss are missing, before anything is trained.
+    model: the base, without roles. init: adapters to start from (same rank). folder: where the
+    checkpoint lives.
+    Errors: `Stopped` after a checkpoint when asked to stop; `Diverged` when a loss is not finite;
+    ValueError when weights of the perceptual loss are missing, before anything is trained.
     """
     check_perceptual(config.pretrain.perceptual)
     run = _Run(model, pairs, config, init)
@@ -58,18 +67,24 @@ def load_into(parameters: dict[str, torch.nn.Parameter], init: Adapters) -> None
     """Copy adapters into freshly added ones. Errors: ValueError when names or shapes differ."""
     if init.tensors.keys() != parameters.keys():
         odd = sorted(init.tensors.keys() ^ parameters.keys())[0]
-        raise ValueError(f"pretrain.init: its adapters do not cover the same layers as this base model ({odd})")
+        raise ValueError(
+            f"pretrain.init: its adapters do not cover the same layers as this base model ({odd})"
+        )
     with torch.no_grad():
         for name, parameter in parameters.items():
             if init.tensors[name].shape != parameter.shape:
                 found, wanted = tuple(init.tensors[name].shape), tuple(parameter.shape)
-                raise ValueError(f"pretrain.init: {name} has shape {found}, pretrain.lora asks for {wanted}")
+                raise ValueError(
+                    f"pretrain.init: {name} has shape {found}, pretrain.lora asks for {wanted}"
+                )
             parameter.copy_(init.tensors[name])
 
 
 def prefixed(roles: dict[str, Roles], role: str) -> dict[str, torch.nn.Parameter]:
     """The parameters of one role over several networks, by `<network>.<module>.<kind>`."""
-    return {f"{net}.{name}": p for net, r in roles.items() for name, p in r.parameters(role).items()}
+    return {
+        f"{net}.{name}": p for net, r in roles.items() for name, p in r.parameters(role).items()
+    }
 
 
 class _Run:
@@ -87,12 +102,16 @@ class _Run:
         if init is not None:
             load_into(self.policy, init)
         self.optimizer, self.optimizer_fake = (
-            torch.optim.AdamW(p.values(), lr=settings.optimizer.lr, weight_decay=settings.optimizer.weight_decay)
+            torch.optim.AdamW(
+                p.values(), lr=settings.optimizer.lr, weight_decay=settings.optimizer.weight_decay
+            )
             for p in (self.policy, self.fake)
         )
         self.device = next(model.parameters()).device
         self.world = current()
-        self.positions = self.world.share(settings.batch)  # of this process's samples in every batch
+        self.positions = self.world.share(
+            settings.batch
+        )  # of this process's samples in every batch
         self.negative = model.embed([config.model.negative_prompt])
         self._order: tuple[int, list[int]] = (-1, [])
 
@@ -108,10 +127,14 @@ class _Run:
             values["fake_loss"] = self._fake_loss(z.detach().float(), prompt, keys)
             self._backward(values["fake_loss"], self.optimizer_fake)
         fake_norm = self._update(self.fake, self.optimizer_fake)
-        floats = self.world.add({name: value.item() * self._weight for name, value in values.items()})
+        floats = self.world.add(
+            {name: value.item() * self._weight for name, value in values.items()}
+        )
         return {**floats, "grad_norm": norm, "fake_grad_norm": fake_norm}
 
-    def _losses(self, step: int, keys: list[Key]) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    def _losses(
+        self, step: int, keys: list[Key]
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
         """(z_SR, prompt, the generator's losses by name, means over this process's samples)."""
         settings = self.config.pretrain
         hr, lr, prompts = self._batch(step)
@@ -125,7 +148,9 @@ class _Run:
             "vsd": distillation,
         }
         weights = (settings.lambda_pixel, settings.lambda_perceptual, settings.lambda_vsd)
-        values["loss"] = sum((w * v for w, v in zip(weights, values.values(), strict=True)), start=torch.zeros(()))
+        values["loss"] = sum(
+            (w * v for w, v in zip(weights, values.values(), strict=True)), start=torch.zeros(())
+        )
         return z, prompt, values
 
     def _schedule(self, step: int) -> None:
@@ -137,21 +162,27 @@ class _Run:
 
     @property
     def _weight(self) -> float:
-        """What this process's mean counts for in the mean over the whole batch: 1 when it trains alone."""
+        """What this process's mean counts for in the mean over the whole batch: 1 when it trains
+        alone.
+        """
         return len(self.positions) / self.config.pretrain.batch
 
     def _backward(self, loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
         optimizer.zero_grad(set_to_none=True)
         (loss * self._weight).backward()
 
-    def _update(self, parameters: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> float:
+    def _update(
+        self, parameters: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
+    ) -> float:
         self.world.add_gradients(parameters.values())
         norm = grad_norm(list(parameters.values()), self.config.pretrain.optimizer.clip)
         optimizer.step()
         return norm
 
     def _batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
-        """hr_BCHW and enlarged lr_BCHW in [-1, 1], flipped at random, and the prompts (training tags come from the HR)."""
+        """hr_BCHW and enlarged lr_BCHW in [-1, 1], flipped at random, and the prompts (training
+        tags come from the HR).
+        """
         hr: list[torch.Tensor] = []
         lr: list[torch.Tensor] = []
         prompts = []
@@ -162,7 +193,11 @@ class _Run:
             for images, image in ((hr, pair.hr), (lr, up)):
                 images.append(to_tensor(image[:, ::-1].copy() if flip else image))
             prompts.append(compose(pair.tags, self.config.model.training_prompt))
-        return torch.stack(hr).to(self.device) * 2 - 1, torch.stack(lr).to(self.device) * 2 - 1, prompts
+        return (
+            torch.stack(hr).to(self.device) * 2 - 1,
+            torch.stack(lr).to(self.device) * 2 - 1,
+            prompts,
+        )
 
     def _index(self, position: int) -> int:
         epoch, offset = divmod(position, len(self.pairs))
@@ -170,14 +205,18 @@ class _Run:
             self._order = (epoch, self.pairs.order(self.config.seed, epoch))
         return self._order[1][offset]
 
-    def _generate(self, lr: torch.Tensor, prompt: torch.Tensor, keys: list[Key]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _generate(
+        self, lr: torch.Tensor, prompt: torch.Tensor, keys: list[Key]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         noise, posterior_noise = draw_noise(keys, self.model.latent_shape(*lr.shape[-2:]))
         with self.model.unet_roles.use("policy"), self.model.vae_roles.use("policy"):
             z = self.model.encode(lr, posterior_noise.to(self.device))
             z = self.model.denoise(self.model.inject(z, noise.to(self.device)), prompt)
         return z, self.model.decode(z)
 
-    def _noisy(self, z: torch.Tensor, keys: list[Key], name: str, low: int, high: int) -> tuple[torch.Tensor, ...]:
+    def _noisy(
+        self, z: torch.Tensor, keys: list[Key], name: str, low: int, high: int
+    ) -> tuple[torch.Tensor, ...]:
         """(z_t, noise, t) with noise and t of each sample from its own generator."""
         generators = [torch_generator(*key, name) for key in keys]
         t = torch.stack([torch.randint(low, high, (), generator=g) for g in generators])
@@ -192,12 +231,17 @@ class _Run:
                 eps_fake = self.model.predict_noise(z_t, prompt, t)
             both = torch.cat([self.negative.expand_as(prompt), prompt])
             with self.model.unet_roles.use(None):
-                negative, positive = self.model.predict_noise(z_t.repeat(2, 1, 1, 1), both, t.repeat(2)).chunk(2)
+                negative, positive = self.model.predict_noise(
+                    z_t.repeat(2, 1, 1, 1), both, t.repeat(2)
+                ).chunk(2)
         guided = guided_noise(positive.float(), negative.float(), settings.guidance)
         return vsd_loss(z.float(), noise, t, eps_fake.float(), guided)
 
     def _fake_loss(self, z: torch.Tensor, prompt: torch.Tensor, keys: list[Key]) -> torch.Tensor:
         z_t, noise, t = self._noisy(z, keys, "fake", 0, NUM_TRAIN_TIMESTEPS)
-        with autocast(self.config.pretrain.precision, self.device.type), self.model.unet_roles.use("fake"):
+        with (
+            autocast(self.config.pretrain.precision, self.device.type),
+            self.model.unet_roles.use("fake"),
+        ):
             eps_fake = self.model.predict_noise(z_t, prompt, t)
         return fake_score_loss(eps_fake.float(), noise)

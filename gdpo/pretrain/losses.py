@@ -2,8 +2,10 @@
 
     L = lambda_pixel * pixel + lambda_perceptual * perceptual + lambda_vsd * VSD
 
-The release computes MSE where the paper prints L1, and LPIPS-VGG with weight 2. `structure_loss` is the perceptual term
-that needs no downloaded weights: 1 - SSIM over three scales, plus the L1 distance of image gradients.
+The release computes MSE where the paper prints L1, and LPIPS-VGG with weight 2. `structure_loss` is
+the perceptual term
+that needs no downloaded weights: 1 - SSIM over three scales, plus the L1 distance of image
+gradients.
 """
 
 import functools
@@ -16,13 +18,17 @@ import torch.nn.functional as F
 from gdpo.model.sources import LPIPS_VGG
 
 
-def pixel_loss(image: torch.Tensor, target: torch.Tensor, kind: Literal["mse", "l1"]) -> torch.Tensor:
+def pixel_loss(
+    image: torch.Tensor, target: torch.Tensor, kind: Literal["mse", "l1"]
+) -> torch.Tensor:
     """MSE (released code) or L1 (paper) of two BCHW images in [-1, 1], mean over all elements."""
     return F.mse_loss(image, target) if kind == "mse" else F.l1_loss(image, target)
 
 
 def ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Mean SSIM of two BCHW images in [0, 1] over 7x7 uniform windows, valid area; differentiable."""
+    """Mean SSIM of two BCHW images in [0, 1] over 7x7 uniform windows, valid area;
+    differentiable.
+    """
 
     def pool(x: torch.Tensor) -> torch.Tensor:
         return F.avg_pool2d(x, 7, 1)
@@ -30,7 +36,10 @@ def ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     mu_a, mu_b = pool(a), pool(b)
     var_a, var_b, cov = pool(a * a) - mu_a**2, pool(b * b) - mu_b**2, pool(a * b) - mu_a * mu_b
     c1, c2 = 0.01**2, 0.03**2
-    return (((2 * mu_a * mu_b + c1) * (2 * cov + c2)) / ((mu_a**2 + mu_b**2 + c1) * (var_a + var_b + c2))).mean()
+    return (
+        ((2 * mu_a * mu_b + c1) * (2 * cov + c2))
+        / ((mu_a**2 + mu_b**2 + c1) * (var_a + var_b + c2))
+    ).mean()
 
 
 def gradient_loss(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -40,7 +49,8 @@ def gradient_loss(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def structure_loss(image: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Perceptual loss without downloaded weights: mean over scales 1, 1/2, 1/4 of (1 - SSIM)/2, plus gradients.
+    """Perceptual loss without downloaded weights: mean over scales 1, 1/2, 1/4 of (1 - SSIM)/2,
+    plus gradients.
 
     image, target: BCHW in [-1, 1], sides >= 28.
     """
@@ -53,11 +63,16 @@ def structure_loss(image: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 def check_perceptual(kind: Literal["lpips-vgg", "structure"]) -> None:
-    """Raise ValueError naming the first weights that `perceptual_loss` needs and that are not there, and their place."""
+    """Raise ValueError naming the first weights that `perceptual_loss` needs and that are not
+    there, and their place.
+    """
     for name in LPIPS_VGG if kind == "lpips-vgg" else ():
         path = Path(torch.hub.get_dir()) / name
         if not path.is_file():
-            raise ValueError(f"pretrain.perceptual is lpips-vgg and {path.name} is missing; put it into {path.parent}")
+            raise ValueError(
+                f"pretrain.perceptual is lpips-vgg and {path.name} is missing; put it into "
+                f"{path.parent}"
+            )
 
 
 @functools.cache
@@ -67,8 +82,12 @@ def _lpips() -> Any:
     return pyiqa.create_metric("lpips-vgg", as_loss=True).net
 
 
-def perceptual_loss(image: torch.Tensor, target: torch.Tensor, kind: Literal["lpips-vgg", "structure"]) -> torch.Tensor:
-    """LPIPS-VGG v0.1 (released code; needs its weights), or `structure_loss`; BCHW in [-1, 1] -> scalar."""
+def perceptual_loss(
+    image: torch.Tensor, target: torch.Tensor, kind: Literal["lpips-vgg", "structure"]
+) -> torch.Tensor:
+    """LPIPS-VGG v0.1 (released code; needs its weights), or `structure_loss`; BCHW in [-1, 1] ->
+    scalar.
+    """
     if kind == "structure":
         return structure_loss(image, target)
     return _lpips().to(image.device)(image * 0.5 + 0.5, target * 0.5 + 0.5).mean()

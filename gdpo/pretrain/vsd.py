@@ -2,12 +2,14 @@
 
     t ~ U[20, 500), z_t = add_noise(z, eps, t)                        one t per sample
     x0_fake from the fake score eps_fake(z_t, t, c_pos)
-    x0_real from eps_real = e_neg + 7.5 (e_pos - e_neg)               frozen base, classifier-free guidance
+    x0_real from eps_real = e_neg + 7.5 (e_pos - e_neg)               frozen base, classifier-free
+    guidance
     w = mean |z - x0_real| per sample;  g = (x0_fake - x0_real) / w
     L_VSD = MSE(z, stopgrad(z - g))                                   gradient reaches z only
 
-and the fake score's own denoising loss on detached z, t ~ U[0, 1000). The real score is the base with no role active, the
-fake one its `fake` role: no second UNet. Unlike the release, all adapters of the fake score train (there, 17 of 258 do).
+and the fake score's own denoising loss on detached z, t ~ U[0, 1000). The real score is the base
+with no role active, the fake one its `fake` role: no second UNet. Unlike the release, all adapters
+of the fake score train (there, 17 of 258 do).
 """
 
 import torch
@@ -17,40 +19,56 @@ from gdpo.checks import check_same_shape, check_tensor
 from gdpo.model.schedule import add_noise, check_timestep, predict_x0
 
 
-def guided_noise(eps_positive: torch.Tensor, eps_negative: torch.Tensor, guidance: float) -> torch.Tensor:
+def guided_noise(
+    eps_positive: torch.Tensor, eps_negative: torch.Tensor, guidance: float
+) -> torch.Tensor:
     """Classifier-free guidance: e_neg + guidance (e_pos - e_neg)."""
     return eps_negative + guidance * (eps_positive - eps_negative)
 
 
 def vsd_loss(
-    z: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, eps_fake: torch.Tensor, eps_real: torch.Tensor
+    z: torch.Tensor,
+    noise: torch.Tensor,
+    t: torch.Tensor,
+    eps_fake: torch.Tensor,
+    eps_real: torch.Tensor,
 ) -> torch.Tensor:
-    """L_VSD of z (B, c, h, w) with gradient, given noise and t (B,) and both noise predictions at z_t (no gradient).
+    """L_VSD of z (B, c, h, w) with gradient, given noise and t (B,) and both noise predictions at
+    z_t (no gradient).
 
-    Errors: ValueError naming the argument for a wrong or differing shape, a timestep outside 0..999, or NaN. Source: released
-    code; the paper's L_VSD in Eq. 5.
+    Errors: ValueError naming the argument for a wrong or differing shape, a timestep outside
+    0..999, or NaN. Source: released code; the paper's L_VSD in Eq. 5.
     """
     check_tensor("z", z, "BCHW")
     for name, value in (("noise", noise), ("eps_fake", eps_fake), ("eps_real", eps_real)):
         check_same_shape(name, check_tensor(name, value, "BCHW"), "z", z)
     if not isinstance(t, torch.Tensor) or t.shape != z.shape[:1]:
         found = tuple(t.shape) if isinstance(t, torch.Tensor) else type(t).__name__
-        raise ValueError(f"t must have one timestep per sample, shape {tuple(z.shape[:1])}, got {found}")
+        raise ValueError(
+            f"t must have one timestep per sample, shape {tuple(z.shape[:1])}, got {found}"
+        )
     check_timestep("t", t)
     with torch.no_grad():
         z_t = add_noise(z, noise, t)
         x0_fake, x0_real = predict_x0(z_t, eps_fake.to(z), t), predict_x0(z_t, eps_real.to(z), t)
         weight = (z - x0_real).abs().mean(dim=(1, 2, 3), keepdim=True)
-        # A sample the real score leaves exactly where it is carries no gradient; the release would divide by zero.
+        # A sample the real score leaves exactly where it is carries no gradient; the release would
+        # divide by zero.
         gradient = torch.where(weight > 0, (x0_fake - x0_real) / weight, torch.zeros_like(z))
         target = z - gradient
     return F.mse_loss(z, target)
 
 
 def fake_score_loss(eps_fake: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """Denoising loss of the fake score: MSE of its noise prediction (B, c, h, w) against the added noise.
+    """Denoising loss of the fake score: MSE of its noise prediction (B, c, h, w) against the added
+    noise.
 
     Errors: ValueError naming the argument for a wrong or differing shape, or NaN.
     """
-    check_same_shape("eps_fake", check_tensor("eps_fake", eps_fake, "BCHW"), "noise", check_tensor("noise", noise, "BCHW"))
+    check_same_shape(
+        "eps_fake",
+        check_tensor("eps_fake", eps_fake, "BCHW"),
+        "noise",
+        check_tensor("noise", noise, "BCHW"),
+    )
     return F.mse_loss(eps_fake, noise.to(eps_fake))

@@ -4,8 +4,8 @@
     UNet          two levels, 64 and 96 channels, attention below       2.47 M
     text          CLIP, two layers of width 32, byte-level tokens       0.04 M
 
-Everything is built from diffusers' and transformers' own classes, so the tiny folder loads, trains and merges through the
-same code as SD2.1-base.
+Everything is built from diffusers' and transformers' own classes, so the tiny folder loads, trains
+and merges through the same code as SD2.1-base.
 """
 
 from typing import Any
@@ -16,7 +16,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 LATENT_CHANNELS = 8
 CONTEXT = 32
-# The scheduler file of SD2.1-base. `clip_sample` false is load-bearing: DDPMScheduler's own default clamps x0.
+# The scheduler file of SD2.1-base. `clip_sample` false is load-bearing: DDPMScheduler's own default
+# clamps x0.
 SCHEDULER = {
     "_class_name": "DDPMScheduler",
     "num_train_timesteps": 1000,
@@ -61,17 +62,32 @@ def tiny_unet() -> UNet2DConditionModel:
 
 
 def tiny_tokenizer() -> CLIPTokenizer:
-    """CLIP's tokenizer over single bytes: 512 byte tokens (inside and at the end of a word), start and end."""
+    """CLIP's tokenizer over single bytes: 512 byte tokens (inside and at the end of a word), start
+    and end.
+    """
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[], model_max_length=77)
+    tokens = [
+        *letters,
+        *(f"{letter}</w>" for letter in letters),
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
+    return CLIPTokenizer(
+        vocab={token: i for i, token in enumerate(tokens)}, merges=[], model_max_length=77
+    )
 
 
 def tiny_text_encoder(tokenizer: Any) -> CLIPTextModel:
     """An untrained CLIPTextModel of width 32 for `tokenizer`."""
     config = CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=CONTEXT, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=77, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        vocab_size=len(tokenizer),
+        hidden_size=CONTEXT,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=77,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+    )
     return CLIPTextModel(config)

@@ -1,14 +1,18 @@
-"""The tiny prior: a Stable-Diffusion-shaped model of a few million parameters, trained from scratch on photographs.
+"""The tiny prior: a Stable-Diffusion-shaped model of a few million parameters, trained from scratch
+on photographs.
 
-    autoencoder   L1 + L1 of 8x8 means + 0.5 (1 - SSIM) + kl_weight * KL    on crops, randomly down-scaled and flipped
-    denoiser      || eps - eps_hat(z_t, t, prompt) ||^2    on its latents; the prompt says clean or degraded
+    autoencoder   L1 + L1 of 8x8 means + 0.5 (1 - SSIM) + kl_weight * KL    on crops, randomly
+                  down-scaled and flipped
+    denoiser      || eps - eps_hat(z_t, t, prompt) ||^2    on its latents; the prompt says clean or
+                  degraded
     decoder       reconstruction + hinge adversarial term, encoder frozen
     all           AdamW, one cosine cycle, everything seeded by (seed, step)
 
     python -m tasks prior PHOTOS assets/tiny-sd     # makes the folder that ships in assets/
 
-It stands in for SD2.1-base in the sample profile, so that every later stage runs the real code on real photographs.
-The two prompts make classifier-free guidance, and with it the VSD loss, mean something at this scale.
+It stands in for SD2.1-base in the sample profile, so that every later stage runs the real code on
+real photographs. The two prompts make classifier-free guidance, and with it the VSD loss, mean
+something at this scale.
 """
 
 import itertools
@@ -33,7 +37,9 @@ Photos = list[np.ndarray]
 
 
 def random_crop(photos: Photos, size: int, rng: np.random.Generator) -> np.ndarray:
-    """One (size, size, 3) uint8 crop: a random photograph, down-scaled by 1..1/2 (area), flipped with probability 1/2."""
+    """One (size, size, 3) uint8 crop: a random photograph, down-scaled by 1..1/2 (area), flipped
+    with probability 1/2.
+    """
     import cv2
 
     photo = photos[rng.integers(len(photos))]
@@ -65,7 +71,9 @@ def autoencoder_step(
     lr: float,
     kl_weight: float,
 ) -> Callable[[int], dict[str, float]]:
-    """The step function of the autoencoder's training loop (see the module docstring for the loss)."""
+    """The step function of the autoencoder's training loop (see the module docstring for the
+    loss).
+    """
     parameters = [p for p in vae.parameters() if p.requires_grad]
 
     def step_fn(step: int) -> dict[str, float]:
@@ -93,7 +101,9 @@ def autoencoder_step(
 
 
 class PatchDiscriminator(nn.Sequential):
-    """Real or decoded, per patch: (B, 3, H, W) in [-1, 1] -> (B, 1, H/8, W/8) logits. Trained beside the decoder, not kept."""
+    """Real or decoded, per patch: (B, 3, H, W) in [-1, 1] -> (B, 1, H/8, W/8) logits. Trained
+    beside the decoder, not kept.
+    """
 
     def __init__(self, width: int = 32) -> None:
         widths = [3, width, 2 * width, 3 * width]
@@ -116,10 +126,11 @@ def decoder_step(
     lr: float,
     adversarial: float,
 ) -> Callable[[int], dict[str, float]]:
-    """The step function that sharpens the decoder: reconstruction plus a hinge adversarial term, as SD's own VAE was made.
+    """The step function that sharpens the decoder: reconstruction plus a hinge adversarial term, as
+    SD's own VAE was made.
 
-    The encoder stays, so latents keep their meaning for a denoiser trained on them. At the image, the adversarial gradient
-    gets `adversarial` times the norm of the reconstruction gradient.
+    The encoder stays, so latents keep their meaning for a denoiser trained on them. At the image,
+    the adversarial gradient gets `adversarial` times the norm of the reconstruction gradient.
     """
     adam, adam_judge = optimizers
     parameters = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
@@ -130,13 +141,19 @@ def decoder_step(
             group["lr"] = lr * cosine(step, steps, warmup=100)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             with torch.no_grad():
-                z = vae.encode(x).latent_dist.sample(generator=torch_generator(seed, "decoder-posterior", step))
+                z = vae.encode(x).latent_dist.sample(
+                    generator=torch_generator(seed, "decoder-posterior", step)
+                )
             y = vae.decode(z).sample.float()
         image = y.detach().requires_grad_()
         rebuilt = (image - x).abs().mean() + 0.5 * (1 - ssim(image * 0.5 + 0.5, x * 0.5 + 0.5))
         fooled = -judge(image).mean()
-        toward_photo, toward_judge = (torch.autograd.grad(value, image)[0] for value in (rebuilt, fooled))
-        weight = adversarial * min(1.0, step / 300) * toward_photo.norm() / (toward_judge.norm() + 1e-12)
+        toward_photo, toward_judge = (
+            torch.autograd.grad(value, image)[0] for value in (rebuilt, fooled)
+        )
+        weight = (
+            adversarial * min(1.0, step / 300) * toward_photo.norm() / (toward_judge.norm() + 1e-12)
+        )
         adam.zero_grad()
         y.backward(toward_photo + weight * toward_judge)
         norm = grad_norm(parameters, 1.0)
@@ -145,7 +162,12 @@ def decoder_step(
         adam_judge.zero_grad()
         judged.backward()
         adam_judge.step()
-        return {"rebuilt": rebuilt.item(), "fooled": fooled.item(), "judged": judged.item(), "grad_norm": norm}
+        return {
+            "rebuilt": rebuilt.item(),
+            "fooled": fooled.item(),
+            "judged": judged.item(),
+            "grad_norm": norm,
+        }
 
     return step_fn
 
@@ -164,7 +186,9 @@ def degraded(crop: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def latent_bank(
     vae: AutoencoderKL, photos: Photos, *, size: int, clean: int, bad: int, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Unscaled posterior means of `clean` crops and of `bad` degraded ones: two (N, c, h, w) tensors."""
+    """Unscaled posterior means of `clean` crops and of `bad` degraded ones: two (N, c, h, w)
+    tensors.
+    """
     banks: list[list[torch.Tensor]] = [[], []]
     for kind, count in enumerate((clean, bad)):
         for start in range(0, count, 16):
@@ -190,10 +214,12 @@ def denoiser_step(
     seed: int,
     lr: float,
 ) -> Callable[[int], dict[str, float]]:
-    """The step function of the denoiser's training loop: epsilon prediction on the (scaled) latent bank.
+    """The step function of the denoiser's training loop: epsilon prediction on the (scaled) latent
+    bank.
 
-    prompt_ids: (3, 77) token ids of the clean, the empty and the negative prompt. 75 % of a batch are clean latents with the
-    clean prompt, 10 % clean with the empty one, 15 % degraded with the negative one.
+    prompt_ids: (3, 77) token ids of the clean, the empty and the negative prompt. 75 % of a batch
+    are clean latents with the clean prompt, 10 % clean with the empty one, 15 % degraded with the
+    negative one.
     """
     parameters = [*unet.parameters(), *text_encoder.parameters()]
 

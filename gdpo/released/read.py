@@ -1,14 +1,19 @@
-"""The released files, read without running what they hold, and checked. `gdpo.released.convert` writes them as ours.
+"""The released files, read without running what they hold, and checked. `gdpo.released.convert`
+writes them as ours.
 
     NAOSD .pkl      a dict: module lists, rank_unet, rank_vae, state_dict_unet, state_dict_vae
-    OSEDiff .pkl    the same with one VAE adapter, the encoder's; the UNet's `conv_out` sits in the decoder list
-    GDPO .pkl       the UNet's part only; it belongs on the merged NAOSD whose frozen `conv_in` it repeats
+    OSEDiff .pkl    the same with one VAE adapter, the encoder's; the UNet's `conv_out` sits in the
+                    decoder list
+    GDPO .pkl       the UNet's part only; it belongs on the merged NAOSD whose frozen `conv_in` it
+                    repeats
     merged folder   unet/ and vae/ in diffusers layout, which the released test script loads
 
-    theirs `<module>.lora_A.<adapter>.weight`, three adapters by place      ours `unet.<module>.lora_A`, one set
+    theirs `<module>.lora_A.<adapter>.weight`, three adapters by place      ours
+    `unet.<module>.lora_A`, one set
 
-NAOSD's files also hold an adapter of the VAE decoder. The released forward pass never activates it and the released merge
-leaves it out, so it is left out here too, whatever its values; a note says whether they were zero.
+NAOSD's files also hold an adapter of the VAE decoder. The released forward pass never activates it
+and the released merge leaves it out, so it is left out here too, whatever its values; a note says
+whether they were zero.
 """
 
 import pickle
@@ -39,7 +44,10 @@ UNET = {
     "unet_lora_others_modules": "default_others",
 }
 VAE = {"vae_lora_encoder_modules": "default_encoder"}
-INACTIVE = {"vae_lora_decoder_modules": "default_decoder", "vae_lora_others_modules": "default_others"}
+INACTIVE = {
+    "vae_lora_decoder_modules": "default_decoder",
+    "vae_lora_others_modules": "default_others",
+}
 GDPO_KEYS = {*UNET, "rank_unet", "state_dict_unet"}
 OSEDIFF_KEYS = GDPO_KEYS | {*VAE, "rank_vae", "state_dict_vae"}
 LAYOUTS = {"gdpo": GDPO_KEYS, "osediff": OSEDIFF_KEYS, "naosd": OSEDIFF_KEYS | {*INACTIVE}}
@@ -47,7 +55,9 @@ LAYOUTS = {"gdpo": GDPO_KEYS, "osediff": OSEDIFF_KEYS, "naosd": OSEDIFF_KEYS | {
 
 @dataclass(frozen=True)
 class Released:
-    """A released `.pkl`. adapters: named "naosd", "gdpo" or "osediff"; frozen: the `conv_in` that a GDPO file repeats."""
+    """A released `.pkl`. adapters: named "naosd", "gdpo" or "osediff"; frozen: the `conv_in` that a
+    GDPO file repeats.
+    """
 
     adapters: Adapters
     frozen: Tensors
@@ -65,8 +75,8 @@ class Merged:
 def load_released_checkpoint(path: str | Path) -> Released | Merged:
     """Read a released `.pkl` (weights only: nothing in it is run) or a merged diffusers folder.
 
-    Errors: ValueError naming the file and what is wrong in it: foreign globals, a missing or extra key or tensor, another
-    rank than it states, values that are not finite.
+    Errors: ValueError naming the file and what is wrong in it: foreign globals, a missing or extra
+    key or tensor, another rank than it states, values that are not finite.
     """
     path = check_path("path", path)
     if path.is_dir():
@@ -77,28 +87,37 @@ def load_released_checkpoint(path: str | Path) -> Released | Merged:
 
 
 def unpickle(path: Path) -> dict[str, Any]:
-    """The dict in a file of torch.save, weights only; its tensors are mapped from the file where its format allows that.
+    """The dict in a file of torch.save, weights only; its tensors are mapped from the file where
+    its format allows that.
 
     Errors: ValueError naming the file, and the foreign global if that is why.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about unusual pickle protocols, which are refused below or harmless
+            warnings.simplefilter(
+                "ignore"
+            )  # about unusual pickle protocols, which are refused below or harmless
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
     except pickle.UnpicklingError as error:
         name = re.search(r"GLOBAL (\S+)", str(error))
         why = f"it names the global {name[1]}" if name else "it is no pickle of tensors and lists"
-        raise ValueError(f"{path}: refused, {why}; only tensors, numbers, strings and lists are read") from error
+        raise ValueError(
+            f"{path}: refused, {why}; only tensors, numbers, strings and lists are read"
+        ) from error
     except Exception as error:  # a damaged pickle can raise anything
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path}: not a file that torch.save wrote ({why})") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: holds a {type(content).__name__}, not the dict of a released checkpoint")
+        raise ValueError(
+            f"{path}: holds a {type(content).__name__}, not the dict of a released checkpoint"
+        )
     return content
 
 
 def is_weight(tensor: object) -> TypeGuard[torch.Tensor]:
-    """Whether this is a plain tensor of numbers that fp32 can hold: no 8-bit floats, and not one without values."""
+    """Whether this is a plain tensor of numbers that fp32 can hold: no 8-bit floats, and not one
+    without values.
+    """
     if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or tensor.is_meta:
         return False
     return tensor.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -125,12 +144,19 @@ class _File:
             lists = VAE | INACTIVE if kind == "naosd" else VAE
             vae, vae_rank = self._network("vae", lists, set())
             active = {name for key in VAE for name in self.content[key]}
-            left_out = {name: tensor for name, tensor in vae.items() if name.rpartition(".")[0] not in active}
+            left_out = {
+                name: tensor
+                for name, tensor in vae.items()
+                if name.rpartition(".")[0] not in active
+            }
             if left_out:
                 notes.append(_left_out(left_out))
-            # One scaling holds for the whole set, so a VAE of another rank carries the ratio in its B.
+            # One scaling holds for the whole set, so a VAE of another rank carries the ratio in its
+            # B.
             for name in vae.keys() - left_out.keys():
-                tensors[f"vae.{name}"] = vae[name] * (rank / vae_rank if name.endswith(".lora_B") else 1)
+                tensors[f"vae.{name}"] = vae[name] * (
+                    rank / vae_rank if name.endswith(".lora_B") else 1
+                )
         adapters = Adapters(kind, tensors, Lora(rank=rank, alpha=ALPHA))
         return Released(adapters, full if kind == "gdpo" else {}, tuple(notes))
 
@@ -138,21 +164,33 @@ class _File:
         kind = min(LAYOUTS, key=lambda name: len(LAYOUTS[name] ^ self.content.keys()))
         missing, extra = LAYOUTS[kind] - self.content.keys(), self.content.keys() - LAYOUTS[kind]
         if missing or extra:
-            what = f"key {min(missing)!r} is missing" if missing else f"key {min(map(str, extra))!r} is extra"
+            what = (
+                f"key {min(missing)!r} is missing"
+                if missing
+                else f"key {min(map(str, extra))!r} is extra"
+            )
             self.fail(f"{what}; nearest to the released layout of {kind.upper()}")
         return kind
 
     def _network(self, name: str, lists: dict[str, str], also: set[str]) -> tuple[Tensors, int]:
-        """fp32 tensors `<module>.lora_A|lora_B`, and those called `also`, of one network; and its rank."""
+        """fp32 tensors `<module>.lora_A|lora_B`, and those called `also`, of one network; and its
+        rank.
+        """
         rank, state = self.content[f"rank_{name}"], self.content[f"state_dict_{name}"]
         if type(rank) is not int or rank < 1:
             self.fail(f"rank_{name} is {rank!r}, not a positive whole number")
         if not isinstance(state, dict):
             self.fail(f"state_dict_{name} is a {type(state).__name__}, not a dict")
         names = {name: name for name in also} | self._names(lists)
-        for kind, odd in (("missing from", names.keys() - state.keys()), ("extra in", state.keys() - names.keys())):
+        for kind, odd in (
+            ("missing from", names.keys() - state.keys()),
+            ("extra in", state.keys() - names.keys()),
+        ):
             if odd:
-                self.fail(f"tensor {min(map(str, odd))!r} is {kind} state_dict_{name}, going by the module lists")
+                self.fail(
+                    f"tensor {min(map(str, odd))!r} is {kind} state_dict_{name}, going by the "
+                    "module lists"
+                )
         for key, tensor in state.items():
             self._check(f"state_dict_{name}[{key!r}]", tensor)
             found = _rank(names[key], tensor)
@@ -165,12 +203,17 @@ class _File:
         names: dict[str, str] = {}
         for key, adapter in lists.items():
             modules = self.content[key]
-            if not isinstance(modules, list) or not all(isinstance(module, str) for module in modules):
+            if not isinstance(modules, list) or not all(
+                isinstance(module, str) for module in modules
+            ):
                 self.fail(f"{key} is not a list of module names")
             for module in modules:
                 if f"{module}.lora_A" in names.values():
                     self.fail(f"{key} lists {module}, which is listed before")
-                names |= {f"{module}.lora_{side}.{adapter}.weight": f"{module}.lora_{side}" for side in "AB"}
+                names |= {
+                    f"{module}.lora_{side}.{adapter}.weight": f"{module}.lora_{side}"
+                    for side in "AB"
+                }
         return names
 
     def _check(self, name: str, tensor: object) -> None:
@@ -181,15 +224,26 @@ class _File:
 
 
 def _rank(name: str, tensor: torch.Tensor) -> int | None:
-    """The rank by the shape of A (rank, in, ...) or B (out, rank, ...); None for a tensor that is not LoRA's."""
+    """The rank by the shape of A (rank, in, ...) or B (out, rank, ...); None for a tensor that is
+    not LoRA's.
+    """
     axis = {"lora_A": 0, "lora_B": 1}.get(name.rpartition(".")[2])
     return None if axis is None else tensor.shape[axis] if tensor.ndim > 1 else 0
 
 
 def _left_out(tensors: Tensors) -> str:
-    zero = not any(bool(tensor.any()) for name, tensor in tensors.items() if name.endswith(".lora_B"))
-    values = "B is zero, so nothing is lost" if zero else "although its B is not zero: trained with --use_vae_decode_lora?"
-    return f"left out {len(tensors) // 2} modules of the VAE decoder's adapter, which the release never activates ({values})"
+    zero = not any(
+        bool(tensor.any()) for name, tensor in tensors.items() if name.endswith(".lora_B")
+    )
+    values = (
+        "B is zero, so nothing is lost"
+        if zero
+        else "although its B is not zero: trained with --use_vae_decode_lora?"
+    )
+    return (
+        f"left out {len(tensors) // 2} modules of the VAE decoder's adapter, which the release "
+        f"never activates ({values})"
+    )
 
 
 def _read_merged(folder: Path) -> Merged:
@@ -197,8 +251,14 @@ def _read_merged(folder: Path) -> Merged:
     for kind, file in zip((UNet2DConditionModel, AutoencoderKL), WEIGHTS, strict=True):
         part = (folder / file).parent
         if not (folder / file).is_file():
-            raise ValueError(f"{folder / file}: no such file; a merged folder has {' and '.join(WEIGHTS)}")
-        options: dict[str, Any] = {"use_safetensors": True, "torch_dtype": torch.float32, "local_files_only": True}
+            raise ValueError(
+                f"{folder / file}: no such file; a merged folder has {' and '.join(WEIGHTS)}"
+            )
+        options: dict[str, Any] = {
+            "use_safetensors": True,
+            "torch_dtype": torch.float32,
+            "local_files_only": True,
+        }
         try:
             check_types(part)  # diffusers would cast whole numbers
             network, info = kind.from_pretrained(part, output_loading_info=True, **options)
@@ -207,8 +267,15 @@ def _read_merged(folder: Path) -> Merged:
         # diffusers would fill a missing tensor with random numbers and drop an extra one
         for what in ("missing", "unexpected"):
             if info[f"{what}_keys"]:
-                raise ValueError(f"{folder / file}: tensor {min(info[f'{what}_keys'])!r} is {what}, going by its config.json")
-        odd = [name for name, tensor in network.state_dict().items() if not bool(torch.isfinite(tensor).all())]
+                raise ValueError(
+                    f"{folder / file}: tensor {min(info[f'{what}_keys'])!r} is {what}, going by "
+                    "its config.json"
+                )
+        odd = [
+            name
+            for name, tensor in network.state_dict().items()
+            if not bool(torch.isfinite(tensor).all())
+        ]
         if odd:
             raise ValueError(f"{folder / file}: {odd[0]} has values that are NaN or infinite")
         networks.append(network)
@@ -216,7 +283,9 @@ def _read_merged(folder: Path) -> Merged:
 
 
 def check_against(path: Path, found: Released | Merged, model: NAOSD) -> None:
-    """Raise ValueError unless what was read from `path` fits `model`, the base it is meant for: names and shapes."""
+    """Raise ValueError unless what was read from `path` fits `model`, the base it is meant for:
+    names and shapes.
+    """
     networks = {"unet": model.unet, "vae": model.vae}
     if isinstance(found, Merged):
         for name, network in networks.items():
@@ -224,24 +293,38 @@ def check_against(path: Path, found: Released | Merged, model: NAOSD) -> None:
         return
     targets = {"unet": unet_targets(model.unet), "vae": vae_targets(model.vae)}
     for name, network in networks.items():
-        part = {k.removeprefix(f"{name}."): v for k, v in found.adapters.tensors.items() if k.startswith(f"{name}.")}
+        part = {
+            k.removeprefix(f"{name}."): v
+            for k, v in found.adapters.tensors.items()
+            if k.startswith(f"{name}.")
+        }
         part |= found.frozen if name == "unet" else {}
         expected = {} if not part else _expected(network, targets[name], part)
-        _same_shapes(path, name, {key: tuple(tensor.shape) for key, tensor in part.items()}, expected)
+        _same_shapes(
+            path, name, {key: tuple(tensor.shape) for key, tensor in part.items()}, expected
+        )
     for key, tensor in found.frozen.items():
         base = model.unet.get_parameter(key)
         # room for a base kept in fp16, not for another training's conv_in
         if float((base - tensor).abs().max()) > 1e-3 * float(base.abs().max()):
-            raise ValueError(f"{path}: its frozen {key} is not that of this base; name the merged NAOSD that it was trained on")
+            raise ValueError(
+                f"{path}: its frozen {key} is not that of this base; name the merged NAOSD that "
+                "it was trained on"
+            )
 
 
 def _expected(network: nn.Module, targets: list[str], part: Tensors) -> dict[str, tuple[int, ...]]:
-    """Shapes of the LoRA tensors over every target, at the rank of each A in `part`, and of full replacements."""
+    """Shapes of the LoRA tensors over every target, at the rank of each A in `part`, and of full
+    replacements.
+    """
     shapes = {key: tuple(network.get_parameter(key).shape) for key in part if key.endswith(FULL)}
     for module in targets:
         out, *rest = network.get_parameter(f"{module}.weight").shape
         rank = len(part[f"{module}.lora_A"]) if f"{module}.lora_A" in part else 0
-        shapes |= {f"{module}.lora_A": (rank, *rest), f"{module}.lora_B": (out, rank, *[1] * (len(rest) - 1))}
+        shapes |= {
+            f"{module}.lora_A": (rank, *rest),
+            f"{module}.lora_B": (out, rank, *[1] * (len(rest) - 1)),
+        }
     return shapes
 
 
@@ -249,8 +332,12 @@ def _shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
     return {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
 
 
-def _same_shapes(path: Path, network: str, found: dict[str, tuple[int, ...]], base: dict[str, tuple[int, ...]]) -> None:
+def _same_shapes(
+    path: Path, network: str, found: dict[str, tuple[int, ...]], base: dict[str, tuple[int, ...]]
+) -> None:
     for key in sorted(found.keys() | base.keys()):
         if found.get(key) != base.get(key):
             theirs, ours = (str(shapes.get(key, "absent")) for shapes in (found, base))
-            raise ValueError(f"{path}: {network} {key} is {theirs}, this base needs {ours}; name the right base")
+            raise ValueError(
+                f"{path}: {network} {key} is {theirs}, this base needs {ours}; name the right base"
+            )

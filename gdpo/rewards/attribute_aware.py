@@ -1,11 +1,14 @@
 """The attribute-aware reward (paper Eq. 7) and the group-relative advantage (Eq. 8).
 
-    s' = (s - min_G s) / (max_G s - min_G s)                 per metric, inside the group of one LR image
-    R  = rho_s mean(fidelity s') + rho_d mean(perception s')     rho_d: detail share of the HR image, rho_s = 1 - rho_d
+    s' = (s - min_G s) / (max_G s - min_G s)                 per metric, inside the group of one LR
+                                                             image
+    R  = rho_s mean(fidelity s') + rho_d mean(perception s')     rho_d: detail share of the HR
+       image, rho_s = 1 - rho_d
     A  = (R - mean_G R) / (std_G R + 1e-8)                   std unbiased
 
-A metric without spread in a group counts 0 for all its members, and equal rewards give zero advantage; the release gets
-NaN there. Legend: B images, G candidates, F fidelity metrics, N perception metrics.
+A metric without spread in a group counts 0 for all its members, and equal rewards give zero
+advantage; the release gets NaN there. Legend: B images, G candidates, F fidelity metrics, N
+perception metrics.
 """
 
 import torch
@@ -17,25 +20,45 @@ def normalise(score: torch.Tensor) -> torch.Tensor:
     """Min-max over the group, dim 1 of score_BGM -> [0, 1]; 0 where a metric has no spread."""
     low, high = score.amin(dim=1, keepdim=True), score.amax(dim=1, keepdim=True)
     spread = high - low
-    return torch.where(spread > 0, (score - low) / spread.where(spread > 0, torch.ones_like(spread)), torch.zeros_like(score))
+    return torch.where(
+        spread > 0,
+        (score - low) / spread.where(spread > 0, torch.ones_like(spread)),
+        torch.zeros_like(score),
+    )
 
 
 def attribute_aware_reward(
     fidelity_BGF: torch.Tensor, perception_BGN: torch.Tensor, detail_share_B: torch.Tensor
 ) -> torch.Tensor:
-    """reward_BG in [0, 1]. Every metric must be oriented so that higher is better; F or N may be 0, not both.
+    """reward_BG in [0, 1]. Every metric must be oriented so that higher is better; F or N may be 0,
+    not both.
 
     Errors: ValueError naming the argument for a wrong shape, NaN, or a share outside [0, 1].
     """
     for name, value in (("fidelity_BGF", fidelity_BGF), ("perception_BGN", perception_BGN)):
         if not isinstance(value, torch.Tensor):
-            raise ValueError(f"{name} must be a torch.Tensor of shape (B, G, metrics), got {type(value).__name__}")
-        if value.ndim != 3 or not value.is_floating_point() or not bool(torch.isfinite(value).all()):
-            raise ValueError(f"{name} must be a finite float tensor of shape (B, G, metrics), got {tuple(value.shape)}")
+            raise ValueError(
+                f"{name} must be a torch.Tensor of shape (B, G, metrics), got "
+                f"{type(value).__name__}"
+            )
+        if (
+            value.ndim != 3
+            or not value.is_floating_point()
+            or not bool(torch.isfinite(value).all())
+        ):
+            raise ValueError(
+                f"{name} must be a finite float tensor of shape (B, G, metrics), got "
+                f"{tuple(value.shape)}"
+            )
     share = check_tensor("detail_share_B", detail_share_B, "B")
-    if fidelity_BGF.shape[:2] != perception_BGN.shape[:2] or fidelity_BGF.shape[0] != share.shape[0]:
+    if (
+        fidelity_BGF.shape[:2] != perception_BGN.shape[:2]
+        or fidelity_BGF.shape[0] != share.shape[0]
+    ):
         shapes = [tuple(x.shape) for x in (fidelity_BGF, perception_BGN, share)]
-        raise ValueError(f"fidelity_BGF, perception_BGN and detail_share_B disagree about B or G: {shapes}")
+        raise ValueError(
+            f"fidelity_BGF, perception_BGN and detail_share_B disagree about B or G: {shapes}"
+        )
     if bool((share < 0).any() | (share > 1).any()):
         raise ValueError("detail_share_B must lie in [0, 1]")
     if fidelity_BGF.shape[2] + perception_BGN.shape[2] == 0:
@@ -50,13 +73,18 @@ def attribute_aware_reward(
 
 
 def group_advantage(reward_BG: torch.Tensor) -> torch.Tensor:
-    """advantage_BG (paper Eq. 8, released code): zero mean, unit unbiased standard deviation inside each group.
+    """advantage_BG (paper Eq. 8, released code): zero mean, unit unbiased standard deviation inside
+    each group.
 
     Errors: ValueError for a wrong shape, NaN, or a group of fewer than two.
     """
     reward = check_tensor("reward_BG", reward_BG, "BG")
     if reward.shape[1] < 2:
-        raise ValueError(f"reward_BG must have at least two candidates per group, got {tuple(reward.shape)}")
+        raise ValueError(
+            f"reward_BG must have at least two candidates per group, got {tuple(reward.shape)}"
+        )
     centred = reward - reward.mean(dim=1, keepdim=True)
     flat = reward.amax(dim=1, keepdim=True) == reward.amin(dim=1, keepdim=True)
-    return torch.where(flat, torch.zeros_like(reward), centred / (reward.std(dim=1, keepdim=True) + 1e-8))
+    return torch.where(
+        flat, torch.zeros_like(reward), centred / (reward.std(dim=1, keepdim=True) + 1e-8)
+    )

@@ -1,22 +1,29 @@
-"""How much of an image is detail: the attribute map behind the adaptive reward (paper section 3.3; released code).
+"""How much of an image is detail: the attribute map behind the adaptive reward (paper section 3.3;
+released code).
 
-    gray = uint8(255 x)                     # truncated; cut into cells of 10x10 pixels, less at the right and bottom
+    gray = uint8(255 x)                     # truncated; cut into cells of 10x10 pixels, less at the
+                                            right and bottom
     g    = |Sobel(resize(cell, 64x64))|     # bilinear, 3x3, replicated border
     H    = entropy in bits of the histogram of g: 512 bins over [-5.5, 5.5]
     detail where H * (pixels of the cell) > 50;  share = detail pixels / pixels
 
-Resize and Sobel are linear and separable, so each gradient of a cell P is one product A P B^T with matrices of 64
-rows. In 8-bit grey levels its entries are multiples of 2^-14 below 2^10: exact in float32. Only the side of the
-threshold matters, so a cell goes through four tests, each dearer than the one before and for the cells left by it:
+Resize and Sobel are linear and separable, so each gradient of a cell P is one product A P B^T with
+matrices of 64 rows. In 8-bit grey levels its entries are multiples of 2^-14 below 2^10: exact in
+float32. Only the side of the threshold matters, so a cell goes through four tests, each dearer than
+the one before and for the cells left by it:
 
-    flat       the steps between its pixels reach so few bins that the entropy cannot exceed the threshold
-    split      of the points whose Sobel window lies between the same four pixels, so many are below some bin's edge and
-               so many above it that no bin can hold as many points as one must in a cell below the threshold
-    coarse     all points counted in the first three bins and one for the rest, which bounds the entropy on both sides
-    exact      the histogram itself, in float64, also for whatever is within `RECHECK` bits of the threshold, where the
-               rounding of the tests before could matter
+    flat       the steps between its pixels reach so few bins that the entropy cannot exceed the
+               threshold
+    split      of the points whose Sobel window lies between the same four pixels, so many are below
+               some bin's edge and so many above it that no bin can hold as many points as one must
+               in a cell below the threshold
+    coarse     all points counted in the first three bins and one for the rest, which bounds the
+               entropy on both sides
+    exact      the histogram itself, in float64, also for whatever is within `RECHECK` bits of the
+               threshold, where the rounding of the tests before could matter
 
-    share_B = detail_share(image_BCHW)          # benchmarks/complexity.py times it against the per-cell loop
+    share_B = detail_share(image_BCHW)          # benchmarks/complexity.py times it against the
+                                                per-cell loop
 
 Shapes: B batch, C channels, H W pixels; in the private functions N cells of h x w pixels.
 """
@@ -34,7 +41,8 @@ from numpy.typing import NDArray
 from gdpo.checks import check_image
 
 Grayscale = Literal["bt601", "released"]
-# The release applies OpenCV's BGR weights to an RGB array: red and blue swap places (0.114 R + 0.587 G + 0.299 B).
+# The release applies OpenCV's BGR weights to an RGB array: red and blue swap places (0.114 R +
+# 0.587 G + 0.299 B).
 _CONVERSIONS = {"bt601": cv2.COLOR_RGB2GRAY, "released": cv2.COLOR_BGR2GRAY}
 CELL = 10
 SIDE = 64
@@ -43,7 +51,8 @@ BINS = 256  # the upper half of 512: a magnitude is never negative
 BINS_PER_LEVEL = 512 / 11 / 255
 THRESHOLD = 50.0
 RECHECK = 0.02
-COARSE = 3  # bins that are counted singly; the cells below the threshold have nearly all points in the first
+# bins that are counted singly; the cells below the threshold have nearly all points in the first
+COARSE = 3
 CHUNKS = {"split": 512, "coarse": 64, "exact": 16}  # cells at a time
 Cells = NDArray[np.uint8]
 
@@ -51,26 +60,32 @@ Cells = NDArray[np.uint8]
 def detail_share(image_BCHW: torch.Tensor, grayscale: Grayscale = "bt601") -> torch.Tensor:
     """Share of detail pixels rho_d of each image, unrounded (the release rounds it to 2 decimals).
 
-    image_BCHW: RGB in [0, 1]; grayscale: correct luma weights ("bt601") or the release's swapped ones ("released").
-    Returns share_B in [0, 1], float64, on the image's device; the share of smooth pixels rho_s is 1 - share_B.
-    Raises ValueError naming the argument.
+    image_BCHW: RGB in [0, 1]; grayscale: correct luma weights ("bt601") or the release's swapped
+    ones ("released"). Returns share_B in [0, 1], float64, on the image's device; the share of
+    smooth pixels rho_s is 1 - share_B. Raises ValueError naming the argument.
     """
     return detail_map(image_BCHW, grayscale).double().mean((1, 2))
 
 
 def detail_map(image_BCHW: torch.Tensor, grayscale: Grayscale = "bt601") -> torch.Tensor:
-    """Which pixels are detail: boolean BHW on the image's device. Arguments and errors as in `detail_share`."""
+    """Which pixels are detail: boolean BHW on the image's device. Arguments and errors as in
+    `detail_share`.
+    """
     check_image("image_BCHW", image_BCHW)
     if grayscale not in _CONVERSIONS:
         raise ValueError(f"grayscale must be one of {', '.join(_CONVERSIONS)}, got {grayscale!r}")
-    pixels = image_BCHW.detach().to("cpu", torch.promote_types(image_BCHW.dtype, torch.float32)) * 255
+    pixels = (
+        image_BCHW.detach().to("cpu", torch.promote_types(image_BCHW.dtype, torch.float32)) * 255
+    )
     rgb = pixels.byte().permute(0, 2, 3, 1).contiguous().numpy()
     maps = [_detail_map(cv2.cvtColor(one, _CONVERSIONS[grayscale])) for one in rgb]
     return torch.from_numpy(np.stack(maps)).to(image_BCHW.device)
 
 
 def _detail_map(gray: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """The map of one uint8 image HW: full cells, the strips that are left at the right and bottom, and the corner."""
+    """The map of one uint8 image HW: full cells, the strips that are left at the right and bottom,
+    and the corner.
+    """
     out = np.empty(gray.shape, bool)
     for rows, h in _bands(gray.shape[0]):
         for columns, w in _bands(gray.shape[1]):
@@ -82,14 +97,18 @@ def _detail_map(gray: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
 
 def _bands(length: int) -> list[tuple[slice, int]]:
-    """The parts of one axis as (slice, cell side): cells of 10 and one smaller rest, empty parts left out."""
+    """The parts of one axis as (slice, cell side): cells of 10 and one smaller rest, empty parts
+    left out.
+    """
     full = length // CELL * CELL
     parts = [(slice(0, full), CELL), (slice(full, length), length - full)]
     return [(part, side) for part, side in parts if part.stop > part.start]
 
 
 def _is_detail(cells: Cells) -> NDArray[np.bool_]:
-    """Whether entropy * area exceeds the threshold, for cells N h w: the four tests of the module's head."""
+    """Whether entropy * area exceeds the threshold, for cells N h w: the four tests of the module's
+    head.
+    """
     bits = THRESHOLD / (cells.shape[1] * cells.shape[2])
     detail = ~_surely_flat(cells, bits)
     left = np.flatnonzero(detail)
@@ -102,12 +121,16 @@ def _is_detail(cells: Cells) -> NDArray[np.bool_]:
 
 
 def _in_chunks(test: Callable[[Cells], NDArray[Any]], cells: Cells, size: int) -> NDArray[Any]:
-    """`test` on any number of cells, also none, so many at a time that what it computes stays in the processor's cache."""
+    """`test` on any number of cells, also none, so many at a time that what it computes stays in
+    the processor's cache.
+    """
     return np.concatenate([test(cells[i : i + size]) for i in range(0, max(len(cells), 1), size)])
 
 
 def _surely_flat(cells: Cells, bits: float) -> NDArray[np.bool_]:
-    """Cells whose gradients reach so few bins that `bits` cannot be exceeded: |g_x| <= 1.25 max|dx| when enlarged."""
+    """Cells whose gradients reach so few bins that `bits` cannot be exceeded: |g_x| <= 1.25 max|dx|
+    when enlarged.
+    """
     levels = cells.transpose(1, 2, 0).astype(np.int16)
     reach = np.zeros(len(cells))
     for axis in (0, 1):
@@ -118,22 +141,32 @@ def _surely_flat(cells: Cells, bits: float) -> NDArray[np.bool_]:
 
 
 def _surely_detail(cells: Cells, bits: float) -> NDArray[np.bool_]:
-    """Cells whose entropy must exceed `bits`, from the points whose Sobel window lies between the same four pixels.
+    """Cells whose entropy must exceed `bits`, from the points whose Sobel window lies between the
+    same four pixels.
 
-    Of all the points there, x2 and y2 (squared derivatives, in bins) depend on three indices instead of four: g_x is the
-    same for all columns between two pixels, g_y for all rows. Two edges are tried: that of the first bin and the one
-    nearest the mean. If `need` points are below an edge and as many above it, every bin misses at least so many.
+    Of all the points there, x2 and y2 (squared derivatives, in bins) depend on three indices
+    instead of four: g_x is the same for all columns between two pixels, g_y for all rows. Two edges
+    are tried: that of the first bin and the one nearest the mean. If `need` points are below an
+    edge and as many above it, every bin misses at least so many.
     """
     need = _points_missed(bits)
     if need > POINTS // 2 or not len(cells):
         return np.zeros(len(cells), bool)
-    (smooth_y, bands_y, slope_y), (smooth_x, bands_x, slope_x) = (_between_pixels(side) for side in cells.shape[1:])
+    (smooth_y, bands_y, slope_y), (smooth_x, bands_x, slope_x) = (
+        _between_pixels(side) for side in cells.shape[1:]
+    )
     levels = np.ascontiguousarray(cells.transpose(1, 2, 0)).astype(np.float32)
     h, w, number = levels.shape
     across = smooth_y @ (np.diff(levels, axis=1) * slope_x).reshape(h, (w - 1) * number)
-    x2 = np.square(across).reshape(-1, w - 1, number)  # row of points, pair of columns of pixels, cell
-    y2 = np.square(smooth_x @ (np.diff(levels, axis=0) * slope_y))  # pair of rows of pixels, column of points, cell
-    middle_y, middle_x = ([(band.start + band.stop) // 2 for band in bands] for bands in (bands_y, bands_x))
+    x2 = np.square(across).reshape(
+        -1, w - 1, number
+    )  # row of points, pair of columns of pixels, cell
+    y2 = np.square(
+        smooth_x @ (np.diff(levels, axis=0) * slope_y)
+    )  # pair of rows of pixels, column of points, cell
+    middle_y, middle_x = (
+        [(band.start + band.stop) // 2 for band in bands] for bands in (bands_y, bands_x)
+    )
     mean = np.sqrt(x2[middle_y] + y2[:, middle_x]).mean((0, 1))
     edge = np.square(np.maximum(np.rint(0.95 * mean), 1))
     below = np.zeros((2, number), np.int64)
@@ -149,9 +182,11 @@ def _surely_detail(cells: Cells, bits: float) -> NDArray[np.bool_]:
 
 
 def _points_missed(bits: float) -> int:
-    """The least number of points that, if no bin can hold them all with the rest, lifts the entropy above `bits`.
+    """The least number of points that, if no bin can hold them all with the rest, lifts the entropy
+    above `bits`.
 
-    If the fullest bin misses the share s <= 1/2 of the points, the entropy is at least -s log2 s - (1 - s) log2(1 - s).
+    If the fullest bin misses the share s <= 1/2 of the points, the entropy is at least -s log2 s -
+    (1 - s) log2(1 - s).
     """
     share = np.arange(1, POINTS // 2 + 1) / POINTS
     entropy = -share * np.log2(share) - (1 - share) * np.log2(1 - share + 1e-12)
@@ -159,12 +194,16 @@ def _points_missed(bits: float) -> int:
 
 
 def _count(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """How many of at most 255 rows are true, in each column; in bytes, which is what makes it fast."""
+    """How many of at most 255 rows are true, in each column; in bytes, which is what makes it
+    fast.
+    """
     return np.asarray(np.add.reduce(mask.view(np.uint8), axis=0, dtype=np.uint8))
 
 
 def _entropy_bounds(cells: Cells) -> NDArray[np.float64]:
-    """Bounds N x (low, high) in bits: what is beyond the first bins is one bin, or spread evenly over all others."""
+    """Bounds N x (low, high) in bits: what is beyond the first bins is one bin, or spread evenly
+    over all others.
+    """
     gradient_x, gradient_y = _gradients(cells, np.float32)
     squares = np.square(gradient_x, out=gradient_x)
     squares += np.square(gradient_y, out=gradient_y)
@@ -178,14 +217,24 @@ def _entropy_bounds(cells: Cells) -> NDArray[np.float64]:
 def _entropy(cells: Cells) -> NDArray[np.float64]:
     """Entropy in bits of each cell's gradient histogram, with the release's epsilons."""
     number = len(cells)
-    bins = cv2.magnitude(*_gradients(cells, np.float64)) * BINS_PER_LEVEL if number else np.empty((SIDE, 0))
+    bins = (
+        cv2.magnitude(*_gradients(cells, np.float64)) * BINS_PER_LEVEL
+        if number
+        else np.empty((SIDE, 0))
+    )
     index = bins.astype(np.int64).reshape(SIDE, number, SIDE) + (BINS * np.arange(number))[:, None]
-    share = np.bincount(index.ravel(), minlength=BINS * number).reshape(number, BINS) / (POINTS + 1e-5)
+    share = np.bincount(index.ravel(), minlength=BINS * number).reshape(number, BINS) / (
+        POINTS + 1e-5
+    )
     return np.asarray(-(share * np.log2(share + 1e-10)).sum(1))
 
 
-def _gradients(cells: Cells, dtype: type[np.floating]) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-    """g_x and g_y in grey levels at all points of the enlarged cells: (64, N * 64), row of points first."""
+def _gradients(
+    cells: Cells, dtype: type[np.floating]
+) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    """g_x and g_y in grey levels at all points of the enlarged cells: (64, N * 64), row of points
+    first.
+    """
     number, h, w = cells.shape
     (derive_y, smooth_y), (derive_x, smooth_x) = (_gradient_matrices(side) for side in (h, w))
     rows = cells.transpose(1, 0, 2).reshape(h * number, w).astype(dtype)
@@ -201,7 +250,9 @@ def _places(length: int) -> NDArray[np.float64]:
 
 @cache
 def _gradient_matrices(length: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Derivative and smoothing part of the Sobel filter after a bilinear enlargement of `length` points to 64."""
+    """Derivative and smoothing part of the Sobel filter after a bilinear enlargement of `length`
+    points to 64.
+    """
     enlarge = np.maximum(0, 1 - np.abs(_places(length)[:, None] - np.arange(length)))
     padded = np.concatenate([enlarge[:1], enlarge, enlarge[-1:]])
     return padded[2:] - padded[:-2], padded[2:] + 2 * padded[1:-1] + padded[:-2]
@@ -209,13 +260,18 @@ def _gradient_matrices(length: int) -> tuple[NDArray[np.float64], NDArray[np.flo
 
 @cache
 def _between_pixels(length: int) -> tuple[NDArray[np.float32], list[slice], np.float32]:
-    """The points of one axis whose Sobel window lies between two neighbouring pixels, pair of pixels by pair.
+    """The points of one axis whose Sobel window lies between two neighbouring pixels, pair of
+    pixels by pair.
 
-    Returns their rows of the smoothing matrix, the slice of them that belongs to each of the length - 1 pairs, and what
-    the step from one pixel to the next is multiplied by, to be the derivative there, in bins.
+    Returns their rows of the smoothing matrix, the slice of them that belongs to each of the length
+    - 1 pairs, and what the step from one pixel to the next is multiplied by, to be the derivative
+      there, in bins.
     """
     place = _places(length)
-    pairs = [[i for i in range(1, SIDE - 1) if pair < place[i - 1] and place[i + 1] < pair + 1] for pair in range(length - 1)]
+    pairs = [
+        [i for i in range(1, SIDE - 1) if pair < place[i - 1] and place[i + 1] < pair + 1]
+        for pair in range(length - 1)
+    ]
     ends = np.cumsum([0, *map(len, pairs)])
     smooth = _gradient_matrices(length)[1][np.concatenate(pairs)]
     slope = 8 * length / SIDE * BINS_PER_LEVEL / 4  # smoothing across multiplies by 4

@@ -1,12 +1,16 @@
 """The released files of RAM and DAPE -> the slim folder that `gdpo.tagger.tagger` reads, once.
 
-    theirs   ram_swin_large_14m.pth   {"model": ..., "optimizer": ..., ...}, 5.6 GB; "model" has 469 M parameters and buffers
+    theirs   ram_swin_large_14m.pth   {"model": ..., "optimizer": ..., ...}, 5.6 GB; "model" has 469
+             M parameters and buffers
              DAPE.pth                 {name: tensor}, LoRA of loralib only
-             ram_tag_list.txt, ram_tag_list_threshold.txt     in no checkpoint: of RAM's repository, a line per tag
-    ours     tagger.safetensors       the 212.1 M parameters that tagging reads, released names, fp32: 0.85 GB
+             ram_tag_list.txt, ram_tag_list_threshold.txt     in no checkpoint: of RAM's repository,
+                                                              a line per tag
+    ours     tagger.safetensors       the 212.1 M parameters that tagging reads, released names,
+             fp32: 0.85 GB
              dape.safetensors         the LoRA on them, 0.6 M    tags.json    names and thresholds
 
-fp32, as the release computes at inference: with weights rounded to fp16 the tags close to their thresholds would change.
+fp32, as the release computes at inference: with weights rounded to fp16 the tags close to their
+thresholds would change.
 The checkpoint is mapped, not read: of its 5.6 GB only what is kept is ever in memory.
 """
 
@@ -35,23 +39,33 @@ DELETED = ("tagging_head.embeddings.", "tagging_head.pooler.")
 
 
 def kind(path: Path) -> Literal["ram", "dape"] | None:
-    """Whose file a `.pth` or `.pkl` is by its keys, if one of these. ValueError naming the file if it cannot be read."""
+    """Whose file a `.pth` or `.pkl` is by its keys, if one of these. ValueError naming the file if
+    it cannot be read.
+    """
 
     def names_swin(state: Any) -> bool:
-        return isinstance(state, dict) and any(str(name).startswith("visual_encoder.") for name in state)
+        return isinstance(state, dict) and any(
+            str(name).startswith("visual_encoder.") for name in state
+        )
 
     content = unpickle(path)
     return "ram" if names_swin(content.get("model")) else "dape" if names_swin(content) else None
 
 
 def import_tagger(
-    source: Path, target: Path, *, dape: Path | None = None, tags: Path | None = None, thresholds: Path | None = None
+    source: Path,
+    target: Path,
+    *,
+    dape: Path | None = None,
+    tags: Path | None = None,
+    thresholds: Path | None = None,
 ) -> tuple[str, ...]:
-    """Write the slim folder `target` from RAM's checkpoint `source`, and return notes worth telling.
+    """Write the slim folder `target` from RAM's checkpoint `source`, and return notes worth
+    telling.
 
-    dape: DAPE.pth, without which the folder can tag HR images only. tags, thresholds: the two lists, by default the files
-    of their released names beside `source`. Errors: ValueError naming the file and what is wrong in it; then nothing is
-    left at `target`.
+    dape: DAPE.pth, without which the folder can tag HR images only. tags, thresholds: the two
+    lists, by default the files of their released names beside `source`. Errors: ValueError naming
+    the file and what is wrong in it; then nothing is left at `target`.
     """
     if target.exists():
         raise ValueError(f"{target}: is there already; remove it or choose another --output")
@@ -75,13 +89,18 @@ def import_tagger(
 
 
 def read_ram(path: Path) -> tuple[Tensors, Layout]:
-    """The tagging path of RAM's checkpoint, in released names, fp32, bias tables at window 12; and its layout.
+    """The tagging path of RAM's checkpoint, in released names, fp32, bias tables at window 12; and
+    its layout.
 
-    Errors: ValueError naming the file and the key: foreign globals, something missing, extra, of another shape, not finite.
+    Errors: ValueError naming the file and the key: foreign globals, something missing, extra, of
+    another shape, not finite.
     """
     content = unpickle(path).get("model")
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: key 'model' is missing; the released checkpoint is a dict with the state under it")
+        raise ValueError(
+            f"{path}: key 'model' is missing; the released checkpoint is a dict with the state "
+            "under it"
+        )
     state: Tensors = {}
     for key, tensor in content.items():
         name = str(key).replace("vision_multi.", "tagging_head.", 1)
@@ -89,7 +108,9 @@ def read_ram(path: Path) -> tuple[Tensors, Layout]:
         if name.startswith((*IDLE, *DELETED)) or name.endswith(DROPPED) or attention:
             continue
         if name in state:
-            raise ValueError(f"{path}: has both {key!r} and another tensor that is renamed to {name!r}")
+            raise ValueError(
+                f"{path}: has both {key!r} and another tensor that is renamed to {name!r}"
+            )
         state[name] = _checked(path, str(key), tensor)
         if name.endswith(".relative_position_bias_table"):
             state[name] = interpolate_bias(path, name, state[name])
@@ -97,14 +118,18 @@ def read_ram(path: Path) -> tuple[Tensors, Layout]:
 
 
 def interpolate_bias(path: Path, name: str, table: torch.Tensor) -> torch.Tensor:
-    """A relative position bias table ((2w - 1)^2, heads) of any window w -> window 12, as RAM's loader does it.
+    """A relative position bias table ((2w - 1)^2, heads) of any window w -> window 12, as RAM's
+    loader does it.
 
-    A cubic spline through known positions whose distances from the middle grow geometrically, so that the outermost reach
-    as far as the new ones (BEiT's method).
+    A cubic spline through known positions whose distances from the middle grow geometrically, so
+    that the outermost reach as far as the new ones (BEiT's method).
     """
     side = math.isqrt(len(table)) if table.ndim == 2 else 0
     if side**2 != table.shape[0] or side % 2 == 0:
-        raise ValueError(f"{path}: tensor {name!r} has shape {tuple(table.shape)}, no square of an odd number of rows")
+        raise ValueError(
+            f"{path}: tensor {name!r} has shape {tuple(table.shape)}, no square of an odd number "
+            "of rows"
+        )
     if len(table) == BIAS_ROWS:
         return table
     new = math.isqrt(BIAS_ROWS)
@@ -112,13 +137,17 @@ def interpolate_bias(path: Path, name: str, table: torch.Tensor) -> torch.Tensor
     wanted = np.arange(-(new // 2), new // 2 + 1, dtype=np.float64)
     columns = []
     for column in table.double().numpy().T:
-        spline = RectBivariateSpline(known, known, column.reshape(side, side), kx=min(3, side - 1), ky=min(3, side - 1))
+        spline = RectBivariateSpline(
+            known, known, column.reshape(side, side), kx=min(3, side - 1), ky=min(3, side - 1)
+        )
         columns.append(spline(wanted, wanted).reshape(-1))
     return torch.from_numpy(np.stack(columns, axis=1)).float()
 
 
 def _geometric(side: int, new: int) -> NDArray[np.float64]:
-    """`side` positions around 0, steps 1, q, q^2, ..., with q found by bisection so that the last is near new // 2."""
+    """`side` positions around 0, steps 1, q, q^2, ..., with q found by bisection so that the last
+    is near new // 2.
+    """
     half, low, high, q = side // 2, 1.01, 1.5, 1.01
     while high - low > 1e-6:
         q = (low + high) / 2
@@ -128,14 +157,19 @@ def _geometric(side: int, new: int) -> NDArray[np.float64]:
 
 
 def read_dape(path: Path, layout: Layout) -> tuple[Tensors, tuple[str, ...]]:
-    """DAPE's LoRA on the tagging path, in released names, and notes. Errors: ValueError naming the file and the key."""
+    """DAPE's LoRA on the tagging path, in released names, and notes. Errors: ValueError naming the
+    file and the key.
+    """
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     lora: Tensors = {}
     idle: Tensors = {}
     for key, tensor in unpickle(path).items():
         if ".lora_" not in str(key):
-            raise ValueError(f"{path}: key {str(key)!r} is extra; DAPE's file holds LoRA only, and no dict around it")
+            raise ValueError(
+                f"{path}: key {str(key)!r} is extra; DAPE's file holds LoRA only, and no dict "
+                "around it"
+            )
         (idle if str(key).startswith(IDLE) else lora)[str(key)] = _checked(path, str(key), tensor)
     for name, tensor in lora.items():
         _check_rank(path, name, tensor)
@@ -144,7 +178,9 @@ def read_dape(path: Path, layout: Layout) -> tuple[Tensors, tuple[str, ...]]:
 
 
 def _check_rank(path: Path, name: str, tensor: torch.Tensor) -> None:
-    """Say "rank" where the rank is what is wrong: A is (rank, in) and B (out, rank), in Swin twice the rank in A."""
+    """Say "rank" where the rank is what is wrong: A is (rank, in) and B (out, rank), in Swin twice
+    the rank in A.
+    """
     found = tensor.shape[1 if name.endswith(".lora_B") else 0] if tensor.ndim == 2 else 0
     if name.endswith(".attn.qkv.lora_A"):
         found //= 2
@@ -153,19 +189,29 @@ def _check_rank(path: Path, name: str, tensor: torch.Tensor) -> None:
 
 
 def _idle_notes(idle: Tensors, layout: Layout) -> tuple[str, ...]:
-    """RAM ties the head's layers to the tag encoder's lowest ones, so a LoRA there would act on the head in the release."""
+    """RAM ties the head's layers to the tag encoder's lowest ones, so a LoRA there would act on the
+    head in the release.
+    """
     tied = [
-        name for name in idle
-        if name.startswith(tuple(f"tag_encoder.encoder.layer.{i}.{ATTENTION}." for i in range(layout.layers)))
+        name
+        for name in idle
+        if name.startswith(
+            tuple(f"tag_encoder.encoder.layer.{i}.{ATTENTION}." for i in range(layout.layers))
+        )
         if name.endswith(".lora_B") and bool(idle[name].any())
-    ]  # fmt: skip
+    ]
     if not tied:
         return ()
-    return (f"left out {min(tied)}, which is not zero: in the release it would act on the tagging head too (tied weights)",)
+    return (
+        f"left out {min(tied)}, which is not zero: in the release it would act on the tagging "
+        "head too (tied weights)",
+    )
 
 
 def _checked(path: Path, key: str, tensor: object) -> torch.Tensor:
-    """The tensor in fp32, contiguous. ValueError naming the key unless it is a finite tensor of floating-point numbers."""
+    """The tensor in fp32, contiguous. ValueError naming the key unless it is a finite tensor of
+    floating-point numbers.
+    """
     if not is_weight(tensor):
         raise ValueError(f"{path}: {key!r} is not a tensor of floating-point numbers")
     if not bool(torch.isfinite(tensor).all()):

@@ -1,12 +1,14 @@
-"""The tagging path of RAM (Recognize Anything, Swin-L 14 M): a photograph of 384 x 384 -> one logit per tag.
+"""The tagging path of RAM (Recognize Anything, Swin-L 14 M): a photograph of 384 x 384 -> one logit
+per tag.
 
     tokens  = image_proj([mean; Swin(image)])                    145 x 512      transformers' Swin
     query   = relu(wordvec_proj(label_embed))                    4585 x 768     one per tag
-    twice:    query = norm(query + attention(query, tokens));  query = norm(query + FFN(query))      torch's attention
+    twice:    query = norm(query + attention(query, tokens));  query = norm(query + FFN(query))
+              torch's attention
     logit   = fc(query)
 
-    212.1 M parameters, 212.7 M with DAPE's LoRA. RAM's other 257 M (tag encoder, text decoder) write sentences and are
-    never run for tags.
+    212.1 M parameters, 212.7 M with DAPE's LoRA. RAM's other 257 M (tag encoder, text decoder)
+    write sentences and are never run for tags.
 
 `Layout` has the released names and shapes of these tensors; files of ours keep those names.
 Legend: B batch, N queries, L tokens, D widths.
@@ -31,20 +33,29 @@ HEADS, NORM_EPS = 4, 1e-12  # of the tagging head (its BERT configuration)
 DAPE_RANK, DAPE_SCALING = 8, 0.125  # loralib with r = 8 and its default alpha = 1
 HEAD = "tagging_head.encoder.layer"
 SWIN = {
-    "patch_embed.proj": "embeddings.patch_embeddings.projection", "patch_embed.norm": "embeddings.norm",
-    "layers": "encoder.layers", "norm1": "layernorm_before", "norm2": "layernorm_after", "attn.proj": "attention.o_proj",
+    "patch_embed.proj": "embeddings.patch_embeddings.projection",
+    "patch_embed.norm": "embeddings.norm",
+    "layers": "encoder.layers",
+    "norm1": "layernorm_before",
+    "norm2": "layernorm_after",
+    "attn.proj": "attention.o_proj",
     "attn.relative_position_bias_table": "attention.relative_position_bias.relative_position_bias_table",
-}  # fmt: skip
+}
 ATTENTION = "crossattention.self"
 FEED_FORWARD = {
-    "crossattention.output.dense": "attention.out_proj", "crossattention.output.LayerNorm": "norm1",
-    "intermediate.dense": "up", "output.dense": "down", "output.LayerNorm": "norm2",
-}  # fmt: skip
+    "crossattention.output.dense": "attention.out_proj",
+    "crossattention.output.LayerNorm": "norm1",
+    "intermediate.dense": "up",
+    "output.dense": "down",
+    "output.LayerNorm": "norm2",
+}
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The sizes of a tagger: Swin's first width, blocks and heads per level; tags; widths of tokens and of queries; layers."""
+    """The sizes of a tagger: Swin's first width, blocks and heads per level; tags; widths of tokens
+    and of queries; layers.
+    """
 
     embed: int
     depths: tuple[int, ...]
@@ -56,7 +67,9 @@ class Layout:
 
     @classmethod
     def of(cls, shapes: Mapping[str, Shape]) -> "Layout":
-        """Read off released names and shapes. Errors: ValueError naming the first tensor that it needs and does not find."""
+        """Read off released names and shapes. Errors: ValueError naming the first tensor that it
+        needs and does not find.
+        """
 
         def size(name: str, axis: int) -> int:
             if name not in shapes or len(shapes[name]) <= axis:
@@ -67,7 +80,10 @@ class Layout:
         bias = "visual_encoder.layers.{}.blocks.0.attn.relative_position_bias_table"
         return cls(
             embed=size("visual_encoder.patch_embed.proj.weight", 0),
-            depths=tuple(_count(shapes, rf"visual_encoder\.layers\.{level}\.blocks\.(\d+)\.") for level in range(levels)),
+            depths=tuple(
+                _count(shapes, rf"visual_encoder\.layers\.{level}\.blocks\.(\d+)\.")
+                for level in range(levels)
+            ),
             heads=tuple(size(bias.format(level), 1) for level in range(levels)),
             tags=size("label_embed", 0),
             width=size("label_embed", 1),
@@ -89,17 +105,26 @@ class Layout:
                 found[f"{name}.downsample.reduction.weight"] = (2 * d, 4 * d)
                 found |= _norm(f"{name}.downsample.norm", 4 * d)
         found |= _norm("visual_encoder.norm", out) | _linear("image_proj", self.width, out)
-        found |= {"label_embed": (self.tags, self.width)} | _linear("wordvec_proj", self.hidden, self.width)
+        found |= {"label_embed": (self.tags, self.width)} | _linear(
+            "wordvec_proj", self.hidden, self.width
+        )
         for layer in range(self.layers):
             found |= _head_layer(f"{HEAD}.{layer}", self.hidden, self.width)
         return found | _linear("fc", 1, self.hidden)
 
     def lora_shapes(self) -> dict[str, Shape]:
-        """Every tensor of DAPE's LoRA on them: Swin's joint q, k, v (on q and v only), and the head's query and key."""
+        """Every tensor of DAPE's LoRA on them: Swin's joint q, k, v (on q and v only), and the
+        head's query and key.
+        """
         found: dict[str, Shape] = {}
-        for name, (out, into) in ((n.removesuffix(".weight"), s) for n, s in self.shapes().items() if len(s) == 2):
+        for name, (out, into) in (
+            (n.removesuffix(".weight"), s) for n, s in self.shapes().items() if len(s) == 2
+        ):
             if name.endswith(".attn.qkv"):
-                found |= {f"{name}.lora_A": (2 * DAPE_RANK, into), f"{name}.lora_B": (2 * out // 3, DAPE_RANK)}
+                found |= {
+                    f"{name}.lora_A": (2 * DAPE_RANK, into),
+                    f"{name}.lora_B": (2 * out // 3, DAPE_RANK),
+                }
             if name.endswith((f"{ATTENTION}.query", f"{ATTENTION}.key")):
                 found |= {f"{name}.lora_A": (DAPE_RANK, into), f"{name}.lora_B": (out, DAPE_RANK)}
         return found
@@ -110,7 +135,9 @@ RAM = Layout(192, (2, 2, 18, 2), (6, 12, 24, 48), tags=4585, width=512, hidden=7
 
 def _count(names: Collection[str], pattern: str) -> int:
     """One more than the greatest number that `pattern` finds."""
-    return max((int(found[1]) + 1 for name in names if (found := re.match(pattern, name))), default=0)
+    return max(
+        (int(found[1]) + 1 for name in names if (found := re.match(pattern, name))), default=0
+    )
 
 
 def _linear(name: str, out: int, into: int) -> dict[str, Shape]:
@@ -131,21 +158,36 @@ def _block(name: str, d: int, heads: int) -> dict[str, Shape]:
 def _head_layer(name: str, hidden: int, width: int) -> dict[str, Shape]:
     attention = f"{name}.{ATTENTION}"
     found = _linear(f"{attention}.query", hidden, hidden)
-    found |= _linear(f"{attention}.key", hidden, width) | _linear(f"{attention}.value", hidden, width)
+    found |= _linear(f"{attention}.key", hidden, width) | _linear(
+        f"{attention}.value", hidden, width
+    )
     found |= _linear(f"{name}.crossattention.output.dense", hidden, hidden)
-    found |= _linear(f"{name}.intermediate.dense", 4 * hidden, hidden) | _linear(f"{name}.output.dense", hidden, 4 * hidden)
-    return found | _norm(f"{name}.crossattention.output.LayerNorm", hidden) | _norm(f"{name}.output.LayerNorm", hidden)
+    found |= _linear(f"{name}.intermediate.dense", 4 * hidden, hidden) | _linear(
+        f"{name}.output.dense", hidden, 4 * hidden
+    )
+    return (
+        found
+        | _norm(f"{name}.crossattention.output.LayerNorm", hidden)
+        | _norm(f"{name}.output.LayerNorm", hidden)
+    )
 
 
 class Layer(nn.Module):
-    """One layer of the tagging head: attention to the tokens, then feed-forward; each is added, then normalised."""
+    """One layer of the tagging head: attention to the tokens, then feed-forward; each is added,
+    then normalised.
+    """
 
     def __init__(self, hidden: int, width: int) -> None:
         super().__init__()
         assert width != hidden, "torch would fold the three projections into one tensor"
-        self.attention = nn.MultiheadAttention(hidden, HEADS, kdim=width, vdim=width, batch_first=True)
+        self.attention = nn.MultiheadAttention(
+            hidden, HEADS, kdim=width, vdim=width, batch_first=True
+        )
         self.up, self.down = nn.Linear(hidden, 4 * hidden), nn.Linear(4 * hidden, hidden)
-        self.norm1, self.norm2 = nn.LayerNorm(hidden, eps=NORM_EPS), nn.LayerNorm(hidden, eps=NORM_EPS)
+        self.norm1, self.norm2 = (
+            nn.LayerNorm(hidden, eps=NORM_EPS),
+            nn.LayerNorm(hidden, eps=NORM_EPS),
+        )
 
     def forward(self, x: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """x (B, N, hidden) attends to tokens (B, L, width)."""
@@ -154,14 +196,18 @@ class Layer(nn.Module):
 
 
 class Head(nn.Module):
-    """What follows Swin: the tokens' projection, the tags' queries, the layers, one logit per tag."""
+    """What follows Swin: the tokens' projection, the tags' queries, the layers, one logit per
+    tag.
+    """
 
     def __init__(self, layout: Layout) -> None:
         super().__init__()
         self.image_proj = nn.Linear(layout.embed * 2 ** (len(layout.depths) - 1), layout.width)
         self.label_embed = nn.Parameter(torch.empty(layout.tags, layout.width))
         self.wordvec_proj = nn.Linear(layout.width, layout.hidden)
-        self.layers = nn.ModuleList(Layer(layout.hidden, layout.width) for _ in range(layout.layers))
+        self.layers = nn.ModuleList(
+            Layer(layout.hidden, layout.width) for _ in range(layout.layers)
+        )
         self.fc = nn.Linear(layout.hidden, 1)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -179,9 +225,13 @@ class Network(nn.Module):
     def __init__(self, layout: Layout) -> None:
         super().__init__()
         config = SwinConfig(
-            image_size=SIDE, patch_size=PATCH, embed_dim=layout.embed, depths=list(layout.depths),
-            num_heads=list(layout.heads), window_size=WINDOW,
-        )  # fmt: skip
+            image_size=SIDE,
+            patch_size=PATCH,
+            embed_dim=layout.embed,
+            depths=list(layout.depths),
+            num_heads=list(layout.heads),
+            window_size=WINDOW,
+        )
         self.swin = SwinModel(config, add_pooling_layer=False)
         self.head = Head(layout)
 
@@ -191,19 +241,30 @@ class Network(nn.Module):
 
 
 def build(state: Tensors) -> Network:
-    """The network with tensors in released names (as `Layout.shapes` lists them), fp32, without gradients."""
+    """The network with tensors in released names (as `Layout.shapes` lists them), fp32, without
+    gradients.
+    """
     layout = Layout.of({name: tuple(tensor.shape) for name, tensor in state.items()})
     with torch.device("meta"):
         network = Network(layout)
     swin, head = _swin_names(state), _head_names(state)
     network.swin, info = SwinModel.from_pretrained(
-        None, config=network.swin.config, state_dict=swin, dtype=torch.float32, add_pooling_layer=False,
+        None,
+        config=network.swin.config,
+        state_dict=swin,
+        dtype=torch.float32,
+        add_pooling_layer=False,
         output_loading_info=True,
-    )  # fmt: skip
+    )
     odd = sorted(info["missing_keys"] | info["unexpected_keys"])
     if odd:
-        raise ValueError(f"this version of transformers has no Swin layer as known here ({odd[0]}); see requirements.lock")
-    network.head.load_state_dict({name: tensor.float() for name, tensor in head.items()}, assign=True)
+        raise ValueError(
+            f"this version of transformers has no Swin layer as known here ({odd[0]}); see "
+            "requirements.lock"
+        )
+    network.head.load_state_dict(
+        {name: tensor.float() for name, tensor in head.items()}, assign=True
+    )
     return network.eval().requires_grad_(False)
 
 
@@ -245,5 +306,7 @@ def _head_names(state: Tensors) -> Tensors:
             name = name.replace(theirs, ours, 1)
         found[name] = tensor
     for layer, parts in biases.items():
-        found[f"{layer}.attention.in_proj_bias"] = torch.cat([parts["query"], parts["key"], parts["value"]])
+        found[f"{layer}.attention.in_proj_bias"] = torch.cat(
+            [parts["query"], parts["key"], parts["value"]]
+        )
     return found

@@ -1,14 +1,18 @@
-"""Tags of an image, for its prompt: RAM, with or without DAPE's LoRA, from the slim folder that `import-weights` writes.
+"""Tags of an image, for its prompt: RAM, with or without DAPE's LoRA, from the slim folder that
+`import-weights` writes.
 
-    image -> 384 x 384, bilinear -> ImageNet's mean and deviation -> RAM -> sigmoid -> above the tag's threshold?
-    "grass, sky, tree": names of the tags that are on, in the order of the list
+    image -> 384 x 384, bilinear -> ImageNet's mean and deviation -> RAM -> sigmoid -> above the
+    tag's threshold? "grass, sky, tree": names of the tags that are on, in the order of the list
 
-    Tagger.from_folder("models/tagger", dape=False).tags(hr)            training: RAM on the HR patch (released code)
-    Tagger.from_folder("models/tagger", dape=True).tags(enlarged_lr)    inference: RAM + DAPE on the enlarged LR image
+    Tagger.from_folder("models/tagger", dape=False).tags(hr)            training: RAM on the HR
+    patch (released code)
+    Tagger.from_folder("models/tagger", dape=True).tags(enlarged_lr)    inference: RAM + DAPE on the
+    enlarged LR image
 
     models/tagger/  tagger.safetensors  dape.safetensors (RAM alone works without it)  tags.json
 
-Images are tagged one at a time, so that no tag depends on what else was in the batch: the same bytes however work is cut.
+Images are tagged one at a time, so that no tag depends on what else was in the batch: the same
+bytes however work is cut.
 """
 
 import json
@@ -40,18 +44,28 @@ class Tagger:
 
     @classmethod
     def from_folder(
-        cls, folder: str | Path, *, dape: bool, device: str = "cpu", dtype: torch.dtype = torch.float32
+        cls,
+        folder: str | Path,
+        *,
+        dape: bool,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
     ) -> "Tagger":
-        """Load a slim folder. dape: merge DAPE's LoRA (released: at inference) or not (released: in training).
+        """Load a slim folder. dape: merge DAPE's LoRA (released: at inference) or not (released: in
+        training).
 
-        Errors: ValueError naming the file that is missing, damaged, or does not fit the others, and how to make it.
+        Errors: ValueError naming the file that is missing, damaged, or does not fit the others, and
+        how to make it.
         """
         folder = Path(folder)
         card = _read_card(folder / TAGS, folder)
         state = _read(folder / WEIGHTS, folder)
         layout = layout_of(folder / WEIGHTS, state)
         if len(card["tags"]) != layout.tags:
-            raise ValueError(f"{folder / TAGS}: lists {len(card['tags'])} tags, {WEIGHTS} has {layout.tags}; convert again")
+            raise ValueError(
+                f"{folder / TAGS}: lists {len(card['tags'])} tags, {WEIGHTS} has {layout.tags}; "
+                "convert again"
+            )
         if dape:
             lora = _read(folder / DAPE, folder)
             check_shapes(folder / DAPE, lora, layout.lora_shapes())
@@ -61,22 +75,31 @@ class Tagger:
 
     @torch.no_grad()
     def probabilities(self, image: torch.Tensor) -> torch.Tensor:
-        """The probability of every tag (B, tags), float32 on the CPU, for image_BCHW in [0, 1] of any size.
+        """The probability of every tag (B, tags), float32 on the CPU, for image_BCHW in [0, 1] of
+        any size.
 
         Errors: ValueError for a wrong shape or range, or NaN.
         """
         check_image("image", image)
         first = next(self.network.parameters())
-        mean, std = (torch.tensor(values).view(1, 3, 1, 1).to(first.device) for values in (MEAN, STD))
+        mean, std = (
+            torch.tensor(values).view(1, 3, 1, 1).to(first.device) for values in (MEAN, STD)
+        )
         rows = []
         for one in image.split(1):
             # As torchvision < 0.17 resizes a tensor (the release pins 0.15): without antialiasing.
-            small = F.interpolate(one.float().to(first.device), (SIDE, SIDE), mode="bilinear", align_corners=False)
-            rows.append(self.network(((small - mean) / std).to(first.dtype)).float().sigmoid().cpu())
+            small = F.interpolate(
+                one.float().to(first.device), (SIDE, SIDE), mode="bilinear", align_corners=False
+            )
+            rows.append(
+                self.network(((small - mean) / std).to(first.dtype)).float().sigmoid().cpu()
+            )
         return torch.cat(rows)
 
     def tags(self, image: torch.Tensor) -> list[str]:
-        """One line of tags per image of image_BCHW in [0, 1], "" if none is above its threshold. Errors as above."""
+        """One line of tags per image of image_BCHW in [0, 1], "" if none is above its threshold.
+        Errors as above.
+        """
         on = self.probabilities(image) > self.thresholds
         return [", ".join(self.names[i] for i in row.nonzero()[:, 0].tolist()) for row in on]
 
@@ -84,7 +107,8 @@ class Tagger:
 def merge_dape(state: Tensors, lora: Tensors) -> None:
     """Add DAPE's LoRA to tensors in released names, in place, in fp32: W + 0.125 B A.
 
-    Of Swin's joint q, k, v it changes q and v only: the first half of A and B is q's, the second v's.
+    Of Swin's joint q, k, v it changes q and v only: the first half of A and B is q's, the second
+    v's.
     """
     for name in sorted(lora):
         if not name.endswith(".lora_A"):
@@ -102,7 +126,9 @@ def merge_dape(state: Tensors, lora: Tensors) -> None:
 
 
 def layout_of(path: Path, state: Tensors) -> Layout:
-    """The layout of tensors in released names, every one of which is there with its shape. ValueError naming which is not."""
+    """The layout of tensors in released names, every one of which is there with its shape.
+    ValueError naming which is not.
+    """
     try:
         layout = Layout.of({name: tuple(tensor.shape) for name, tensor in state.items()})
     except ValueError as error:
@@ -118,7 +144,10 @@ def check_shapes(path: Path, found: Tensors, expected: dict[str, Shape]) -> None
             raise ValueError(f"{path}: tensor {name!r} is missing")
         theirs = tuple(found[name].shape)
         if theirs != shape:
-            raise ValueError(f"{path}: tensor {name!r} has shape {theirs}, going by the others it must be {shape}")
+            raise ValueError(
+                f"{path}: tensor {name!r} has shape {theirs}, going by the others it must be "
+                f"{shape}"
+            )
     extra = sorted(found.keys() - expected.keys())
     if extra:
         raise ValueError(f"{path}: tensor {extra[0]!r} is extra, nothing here has that name")
@@ -130,7 +159,9 @@ def _read(path: Path, folder: Path) -> Tensors:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path}: unreadable ({error}); `{COMMAND.format(folder)}` makes it again") from error
+        raise ValueError(
+            f"{path}: unreadable ({error}); `{COMMAND.format(folder)}` makes it again"
+        ) from error
 
 
 def _read_card(path: Path, folder: Path) -> dict[str, Any]:
@@ -142,7 +173,12 @@ def _read_card(path: Path, folder: Path) -> dict[str, Any]:
         whole = len(names) == len(thresholds) and all(isinstance(name, str) for name in names)
         torch.tensor(thresholds, dtype=torch.float32)
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not a list of tags and thresholds ({error}); make the folder again") from None
+        raise ValueError(
+            f"{path}: not a list of tags and thresholds ({error}); make the folder again"
+        ) from None
     if not whole:
-        raise ValueError(f"{path}: lists {len(names)} tags and {len(thresholds)} thresholds; make the folder again")
+        raise ValueError(
+            f"{path}: lists {len(names)} tags and {len(thresholds)} thresholds; make the folder "
+            "again"
+        )
     return dict(card)

@@ -1,12 +1,14 @@
 """The step loop that every training shares: logging, atomic checkpoints and exact resume.
 
     for step in range(first, steps):          # first = 0, or where the checkpoint stopped
-        values = step_fn(step)                # draws only from generators seeded by (seed, step, sample)
+        values = step_fn(step)                # draws only from generators seeded by (seed, step,
+                                              sample)
         every N steps, or when asked to stop: # write aside, then rename
             checkpoint(step + 1, state, history)
 
-A run that is killed and started again gives the same bytes as one that was not: nothing random lives between steps, and
-everything that does live between steps (weights, optimisers, the history of logged values) is in the checkpoint.
+A run that is killed and started again gives the same bytes as one that was not: nothing random
+lives between steps, and everything that does live between steps (weights, optimisers, the history
+of logged values) is in the checkpoint.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,7 +25,9 @@ from gdpo.train.world import World, current
 
 
 class Stateful(Protocol):
-    """Anything with a state that a checkpoint can hold: an optimiser, or a `Tensors` view of weights."""
+    """Anything with a state that a checkpoint can hold: an optimiser, or a `Tensors` view of
+    weights.
+    """
 
     def state_dict(self) -> dict[str, Any]:
         """The state as tensors, numbers, strings and containers of them."""
@@ -36,7 +40,9 @@ class Stateful(Protocol):
 
 @dataclass(frozen=True)
 class Tensors:
-    """A named set of parameters as one checkpoint entry; loading copies in place, so optimisers keep their references."""
+    """A named set of parameters as one checkpoint entry; loading copies in place, so optimisers
+    keep their references.
+    """
 
     tensors: Mapping[str, torch.Tensor]
 
@@ -48,7 +54,10 @@ class Tensors:
         """Copy values in; a missing or extra name is an error."""
         if state.keys() != self.tensors.keys():
             odd = sorted(state.keys() ^ self.tensors.keys())[:3]
-            raise ValueError(f"checkpoint and model disagree about the tensors {odd}: the model changed since it was written")
+            raise ValueError(
+                f"checkpoint and model disagree about the tensors {odd}: the model changed since "
+                "it was written"
+            )
         with torch.no_grad():
             for name, tensor in self.tensors.items():
                 tensor.copy_(state[name])
@@ -63,7 +72,9 @@ class Hooks:
 
 
 class Stopped(Exception):
-    """Raised after a checkpoint was written because `should_stop` said so; `step` is the number of finished steps."""
+    """Raised after a checkpoint was written because `should_stop` said so; `step` is the number of
+    finished steps.
+    """
 
     def __init__(self, step: int) -> None:
         super().__init__(f"stopped after a checkpoint at step {step}")
@@ -78,11 +89,12 @@ class Diverged(ValueError):
 class Loop:
     """A resumable loop over optimiser steps.
 
-    folder: where `checkpoint.pt` lives (outside the stage's outputs); fingerprint: text that names everything the run
-    depends on (configuration and input hashes): a checkpoint of another fingerprint is ignored, not resumed. world: the
-    processes that run the same loop (gdpo.train.world); all resume, the first one writes, and they stop after the same step. verify:
-    called before a state is kept, in a checkpoint or as the result: raises NotFinite if the last update, which no step has
-    seen yet, broke it.
+    folder: where `checkpoint.pt` lives (outside the stage's outputs); fingerprint: text that names
+    everything the run depends on (configuration and input hashes): a checkpoint of another
+    fingerprint is ignored, not resumed. world: the processes that run the same loop
+    (gdpo.train.world); all resume, the first one writes, and they stop after the same step. verify:
+    called before a state is kept, in a checkpoint or as the result: raises NotFinite if the last
+    update, which no step has seen yet, broke it.
     """
 
     folder: Path
@@ -109,7 +121,9 @@ class Loop:
             fingerprint = saved["fingerprint"]
         except Exception as error:
             why = str(error).partition(".")[0]  # torch goes on to advise loading it unsafely
-            raise ValueError(f"{self.path}: unreadable checkpoint ({why}); delete it to start again") from error
+            raise ValueError(
+                f"{self.path}: unreadable checkpoint ({why}); delete it to start again"
+            ) from error
         if fingerprint != self.fingerprint:
             return 0
         for name, part in self.state.items():
@@ -118,7 +132,9 @@ class Loop:
         return int(saved["step"])
 
     def save(self, step: int) -> None:
-        """Write the checkpoint aside, then rename it; when this returns in any process, it is there."""
+        """Write the checkpoint aside, then rename it; when this returns in any process, it is
+        there.
+        """
         with self.world.together():
             if self.world.leads:
                 self._write(step)
@@ -134,9 +150,11 @@ class Loop:
             torch.save(content, part)
 
     def run(self, step_fn: Callable[[int], dict[str, float]]) -> list[dict[str, float]]:
-        """Run `step_fn(step)` for every step that is left and return the history of what it returned.
+        """Run `step_fn(step)` for every step that is left and return the history of what it
+        returned.
 
-        Raises `Stopped` (after a checkpoint) when asked to stop, and `Diverged` when a returned value is not finite.
+        Raises `Stopped` (after a checkpoint) when asked to stop, and `Diverged` when a returned
+        value is not finite.
         """
         with self.world.together():
             first = self.resume()
@@ -168,7 +186,11 @@ class Loop:
         return self.history
 
     def _diverged(self, step: int, what: str) -> Diverged:
-        kept = f"the last good checkpoint is {self.path}" if self.path.exists() else "there is no checkpoint yet"
+        kept = (
+            f"the last good checkpoint is {self.path}"
+            if self.path.exists()
+            else "there is no checkpoint yet"
+        )
         return Diverged(f"step {step}: {what}; {kept}")
 
 

@@ -1,13 +1,19 @@
-"""The processes that share one training step: which samples are this one's, and what all must agree on.
+"""The processes that share one training step: which samples are this one's, and what all must agree
+on.
 
-    rank, size      0..size-1, and how many; rank 0 alone logs and writes. size 1: no process group, nothing is exchanged
-    share(batch)    positions of this rank's samples in the step's batch: a contiguous run; shares may differ by one
-    add_gradients   the sum over the ranks, in each of them. A loss is weighted by its part of the whole batch before its
+    rank, size      0..size-1, and how many; rank 0 alone logs and writes. size 1: no process group,
+                    nothing is exchanged
+    share(batch)    positions of this rank's samples in the step's batch: a contiguous run; shares
+                    may differ by one
+    add_gradients   the sum over the ranks, in each of them. A loss is weighted by its part of the
+                    whole batch before its
     add             backward pass, so that the sum is the whole batch's; logged values likewise
-    any, together   a flag raised in one is raised in all, what fails in one fails in all: none waits for a rank that is gone
+    any, together   a flag raised in one is raised in all, what fails in one fails in all: none
+                    waits for a rank that is gone
 
-No wrapper around the model: the adapters are 4 M parameters, and one sum of their gradients per step is all there is to it.
-Noise comes from generators keyed by (seed, step, sample), so it does not depend on size, and size changes rounding alone.
+No wrapper around the model: the adapters are 4 M parameters, and one sum of their gradients per
+step is all there is to it. Noise comes from generators keyed by (seed, step, sample), so it does
+not depend on size, and size changes rounding alone.
 """
 
 import os
@@ -21,7 +27,8 @@ import torch.distributed as dist
 
 from gdpo.checks import NotFinite
 
-# A rank that dies is noticed by torchrun, at once; this is for one that hashes its inputs more slowly than the others.
+# A rank that dies is noticed by torchrun, at once; this is for one that hashes its inputs more
+# slowly than the others.
 TIMEOUT = timedelta(hours=2)
 
 
@@ -39,17 +46,23 @@ class World:
         return self.rank == 0
 
     def share(self, batch: int) -> range:
-        """The positions in a batch that are this rank's; over all ranks each position occurs once."""
+        """The positions in a batch that are this rank's; over all ranks each position occurs
+        once.
+        """
         return range(self.rank * batch // self.size, (self.rank + 1) * batch // self.size)
 
     def add_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Replace the gradients by their sums over the ranks, which must have gradients in the same parameters."""
+        """Replace the gradients by their sums over the ranks, which must have gradients in the same
+        parameters.
+        """
         if self.size == 1:
             return
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         dist.all_reduce(flat)
-        for gradient, total in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+        for gradient, total in zip(
+            gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True
+        ):
             gradient.copy_(total.view_as(gradient))
 
     def add(self, values: dict[str, float]) -> dict[str, float]:
@@ -66,7 +79,9 @@ class World:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """What is done inside has been done by all ranks at the end; a ValueError or OSError in one is raised in all."""
+        """What is done inside has been done by all ranks at the end; a ValueError or OSError in one
+        is raised in all.
+        """
         if self.size == 1:
             yield
             return
@@ -78,7 +93,9 @@ class World:
         if not self.any(own is not None):
             return
         told: list[tuple[bool, str] | None] = [None] * self.size
-        dist.all_gather_object(told, None if own is None else (isinstance(own, NotFinite), str(own)))
+        dist.all_gather_object(
+            told, None if own is None else (isinstance(own, NotFinite), str(own))
+        )
         if own is not None:
             raise own
         not_finite, text = next(found for found in told if found is not None)
@@ -96,7 +113,9 @@ def current() -> World:
 
 @contextmanager
 def joined() -> Iterator[World]:
-    """Be one of the processes that torchrun started on this host: NCCL with a GPU for each, otherwise gloo on the CPU."""
+    """Be one of the processes that torchrun started on this host: NCCL with a GPU for each,
+    otherwise gloo on the CPU.
+    """
     if torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"]):
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group("nccl", timeout=TIMEOUT)

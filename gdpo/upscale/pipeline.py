@@ -1,14 +1,17 @@
 """A photograph of any size in, its enlargement of exactly scale times that size out.
 
     x      = bicubic enlargement, padded by reflection to the model's multiple
-    noise  = drawn once for the whole latent from the seed (and not per tile: overlaps would disagree)
-    z_LR   = encode x;   z~ = inject noise at t_add;   z_SR = denoise z~;   image = decode z_SR      each in tiles
-    prompt = tags of x (if there is a tagger), the user's words, the model's own suffix; one for all tiles
-    result = colours of x restored, cropped to size
+    noise  = drawn once for the whole latent from the seed (and not per tile: overlaps would
+           disagree)
+    z_LR   = encode x;   z~ = inject noise at t_add;   z_SR = denoise z~;   image = decode z_SR
+           each in tiles
+    prompt = tags of x (if there is a tagger), the user's words, the model's own suffix; one for all
+    tiles result = colours of x restored, cropped to size
 
     photo = upscale(NAOSD.from_pretrained("models/gdpo"), read_photo("photo.jpg"))
 
-t_add is the fidelity knob (paper, Appendix B): less noise keeps closer to the photograph, more invents more.
+t_add is the fidelity knob (paper, Appendix B): less noise keeps closer to the photograph, more
+invents more.
 Shapes: H W pixels, C channels; photographs are uint8 HWC RGB.
 """
 
@@ -45,13 +48,16 @@ def upscale(
     on_prompt: Callable[[str], None] = lambda prompt: None,
     on_tile: Callable[[int, int], None] = lambda done, total: None,
 ) -> NDArray[np.uint8]:
-    """Super-resolve one photograph (uint8 HWC RGB): uint8 HWC of round(scale * H) x round(scale * W) pixels.
+    """Super-resolve one photograph (uint8 HWC RGB): uint8 HWC of round(scale * H) x round(scale *
+    W) pixels.
 
-    scale: the models here are trained for 4; seed: of the noise, the same seed gives the same pixels on one machine;
-    t_add: timestep at which noise is added, None for the model's own; tile: side of a tile in output pixels: an image
-    within one tile is done at once; tagger: names what is in the enlarged photograph for the prompt (released: RAM with
-    DAPE); words: the user's, for the prompt; on_prompt: told the prompt; on_tile: told how many of how many steps are done.
-    Raises ValueError naming the argument.
+    scale: the models here are trained for 4; seed: of the noise, the same seed gives the same
+    pixels on one machine;
+    t_add: timestep at which noise is added, None for the model's own; tile: side of a tile in
+    output pixels: an image within one tile is done at once; tagger: names what is in the enlarged
+    photograph for the prompt (released: RAM with DAPE); words: the user's, for the prompt;
+    on_prompt: told the prompt; on_tile: told how many of how many steps are done. Raises ValueError
+    naming the argument.
     """
     if not isfinite(scale) or scale <= 0:
         raise ValueError(f"scale must be a positive number, got {scale}")
@@ -72,7 +78,9 @@ def _axes(model: NAOSD, padded: torch.Tensor, tile: int) -> tuple[Axis, Axis]:
     cells = tile // model.multiple * unit
     overlap = cells // 4 // unit * unit
     if not overlap:
-        raise ValueError(f"tile must be at least {4 * model.multiple} pixels for this model, got {tile}")
+        raise ValueError(
+            f"tile must be at least {4 * model.multiple} pixels for this model, got {tile}"
+        )
     height, width = (side // model.factor for side in padded.shape[2:])
     return plan(height, cells, overlap, unit), plan(width, cells, overlap, unit)
 
@@ -86,7 +94,9 @@ def _super_resolve(
     t_add: int | None,
     on_tile: Callable[[int, int], None],
 ) -> torch.Tensor:
-    """image 1CHW in [-1, 1] from x 1CHW in [-1, 1]; three passes over the tiles, one tile on the device at a time."""
+    """image 1CHW in [-1, 1] from x 1CHW in [-1, 1]; three passes over the tiles, one tile on the
+    device at a time.
+    """
     device = next(model.parameters()).device
     noise, posterior_noise = draw_noise([("upscale", seed)], model.latent_shape(*x.shape[2:]))
     prompt = model.embed([text])
@@ -94,7 +104,9 @@ def _super_resolve(
     done = iter(range(1, total + 1))
 
     def encode(window: Window) -> torch.Tensor:
-        return model.encode(window.cut(x, model.factor).to(device), window.cut(posterior_noise, 1).to(device))
+        return model.encode(
+            window.cut(x, model.factor).to(device), window.cut(posterior_noise, 1).to(device)
+        )
 
     def denoise(window: Window) -> torch.Tensor:
         return model.denoise(window.cut(noisy, 1).to(device), prompt)

@@ -1,10 +1,13 @@
-"""Work on an image in overlapping tiles and blend the results: the tile, not the image, decides the memory needed.
+"""Work on an image in overlapping tiles and blend the results: the tile, not the image, decides the
+memory needed.
 
     starts   evenly spread over the axis, so that every overlap is at least the one asked for
-    weight   of tile i along one axis = rise_i - rise_(i+1); rise goes linearly from 0 to 1 over half the overlap, in
-             its middle: no tile counts near its own border, where it lacks context, and all weights sum to 1
+    weight   of tile i along one axis = rise_i - rise_(i+1); rise goes linearly from 0 to 1 over
+             half the overlap, in its middle: no tile counts near its own border, where it lacks
+             context, and all weights sum to 1
 
-One tile that covers the image has weight 1 everywhere: the result is then the function's own, bit for bit.
+One tile that covers the image has weight 1 everywhere: the result is then the function's own, bit
+for bit.
 
 Lengths are in latent cells; a factor turns them into pixels. Shapes: B batch, C channels, H W.
 """
@@ -18,7 +21,9 @@ import torch
 
 @dataclass(frozen=True)
 class Axis:
-    """The tiles of one axis: where each starts, their common side, and the width of the blend between neighbours."""
+    """The tiles of one axis: where each starts, their common side, and the width of the blend
+    between neighbours.
+    """
 
     starts: tuple[int, ...]
     side: int
@@ -60,11 +65,14 @@ class Window:
 
 
 def plan(length: int, tile: int, overlap: int, unit: int) -> Axis:
-    """Tiles of one axis of `length` cells; tile, overlap and length are multiples of `unit`, and so is every start.
+    """Tiles of one axis of `length` cells; tile, overlap and length are multiples of `unit`, and so
+    is every start.
 
     overlap: least overlap of neighbours, at most a third of the tile.
     """
-    assert 0 < overlap <= tile // 3 and not any(value % unit for value in (length, tile, overlap)), (
+    assert 0 < overlap <= tile // 3 and not any(
+        value % unit for value in (length, tile, overlap)
+    ), (
         tile,
         overlap,
         unit,
@@ -83,9 +91,11 @@ def blend(
     run: Callable[[Window], torch.Tensor],
     on_tile: Callable[[], None] = lambda: None,
 ) -> torch.Tensor:
-    """Run a function on every tile and blend what it returns: B C (rows * factor) (columns * factor), on the CPU.
+    """Run a function on every tile and blend what it returns: B C (rows * factor) (columns *
+    factor), on the CPU.
 
-    run: from a window to its tile, B C (height * factor) (width * factor); on_tile: called after each.
+    run: from a window to its tile, B C (height * factor) (width * factor); on_tile: called after
+    each.
     """
     out = torch.empty(0)
     for i, top in enumerate(rows.starts):

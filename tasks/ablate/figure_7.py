@@ -1,6 +1,8 @@
-"""Fig. 7 of the paper: NAOSD at other timesteps, how far its outputs spread and how good they are (Sec. 5.4).
+"""Fig. 7 of the paper: NAOSD at other timesteps, how far its outputs spread and how good they are
+(Sec. 5.4).
 
-    found, claims = figure_7(config, reference, results)      records by setting and metric; what the text claims, and ours
+    found, claims = figure_7(config, reference, results)      records by setting and metric; what
+                                                              the text claims, and ours
     table, of_claims = figure_7_tables(found, claims, config)
 
 The paper draws the values and prints none, so its claims are those of its text.
@@ -24,10 +26,11 @@ from tasks.report.tables import Cell, Table, label
 def figure_7(
     config: Config, reference: Mapping[str, Array], results: Mapping[str, Result]
 ) -> tuple[list[Record], list[Record]]:
-    """(records by setting and metric, the paper's claims about them). results: by setting "(t_add, t_diff)", (I, R, N).
+    """(records by setting and metric, the paper's claims about them). results: by setting "(t_add,
+    t_diff)", (I, R, N).
 
-    range: greatest minus least over the noises of the mean over images, the paper's; range_of_an_image: of one image, mean
-    over images. Both mean over repeats.
+    range: greatest minus least over the noises of the mean over images, the paper's;
+    range_of_an_image: of one image, mean over images. Both mean over repeats.
     """
     names = {column: metric for column, metric in columns(ABLATIONS["fig7"], config) if metric}
     found = []
@@ -38,14 +41,18 @@ def figure_7(
             spread = float(ranges.std(ddof=1)) / math.sqrt(len(ranges)) if len(ranges) > 1 else None
             found.append(
                 {
-                    "row": setting, "column": column, "metric": metric,
+                    "row": setting,
+                    "column": column,
+                    "metric": metric,
                     "stand_in": column != REWARD and is_stand_in(column, metric),
-                    "ours": mean.mean, "standard_error": finite(mean.standard_error),
-                    "range": float(ranges.mean()), "range_standard_error": spread,
+                    "ours": mean.mean,
+                    "standard_error": finite(mean.standard_error),
+                    "range": float(ranges.mean()),
+                    "range_standard_error": spread,
                     "range_of_an_image": float(np.ptp(scores, axis=2).mean()),
                     "to_naosd": effect(scores, reference[metric]),
                 }
-            )  # fmt: skip
+            )
     return found, list(_claims(results, names))
 
 
@@ -55,17 +62,31 @@ def _ranges(scores_IRN: Array) -> Array:
     return found
 
 
-# What the paper's text says: (setting, against which, column, "range" or whether it rises). That the last setting balances
+# What the paper's text says: (setting, against which, column, "range" or whether it rises). That
+# the last setting balances
 # is read as: more of a range and more perception than the first, more fidelity than the second.
 CLAIMS: list[tuple[int, int, str, str]] = [
-    *((setting, 0, column, what) for setting in (1, 2) for column, what in (
-        ("PSNR", "range"), ("MUSIQ", "range"), ("PSNR", "falls"), ("MUSIQ", "rises"))),
-    (3, 0, "PSNR", "range"), (3, 0, "MUSIQ", "range"), (3, 0, "MUSIQ", "rises"), (3, 1, "PSNR", "rises"),
-]  # fmt: skip
+    *(
+        (setting, 0, column, what)
+        for setting in (1, 2)
+        for column, what in (
+            ("PSNR", "range"),
+            ("MUSIQ", "range"),
+            ("PSNR", "falls"),
+            ("MUSIQ", "rises"),
+        )
+    ),
+    (3, 0, "PSNR", "range"),
+    (3, 0, "MUSIQ", "range"),
+    (3, 0, "MUSIQ", "rises"),
+    (3, 1, "PSNR", "rises"),
+]
 
 
 def _claims(results: Mapping[str, Result], names: Mapping[str, str]) -> Iterator[Record]:
-    """Every claim against ours; one about ranges twice, by the paper's definition and by the ranges of single images."""
+    """Every claim against ours; one about ranges twice, by the paper's definition and by the ranges
+    of single images.
+    """
     settings = list(results)
     for setting, against, column, what in CLAIMS:
         metric = names.get(column)
@@ -78,46 +99,77 @@ def _claims(results: Mapping[str, Result], names: Mapping[str, str]) -> Iterator
             of_the_set = over_repeats(_ranges(here)[0], _ranges(there)[0])
             for kind, found in (("of the set's mean", of_the_set), ("of single images", of_images)):
                 verdict = sign(found, True, 1.0, True)
-                yield {**plain, "claim": f"the range of {column} is larger", "of": kind, **found, "sign": verdict}
+                yield {
+                    **plain,
+                    "claim": f"the range of {column} is larger",
+                    "of": kind,
+                    **found,
+                    "sign": verdict,
+                }
         else:
             found = effect(here, there)
             verdict = sign(found, higher_is_better(metric), 1.0 if what == "rises" else -1.0, True)
             yield {**plain, "claim": f"{column} {what}", "of": "the mean", **found, "sign": verdict}
 
 
-def figure_7_tables(found: Sequence[Record], claims: Sequence[Record], config: Config) -> tuple[Table, Table]:
+def figure_7_tables(
+    found: Sequence[Record], claims: Sequence[Record], config: Config
+) -> tuple[Table, Table]:
     """(range and mean of each setting, what the paper's text claims and whether ours agrees)."""
     heads = [(column, metric) for column, metric in columns(ABLATIONS["fig7"], config) if metric]
     rows = []
     for setting in dict.fromkeys(record["row"] for record in found):
         mine = {record["column"]: record for record in found if record["row"] == setting}
-        cells = [cell for column, _ in heads for cell in (_range(mine[column]), measured(mine[column]))]
+        cells = [
+            cell for column, _ in heads for cell in (_range(mine[column]), measured(mine[column]))
+        ]
         rows.append([Cell(setting), *cells])
-    header = ["(t_add, t_diff)", *(f"{heading(*head)} {part}" for head in heads for part in ("range", "mean"))]
-    steps, noises, start = config.ablate.pretrain_steps, config.ablate.noises, config.pretrain.init or "fresh adapters"
+    header = [
+        "(t_add, t_diff)",
+        *(f"{heading(*head)} {part}" for head in heads for part in ("range", "mean")),
+    ]
+    steps, noises, start = (
+        config.ablate.pretrain_steps,
+        config.ablate.noises,
+        config.pretrain.init or "fresh adapters",
+    )
     caption = (
         f"Fig. 7 of the paper: NAOSD trained at each setting for {steps} steps from {start}. "
-        f"Range: greatest minus least over {noises} noises of the mean over images, mean ± standard error over training seeds "
+        f"Range: greatest minus least over {noises} noises of the mean over images, mean ± "
+        "standard error over training seeds "
         "(the paper: 50 noises on RealSR). Mean: ± standard error over images."
     )
     own = f"({config.model.t_add}, {config.model.t_diff})"
     notes = [
         *stand_ins("fig7", config),
-        *([f"{start} was trained at {own}: the other settings start from adapters of another timestep, and after {steps} "
-           "steps their level shows that as well."] if config.pretrain.init else []),
-        "The paper's values are drawn, not printed; the claims below are its text's. No advantages here, so no control.",
-    ]  # fmt: skip
+        *(
+            [
+                f"{start} was trained at {own}: the other settings start from adapters of another "
+                f"timestep, and after {steps} "
+                "steps their level shows that as well."
+            ]
+            if config.pretrain.init
+            else []
+        ),
+        "The paper's values are drawn, not printed; the claims below are its text's. No "
+        "advantages here, so no control.",
+    ]
     first = Table(caption, header, rows, "figure-7", notes)
     lines = [
         [
-            Cell(f"{c['row']} against {c['against']}"), Cell(c["claim"]), Cell(f"{label(c['metric'])}, {c['of']}"),
-            difference(c), Cell(c["sign"] or "–"),
+            Cell(f"{c['row']} against {c['against']}"),
+            Cell(c["claim"]),
+            Cell(f"{label(c['metric'])}, {c['of']}"),
+            difference(c),
+            Cell(c["sign"] or "–"),
         ]
         for c in claims
-    ]  # fmt: skip
+    ]
     said = [
-        "A range of the set's mean is the paper's definition, one number per training seed; ranges of single images are paired "
-        "by image and training seed. That (250, 100) balances is read as a larger range and better perception than (100, 100), "
+        "A range of the set's mean is the paper's definition, one number per training seed; "
+        "ranges of single images are paired "
+        "by image and training seed. That (250, 100) balances is read as a larger range and "
+        "better perception than (100, 100), "
         "and better fidelity than (250, 250).",
     ]
     header = ["Settings", "The paper says", "Ours is", "Difference of ours", "Sign"]
@@ -126,4 +178,6 @@ def figure_7_tables(found: Sequence[Record], claims: Sequence[Record], config: C
 
 def _range(record: Record) -> Cell:
     error = record["range_standard_error"]
-    return Cell(f"{record['range']:.3g}" + ("" if error is None else f" ± {error:.2g}"), record["range"])
+    return Cell(
+        f"{record['range']:.3g}" + ("" if error is None else f" ± {error:.2g}"), record["range"]
+    )

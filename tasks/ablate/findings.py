@@ -1,15 +1,20 @@
-"""What the ablations show: paired differences with intervals, and whether their signs are the paper's.
+"""What the ablations show: paired differences with intervals, and whether their signs are the
+paper's.
 
     difference of two rows   per image and training repeat the mean over noises of a minus that of b
-    its standard error       sqrt(se_images^2 + se_repeats^2), Student's interval with Satterthwaite's degrees of freedom
-    beyond the controls      the same of (a - control of a) - (b - control of b): what training alone does is taken out
-    its sign                 agrees / disagrees with the paper's difference if the 95 % interval leaves out 0,
-                             otherwise not distinguishable; compared as better or worse, a stand-in may point the other way
+    its standard error       sqrt(se_images^2 + se_repeats^2), Student's interval with
+                             Satterthwaite's degrees of freedom
+    beyond the controls      the same of (a - control of a) - (b - control of b): what training
+                             alone does is taken out
+    its sign                 agrees / disagrees with the paper's difference if the 95 % interval
+                             leaves out 0, otherwise not distinguishable; compared as better or
+                             worse, a stand-in may point the other way
 
-Images and training seeds are both samples: three repeats that disagree widen the interval as few images do. The sum counts
-the interaction of the two twice, so the interval errs to the wide side. The paper prints no errors, so its own sign is taken
-at its word. What differs from NAOSD or GDPO may differ by training alone, without preferences: a sign holds beyond the
-controls only if that difference leaves out 0 as well, on the same side.
+Images and training seeds are both samples: three repeats that disagree widen the interval as few
+images do. The sum counts the interaction of the two twice, so the interval errs to the wide side.
+The paper prints no errors, so its own sign is taken at its word. What differs from NAOSD or GDPO
+may differ by training alone, without preferences: a sign holds beyond the controls only if that
+difference leaves out 0 as well, on the same side.
 
 Legend: I images; R repeats of the training, 1 for NAOSD; N noises.
 """
@@ -39,48 +44,82 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Result:
-    """A trained row: {metric: (I, R, N)} of it and, where advantages took part, of its shuffled control."""
+    """A trained row: {metric: (I, R, N)} of it and, where advantages took part, of its shuffled
+    control.
+    """
 
     scores: dict[str, Array]
     control: dict[str, Array] | None = None
 
 
 def effect(a_IRN: Array, b_IRN: Array) -> Record:
-    """a - b, paired by image and by repeat (R = 1: the same for all repeats); noise counts may differ.
+    """a - b, paired by image and by repeat (R = 1: the same for all repeats); noise counts may
+    differ.
 
-    Keys: mean, standard_error, low, high (None with a single image or repeat), p, distinguishable (the interval leaves out 0),
+    Keys: mean, standard_error, low, high (None with a single image or repeat), p, distinguishable
+    (the interval leaves out 0),
     and repeats: the mean of each.
     """
     difference_IR = a_IRN.mean(axis=2) - b_IRN.mean(axis=2)
     parts = [difference_IR.mean(axis=1), difference_IR.mean(axis=0)]  # over images, over repeats
-    found: Record = {"mean": float(difference_IR.mean()), "standard_error": None, "low": None, "high": None, "p": None}
+    found: Record = {
+        "mean": float(difference_IR.mean()),
+        "standard_error": None,
+        "low": None,
+        "high": None,
+        "p": None,
+    }
     found |= {"distinguishable": False, "repeats": parts[1].tolist()}
     if min(difference_IR.shape) < 2:
         return found
     squared = [float(part.var(ddof=1)) / len(part) for part in parts]
     total = sum(squared)
     shares = sum(s**2 / (len(part) - 1) for s, part in zip(squared, parts, strict=True))
-    return {**found, **_student(found["mean"], math.sqrt(total), total**2 / shares if total > 0 else math.inf)}
+    return {
+        **found,
+        **_student(found["mean"], math.sqrt(total), total**2 / shares if total > 0 else math.inf),
+    }
 
 
 def over_repeats(a_R: Array, b_R: Array) -> Record:
-    """a - b, paired by repeat alone, as `effect`: for what is one number per repeat. Student's interval."""
+    """a - b, paired by repeat alone, as `effect`: for what is one number per repeat. Student's
+    interval.
+    """
     repeats = a_R - b_R
-    found: Record = {"mean": float(repeats.mean()), "standard_error": None, "low": None, "high": None, "p": None}
+    found: Record = {
+        "mean": float(repeats.mean()),
+        "standard_error": None,
+        "low": None,
+        "high": None,
+        "p": None,
+    }
     found |= {"distinguishable": False, "repeats": repeats.tolist()}
     if len(repeats) < 2:
         return found
-    return {**found, **_student(found["mean"], float(repeats.std(ddof=1)) / math.sqrt(len(repeats)), len(repeats) - 1)}
+    return {
+        **found,
+        **_student(
+            found["mean"], float(repeats.std(ddof=1)) / math.sqrt(len(repeats)), len(repeats) - 1
+        ),
+    }
 
 
 def _student(mean: float, error: float, freedom: float) -> Record:
-    """Interval and p of a mean with this standard error; an error of 0 gives an interval of no width."""
+    """Interval and p of a mean with this standard error; an error of 0 gives an interval of no
+    width.
+    """
     half, p = 0.0, 0.0 if mean else 1.0
     if error > 0:
         half = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * error
         p = 2 * float(stats.t.sf(abs(mean) / error, freedom))
     low, high = mean - half, mean + half
-    return {"low": low, "high": high, "standard_error": error, "p": p, "distinguishable": low > 0 or high < 0}
+    return {
+        "low": low,
+        "high": high,
+        "standard_error": error,
+        "p": p,
+        "distinguishable": low > 0 or high < 0,
+    }
 
 
 def sign(ours: Record, better: bool, papers: float, papers_better: bool) -> str | None:
@@ -92,13 +131,22 @@ def sign(ours: Record, better: bool, papers: float, papers_better: bool) -> str 
         return None
     if not ours["distinguishable"]:
         return UNCLEAR
-    return AGREES if ((ours["mean"] > 0) == better) == ((papers > 0) == papers_better) else DISAGREES
+    return (
+        AGREES if ((ours["mean"] > 0) == better) == ((papers > 0) == papers_better) else DISAGREES
+    )
 
 
-def add_reward(config: Config, reference: dict[str, Array], detail_share_I: Array, runs: Iterable[dict[str, Array]]) -> None:
-    """Add to every run's scores the reward of the configuration in NAOSD's within-image standard deviations, in place.
+def add_reward(
+    config: Config,
+    reference: dict[str, Array],
+    detail_share_I: Array,
+    runs: Iterable[dict[str, Array]],
+) -> None:
+    """Add to every run's scores the reward of the configuration in NAOSD's within-image standard
+    deviations, in place.
 
-    reference: NAOSD's, (I, 1, N); runs: (I, R, N). The yardstick is the same for all rows, whatever a row was trained on.
+    reference: NAOSD's, (I, 1, N); runs: (I, R, N). The yardstick is the same for all rows, whatever
+    a row was trained on.
     """
     plain: Scores = {REFERENCE: {metric: values[:, 0] for metric, values in reference.items()}}
     for scores in (reference, *runs):
@@ -113,10 +161,14 @@ def columns(table: Ablation, config: Config) -> list[tuple[str, str | None]]:
     return [*((column, metric_of(column, config)) for column in table.columns), (REWARD, REWARD)]
 
 
-def records(key: str, config: Config, reference: Mapping[str, Array], results: Mapping[str, Result]) -> list[Record]:
-    """One record per row and column of a table: ours, differences with their signs, and the paper's figures.
+def records(
+    key: str, config: Config, reference: Mapping[str, Array], results: Mapping[str, Result]
+) -> list[Record]:
+    """One record per row and column of a table: ours, differences with their signs, and the paper's
+    figures.
 
-    reference: NAOSD's scores, (I, 1, N); results: by the names of the rows, in their order; both with the reward.
+    reference: NAOSD's scores, (I, 1, N); results: by the names of the rows, in their order; both
+    with the reward.
     """
     table = ABLATIONS[key]
     found = []
@@ -136,7 +188,12 @@ def records(key: str, config: Config, reference: Mapping[str, Array], results: M
 
 
 def _ours(
-    table: Ablation, row: str, column: str, metric: str, reference: Mapping[str, Array], results: Mapping[str, Result]
+    table: Ablation,
+    row: str,
+    column: str,
+    metric: str,
+    reference: Mapping[str, Array],
+    results: Mapping[str, Result],
 ) -> Record:
     """The measured part of a record; differences as plain values."""
     result, gdpo = results.get(row), results.get(table.gdpo)
@@ -144,12 +201,22 @@ def _ours(
     mean = mean_over_images(mine.reshape(len(mine), -1))
     compared: Record = dict.fromkeys(("to_naosd", "to_control", "to_gdpo"))
     if result is not None:
-        compared |= {"to_naosd": effect(mine, reference[metric])} | _against_gdpo(metric, result, gdpo)
+        compared |= {"to_naosd": effect(mine, reference[metric])} | _against_gdpo(
+            metric, result, gdpo
+        )
         if result.control is not None:
             control = result.control[metric]
-            compared |= {"to_control": effect(mine, control), "control_to_naosd": effect(control, reference[metric])}
+            compared |= {
+                "to_control": effect(mine, control),
+                "control_to_naosd": effect(control, reference[metric]),
+            }
     stand_in = column != REWARD and is_stand_in(column, metric)
-    return {"stand_in": stand_in, "ours": mean.mean, "standard_error": finite(mean.standard_error), **compared}
+    return {
+        "stand_in": stand_in,
+        "ours": mean.mean,
+        "standard_error": finite(mean.standard_error),
+        **compared,
+    }
 
 
 def _against_gdpo(metric: str, row: Result, gdpo: Result | None) -> Record:
@@ -159,14 +226,19 @@ def _against_gdpo(metric: str, row: Result, gdpo: Result | None) -> Record:
     found = {"to_gdpo": effect(row.scores[metric], gdpo.scores[metric])}
     if row.control is not None and gdpo.control is not None:
         found["control_to_gdpo"] = effect(row.control[metric], gdpo.control[metric])
-        gained, by_gdpo = _gain(metric, row.scores, row.control), _gain(metric, gdpo.scores, gdpo.control)
+        gained, by_gdpo = (
+            _gain(metric, row.scores, row.control),
+            _gain(metric, gdpo.scores, gdpo.control),
+        )
         found[BEYOND["to_gdpo"]] = effect(gained, by_gdpo)
     return found
 
 
 def _gain(metric: str, scores: dict[str, Array], control: dict[str, Array]) -> Array:
     """(I, R, 1): what a row has more than its control, a difference of means over noises."""
-    difference: Array = scores[metric].mean(axis=2, keepdims=True) - control[metric].mean(axis=2, keepdims=True)
+    difference: Array = scores[metric].mean(axis=2, keepdims=True) - control[metric].mean(
+        axis=2, keepdims=True
+    )
     return difference
 
 
@@ -183,7 +255,9 @@ def _sign(record: Record, column: str, metric: str | None, name: str) -> str | N
 
 
 def beyond_controls(record: Record, name: str) -> bool:
-    """Whether the difference `name` is distinguishable, and on the same side without what training alone does."""
+    """Whether the difference `name` is distinguishable, and on the same side without what training
+    alone does.
+    """
     raw, net = record.get(name), record.get(BEYOND[name])
     if not raw or not net or not raw["distinguishable"] or not net["distinguishable"]:
         return False
@@ -191,7 +265,9 @@ def beyond_controls(record: Record, name: str) -> bool:
 
 
 def signs(found: Sequence[Record]) -> Iterator[tuple[Record, str, str, bool]]:
-    """(record, "NAOSD" or "GDPO", sign, whether it holds beyond the controls) of everything whose sign was compared."""
+    """(record, "NAOSD" or "GDPO", sign, whether it holds beyond the controls) of everything whose
+    sign was compared.
+    """
     for record in found:
         for name, other in (("to_naosd", NAOSD), ("to_gdpo", "GDPO")):
             if record[f"sign_{name}"]:
@@ -199,16 +275,20 @@ def signs(found: Sequence[Record]) -> Iterator[tuple[Record, str, str, bool]]:
 
 
 def photographs_widen(pairs: Iterable[tuple[Array, Array]], sources: Sequence[str]) -> Array:
-    """Quartiles (3) of how much larger standard errors are with photographs as the unit, over differences a - b (I, R, N).
+    """Quartiles (3) of how much larger standard errors are with photographs as the unit, over
+    differences a - b (I, R, N).
 
-    sources: the photograph of each image. Cluster-robust over the mean of images; empty with a single photograph.
+    sources: the photograph of each image. Cluster-robust over the mean of images; empty with a
+    single photograph.
     """
     groups = [np.flatnonzero(np.array(sources) == source) for source in dict.fromkeys(sources)]
     count, found = len(groups), []
     for a_IRN, b_IRN in pairs if count > 1 else ():
         difference_I = (a_IRN.mean(axis=2) - b_IRN.mean(axis=2)).mean(axis=1)
         centred_I = difference_I - difference_I.mean()
-        clustered = math.sqrt(sum(centred_I[group].sum() ** 2 for group in groups) * count / (count - 1)) / len(centred_I)
+        clustered = math.sqrt(
+            sum(centred_I[group].sum() ** 2 for group in groups) * count / (count - 1)
+        ) / len(centred_I)
         plain = float(difference_I.std(ddof=1)) / math.sqrt(len(difference_I))
         found += [clustered / plain] if plain > 0 else []
     quartiles: Array = np.quantile(found, [0.25, 0.5, 0.75]) if found else np.zeros(0)
@@ -216,7 +296,9 @@ def photographs_widen(pairs: Iterable[tuple[Array, Array]], sources: Sequence[st
 
 
 def what_matters(found: Sequence[Record]) -> str:
-    """One sentence on the options, from their differences to GDPO in the reward beyond those of the controls."""
+    """One sentence on the options, from their differences to GDPO in the reward beyond those of the
+    controls.
+    """
     name = BEYOND["to_gdpo"]
     changes = {r["row"]: r[name] for r in found if r["metric"] == REWARD and r.get(name)}
 
@@ -225,6 +307,9 @@ def what_matters(found: Sequence[Record]) -> str:
         return ", ".join(f"{row} ({mean_text(e)}, {interval_text(e)})" for row, e in some)
 
     if not listed(True):
-        return f"Beyond the controls none is distinguishable from GDPO in the reward at this scale: {listed(False)}."
+        return (
+            "Beyond the controls none is distinguishable from GDPO in the reward at this "
+            f"scale: {listed(False)}."
+        )
     rest = f"; not distinguishable are {listed(False)}" if listed(False) else ""
     return f"Against GDPO and beyond the controls the reward changes with {listed(True)}{rest}."

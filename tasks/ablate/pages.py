@@ -1,5 +1,6 @@
-"""What `ablate` writes: per table a page as Markdown and HTML with its figure first, a CSV file of every number, and
-results.json with all of it; index.md says in a few sentences what each table shows.
+"""What `ablate` writes: per table a page as Markdown and HTML with its figure first, a CSV file of
+every number, and results.json with all of it; index.md says in a few sentences what each table
+shows.
 """
 
 import json
@@ -14,32 +15,52 @@ from gdpo.evaluate.benchmark import REWARD
 from gdpo.evaluate.statistics import Array
 from gdpo.files import written_aside
 from tasks.ablate.figure_7 import figure_7, figure_7_tables
-from tasks.ablate.findings import Record, Result, add_reward, photographs_widen, records, what_matters
+from tasks.ablate.findings import (
+    Record,
+    Result,
+    add_reward,
+    photographs_widen,
+    records,
+    what_matters,
+)
 from tasks.ablate.rows import ABLATIONS
 from tasks.ablate.tables import PLURAL, details, flat, overview, verdicts
 from tasks.report.figures import forest
 from tasks.report.tables import Table, sample, to_csv, to_html, to_markdown
 
 STYLE = (
-    ":root{color-scheme:light dark}body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:90rem;padding:0 1rem}"
-    "table{border-collapse:collapse;margin:1.5rem 0;display:block;overflow-x:auto}caption{text-align:left;padding:.5rem 0}"
+    ":root{color-scheme:light dark}body{font:15px/1.5 system-ui,sans-serif;margin:2rem "
+    "auto;max-width:90rem;padding:0 1rem}"
+    "table{border-collapse:collapse;margin:1.5rem "
+    "0;display:block;overflow-x:auto}caption{text-align:left;padding:.5rem 0}"
     "caption span{display:block;max-width:60rem}"
-    "th,td{padding:.15rem .6rem;border-bottom:1px solid #8884;text-align:left;white-space:nowrap}img{max-width:100%}"
+    "th,td{padding:.15rem .6rem;border-bottom:1px solid "
+    "#8884;text-align:left;white-space:nowrap}img{max-width:100%}"
 )
 SERIES = {"to_naosd": "advantages", "control_to_naosd": "control"}
 
 
 def write(
-    out: Path, config: Config, about: dict[str, Any], reference: dict[str, Array], shares: Array,
+    out: Path,
+    config: Config,
+    about: dict[str, Any],
+    reference: dict[str, Array],
+    shares: Array,
     results: Mapping[str, Mapping[str, Result]],
-) -> str:  # fmt: skip
+) -> str:
     """Write the folder `out`; returns what index.md says, a line per table.
 
-    about: of the whole run, for results.json; reference: NAOSD's scores (I, 1, N); shares: detail share of each image;
+    about: of the whole run, for results.json; reference: NAOSD's scores (I, 1, N); shares: detail
+    share of each image;
     results: by table and row, without the reward, which is added here.
     """
     every = [result for rows in results.values() for result in rows.values()]
-    runs = [scores for result in every for scores in (result.scores, result.control) if scores is not None]
+    runs = [
+        scores
+        for result in every
+        for scores in (result.scores, result.control)
+        if scores is not None
+    ]
     add_reward(config, reference, shares, runs)
     about = {**about, "photographs_widen": _widened(reference, every, about["sources"])}
     tables: dict[str, Any] = {}
@@ -55,7 +76,10 @@ def write(
                 found = records(key, config, reference, rows)
                 sentence = what_matters(found) if key == "options" else " ".join(verdicts(found))
                 notes = [sentence] if key == "options" else []
-                shown = overview(key, found, config, [*notes, *_how(config, about)]), details(key, found, config)
+                shown = (
+                    overview(key, found, config, [*notes, *_how(config, about)]),
+                    details(key, found, config),
+                )
             tables[key] = {"records": found, "claims": claims, "sentence": sentence}
             said.append(f"{_title(key)}: {sentence}")
             _write_table(part, key, found, shown)
@@ -65,7 +89,9 @@ def write(
     return "\n".join(said)
 
 
-def _widened(reference: dict[str, Array], every: Sequence[Result], sources: Sequence[str]) -> list[float]:
+def _widened(
+    reference: dict[str, Array], every: Sequence[Result], sources: Sequence[str]
+) -> list[float]:
     pairs = ((result.scores[metric], reference[metric]) for result in every for metric in reference)
     return [round(float(value), 2) for value in photographs_widen(pairs, sources)]
 
@@ -74,7 +100,12 @@ def _write_table(folder: Path, key: str, found: Sequence[Record], shown: Sequenc
     """One table's four files. Its figure: the reward against NAOSD's, trained and control."""
     name = ABLATIONS[key].name
     picture = [
-        (record["row"], run, e["mean"], *(e["mean"] if e[end] is None else e[end] for end in ("low", "high")))
+        (
+            record["row"],
+            run,
+            e["mean"],
+            *(e["mean"] if e[end] is None else e[end] for end in ("low", "high")),
+        )
         for record in found
         if record["metric"] == REWARD
         for series, run in SERIES.items()
@@ -82,12 +113,23 @@ def _write_table(folder: Path, key: str, found: Sequence[Record], shown: Sequenc
     ]
     forest(folder / f"{name}.svg", picture)
     title = f"{_title(key)}: {ABLATIONS[key].subject}"
-    alt = "Difference of the reward to NAOSD's of every row and of its shuffled control, with 95 % intervals"
+    alt = (
+        "Difference of the reward to NAOSD's of every row and of its shuffled control, with 95 "
+        "% intervals"
+    )
     parts = [f"# {title}", f"![{alt}]({name}.svg)", *map(to_markdown, shown)]
     (folder / f"{name}.md").write_text("\n\n".join(parts), encoding="utf-8")
-    body = f'<h1>{escape(title)}</h1><p><img src="{name}.svg" alt="{escape(alt)}"></p>' + "".join(map(to_html, shown))
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
-    html = f'<!doctype html><html lang="en"><head>{head}<style>{STYLE}</style></head><body>{body}</body></html>\n'
+    body = f'<h1>{escape(title)}</h1><p><img src="{name}.svg" alt="{escape(alt)}"></p>' + "".join(
+        map(to_html, shown)
+    )
+    head = (
+        '<meta charset="utf-8"><meta name="viewport" '
+        f'content="width=device-width"><title>{escape(title)}</title>'
+    )
+    html = (
+        "<!doctype html><html "
+        f'lang="en"><head>{head}<style>{STYLE}</style></head><body>{body}</body></html>\n'
+    )
     (folder / f"{name}.html").write_text(html, encoding="utf-8")
     (folder / f"{name}.csv").write_text(to_csv(flat(key, found)), encoding="utf-8")
 
@@ -101,7 +143,11 @@ def _of_claims(claims: Sequence[Record]) -> str:
     counts = Counter(claim["sign"] for claim in claims)
     found = ", ".join(f"{counts[sign]} {word}" for sign, word in PLURAL.items())
     text = f"Of {len(claims)} claims of the paper's text {found}"
-    against = [f"{claim['row']}: {claim['claim']}, {claim['of']}" for claim in claims if claim["sign"] == "disagrees"]
+    against = [
+        f"{claim['row']}: {claim['claim']}, {claim['of']}"
+        for claim in claims
+        if claim["sign"] == "disagrees"
+    ]
     return text + (f" ({'; '.join(against)})." if against else ".")
 
 
@@ -109,15 +155,23 @@ def _how(config: Config, about: Mapping[str, Any]) -> list[str]:
     """What a row cost, what the intervals are about, and which groups were left out."""
     cost, rollout = config.ablate, config.rollout
     said = [
-        f"Every row: {cost.repeats} trainings and {cost.repeats} of its control, {cost.steps} steps of {cost.batch} groups out "
-        f"of {cost.groups}, learning rate {cost.lr:g}, omega {config.finetune.omega:g}, noise {rollout.noise}, target "
+        f"Every row: {cost.repeats} trainings and {cost.repeats} of its control, {cost.steps} "
+        f"steps of {cost.batch} groups out "
+        f"of {cost.groups}, learning rate {cost.lr:g}, omega {config.finetune.omega:g}, noise "
+        f"{rollout.noise}, target "
         f"{rollout.target}, G = {rollout.group}; unless the row says otherwise.",
-        f"Evaluated on {sample(about)} with {cost.noises} noises each, the same for all.{_narrow(about)}",
-        "No sign is adjusted for how many are looked at: of those of no effect, one in twenty is called all the same.",
+        f"Evaluated on {sample(about)} with {cost.noises} noises each, the same for "
+        f"all.{_narrow(about)}",
+        "No sign is adjusted for how many are looked at: of those of no effect, one in twenty is "
+        "called all the same.",
     ]
     for mode, pairs in about["skipped"].items():
         if pairs:
-            said.append(f"Left out of the rollouts by {mode}: " + "; ".join(f"{p['id']} ({p['reason']})" for p in pairs) + ".")
+            said.append(
+                f"Left out of the rollouts by {mode}: "
+                + "; ".join(f"{p['id']} ({p['reason']})" for p in pairs)
+                + "."
+            )
     return said
 
 
@@ -126,13 +180,19 @@ def _narrow(about: Mapping[str, Any]) -> str:
         return ""
     low, middle, high = about["photographs_widen"]
     return (
-        f" Images of one photograph resemble each other: with the {about['photographs']} photographs as the unit, the standard "
-        f"errors over images would be {middle:.1f} times as large (quartiles of all differences: {low:.1f} to {high:.1f}), and "
-        "their degrees of freedom fewer. The intervals are too narrow by that much for any other photographs than these."
+        f" Images of one photograph resemble each other: with the {about['photographs']} "
+        "photographs as the unit, the standard "
+        f"errors over images would be {middle:.1f} times as large (quartiles of all differences: "
+        f"{low:.1f} to {high:.1f}), and "
+        "their degrees of freedom fewer. The intervals are too narrow by that much for any other "
+        "photographs than these."
     )
 
 
 def _index(said: Sequence[str], results: Mapping[str, Any], how: Sequence[str]) -> str:
     """The page that leads to the others."""
-    lines = [f"- [{ABLATIONS[key].subject}]({ABLATIONS[key].name}.md). {text}" for key, text in zip(results, said, strict=True)]
+    lines = [
+        f"- [{ABLATIONS[key].subject}]({ABLATIONS[key].name}.md). {text}"
+        for key, text in zip(results, said, strict=True)
+    ]
     return "\n".join(["# Ablations", "", *lines, "", *how, ""])

@@ -1,7 +1,8 @@
 """Jobs in processes of one thread each: two at once on two cores, one per GPU where there are GPUs.
 
-A job's result does not depend on how many run beside it: each computes in a process that has one thread, and reads nothing
-that another one writes at the same time. A worker whose parent is gone, even by SIGKILL, stops after the step it is at, with a
+A job's result does not depend on how many run beside it: each computes in a process that has one
+thread, and reads nothing that another one writes at the same time. A worker whose parent is gone,
+even by SIGKILL, stops after the step it is at, with a
 checkpoint: it sees that it has another parent, or that its pipe has ended.
 """
 
@@ -19,10 +20,14 @@ if TYPE_CHECKING:
     from tasks.ablate.runs import Job
 
 
-def run_all(jobs: Sequence["Job"], root: Path, processes: int, done: Callable[["Job"], None]) -> None:
-    """Do the jobs whose outputs are not there, in order, `processes` at once; `done` after each, also those that were there.
+def run_all(
+    jobs: Sequence["Job"], root: Path, processes: int, done: Callable[["Job"], None]
+) -> None:
+    """Do the jobs whose outputs are not there, in order, `processes` at once; `done` after each,
+    also those that were there.
 
-    Errors: ValueError in one line, for what a job raised or for a process that ended; the others are then ended as well.
+    Errors: ValueError in one line, for what a job raised or for a process that ended; the others
+    are then ended as well.
     """
     waiting = deque["Job"]()
     for job in jobs:
@@ -35,7 +40,9 @@ def run_all(jobs: Sequence["Job"], root: Path, processes: int, done: Callable[["
     try:
         for place in places(processes)[: len(waiting)]:
             ours, theirs = context.Pipe()
-            worker = context.Process(target=serve, args=(theirs, root, place, os.getpid()), daemon=True)
+            worker = context.Process(
+                target=serve, args=(theirs, root, place, os.getpid()), daemon=True
+            )
             worker.start()
             workers.append(worker)
             theirs.close()
@@ -60,7 +67,9 @@ def _check(pipe: Connection) -> None:
     try:
         problem = pipe.recv()
     except EOFError:
-        raise ValueError("a process of ablate ended before its run was done (memory?); the same command goes on") from None
+        raise ValueError(
+            "a process of ablate ended before its run was done (memory?); the same command goes on"
+        ) from None
     if problem is not None:
         raise ValueError(problem)
 
@@ -71,15 +80,23 @@ def places(processes: int) -> list[str | None]:
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if count else []
-    return list(visible if len(visible) == count else map(str, range(count))) if count else [None] * processes
+    return (
+        list(visible if len(visible) == count else map(str, range(count)))
+        if count
+        else [None] * processes
+    )
 
 
 def serve(pipe: Connection, root: Path, place: str | None, parent: int) -> None:
     """A worker: do what comes through the pipe; answer None, or the line of what went wrong."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent ends its workers
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C goes to the whole group; the parent ends its workers
     if place is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = place
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # as tasks/__main__.py, before peft imports it
+    logging.getLogger("bitsandbytes").setLevel(
+        logging.ERROR
+    )  # as tasks/__main__.py, before peft imports it
     import torch
 
     from gdpo.train.loop import Hooks, Stopped

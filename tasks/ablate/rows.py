@@ -1,11 +1,14 @@
-"""The paper's ablations as data: arXiv 2603.16769v1, Tables 5, 6, 7, 9, 11, what Fig. 7 varies, and the rows that are ours.
+"""The paper's ablations as data: arXiv 2603.16769v1, Tables 5, 6, 7, 9, 11, what Fig. 7 varies, and
+the rows that are ours.
 
     table = ABLATIONS["5"]                  its columns, and the paper's figures by row and column
-    rows("5", config)                       what is trained for each row: the keys that differ from `base(config)`
-    metric_of("LPIPS", config)              ours in that column: the paper's own metric, or a named stand-in
+    rows("5", config)                       what is trained for each row: the keys that differ from
+                                            `base(config)`
+    metric_of("LPIPS", config)              ours in that column: the paper's own metric, or a named
+                                            stand-in
 
-A line of a table is the line of the paper's text (tests/tasks/ablate/test_rows.py). All figures are of RealSR, one
-noise per image; the paper gives neither noises, training seeds nor errors.
+A line of a table is the line of the paper's text (tests/tasks/ablate/test_rows.py). All figures are
+of RealSR, one noise per image; the paper gives neither noises, training seeds nor errors.
 """
 
 from collections.abc import Mapping
@@ -56,15 +59,25 @@ GDPO-SR (t_add) 25.29 0.7294 0.2871 0.2133 0.6477 69.46 0.6766 17.12
 GDPO-SR 25.48 0.7328 0.2675 0.1980 0.6615 69.42 0.6760 17.73
 """
 
-# Where a column's metric has no weights here. A stand-in is of the same kind (with or without a reference), no more; AFINE's
-# (which compares with a reference, docs/fidelity.md D19) is not even that.
-STAND_INS = {"LPIPS": "gmsd", "DISTS": "ssim_y", "MANIQA": "niqe", "MUSIQ": "niqe", "CLIPIQA": "niqe", "AFINE": "piqe"}
+# Where a column's metric has no weights here. A stand-in is of the same kind (with or without a
+# reference), no more; AFINE's (which compares with a reference, docs/fidelity.md D19) is not even
+# that.
+STAND_INS = {
+    "LPIPS": "gmsd",
+    "DISTS": "ssim_y",
+    "MANIQA": "niqe",
+    "MUSIQ": "niqe",
+    "CLIPIQA": "niqe",
+    "AFINE": "piqe",
+}
 OF_FIGURE_7 = ("PSNR", "MUSIQ")
 
 
 @dataclass(frozen=True)
 class Ablation:
-    """One table: its name of a file, its subject, the paper's columns and figures, its own GDPO line, and remarks."""
+    """One table: its name of a file, its subject, the paper's columns and figures, its own GDPO
+    line, and remarks.
+    """
 
     name: str
     subject: str
@@ -76,7 +89,9 @@ class Ablation:
 
 @dataclass(frozen=True)
 class Row:
-    """A trained row: its name (in the paper, if it is there), the keys that differ from `base`, and every how many-th group."""
+    """A trained row: its name (in the paper, if it is there), the keys that differ from `base`, and
+    every how many-th group.
+    """
 
     name: str
     changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -93,24 +108,45 @@ def _table(name: str, subject: str, text: str, columns: str, gdpo: str, *remarks
 
 ABLATIONS = {
     "5": _table(
-        "table-5", "objectives", _TABLE_5, "PSNR FID DISTS MUSIQ AFINE", "GDPO (ours)",
-        "The paper prints 20.52 for NAOSD's AFINE and 18.72 for GDPO's: those of DRealSR in Table 1, where RealSR has 18.90 "
+        "table-5",
+        "objectives",
+        _TABLE_5,
+        "PSNR FID DISTS MUSIQ AFINE",
+        "GDPO (ours)",
+        "The paper prints 20.52 for NAOSD's AFINE and 18.72 for GDPO's: those of DRealSR in Table "
+        "1, where RealSR has 18.90 "
         "and 17.73. They stand here as printed.",
         "DP2O-SR pairs, DGPO, DiffusionNFT and AWM are rows of ours: the paper does not have them.",
     ),
-    "6": _table("table-6", "the attribute-aware reward", _TABLE_6, "LPIPS DISTS MUSIQ CLIPIQA", "ARF (ours)"),
-    "7": _table("table-7", "the group size G", _TABLE_7, "PSNR DISTS MANIQA CLIPIQA", "GDPO-SR (G=6)"),
-    "9": _table("table-9", "full-reference metrics of the reward", _TABLE_9, "PSNR DISTS MANIQA CLIPIQA", "PSNR"),
+    "6": _table(
+        "table-6", "the attribute-aware reward", _TABLE_6, "LPIPS DISTS MUSIQ CLIPIQA", "ARF (ours)"
+    ),
+    "7": _table(
+        "table-7", "the group size G", _TABLE_7, "PSNR DISTS MANIQA CLIPIQA", "GDPO-SR (G=6)"
+    ),
+    "9": _table(
+        "table-9",
+        "full-reference metrics of the reward",
+        _TABLE_9,
+        "PSNR DISTS MANIQA CLIPIQA",
+        "PSNR",
+    ),
     "11": _table(
-        "table-11", "how the candidates are made", _TABLE_11, "PSNR SSIM LPIPS DISTS MANIQA MUSIQ CLIPIQA AFINE", "GDPO-SR"
+        "table-11",
+        "how the candidates are made",
+        _TABLE_11,
+        "PSNR SSIM LPIPS DISTS MANIQA MUSIQ CLIPIQA AFINE",
+        "GDPO-SR",
     ),
     "fig7": Ablation("figure-7", "the timesteps of NAOSD", OF_FIGURE_7),
     "options": Ablation("options", "what makes it work (ours)", ("PSNR", "SSIM", "LPIPS", "MUSIQ")),
-}  # fmt: skip
+}
 
 
 def metric_of(column: str, config: Config) -> str | None:
-    """Our metric in a column of the paper: its own if it is evaluated or needs no weights, else a stand-in, else None."""
+    """Our metric in a column of the paper: its own if it is evaluated or needs no weights, else a
+    stand-in, else None.
+    """
     own = paper.METRICS[column]
     if METRICS[own].per_set:
         return None
@@ -125,39 +161,66 @@ def is_stand_in(column: str, metric: str) -> bool:
 
 
 def metrics_of(config: Config) -> list[str]:
-    """Every metric that some table shows or the reward uses: all are measured, so that a run serves every table."""
+    """Every metric that some table shows or the reward uses: all are measured, so that a run serves
+    every table.
+    """
     columns = dict.fromkeys(column for table in ABLATIONS.values() for column in table.columns)
     found = [metric for metric in (metric_of(column, config) for column in columns) if metric]
     return list(dict.fromkeys([*found, *config.reward.fidelity, *config.reward.perception]))
 
 
 def changed(config: Config, changes: Mapping[str, Mapping[str, Any]]) -> Config:
-    """The configuration with keys of some sections replaced, checked as a whole. ValueError naming the key that is wrong."""
+    """The configuration with keys of some sections replaced, checked as a whole. ValueError naming
+    the key that is wrong.
+    """
     plain = config.model_dump()
     try:
-        return Config.model_validate(plain | {section: plain[section] | dict(values) for section, values in changes.items()})
+        return Config.model_validate(
+            plain | {section: plain[section] | dict(values) for section, values in changes.items()}
+        )
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         key = ".".join(map(str, problem["loc"]))
-        raise ValueError(f"{key}: {problem['msg'].removeprefix('Value error, ')}".removeprefix(": ")) from error
+        raise ValueError(
+            f"{key}: {problem['msg'].removeprefix('Value error, ')}".removeprefix(": ")
+        ) from error
 
 
 def base(config: Config) -> Config:
-    """GDPO as all rows start from: the profile's, with the cost of section `ablate`, on cached rollouts of all metrics."""
+    """GDPO as all rows start from: the profile's, with the cost of section `ablate`, on cached
+    rollouts of all metrics.
+    """
     cost, finetune = config.ablate, config.finetune
     of_tables = ["psnr_y", metric_of("LPIPS", config)]  # what Table 9 rewards
-    metrics = [*config.rollout.metrics, *config.reward.fidelity, *config.reward.perception, *of_tables]
+    metrics = [
+        *config.rollout.metrics,
+        *config.reward.fidelity,
+        *config.reward.perception,
+        *of_tables,
+    ]
     trained: dict[str, Any] = {
-        "objective": "gdpo", "pairs": 1, "rollouts": "cached", "sampler": "reference", "gpus": 1, "steps": cost.steps,
-        "batch": cost.batch, "optimizer": finetune.optimizer.model_dump() | {"lr": cost.lr},
-    }  # fmt: skip
+        "objective": "gdpo",
+        "pairs": 1,
+        "rollouts": "cached",
+        "sampler": "reference",
+        "gpus": 1,
+        "steps": cost.steps,
+        "batch": cost.batch,
+        "optimizer": finetune.optimizer.model_dump() | {"lr": cost.lr},
+    }
     return changed(
-        config, {"finetune": trained, "rollout": {"candidates": "noise", "metrics": [m for m in dict.fromkeys(metrics) if m]}}
+        config,
+        {
+            "finetune": trained,
+            "rollout": {"candidates": "noise", "metrics": [m for m in dict.fromkeys(metrics) if m]},
+        },
     )
 
 
 def rows(key: str, config: Config) -> list[Row]:
-    """The rows of a table that are trained with preferences, in the paper's order; none for Fig. 7."""
+    """The rows of a table that are trained with preferences, in the paper's order; none for
+    Fig. 7.
+    """
     printed = ABLATIONS[key].gdpo
     if key == "5":
         objectives = {"DGPO": "dgpo", "DiffusionNFT": "nft", "AWM": "awm"}
@@ -168,7 +231,10 @@ def rows(key: str, config: Config) -> list[Row]:
             Row("DanceGRPO", {"finetune": dance, "rollout": {"candidates": "action"}}),
             Row(printed),
             Row("DP2O-SR pairs", pairs),
-            *(Row(name, {"finetune": {"objective": objective}}) for name, objective in objectives.items()),
+            *(
+                Row(name, {"finetune": {"objective": objective}})
+                for name, objective in objectives.items()
+            ),
         ]
     if key == "6":
         return [
@@ -185,15 +251,20 @@ def rows(key: str, config: Config) -> list[Row]:
         return [Row(name, {"reward": {"fidelity": names}}) for name, names in choices.items()]
     if key == "11":
         modes = {"GDPO-SR (CFG)": "guidance", "GDPO-SR (t_add)": "t_add"}
-        return [*(Row(name, {"rollout": {"candidates": mode}}) for name, mode in modes.items()), Row(printed)]
+        return [
+            *(Row(name, {"rollout": {"candidates": mode}}) for name, mode in modes.items()),
+            Row(printed),
+        ]
     return _options(config) if key == "options" else []
 
 
 def _clip_of_actions(config: Config) -> float:
-    """What lets DanceGRPO go as far from the reference, in noise errors, as `finetune.clip` lets AWM and DGPO.
+    """What lets DanceGRPO go as far from the reference, in noise errors, as `finetune.clip` lets
+    AWM and DGPO.
 
-    On cached rollouts the old policy stays the reference, so a clip is how far the policy may go in all, not in a step; and
-    the log-ratio of actions is the difference of noise errors times (1 - abar) / abar / (2 sigma^2).
+    On cached rollouts the old policy stays the reference, so a clip is how far the policy may go in
+    all, not in a step; and the log-ratio of actions is the difference of noise errors times (1 -
+    abar) / abar / (2 sigma^2).
     """
     abar = float(alphas_cumprod()[config.model.t_diff])
     return config.finetune.clip * (1 - abar) / abar / (2 * config.rollout.sigma**2)
@@ -208,7 +279,11 @@ def _options(config: Config) -> list[Row]:
         Row(GDPO),
         Row(f"noise: {noise}", {"rollout": {"noise": noise}}),
         Row(f"target: {target}", {"rollout": {"target": target}}),
-        *(Row(f"omega: {value:g}", {"finetune": {"omega": value}}) for value in OMEGAS if value != omega),
+        *(
+            Row(f"omega: {value:g}", {"finetune": {"omega": value}})
+            for value in OMEGAS
+            if value != omega
+        ),
         Row("half the rollouts", every=2),
         Row("half the batch", {"finetune": {"batch": max(1, config.ablate.batch // 2)}}),
     ]

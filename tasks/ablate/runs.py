@@ -1,11 +1,15 @@
 """The runs behind `ablate`: what each depends on, what it does, and the processes that do them.
 
-    work/ablate/rollouts/<fingerprint>.parquet    one set per way of making candidates, the largest G of the rows
-    work/ablate/runs/<fingerprint>/result.json    scores (I, N) of one trained model; written aside, so there or not there
-    work/ablate/checkpoints/<fingerprint>/        of the run that is under way: its checkpoint, or its finished chunks
+    work/ablate/rollouts/<fingerprint>.parquet    one set per way of making candidates, the largest
+                                                  G of the rows
+    work/ablate/runs/<fingerprint>/result.json    scores (I, N) of one trained model; written aside,
+                                                  so there or not there
+    work/ablate/checkpoints/<fingerprint>/        of the run that is under way: its checkpoint, or
+                                                  its finished chunks
 
-A run is named by a hash of everything it depends on, its own configuration, weights, data, code and metrics, so tables share
-runs, and a second command goes on where the first was ended. Every run computes with one thread (or on a GPU of its own), in
+A run is named by a hash of everything it depends on, its own configuration, weights, data, code and
+metrics, so tables share runs, and a second command goes on where the first was ended. Every run
+computes with one thread (or on a GPU of its own), in
 a process that starts nothing else: how many run at once changes no bit of a result.
 """
 
@@ -46,20 +50,46 @@ from tasks.stages.evaluate import open_pairs, upscalers
 WORK = Path("work/ablate")
 REPOSITORY = Path(__file__).resolve().parents[2]
 # What a run's numbers come from; the tables and the command line around it are no part of them.
-CODE = ("gdpo/data", "gdpo/model", "gdpo/preference", "gdpo/pretrain", "gdpo/rewards", "gdpo/upscale", "gdpo/checks.py",
-        "gdpo/config.py", "gdpo/fields.py", "gdpo/images.py", "gdpo/training.py", "gdpo/train/world.py", "gdpo/evaluate/benchmark.py",
-        "gdpo/evaluate/pairs.py", "tasks/ablate/runs.py", "tasks/stages/evaluate.py", "tasks/files/chunks.py",
-        "tasks/files/rollouts.py", "tasks/runs.py",
-        "tasks/files/tags.py")  # fmt: skip
-LIBRARIES = ("torch", "diffusers", "peft", "transformers", "numpy", "scipy", "opencv-python-headless")
+CODE = (
+    "gdpo/data",
+    "gdpo/model",
+    "gdpo/preference",
+    "gdpo/pretrain",
+    "gdpo/rewards",
+    "gdpo/upscale",
+    "gdpo/checks.py",
+    "gdpo/config.py",
+    "gdpo/fields.py",
+    "gdpo/images.py",
+    "gdpo/training.py",
+    "gdpo/train/world.py",
+    "gdpo/evaluate/benchmark.py",
+    "gdpo/evaluate/pairs.py",
+    "tasks/ablate/runs.py",
+    "tasks/stages/evaluate.py",
+    "tasks/files/chunks.py",
+    "tasks/files/rollouts.py",
+    "tasks/runs.py",
+    "tasks/files/tags.py",
+)
+LIBRARIES = (
+    "torch",
+    "diffusers",
+    "peft",
+    "transformers",
+    "numpy",
+    "scipy",
+    "opencv-python-headless",
+)
 
 
 @dataclass(frozen=True)
 class Job:
     """One unit of work: `rollouts`, `naosd` (its evaluation), `finetune` or `pretrain`.
 
-    config: of this very run. sources: `sources()`, part of every fingerprint. noise_seed: of the evaluation, the same for all
-    runs, whatever seed they are trained with. made: the rollouts that `finetune` reads, control: whether it shuffles their
+    config: of this very run. sources: `sources()`, part of every fingerprint. noise_seed: of the
+    evaluation, the same for all runs, whatever seed they are trained with. made: the rollouts that
+    `finetune` reads, control: whether it shuffles their
     advantages, every: it trains on every so many-th group.
     """
 
@@ -76,18 +106,28 @@ class Job:
         """A text that is equal only for runs of equal results."""
         config = self.config
         read = {
-            "rollouts": ("model", "rollout"), "naosd": ("model",), "pretrain": ("model", "pretrain"),
+            "rollouts": ("model", "rollout"),
+            "naosd": ("model",),
+            "pretrain": ("model", "pretrain"),
             "finetune": ("model", "reward", "rollout", "finetune"),
-        }[self.kind]  # fmt: skip
+        }[self.kind]
         settings: dict[str, Any] = {name: getattr(config, name).model_dump() for name in read}
         if self.kind == "rollouts":
             settings["groups"] = config.ablate.groups
         else:
             keys = ("benchmarks", "color_fix", "precision", "batch")
-            settings["evaluate"] = {key: getattr(config.evaluate, key) for key in keys} | {"noises": config.ablate.noises}
+            settings["evaluate"] = {key: getattr(config.evaluate, key) for key in keys} | {
+                "noises": config.ablate.noises
+            }
             settings["noise_seed"] = self.noise_seed
         made = self.made and self.made.fingerprint
-        plain = {"kind": self.kind, "seed": config.seed, "made": made, "control": self.control, "every": self.every}
+        plain = {
+            "kind": self.kind,
+            "seed": config.seed,
+            "made": made,
+            "control": self.control,
+            "every": self.every,
+        }
         return fingerprint({**plain, **settings, "sources": self.sources}, [])[:32]
 
     @property
@@ -99,10 +139,14 @@ class Job:
 
 
 def sources(config: Config, root: Path) -> dict[str, Any]:
-    """Hashes of everything that every run depends on. ValueError naming what is not there, and the stage that makes it."""
+    """Hashes of everything that every run depends on. ValueError naming what is not there, and the
+    stage that makes it.
+    """
     for path in ("models/naosd/model.json", "data/shards/train", "data/selected/manifest.parquet"):
         if not (root / path).exists():
-            raise ValueError(f"{path}: not there; `dvc repro select` makes what the ablations start from")
+            raise ValueError(
+                f"{path}: not there; `dvc repro select` makes what the ablations start from"
+            )
     metrics = metrics_of(config)
     check_available(metrics)
     pairs, folders = open_pairs(config, root, config.evaluate.benchmarks[0], metrics)
@@ -114,7 +158,9 @@ def sources(config: Config, root: Path) -> dict[str, Any]:
         "base": base_hashes(root / config.model.base),
         "prompts": prompts_of(config, root),
         "naosd": fingerprint({}, [root / "models/naosd"]),
-        "tagger": None if config.model.tagger is None else fingerprint({}, [root / config.model.tagger]),
+        "tagger": None
+        if config.model.tagger is None
+        else fingerprint({}, [root / config.model.tagger]),
         "init": None if init is None else fingerprint({}, [root / init]),
         "train": Shards(root / "data/shards/train").fingerprint(),
         "selected": fingerprint({}, [root / "data/selected"]),
@@ -123,21 +169,28 @@ def sources(config: Config, root: Path) -> dict[str, Any]:
 
 
 def code(repository: Path = REPOSITORY) -> str:
-    """A hash of the syntax trees of CODE without docstrings: what is said about the code changes no result."""
+    """A hash of the syntax trees of CODE without docstrings: what is said about the code changes no
+    result.
+    """
     digest = hashlib.sha256()
     for place in CODE:
         path = repository / place
         for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
             tree = ast.parse(file.read_text(encoding="utf-8"))
             for node in ast.walk(tree):
-                if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+                if (
+                    isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+                    and ast.get_docstring(node) is not None
+                ):
                     node.body = node.body[1:]
             digest.update(f"{file.relative_to(repository).as_posix()} {ast.dump(tree)}".encode())
     return digest.hexdigest()
 
 
 def perform(job: Job, root: Path, hooks: Hooks) -> None:
-    """Do one job and write its output. `Stopped` when asked to stop: what is done so far is kept, or quickly done again."""
+    """Do one job and write its output. `Stopped` when asked to stop: what is done so far is kept,
+    or quickly done again.
+    """
     if (root / job.output).exists():
         return
     if job.kind == "rollouts":
@@ -147,33 +200,54 @@ def perform(job: Job, root: Path, hooks: Hooks) -> None:
     config, history = job.config, list[dict[str, float]]()
     base = root / config.model.base
     if job.kind == "pretrain":
-        init = None if config.pretrain.init is None else read_adapters(root / config.pretrain.init)[0]
+        init = (
+            None if config.pretrain.init is None else read_adapters(root / config.pretrain.init)[0]
+        )
         shards = Shards(root / "data/shards/train")
         adapters, history = pretrain(
-            load_base(base).to(device()), shards, config, init=init, folder=work, fingerprint=job.fingerprint, hooks=hooks
+            load_base(base).to(device()),
+            shards,
+            config,
+            init=init,
+            folder=work,
+            fingerprint=job.fingerprint,
+            hooks=hooks,
         )
         model = load_base(base)
         adapters.merge_into(model)
-        model.t_add, model.t_diff, model.prompt = config.model.t_add, config.model.t_diff, config.model.prompt
+        model.t_add, model.t_diff, model.prompt = (
+            config.model.t_add,
+            config.model.t_diff,
+            config.model.prompt,
+        )
     else:
         model = load_model(root / "models/naosd", base)
         if job.kind == "finetune":
             policy = _reference(config, root)
             adapters, history = finetune(
-                policy, _groups(job, root, policy), config, control=job.control, folder=work, fingerprint=job.fingerprint,
+                policy,
+                _groups(job, root, policy),
+                config,
+                control=job.control,
+                folder=work,
+                fingerprint=job.fingerprint,
                 hooks=hooks,
-            )  # fmt: skip
+            )
             adapters.merge_into(model)
     images = list(_evaluated(job, model.to(device()), root, hooks))
     with written_aside((root / job.output).parent) as part:
         part.mkdir()
         last = history[-1] if history else None
-        (part / "result.json").write_text(json.dumps({"images": images, "last": last}, allow_nan=False))
+        (part / "result.json").write_text(
+            json.dumps({"images": images, "last": last}, allow_nan=False)
+        )
     shutil.rmtree(work, ignore_errors=True)
 
 
 def _evaluated(job: Job, model: NAOSD, root: Path, hooks: Hooks) -> Iterator[dict[str, Any]]:
-    """Every held-out image: its id, photograph, detail share, and the scores of its outputs, the same noises for all runs."""
+    """Every held-out image: its id, photograph, detail share, and the scores of its outputs, the
+    same noises for all runs.
+    """
     config, metrics = job.config, list(job.sources["metrics"])
     pairs, _ = open_pairs(config, root, config.evaluate.benchmarks[0], metrics)
     ways = upscalers(config, root, {"it": model})
@@ -182,21 +256,36 @@ def _evaluated(job: Job, model: NAOSD, root: Path, hooks: Hooks) -> Iterator[dic
             raise Stopped(index)
         pair: Pair = pairs[index]
         noises, batch = config.ablate.noises, config.evaluate.batch
-        scores = evaluate_image(pair, ways, metrics, seed=job.noise_seed, noises=noises, batch=batch).scores["it"]
+        scores = evaluate_image(
+            pair, ways, metrics, seed=job.noise_seed, noises=noises, batch=batch
+        ).scores["it"]
         values = {metric: found.tolist() for metric, found in scores.items()}
-        yield {"id": pair.id, "source": pair.source, "detail_share": pair.detail_share, "scores": values}
+        yield {
+            "id": pair.id,
+            "source": pair.source,
+            "detail_share": pair.detail_share,
+            "scores": values,
+        }
 
 
 def _selected(config: Config, root: Path) -> list[Pair]:
-    """`ablate.groups` patches of the selection, at equal steps of rank: of all photographs, not of the best one."""
+    """`ablate.groups` patches of the selection, at equal steps of rank: of all photographs, not of
+    the best one.
+    """
     shards = Shards(root / "data/shards/train")
     index = {id_: i for i, id_ in enumerate(shards.ids)}
-    ids = pq.read_table(root / "data/selected/manifest.parquet", columns=["id"]).column("id").to_pylist()
+    ids = (
+        pq.read_table(root / "data/selected/manifest.parquet", columns=["id"])
+        .column("id")
+        .to_pylist()
+    )
     count = min(config.ablate.groups, len(ids))
     chosen = [ids[place * len(ids) // count] for place in range(count)]
     missing = [id_ for id_ in chosen if id_ not in index]
     if missing:
-        raise ValueError(f"data/selected: patch {missing[0]} is not in data/shards/train; run the select stage")
+        raise ValueError(
+            f"data/selected: patch {missing[0]} is not in data/shards/train; run the select stage"
+        )
     return [shards[index[id_]] for id_ in chosen]
 
 
@@ -207,14 +296,20 @@ def _reference(config: Config, root: Path) -> NAOSD:
 
 
 def _make_rollouts(job: Job, root: Path, hooks: Hooks) -> None:
-    """One rollout set; the pairs that gave no group are named in its metadata. ValueError if none gave one."""
+    """One rollout set; the pairs that gave no group are named in its metadata. ValueError if none
+    gave one.
+    """
     config = job.config
     pairs, at_once = _selected(config, root), pairs_at_once(config.rollout)
-    chunks = Chunks(root / WORK / "checkpoints" / job.fingerprint, job.fingerprint, schema(config.rollout, "{}"))
+    chunks = Chunks(
+        root / WORK / "checkpoints" / job.fingerprint, job.fingerprint, schema(config.rollout, "{}")
+    )
     model = _reference(config, root)
     without: dict[str, str] = {}
     for start in range(0, len(pairs), at_once):
-        table, made = chunks.get(start, partial(groups, model, pairs[start : start + at_once], config))
+        table, made = chunks.get(
+            start, partial(groups, model, pairs[start : start + at_once], config)
+        )
         without |= skipped(table.schema)
         if made and hooks.should_stop():
             raise Stopped(start)
@@ -229,11 +324,16 @@ def _make_rollouts(job: Job, root: Path, hooks: Hooks) -> None:
 
 def left_out(job: Job, root: Path) -> list[dict[str, str]]:
     """The pairs that a rollout set does not have, and why."""
-    return [{"id": id_, "reason": reason} for id_, reason in skipped(pq.read_schema(root / job.output)).items()]
+    return [
+        {"id": id_, "reason": reason}
+        for id_, reason in skipped(pq.read_schema(root / job.output)).items()
+    ]
 
 
 def _groups(job: Job, root: Path, model: NAOSD) -> list[Group]:
-    """The groups of a run: of its set, its first G candidates, and the reference's errors if its noises are others."""
+    """The groups of a run: of its set, its first G candidates, and the reference's errors if its
+    noises are others.
+    """
     assert job.made is not None
     stored, wanted = job.made.config.rollout, job.config.rollout
     rows = pq.read_table(root / job.made.output).to_pylist()[:: job.every]
@@ -248,5 +348,8 @@ def _with_errors(model: NAOSD, group: Group, config: Config) -> Group:
     """The same candidates, the reference's errors under this configuration's noise and target."""
     there = replace(group, latents=group.latents.to(next(model.parameters()).device))
     prompt = model.embed([group.prompt])
-    errors = [noise_errors(model, there, prompt, config.rollout, visit).tolist() for visit in range(config.rollout.noises)]
+    errors = [
+        noise_errors(model, there, prompt, config.rollout, visit).tolist()
+        for visit in range(config.rollout.noises)
+    ]
     return replace(group, reference_error=errors)

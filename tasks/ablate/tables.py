@@ -1,7 +1,10 @@
-"""The ablations as tables: rows as in the paper, ours and the shuffled control beside the paper's figures, and the signs.
+"""The ablations as tables: rows as in the paper, ours and the shuffled control beside the paper's
+figures, and the signs.
 
-overview(key, records, config)      four lines a row: the paper's, ours, its control, the sign of the difference to NAOSD
-details(key, records, config)       every difference with its interval and repeats; the one to GDPO with its sign
+overview(key, records, config)      four lines a row: the paper's, ours, its control, the sign of
+                                    the difference to NAOSD
+details(key, records, config)       every difference with its interval and repeats; the one to GDPO
+                                    with its sign
 flat(key, records)                  one line per row and column with every number, for CSV
 """
 
@@ -12,7 +15,16 @@ from typing import Any
 from gdpo.config import Config
 from gdpo.evaluate.benchmark import REWARD
 from gdpo.metrics.score import higher_is_better
-from tasks.ablate.findings import AGREES, BEYOND, DISAGREES, UNCLEAR, Record, beyond_controls, columns, signs
+from tasks.ablate.findings import (
+    AGREES,
+    BEYOND,
+    DISAGREES,
+    UNCLEAR,
+    Record,
+    beyond_controls,
+    columns,
+    signs,
+)
 from tasks.ablate.rows import ABLATIONS, NAOSD, is_stand_in, metric_of
 from tasks.report import paper
 from tasks.report.tables import Cell, Table, interval_text, label, mean_text, number
@@ -20,7 +32,14 @@ from tasks.report.tables import Cell, Table, interval_text, label, mean_text, nu
 EMPTY = Cell("–")
 ZERO = 1e-9  # NAOSD's own reward is 0 by construction, but for rounding
 PLURAL = {AGREES: "agree", DISAGREES: "disagree", UNCLEAR: UNCLEAR}
-DIFFERENCES = ("to_naosd", "control_to_naosd", "to_control", "to_gdpo", "control_to_gdpo", BEYOND["to_gdpo"])
+DIFFERENCES = (
+    "to_naosd",
+    "control_to_naosd",
+    "to_control",
+    "to_gdpo",
+    "control_to_gdpo",
+    BEYOND["to_gdpo"],
+)
 PARTS = ("mean", "standard_error", "low", "high", "p")
 Lines = Sequence[tuple[str, Callable[[Record], Cell]]]
 
@@ -39,8 +58,10 @@ def overview(key: str, found: Sequence[Record], config: Config, notes: Sequence[
     said = [*stand_ins(key, config), *verdicts(found), *table.remarks, *notes]
     number_ = f"Table {key} of the paper: " if key.isdigit() else ""
     caption = (
-        f"{number_}{table.subject}. Ours: mean ± standard error over images; differences with their 95 % interval over images "
-        "and training repeats. Control: the same training with advantages shuffled inside each group."
+        f"{number_}{table.subject}. Ours: mean ± standard error over images; differences with "
+        "their 95 % interval over images "
+        "and training repeats. Control: the same training with advantages shuffled inside each "
+        "group."
     )
     return _table(key, f"{table.name}", caption, lines, found, config, said)
 
@@ -58,12 +79,28 @@ def details(key: str, found: Sequence[Record], config: Config) -> Table:
         *([("− GDPO, paper", _printed_to_gdpo)] if table.printed else []),
         *([("− GDPO, sign", lambda record: _sign(record, "to_gdpo"))] if table.printed else []),
     ]
-    caption = "All differences, paired over images, noises and training repeats, with 95 % intervals."
-    return _table(key, f"{table.name}-details", caption, lines, [r for r in found if r["row"] != NAOSD], config, [])
+    caption = (
+        "All differences, paired over images, noises and training repeats, with 95 % intervals."
+    )
+    return _table(
+        key,
+        f"{table.name}-details",
+        caption,
+        lines,
+        [r for r in found if r["row"] != NAOSD],
+        config,
+        [],
+    )
 
 
 def _table(
-    key: str, name: str, caption: str, lines: Lines, found: Sequence[Record], config: Config, notes: Sequence[str]
+    key: str,
+    name: str,
+    caption: str,
+    lines: Lines,
+    found: Sequence[Record],
+    config: Config,
+    notes: Sequence[str],
 ) -> Table:
     heads = columns(ABLATIONS[key], config)
     rows = []
@@ -90,7 +127,9 @@ def heading(column: str, metric: str | None) -> str:
 
 def _decimals(column: str, value: float) -> int:
     """As many as the paper prints in the column: 8.654 among figures of two."""
-    return max(2 if column in ("PSNR", "FID", "MUSIQ", "AFINE") else 4, len(repr(value).partition(".")[2]))
+    return max(
+        2 if column in ("PSNR", "FID", "MUSIQ", "AFINE") else 4, len(repr(value).partition(".")[2])
+    )
 
 
 def _printed(record: Record) -> Cell:
@@ -106,7 +145,9 @@ def _printed_to_gdpo(record: Record) -> Cell:
     difference = record["paper_to_gdpo"]
     if difference is None:
         return EMPTY
-    return Cell(number(difference, _decimals(record["column"], record["paper"]), sign=True), difference)
+    return Cell(
+        number(difference, _decimals(record["column"], record["paper"]), sign=True), difference
+    )
 
 
 def measured(record: Record) -> Cell:
@@ -122,14 +163,20 @@ def measured(record: Record) -> Cell:
 
 def difference(found: Mapping[str, Any] | None) -> Cell:
     """An effect with its interval."""
-    return EMPTY if found is None else Cell(f"{mean_text(found)} ({interval_text(found)})", found["mean"])
+    return (
+        EMPTY
+        if found is None
+        else Cell(f"{mean_text(found)} ({interval_text(found)})", found["mean"])
+    )
 
 
 def _sign(record: Record, name: str) -> Cell:
     verdict = record[f"sign_{name}"]
     if verdict in (None, UNCLEAR):
         return Cell(verdict or "–")
-    return Cell(f"{verdict}, {'beyond' if beyond_controls(record, name) else 'not beyond'} the control")
+    return Cell(
+        f"{verdict}, {'beyond' if beyond_controls(record, name) else 'not beyond'} the control"
+    )
 
 
 def _repeats(record: Record) -> Cell:
@@ -140,16 +187,29 @@ def _repeats(record: Record) -> Cell:
 
 
 def stand_ins(key: str, config: Config) -> list[str]:
-    """Which columns are not the paper's metric, in one sentence each; and that our reward is not the paper's either."""
+    """Which columns are not the paper's metric, in one sentence each; and that our reward is not
+    the paper's either.
+    """
     said = []
     for column, metric in columns(ABLATIONS[key], config):
         if metric is None:
-            said.append(f"{column}: not measured; it compares sets of images and has no value, so no interval, per image.")
+            said.append(
+                f"{column}: not measured; it compares sets of images and has no value, so no "
+                "interval, per image."
+            )
         elif column != REWARD and is_stand_in(column, metric):
-            said.append(f"{column}: not in evaluate.metrics, for it needs weights; {label(metric)} stands in for it.")
+            said.append(
+                f"{column}: not in evaluate.metrics, for it needs weights; {label(metric)} stands "
+                "in for it."
+            )
     said += rewarded(key, config)
-    used = " | ".join(", ".join(map(label, part)) for part in (config.reward.fidelity, config.reward.perception))
-    said.append(f"Reward: {used}, weighted as in training, in NAOSD's within-image standard deviations; the same for all rows.")
+    used = " | ".join(
+        ", ".join(map(label, part)) for part in (config.reward.fidelity, config.reward.perception)
+    )
+    said.append(
+        f"Reward: {used}, weighted as in training, in NAOSD's within-image standard deviations; "
+        "the same for all rows."
+    )
     return said
 
 
@@ -158,12 +218,19 @@ def rewarded(key: str, config: Config) -> list[str]:
     said = []
     lpips = metric_of("LPIPS", config)
     if key == "9" and lpips and is_stand_in("LPIPS", lpips):
-        said.append(f"The rows LPIPS and PSNR+LPIPS are trained for {label(lpips)} in the place of LPIPS.")
-    perception = [name for name in config.reward.perception if name not in (paper.METRICS["MUSIQ"], paper.METRICS["MANIQA"])]
+        said.append(
+            f"The rows LPIPS and PSNR+LPIPS are trained for {label(lpips)} in the place of LPIPS."
+        )
+    perception = [
+        name
+        for name in config.reward.perception
+        if name not in (paper.METRICS["MUSIQ"], paper.METRICS["MANIQA"])
+    ]
     if perception and key != "fig7":
         names = ", ".join(map(label, perception))
         said.append(
-            f"All rows are trained for {names} where the paper's are for MUSIQ and MANIQA: columns with it are rewarded."
+            f"All rows are trained for {names} where the paper's are for MUSIQ and MANIQA: "
+            "columns with it are rewarded."
         )
     return said
 
@@ -175,15 +242,31 @@ def verdicts(found: Sequence[Record]) -> list[str]:
         return []
     said = []
     for other in dict.fromkeys(name for _, name, *_ in every):
-        mine = [(record, verdict, beyond) for record, name, verdict, beyond in every if name == other]
+        mine = [
+            (record, verdict, beyond) for record, name, verdict, beyond in every if name == other
+        ]
         counts = Counter(verdict for _, verdict, _ in mine)
         beyond = Counter(verdict for _, verdict, holds in mine if holds)
-        held = {verdict: f" ({beyond[verdict]} beyond the controls)" for verdict in (AGREES, DISAGREES) if counts[verdict]}
-        parts = ", ".join(f"{counts[verdict]} {text}{held.get(verdict, '')}" for verdict, text in PLURAL.items())
-        # One metric of ours may stand in several columns: its difference is counted in each, and is one measurement.
+        held = {
+            verdict: f" ({beyond[verdict]} beyond the controls)"
+            for verdict in (AGREES, DISAGREES)
+            if counts[verdict]
+        }
+        parts = ", ".join(
+            f"{counts[verdict]} {text}{held.get(verdict, '')}" for verdict, text in PLURAL.items()
+        )
+        # One metric of ours may stand in several columns: its difference is counted in each, and is
+        # one measurement.
         measurements = len({(record["row"], record["metric"]) for record, *_ in mine})
-        said.append(f"Signs of the differences to {other}: {parts}; {len(mine)} signs, {measurements} measured differences.")
-    against = [f"{r['row']}, {r['column']} to {other}" for r, other, verdict, _ in every if verdict == DISAGREES]
+        said.append(
+            f"Signs of the differences to {other}: {parts}; {len(mine)} signs, {measurements} "
+            "measured differences."
+        )
+    against = [
+        f"{r['row']}, {r['column']} to {other}"
+        for r, other, verdict, _ in every
+        if verdict == DISAGREES
+    ]
     return [*said, f"Disagreeing: {'; '.join(against)}."] if against else said
 
 
@@ -203,4 +286,8 @@ def flat(key: str, found: Sequence[Record]) -> Table:
 
 def plain(value: object) -> Cell:
     """A value as a cell of a CSV file; empty for None."""
-    return Cell("", value) if isinstance(value, int | float) else Cell("" if value is None else str(value))
+    return (
+        Cell("", value)
+        if isinstance(value, int | float)
+        else Cell("" if value is None else str(value))
+    )

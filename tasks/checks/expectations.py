@@ -1,13 +1,15 @@
-"""Great Expectations (GX) on tables in memory: suites in, Data Docs out, one line and no output when something fails.
+"""Great Expectations (GX) on tables in memory: suites in, Data Docs out, one line and no output
+when something fails.
 
-    validate([Suite("pairs", "data/shards/train/00", table, ["id"], [expect("values_to_be_unique", "id")])], docs, failed)
+    validate([Suite("pairs", "data/shards/train/00", table, ["id"], [expect("values_to_be_unique",
+    "id")])], docs, failed)
 
-The context is ephemeral (GX writes nothing by itself) and analytics are off. GX is imported inside the function: that takes
-4 s, the checks of 120,000 rows less than one (benchmarks/checks.py).
+The context is ephemeral (GX writes nothing by itself) and analytics are off. GX is imported inside
+the function: that takes 4 s, the checks of 120,000 rows less than one (benchmarks/checks.py).
 
-The pages are GX's renderer's and view's. Replaced is the page around them, which would load styles, scripts and a logo from
-seven hosts; left out is what differs between two runs on equal tables (times, random element ids). So a page needs no
-network, and equal tables give equal bytes.
+The pages are GX's renderer's and view's. Replaced is the page around them, which would load styles,
+scripts and a logo from seven hosts; left out is what differs between two runs on equal tables
+(times, random element ids). So a page needs no network, and equal tables give equal bytes.
 """
 
 import html
@@ -56,7 +58,9 @@ TEMPLATES = {
 
 @dataclass(frozen=True)
 class Expectation:
-    """One expectation: the name of its class in great_expectations.expectations, and its arguments."""
+    """One expectation: the name of its class in great_expectations.expectations, and its
+    arguments.
+    """
 
     kind: str
     arguments: dict[str, Any]
@@ -64,7 +68,9 @@ class Expectation:
 
 @dataclass(frozen=True)
 class Suite:
-    """What must hold for one table. name: of its page; where: what people know the table by; keys: columns that tell rows."""
+    """What must hold for one table. name: of its page; where: what people know the table by; keys:
+    columns that tell rows.
+    """
 
     name: str
     where: str
@@ -74,7 +80,9 @@ class Suite:
 
 
 def expect(what: str, column: str, says: str | None = None, **arguments: Any) -> Expectation:
-    """`ExpectColumn<What>` of a column: expect("values_to_not_be_null", "id"). says: shown on the page in its place."""
+    """`ExpectColumn<What>` of a column: expect("values_to_not_be_null", "id"). says: shown on the
+    page in its place.
+    """
     words = "".join(word.capitalize() for word in what.split("_"))
     return Expectation(f"ExpectColumn{words}", {"column": column, "description": says, **arguments})
 
@@ -85,13 +93,18 @@ def expect_rows(least: int, most: int | None = None) -> Expectation:
 
 
 def validate(suites: Sequence[Suite], docs: Path, failed: Path) -> None:
-    """Check all suites and write their pages to the folder `docs`; if something fails, to `failed`, `docs` staying as it is.
+    """Check all suites and write their pages to the folder `docs`; if something fails, to `failed`,
+    `docs` staying as it is.
 
     ValueError with the first failed expectation and a few of its rows.
     """
     with _quiet():
         results = [_run(suite) for suite in suites]
-        lines = [line for suite, result in zip(suites, results, strict=True) for line in _failures(suite, result)]
+        lines = [
+            line
+            for suite, result in zip(suites, results, strict=True)
+            for line in _failures(suite, result)
+        ]
         with written_aside(failed if lines else docs) as part:
             part.mkdir()
             for suite, result in zip(suites, results, strict=True):
@@ -99,7 +112,9 @@ def validate(suites: Sequence[Suite], docs: Path, failed: Path) -> None:
             (part / "index.html").write_text(_index(suites, results), encoding="utf-8")
     if lines:
         others = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
-        raise ValueError(f"{lines[0]}{others}; no output was replaced, {failed / 'index.html'} has the details")
+        raise ValueError(
+            f"{lines[0]}{others}; no output was replaced, {failed / 'index.html'} has the details"
+        )
 
 
 @contextmanager
@@ -120,14 +135,18 @@ def _run(suite: Suite) -> Any:
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
     asset = context.data_sources.add_pandas("tables").add_dataframe_asset(suite.name)
-    batch = asset.add_batch_definition_whole_dataframe("all").get_batch({"dataframe": suite.table.to_pandas()})
+    batch = asset.add_batch_definition_whole_dataframe("all").get_batch(
+        {"dataframe": suite.table.to_pandas()}
+    )
     chosen = [getattr(expectations, one.kind)(**one.arguments) for one in suite.expectations]
     detail = {
         "result_format": "SUMMARY",
         "partial_unexpected_count": SHOWN,
         "unexpected_index_column_names": suite.keys,
     }
-    return batch.validate(gx.ExpectationSuite(suite.name, expectations=chosen), result_format=detail)
+    return batch.validate(
+        gx.ExpectationSuite(suite.name, expectations=chosen), result_format=detail
+    )
 
 
 def _page(suite: Suite, result: Any) -> str:
@@ -145,7 +164,10 @@ def _page(suite: Suite, result: Any) -> str:
     view = DefaultJinjaPageView()
     assert view.env.loader is not None
     view.env.loader = ChoiceLoader([DictLoader(TEMPLATES), view.env.loader])
-    return "\n".join(line.strip() for line in view.render(document).splitlines() if line.strip()) + "\n"
+    return (
+        "\n".join(line.strip() for line in view.render(document).splitlines() if line.strip())
+        + "\n"
+    )
 
 
 def _escaped(value: Any) -> Any:
@@ -163,8 +185,17 @@ def _index(suites: Sequence[Suite], results: Sequence[Any]) -> str:
     for suite, result in zip(suites, results, strict=True):
         state = "met" if result.success else '<b class="text-danger">not met</b>'
         met = sum(one.success for one in result.results)
-        cells = [f'<a href="{suite.name}.html">{suite.name}</a>', html.escape(suite.where), f"{suite.table.num_rows:,}"]
-        rows.append("".join(f"<td>{cell}</td>" for cell in [*cells, f"{met} of {len(result.results)} expectations {state}"]))
+        cells = [
+            f'<a href="{suite.name}.html">{suite.name}</a>',
+            html.escape(suite.where),
+            f"{suite.table.num_rows:,}",
+        ]
+        rows.append(
+            "".join(
+                f"<td>{cell}</td>"
+                for cell in [*cells, f"{met} of {len(result.results)} expectations {state}"]
+            )
+        )
     head = "".join(f"<th>{name}</th>" for name in ("suite", "table", "rows", "result"))
     table = f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
     return f"{HEAD.replace('%s', 'Data Docs')}<body><h1>Data Docs</h1>{table}</body></html>\n"
@@ -172,21 +203,37 @@ def _index(suites: Sequence[Suite], results: Sequence[Any]) -> str:
 
 def _failures(suite: Suite, result: Any) -> list[str]:
     """Every failed expectation, with a few of its rows, in a line of its own."""
-    return [f"{suite.where}: {_failure(one, suite.keys)}" for one in result.results if not one.success]
+    return [
+        f"{suite.where}: {_failure(one, suite.keys)}" for one in result.results if not one.success
+    ]
 
 
 def _failure(failed: Any, keys: list[str]) -> str:
     config, result = failed.expectation_config, failed.result
-    arguments = {key: value for key, value in config.kwargs.items() if key != "batch_id" and value is not None}
+    arguments = {
+        key: value
+        for key, value in config.kwargs.items()
+        if key != "batch_id" and value is not None
+    }
     text = f"{config.type}({', '.join(f'{key}={value}' for key, value in arguments.items())})"
     if config.description:
         text += f", {config.description},"
     if not result:
-        reasons = {info["exception_message"] for info in failed.exception_info.values() if isinstance(info, dict)}
+        reasons = {
+            info["exception_message"]
+            for info in failed.exception_info.values()
+            if isinstance(info, dict)
+        }
         return f"{text} cannot be evaluated: {'; '.join(sorted(reasons)) or failed.exception_info}"
     if "unexpected_count" not in result:
         return f"{text} fails, observed is {result.get('observed_value')}"
     shown = dict.fromkeys([*keys, config.kwargs["column"]])
-    rows = [", ".join(f"{name} {row[name]}" for name in shown) for row in result["partial_unexpected_index_list"]]
+    rows = [
+        ", ".join(f"{name} {row[name]}" for name in shown)
+        for row in result["partial_unexpected_index_list"]
+    ]
     samples = "; ".join(f"[{row}]" for row in rows[:SAMPLES])
-    return f"{text} fails in {result['unexpected_count']} of {result['element_count']} rows, such as {samples}"
+    return (
+        f"{text} fails in {result['unexpected_count']} of {result['element_count']} rows, such "
+        f"as {samples}"
+    )

@@ -1,12 +1,17 @@
-"""What must hold for the tables that degrade, select and rollout write, checked before a table is put in place.
+"""What must hold for the tables that degrade, select and rollout write, checked before a table is
+put in place.
 
-    check_pairs(folder, part, root, config.degrade)            the shards of one part: ids, hashes, sources, boxes, tags
-    check_selection(folder, root, config.select)               scores and manifest; no patch or photograph of the evaluation
-    check_rollouts(folder, part, root, config.rollout, ids)    the groups of one part: all of its pairs, sizes, ranges
+    check_pairs(folder, part, root, config.degrade)            the shards of one part: ids, hashes,
+                                                               sources, boxes, tags
+    check_selection(folder, root, config.select)               scores and manifest; no patch or
+                                                               photograph of the evaluation
+    check_rollouts(folder, part, root, config.rollout, ids)    the groups of one part: all of its
+                                                               pairs, sizes, ranges
 
-Each writes Data Docs to reports/data-docs/<stage> or raises the ValueError of tasks/checks/expectations.py, and then they are in
-work/<stage>/data-docs. What GX has no expectation for (a quota, a set of 100,000 names) becomes a column first. The tables
-are read without images and latents.
+Each writes Data Docs to reports/data-docs/<stage> or raises the ValueError of
+tasks/checks/expectations.py, and then they are in work/<stage>/data-docs. What GX has no
+expectation for (a quota, a set of 100,000 names) becomes a column first. The tables are read
+without images and latents.
 """
 
 import html
@@ -32,7 +37,8 @@ NAMED = 20  # pairs without a group, on the page
 def check_pairs(folder: Path, part: str, root: Path, settings: Degrade) -> None:
     """Check the shards in `folder`, those of `part` ("evaluation" or a training part).
 
-    Errors, here and below: ValueError with the first expectation that fails, or naming a file that is missing or damaged.
+    Errors, here and below: ValueError with the first expectation that fails, or naming a file that
+    is missing or damaged.
     """
     table = _read(folder, ["id", "source", "box", "detail_share", "tags", "sha256"])
     photos = _read(root / "data/photos", ["name", "height", "width"], f"{part}.parquet")
@@ -42,7 +48,13 @@ def check_pairs(folder: Path, part: str, root: Path, settings: Degrade) -> None:
         pc.less_equal(pc.add(top, height), photos["height"].take(row)),
         pc.less_equal(pc.add(left, width), photos["width"].take(row)),
     )
-    columns = {"top": top, "left": left, "height": height, "width": width, "source_is_listed": row.is_valid()}
+    columns = {
+        "top": top,
+        "left": left,
+        "height": height,
+        "width": width,
+        "source_is_listed": row.is_valid(),
+    }
     side = settings.evaluation_crop if part == EVALUATION else settings.crop
     expectations = [
         expect_rows(len(photos)),
@@ -50,7 +62,10 @@ def check_pairs(folder: Path, part: str, root: Path, settings: Degrade) -> None:
         *_true("source_is_listed", "The photograph must be in the list that `index` wrote."),
         *_true("box_is_inside", "The patch must lie inside its photograph."),
         *(expect("values_to_be_between", name, min_value=0) for name in ("top", "left")),
-        *(expect("values_to_be_between", name, min_value=side, max_value=side) for name in ("height", "width")),
+        *(
+            expect("values_to_be_between", name, min_value=side, max_value=side)
+            for name in ("height", "width")
+        ),
         *_complete("detail_share", 0, 1),
         expect("values_to_not_be_null", "sha256"),
         expect("values_to_match_regex", "sha256", regex=SHA256),
@@ -58,7 +73,9 @@ def check_pairs(folder: Path, part: str, root: Path, settings: Degrade) -> None:
     ]
     table = _with(table.drop_columns(["box"]), **columns, box_is_inside=pc.fill_null(inside, False))
     shards = "data/shards/evaluation" if part == EVALUATION else f"data/shards/train/{part}"
-    _validate([Suite("pairs", shards, table, ["id", "source"], expectations)], root, "degrade", part)
+    _validate(
+        [Suite("pairs", shards, table, ["id", "source"], expectations)], root, "degrade", part
+    )
 
 
 def _tags(tagged: bool) -> Expectation:
@@ -68,7 +85,9 @@ def _tags(tagged: bool) -> Expectation:
 
 def check_selection(folder: Path, root: Path, rule: Select) -> None:
     """Check scores.parquet and manifest.parquet in `folder`."""
-    scores = _read(folder, ["id", "source", "score", "detail_share", "reason", "rank"], "scores.parquet")
+    scores = _read(
+        folder, ["id", "source", "score", "detail_share", "reason", "rank"], "scores.parquet"
+    )
     manifest = _read(folder, ["id", "score", "detail_share"], "manifest.parquet")
     photos = _read(root / "data/photos", ["name", "sha256"], "*.parquet", but="evaluation.parquet")
     suites = [
@@ -79,7 +98,9 @@ def check_selection(folder: Path, root: Path, rule: Select) -> None:
 
 
 def _scores(scores: pa.Table, photos: pa.Table) -> Suite:
-    """Every patch: a known photograph, a reason, and a score and a rank just where the reason says so."""
+    """Every patch: a known photograph, a reason, and a score and a rank just where the reason says
+    so.
+    """
     selected = pc.equal(scores["reason"], SELECTED)
     unscored = pc.equal(scores["reason"], UNSCORED)
     table = _with(
@@ -102,10 +123,14 @@ def _scores(scores: pa.Table, photos: pa.Table) -> Suite:
     return Suite("scores", "data/selected/scores.parquet", table, ["id", "source"], expectations)
 
 
-def _manifest(manifest: pa.Table, scores: pa.Table, photos: pa.Table, root: Path, rule: Select) -> Suite:
+def _manifest(
+    manifest: pa.Table, scores: pa.Table, photos: pa.Table, root: Path, rule: Select
+) -> Suite:
     """The selected: as scored, within count and quotas, and nothing that the evaluation shows."""
     ranked = scores.filter(scores["rank"].is_valid()).sort_by("rank")
-    source = ranked["source"].take(pc.index_in(manifest["id"], value_set=ranked["id"].combine_chunks()))
+    source = ranked["source"].take(
+        pc.index_in(manifest["id"], value_set=ranked["id"].combine_chunks())
+    )
     sha256 = photos["sha256"].take(pc.index_in(source, value_set=photos["name"].combine_chunks()))
     held_out = _read(root / "data/photos", ["sha256"], "evaluation.parquet")["sha256"]
     evaluation = _read(root / "data/shards/evaluation", ["id"])["id"]
@@ -126,21 +151,35 @@ def _manifest(manifest: pa.Table, scores: pa.Table, photos: pa.Table, root: Path
     expectations = [
         expect_rows(1, rule.count),
         *_identity("id"),
-        *_true("is_in_rank_order", "The rows are those with a rank in scores.parquet, in that order."),
+        *_true(
+            "is_in_rank_order", "The rows are those with a rank in scores.parquet, in that order."
+        ),
         *_complete("score", -LARGEST, LARGEST),
         *_complete("detail_share", rule.min_detail, 1),
         *_complete("patches_of_photograph", 1, rule.max_per_photo),
         expect("values_to_not_be_null", "photograph_sha256"),
         expect("values_to_match_regex", "photograph_sha256", regex=SHA256),
         *_true("patch_is_new", "No patch is in both training and evaluation."),
-        *_true("photograph_is_new", "No photograph (by its content) is in both training and evaluation."),
+        *_true(
+            "photograph_is_new",
+            "No photograph (by its content) is in both training and evaluation.",
+        ),
     ]
-    return Suite("manifest", "data/selected/manifest.parquet", table, ["id", "source"], expectations)
+    return Suite(
+        "manifest", "data/selected/manifest.parquet", table, ["id", "source"], expectations
+    )
 
 
-def check_rollouts(folder: Path, part: str, root: Path, settings: Rollout, selected: list[str]) -> None:
-    """Check the groups of one part in `folder`; selected: the ids of the pairs that this part has, in order."""
-    read = _read(folder, ["id", "prompt", "detail_share", "seeds", "metrics", "noise_seeds", "reference_error"])
+def check_rollouts(
+    folder: Path, part: str, root: Path, settings: Rollout, selected: list[str]
+) -> None:
+    """Check the groups of one part in `folder`; selected: the ids of the pairs that this part has,
+    in order.
+    """
+    read = _read(
+        folder,
+        ["id", "prompt", "detail_share", "seeds", "metrics", "noise_seeds", "reference_error"],
+    )
     skipped: dict[str, str] = json.loads((read.schema.metadata or {}).get(b"skipped", b"{}"))
     wanted = [id_ for id_ in selected if id_ not in skipped]
     table = _with(
@@ -151,30 +190,54 @@ def check_rollouts(folder: Path, part: str, root: Path, settings: Rollout, selec
         errors_of_noises=pc.list_value_length(read["reference_error"]),
     )
     values = {name: pc.struct_field(read["metrics"], name) for name in settings.metrics}
-    table = _with(table, **{f"{name}_values": pc.list_value_length(column) for name, column in values.items()})
+    table = _with(
+        table, **{f"{name}_values": pc.list_value_length(column) for name, column in values.items()}
+    )
     for name, column in {**values, "reference_error": read["reference_error"]}.items():
         least, most = _reduce(np.minimum, np.inf, column), _reduce(np.maximum, -np.inf, column)
         table = _with(table, **{f"{name}_least": least, f"{name}_most": most})
     expectations = [
         _rows_but(len(wanted), skipped),
         *_identity("id"),
-        *_true("is_selected", "The group must be of a pair that is this part's, and that is not said to be left out."),
+        *_true(
+            "is_selected",
+            "The group must be of a pair that is this part's, and that is not said to be left out.",
+        ),
         expect("values_to_not_be_null", "prompt"),
         *_complete("detail_share", 0, 1),
         *_complete("candidates", settings.group, settings.group),
-        *(one for name in ("noises", "errors_of_noises") for one in _complete(name, settings.noises, settings.noises)),
-        *(one for name in settings.metrics for one in _complete(f"{name}_values", settings.group, settings.group)),
+        *(
+            one
+            for name in ("noises", "errors_of_noises")
+            for one in _complete(name, settings.noises, settings.noises)
+        ),
+        *(
+            one
+            for name in settings.metrics
+            for one in _complete(f"{name}_values", settings.group, settings.group)
+        ),
         *(one for name in settings.metrics for one in _range(name, -LARGEST, LARGEST)),
         *_range("reference_error", 0, LARGEST),
     ]
-    _validate([Suite("groups", f"data/rollouts/{part}", table, ["id"], expectations)], root, "rollout", part)
+    _validate(
+        [Suite("groups", f"data/rollouts/{part}", table, ["id"], expectations)],
+        root,
+        "rollout",
+        part,
+    )
 
 
 def _rows_but(count: int, skipped: dict[str, str]) -> Expectation:
     """So many rows; the page says which pairs were left out, and why."""
-    named = html.escape("; ".join(f"{id_}: {reason}" for id_, reason in list(skipped.items())[:NAMED]), quote=False)
+    named = html.escape(
+        "; ".join(f"{id_}: {reason}" for id_, reason in list(skipped.items())[:NAMED]), quote=False
+    )
     more = f"; and {len(skipped) - NAMED} more" if len(skipped) > NAMED else ""
-    says = f"A group for each of {count} pairs; {len(skipped)} left out ({named}{more})." if skipped else None
+    says = (
+        f"A group for each of {count} pairs; {len(skipped)} left out ({named}{more})."
+        if skipped
+        else None
+    )
     rows = expect_rows(count, count)
     return Expectation(rows.kind, {**rows.arguments, "description": says})
 
@@ -202,7 +265,11 @@ def _complete(column: str, least: float, most: float) -> list[Expectation]:
 
 
 def _range(name: str, least: float, most: float) -> list[Expectation]:
-    return [one for column in (f"{name}_least", f"{name}_most") for one in _complete(column, least, most)]
+    return [
+        one
+        for column in (f"{name}_least", f"{name}_most")
+        for one in _complete(column, least, most)
+    ]
 
 
 def _true(column: str, says: str) -> list[Expectation]:
@@ -219,7 +286,9 @@ def _read(folder: Path, columns: list[str], pattern: str = "*.parquet", but: str
     """Some columns of all files in `folder` that fit the pattern."""
     paths = sorted(path for path in folder.glob(pattern) if path.name != but)
     if not paths:
-        raise ValueError(f"{folder / pattern}: no such file; run the stage that writes it, or `dvc repro`")
+        raise ValueError(
+            f"{folder / pattern}: no such file; run the stage that writes it, or `dvc repro`"
+        )
     return pa.concat_tables(_read_file(path, columns) for path in paths)
 
 
@@ -228,7 +297,9 @@ def _read_file(path: Path, columns: list[str]) -> pa.Table:
         return pq.read_table(path, columns=columns)
     except (OSError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"{path}: damaged ({reason}); run the stage that writes it again") from error
+        raise ValueError(
+            f"{path}: damaged ({reason}); run the stage that writes it again"
+        ) from error
 
 
 def _validate(suites: Iterable[Suite], root: Path, *stage: str) -> None:

@@ -1,6 +1,8 @@
-"""Rollouts a chunk at a time, the pairs of one forward pass each: whole chunks outlive a stop or a kill.
+"""Rollouts a chunk at a time, the pairs of one forward pass each: whole chunks outlive a stop or a
+kill.
 
-    chunks = Chunks(folder, inputs, schema)        of these inputs: what other inputs left there is thrown away
+    chunks = Chunks(folder, inputs, schema)        of these inputs: what other inputs left there is
+                                                   thrown away
     table, made = chunks.get(3, lambda: groups(model, pairs, config))
     chunks.join(path, metadata)                    all of them in one file
 
@@ -24,16 +26,24 @@ from gdpo.model.naosd import NAOSD
 from gdpo.preference.group import Group, Skipped, to_row
 from gdpo.preference.rollout import rollout
 
-ROW_GROUP = 2  # rows at least: what is read for one group in training (3 ms at full size), for 500 bytes of footer a row
+# rows at least: what is read for one group in training (3 ms at full size), for 500 bytes of footer
+# a row
+ROW_GROUP = 2
 
-# No two latents are alike, and nobody looks for them by their values. Page headers, where statistics go, have no checksum.
+# No two latents are alike, and nobody looks for them by their values. Page headers, where
+# statistics go, have no checksum.
 HOW: dict[str, Any] = {
-    "compression": "zstd", "use_dictionary": False, "write_statistics": False, "write_page_checksum": True,
-}  # fmt: skip
+    "compression": "zstd",
+    "use_dictionary": False,
+    "write_statistics": False,
+    "write_page_checksum": True,
+}
 
 
 def groups(model: NAOSD, pairs: list[Pair], config: Config) -> Iterator[Group | Skipped]:
-    """The groups of a chunk in its order; pairs of one size that follow each other share a forward pass."""
+    """The groups of a chunk in its order; pairs of one size that follow each other share a forward
+    pass.
+    """
     for _, same in groupby(pairs, key=lambda pair: pair.hr.shape):
         yield from rollout(model, list(same), config)
 
@@ -56,8 +66,12 @@ class Chunks:
             with written_aside(mark) as aside:
                 aside.write_text(inputs)
 
-    def get(self, number: int, make: Callable[[], Iterable[Group | Skipped]]) -> tuple[pa.Table, bool]:
-        """(the chunk, whether it was made now): as kept, or made where there is none, or a damaged one."""
+    def get(
+        self, number: int, make: Callable[[], Iterable[Group | Skipped]]
+    ) -> tuple[pa.Table, bool]:
+        """(the chunk, whether it was made now): as kept, or made where there is none, or a damaged
+        one.
+        """
         path = self._files[number] = self.folder / f"{number:08d}.parquet"
         try:
             return pq.read_table(path, page_checksum_verification=True), False
@@ -78,7 +92,9 @@ class Chunks:
         return table
 
     def join(self, path: Path, metadata: dict[str, str]) -> None:
-        """All chunks that were asked for, in that order, in one file with this metadata besides the schema's."""
+        """All chunks that were asked for, in that order, in one file with this metadata besides the
+        schema's.
+        """
         described = self._described.with_metadata({**(self._described.metadata or {}), **metadata})
         with pq.ParquetWriter(path, described, **HOW) as writer:
             waiting: list[pa.Table] = []  # a few chunks in memory at a time

@@ -1,12 +1,18 @@
-"""What the evaluate stage leaves in reports/evaluate/<benchmark>, file by file; the report reads these.
+"""What the evaluate stage leaves in reports/evaluate/<benchmark>, file by file; the report reads
+these.
 
-images/<folder>/{lr,bicubic,<model>,...,hr}.png           noise 0 of each model, for at most PICTURES images
-images/<folder>/candidates/<noise>.png, candidates.json    a few images' whole group of the reference as training scores it
-per_image.parquet                                          a row per image, model and noise; its metadata: the origin
-summary.json                                               means, standard errors, paired differences, FID per noise
+images/<folder>/{lr,bicubic,<model>,...,hr}.png           noise 0 of each model, for at most
+                                                          PICTURES images
+images/<folder>/candidates/<noise>.png, candidates.json    a few images' whole group of the
+                                                           reference as training scores it
+per_image.parquet                                          a row per image, model and noise; its
+                                                           metadata: the origin
+summary.json                                               means, standard errors, paired
+                                                           differences, FID per noise
 
-Until all images are done, each lies in work/evaluate/<benchmark>/images/<folder>, whole or not at all: pictures,
-result.json and, for FID, features.npz. A run of another fingerprint throws them away.
+Until all images are done, each lies in work/evaluate/<benchmark>/images/<folder>, whole or not at
+all: pictures, result.json and, for FID, features.npz. A run of another fingerprint throws them
+away.
 """
 
 import json
@@ -37,7 +43,9 @@ _PRIVATE = ("result.json", "features.npz")
 
 @dataclass(frozen=True)
 class Done:
-    """One finished image: its entry in summary.json, {model: {metric: (N,)}}, and its group of candidates, if it has one."""
+    """One finished image: its entry in summary.json, {model: {metric: (N,)}}, and its group of
+    candidates, if it has one.
+    """
 
     entry: dict[str, Any]
     scores: dict[str, dict[str, Array]]
@@ -45,7 +53,9 @@ class Done:
 
 
 def folder_name(index: int, image: str) -> str:
-    """A folder name for an image: its index and the harmless part of its id, so that none leads out of the folder."""
+    """A folder name for an image: its index and the harmless part of its id, so that none leads out
+    of the folder.
+    """
     slug = re.sub(r"[^a-z0-9]+", "-", image.lower()).strip("-")[:60]
     return f"{index:03d}-{slug}".rstrip("-")
 
@@ -58,7 +68,9 @@ def has_pictures(index: int, count: int) -> bool:
 def is_current(folder: Path, origin: dict[str, Any]) -> bool:
     """Whether `folder` holds results of this very origin."""
     try:
-        return bool(json.loads((folder / "summary.json").read_text(encoding="utf-8"))["origin"] == origin)
+        return bool(
+            json.loads((folder / "summary.json").read_text(encoding="utf-8"))["origin"] == origin
+        )
     except (OSError, ValueError, KeyError):
         return False
 
@@ -67,9 +79,13 @@ def describe(pair: Pair, folder: str) -> dict[str, Any]:
     """An image's entry in summary.json."""
     height, width = pair.hr.shape[:2]
     return {
-        "id": pair.id, "source": pair.source, "folder": folder, "height": height, "width": width,
+        "id": pair.id,
+        "source": pair.source,
+        "folder": folder,
+        "height": height,
+        "width": width,
         "detail_share": pair.detail_share,
-    }  # fmt: skip
+    }
 
 
 class Kept:
@@ -89,23 +105,43 @@ class Kept:
             found = json.loads((self.images / name / "result.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):  # not there; a damaged one is made again
             return None
-        scores = {model: {m: np.array(v) for m, v in metrics.items()} for model, metrics in found["scores"].items()}
+        scores = {
+            model: {m: np.array(v) for m, v in metrics.items()}
+            for model, metrics in found["scores"].items()
+        }
         return Done(found["entry"], scores, found["group"])
 
-    def write(self, done: Done, pair: Pair, result: ImageResult, features: dict[str, Features], *, pictures: bool) -> None:
+    def write(
+        self,
+        done: Done,
+        pair: Pair,
+        result: ImageResult,
+        features: dict[str, Features],
+        *,
+        pictures: bool,
+    ) -> None:
         """Keep an image; features: of its outputs by model and of `hr`, for FID."""
         with written_aside(self.images / done.entry["folder"]) as part:
             part.mkdir()
             if pictures:
                 _write_images(part, pair, result)
-            for noise, output in enumerate(result.outputs[done.group["model"]] if done.group else []):
+            for noise, output in enumerate(
+                result.outputs[done.group["model"]] if done.group else []
+            ):
                 write_png(part / f"candidates/{noise}.png", output)
             if features:
                 # The network computes in single precision, so nothing is lost.
-                single: dict[str, Any] = {name: rows.astype(np.float32) for name, rows in features.items()}
+                single: dict[str, Any] = {
+                    name: rows.astype(np.float32) for name, rows in features.items()
+                }
                 np.savez(part / "features.npz", **single)
-            scores = {model: {m: v.tolist() for m, v in metrics.items()} for model, metrics in done.scores.items()}
-            _write_json(part / "result.json", {"entry": done.entry, "scores": scores, "group": done.group})
+            scores = {
+                model: {m: v.tolist() for m, v in metrics.items()}
+                for model, metrics in done.scores.items()
+            }
+            _write_json(
+                part / "result.json", {"entry": done.entry, "scores": scores, "group": done.group}
+            )
 
     def features(self, names: Iterable[str]) -> dict[str, Features]:
         """The features of all images: {model or "hr": (I, N, D)}."""
@@ -130,31 +166,51 @@ def _write_images(folder: Path, pair: Pair, result: ImageResult) -> None:
         write_png(folder / f"{model}.png", outputs[0])
 
 
-def candidates(pair: Pair, folder: str, reference: str, values: dict[str, Array], config: Config) -> dict[str, Any]:
-    """All outputs of the reference for one image as a group of training: their metrics, reward and advantage."""
-    group = reward_of({metric: scores.tolist() for metric, scores in values.items()}, pair.detail_share, config.reward)
+def candidates(
+    pair: Pair, folder: str, reference: str, values: dict[str, Array], config: Config
+) -> dict[str, Any]:
+    """All outputs of the reference for one image as a group of training: their metrics, reward and
+    advantage.
+    """
+    group = reward_of(
+        {metric: scores.tolist() for metric, scores in values.items()},
+        pair.detail_share,
+        config.reward,
+    )
     members = [
-        {"metrics": {metric: float(values[metric][noise]) for metric in values}, "reward": reward, "advantage": advantage}
+        {
+            "metrics": {metric: float(values[metric][noise]) for metric in values},
+            "reward": reward,
+            "advantage": advantage,
+        }
         for noise, (reward, advantage) in enumerate(zip(*group, strict=True))
     ]
     return {"image": pair.id, "folder": folder, "model": reference, "members": members}
 
 
-def write_results(out: Path, config: Config, origin: dict[str, Any], images: list[Done], kept: Kept) -> None:
-    """Everything below `out`: the rewards are added to the scores first, for their unit is a spread over all images."""
+def write_results(
+    out: Path, config: Config, origin: dict[str, Any], images: list[Done], kept: Kept
+) -> None:
+    """Everything below `out`: the rewards are added to the scores first, for their unit is a spread
+    over all images.
+    """
     reference, *_ = config.evaluate.models
     scores = stack([done.scores for done in images])
     detail_share = np.array([done.entry["detail_share"] for done in images])
     found = rewards(scores, detail_share, config.reward, reference)
     for model, reward in found.items():
         scores[model][REWARD] = reward
-    directions = {metric: metric == REWARD or higher_is_better(metric) for metric in scores[reference]}
+    directions = {
+        metric: metric == REWARD or higher_is_better(metric) for metric in scores[reference]
+    }
     out.mkdir()
     _write_rows(out / "per_image.parquet", origin, images, scores)
     shown = [done.entry for i, done in enumerate(images) if has_pictures(i, len(images))]
     for entry in shown:
         place = Path("images") / entry["folder"]
-        shutil.copytree(kept.images / entry["folder"], out / place, ignore=shutil.ignore_patterns(*_PRIVATE))
+        shutil.copytree(
+            kept.images / entry["folder"], out / place, ignore=shutil.ignore_patterns(*_PRIVATE)
+        )
     _write_json(out / "candidates.json", [done.group for done in images if done.group])
     summary = {
         "benchmark": origin["benchmark"],
@@ -166,7 +222,9 @@ def write_results(out: Path, config: Config, origin: dict[str, Any], images: lis
         "reference": reference,
         "reward": origin["reward"],
         "metrics": {metric: {"higher_is_better": higher} for metric, higher in directions.items()},
-        **summarise(scores, directions, comparisons(list(config.evaluate.models)), unit_of=reference),
+        **summarise(
+            scores, directions, comparisons(list(config.evaluate.models)), unit_of=reference
+        ),
         "sets": _sets(origin, images, kept),
         "origin": origin,
         "files": shown,
@@ -177,24 +235,37 @@ def write_results(out: Path, config: Config, origin: dict[str, Any], images: lis
 def _write_rows(path: Path, origin: dict[str, Any], images: list[Done], scores: Scores) -> None:
     """A row per image, model and noise; each entry of the origin as JSON in the file's metadata."""
     rows = [
-        {"image": done.entry["id"], "model": model, "noise": noise, **{m: float(v[i, noise]) for m, v in values.items()}}
+        {
+            "image": done.entry["id"],
+            "model": model,
+            "noise": noise,
+            **{m: float(v[i, noise]) for m, v in values.items()},
+        }
         for i, done in enumerate(images)
         for model, values in scores.items()
         for noise in range(values[REWARD].shape[1])
     ]
     metadata = {name: json.dumps(value) for name, value in origin.items()}
-    pq.write_table(pa.Table.from_pylist(rows).replace_schema_metadata(metadata), path, compression="zstd")
+    pq.write_table(
+        pa.Table.from_pylist(rows).replace_schema_metadata(metadata), path, compression="zstd"
+    )
 
 
-def _sets(origin: dict[str, Any], images: list[Done], kept: Kept) -> dict[str, dict[str, list[float]]]:
-    """{metric of whole sets: {model: its value for each noise}}: all images' outputs of one noise are one set."""
+def _sets(
+    origin: dict[str, Any], images: list[Done], kept: Kept
+) -> dict[str, dict[str, list[float]]]:
+    """{metric of whole sets: {model: its value for each noise}}: all images' outputs of one noise
+    are one set.
+    """
     if "fid" not in origin["metrics"]:
         return {}
     features = kept.features(done.entry["folder"] for done in images)
     hr_ID = features.pop("hr")[:, 0]
     return {
         "fid": {
-            model: [frechet_distance(rows_IND[:, noise], hr_ID) for noise in range(rows_IND.shape[1])]
+            model: [
+                frechet_distance(rows_IND[:, noise], hr_ID) for noise in range(rows_IND.shape[1])
+            ]
             for model, rows_IND in features.items()
         }
     }

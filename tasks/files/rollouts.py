@@ -1,10 +1,14 @@
-"""The files between the stages `select`, `rollout` and `finetune`: the pairs that were selected, and their groups.
+"""The files between the stages `select`, `rollout` and `finetune`: the pairs that were selected,
+and their groups.
 
-data/rollouts/<part>/00000.parquet     one row per group (gdpo/preference/group.py), in the order of the manifest
+data/rollouts/<part>/00000.parquet     one row per group (gdpo/preference/group.py), in the order of
+                                       the manifest
   metadata  gdpo-rollout               version of the columns
-            rollout                    `header`: what the groups depend on; `finetune` refuses any other than the present
-            plan                       how the selected pairs were shared out to the parts, a hash of these pairs and of
-                                       what computed the metrics: equal in all files of a set
+            rollout                    `header`: what the groups depend on; `finetune` refuses any
+                                       other than the present
+            plan                       how the selected pairs were shared out to the parts, a hash
+                                       of these pairs and of what computed the metrics: equal in all
+                                       files of a set
             skipped                    {pair id: why it gave no group}
 """
 
@@ -29,7 +33,10 @@ AGAIN = "run the rollout stage again"
 # Settings that mean something for one kind of candidates only, and those that change no group.
 ONLY_FOR = {"guidance_range": "guidance", "t_add_range": "t_add", "sigma": "action"}
 NO_MATTER = {"parts", "batch"}
-NAMES = {"reference": "reference (models/naosd)", "prompts": "text encoder or tokenizer (model.base)"}
+NAMES = {
+    "reference": "reference (models/naosd)",
+    "prompts": "text encoder or tokenizer (model.base)",
+}
 MAY_BE_NULL = {"tags", "latent_lr"}
 
 
@@ -41,22 +48,31 @@ def header(config: Config, root: Path) -> dict[str, Any]:
         "reference": fingerprint({}, [root / "models/naosd"]),
         "prompts": prompts_of(config, root),
         "seed": config.seed,
-        **{f"rollout.{key}": value for key, value in settings.items() if ONLY_FOR.get(key, kind) == kind},
+        **{
+            f"rollout.{key}": value
+            for key, value in settings.items()
+            if ONLY_FOR.get(key, kind) == kind
+        },
         "model.training_prompt": config.model.training_prompt,
     }
-    return found | ({"model.negative_prompt": config.model.negative_prompt} if kind == "guidance" else {})
+    return found | (
+        {"model.negative_prompt": config.model.negative_prompt} if kind == "guidance" else {}
+    )
 
 
 def prompts_of(config: Config, root: Path) -> str:
     """A hash of what embeds prompts: the card of a model has the hashes of UNet and VAE alone."""
-    return fingerprint({}, [root / config.model.base / name for name in ("text_encoder", "tokenizer")])
+    return fingerprint(
+        {}, [root / config.model.base / name for name in ("text_encoder", "tokenizer")]
+    )
 
 
 class Selected(Sequence[Pair]):
-    """The pairs of data/selected/manifest.parquet, each read from data/shards/train when it is asked for.
+    """The pairs of data/selected/manifest.parquet, each read from data/shards/train when it is
+    asked for.
 
-    by_id: in the order in which `Rollouts` has their groups; else by rank. Errors: ValueError naming the manifest or
-    shard that is missing or damaged, or the patch that no shard has.
+    by_id: in the order in which `Rollouts` has their groups; else by rank. Errors: ValueError
+    naming the manifest or shard that is missing or damaged, or the patch that no shard has.
     """
 
     def __init__(self, root: Path, *, by_id: bool = False) -> None:
@@ -68,10 +84,15 @@ class Selected(Sequence[Pair]):
         try:
             self.ids: list[str] = pq.read_table(path, columns=["id"]).column("id").to_pylist()
         except (OSError, pa.ArrowException) as error:
-            raise ValueError(f"{path}: damaged manifest ({_line(error)}); run the select stage again") from error
+            raise ValueError(
+                f"{path}: damaged manifest ({_line(error)}); run the select stage again"
+            ) from error
         strangers = [id_ for id_ in self.ids if id_ not in self._index]
         if strangers:
-            raise ValueError(f"{path}: patch {strangers[0]} is not in data/shards/train; run the select stage again")
+            raise ValueError(
+                f"{path}: patch {strangers[0]} is not in data/shards/train; run the select stage "
+                "again"
+            )
         if by_id:
             self.ids.sort()
 
@@ -90,7 +111,9 @@ class Selected(Sequence[Pair]):
 
     def fingerprint(self) -> str:
         """SHA-256 of which pairs, in which order, and of all pixels they are taken from."""
-        return hashlib.sha256(json.dumps([self.ids, self._shards.fingerprint()]).encode()).hexdigest()
+        return hashlib.sha256(
+            json.dumps([self.ids, self._shards.fingerprint()]).encode()
+        ).hexdigest()
 
 
 def pairs_at_once(settings: Rollout) -> int:
@@ -99,9 +122,11 @@ def pairs_at_once(settings: Rollout) -> int:
 
 
 def ranks(count: int, settings: Rollout, part: str) -> dict[int, range]:
-    """{number of the chunk: ranks of its pairs} of one part: of n parts, part k takes the chunks c with c % n == k.
+    """{number of the chunk: ranks of its pairs} of one part: of n parts, part k takes the chunks c
+    with c % n == k.
 
-    A chunk is what fills a forward pass, so the number of parts changes no batch, and no bit of a group.
+    A chunk is what fills a forward pass, so the number of parts changes no batch, and no bit of a
+    group.
     """
     size, parts = pairs_at_once(settings), settings.parts
     chunks = range(parts.index(part), -(-count // size), len(parts))
@@ -109,17 +134,25 @@ def ranks(count: int, settings: Rollout, part: str) -> dict[int, range]:
 
 
 def plan(pairs: Selected, settings: Rollout) -> dict[str, Any]:
-    """What the parts of a set have in common: the shares follow from it, and so does whether their scores compare."""
-    shares = {"parts": settings.parts, "pairs_at_once": pairs_at_once(settings), "selected": pairs.fingerprint()}
+    """What the parts of a set have in common: the shares follow from it, and so does whether their
+    scores compare.
+    """
+    shares = {
+        "parts": settings.parts,
+        "pairs_at_once": pairs_at_once(settings),
+        "selected": pairs.fingerprint(),
+    }
     return {**shares, "metrics": versions(settings.metrics)}
 
 
 class Rollouts(Sequence[Group]):
-    """All groups of the rollout set, sorted by id, each read and checked when it is asked for: 120,000 of full size are 47 GB.
+    """All groups of the rollout set, sorted by id, each read and checked when it is asked for:
+    120,000 of full size are 47 GB.
 
-    Errors: ValueError naming the file and what is wrong: made by another reference or with other settings, of another
-    selection or with other metrics than the other parts, a part that is missing, a group that is there twice; and of a
-    group, when it is asked for, damage, a value that is missing or not finite.
+    Errors: ValueError naming the file and what is wrong: made by another reference or with other
+    settings, of another selection or with other metrics than the other parts, a part that is
+    missing, a group that is there twice; and of a group, when it is asked for, damage, a value that
+    is missing or not finite.
     """
 
     def __init__(self, config: Config, root: Path) -> None:
@@ -157,22 +190,33 @@ class Rollouts(Sequence[Group]):
         path, number, row = self._places[index]
         with _damage(path):
             table = self._files[path].read_row_group(number, use_threads=False).slice(row, 1)
-        empty = [name for name in table.column_names if name not in MAY_BE_NULL and table[name].null_count]
+        empty = [
+            name
+            for name in table.column_names
+            if name not in MAY_BE_NULL and table[name].null_count
+        ]
         if empty:
             raise ValueError(f"{path}: {empty[0]} is missing in a row; {AGAIN}")
         return _group(path, table.to_pylist()[0], self._settings)
 
 
 def _check_metrics(path: Path, made: dict[str, Any], settings: Rollout) -> None:
-    """Scores by other code or weights than those here do not compare; training needs none, so they may be absent."""
+    """Scores by other code or weights than those here do not compare; training needs none, so they
+    may be absent.
+    """
     if missing(settings.metrics):
         return
     for name, version in versions(settings.metrics).items():
         if made["metrics"].get(name) != version:
-            raise ValueError(f"{path}: {name} was computed by {made['metrics'].get(name)}, and here it is {version}; {AGAIN}")
+            raise ValueError(
+                f"{path}: {name} was computed by {made['metrics'].get(name)}, and here it is "
+                f"{version}; {AGAIN}"
+            )
 
 
-def _ids(path: Path, file: pq.ParquetFile, settings: Rollout) -> Iterator[tuple[str, tuple[int, int]]]:
+def _ids(
+    path: Path, file: pq.ParquetFile, settings: Rollout
+) -> Iterator[tuple[str, tuple[int, int]]]:
     """(id, (row group, row in it)) of every group of a file, from that column alone."""
     if file.schema_arrow.remove_metadata() != schema(settings, "").remove_metadata():
         raise ValueError(f"{path}: other columns than rollouts have; {AGAIN}")
@@ -213,14 +257,22 @@ def _check_parts(folder: Path, plans: dict[Path, dict[str, Any]]) -> None:
     for path, found in plans.items():
         if found != of_first:
             key = next(key for key in of_first if found.get(key) != of_first[key])
-            raise ValueError(f"{path}: of another rollout set than {first} (other {key}); run all parts of the rollout stage")
+            raise ValueError(
+                f"{path}: of another rollout set than {first} (other {key}); run all parts of the "
+                "rollout stage"
+            )
     there = {path.relative_to(folder).as_posix() for path in plans}
     files = {f"{part}/00000.parquet": part for part in of_first["parts"]}
     missing = [part for name, part in files.items() if name not in there]
     if missing:
-        raise ValueError(f"{folder}: part {missing[0]} is missing; run it: python -m tasks rollout --part {missing[0]}")
+        raise ValueError(
+            f"{folder}: part {missing[0]} is missing; run it: python -m tasks rollout --part "
+            f"{missing[0]}"
+        )
     if odd := sorted(there - set(files)):
-        raise ValueError(f"{folder / odd[0]}: belongs to no part ({', '.join(of_first['parts'])}); delete it")
+        raise ValueError(
+            f"{folder / odd[0]}: belongs to no part ({', '.join(of_first['parts'])}); delete it"
+        )
 
 
 def _group(path: Path, row: dict[str, Any], settings: Rollout) -> Group:
@@ -228,7 +280,9 @@ def _group(path: Path, row: dict[str, Any], settings: Rollout) -> Group:
     try:
         group = from_row(row)
     except ValueError as error:
-        raise ValueError(f"{path}: group {row['id']}: damaged latents ({_line(error)}); {AGAIN}") from error
+        raise ValueError(
+            f"{path}: group {row['id']}: damaged latents ({_line(error)}); {AGAIN}"
+        ) from error
     try:
         check_group(group)
     except ValueError as error:
@@ -236,7 +290,8 @@ def _group(path: Path, row: dict[str, Any], settings: Rollout) -> Group:
     size = (len(group.seeds), len(group.noise_seeds), len(group.reference_error))
     if size != (settings.group, settings.noises, settings.noises):
         raise ValueError(
-            f"{path}: group {group.id} is not of {settings.group} candidates and {settings.noises} noises; {AGAIN}"
+            f"{path}: group {group.id} is not of {settings.group} candidates and "
+            f"{settings.noises} noises; {AGAIN}"
         )
     return group
 

@@ -1,10 +1,14 @@
-"""Tags for prompts: of training pairs when they are made, of a benchmark's images when they are evaluated.
+"""Tags for prompts: of training pairs when they are made, of a benchmark's images when they are
+evaluated.
 
-    degrade.tags: hr     RAM on the HR patch (released code)         training pairs, stored in their column `tags`
+    degrade.tags: hr     RAM on the HR patch (released code)         training pairs, stored in their
+                         column `tags`
                   lr     RAM with DAPE on the enlarged LR patch
-    model.tagger         RAM with DAPE on the enlarged LR image      evaluation and `gdpo-sr upscale --tagger`
+    model.tagger         RAM with DAPE on the enlarged LR image      evaluation and `gdpo-sr upscale
+                         --tagger`
 
-The folder of the tagger is no dependency in dvc.yaml, where nothing may be null. After putting another tagger into the
+The folder of the tagger is no dependency in dvc.yaml, where nothing may be null. After putting
+another tagger into the
 same folder: `dvc repro --force`.
 """
 
@@ -27,7 +31,9 @@ if TYPE_CHECKING:
 
 
 def load(folder: str | None, root: Path, *, dape: bool) -> "Tagger | None":
-    """The tagger in model.tagger on the stage's device, or None if that is null. ValueError naming a missing file."""
+    """The tagger in model.tagger on the stage's device, or None if that is null. ValueError naming
+    a missing file.
+    """
     if folder is None:
         return None
     from gdpo.tagger.tagger import Tagger
@@ -36,18 +42,28 @@ def load(folder: str | None, root: Path, *, dape: bool) -> "Tagger | None":
 
 
 def tagged(pairs: Iterator[Pair], kind: str, folder: str | None, root: Path) -> Iterator[Pair]:
-    """The pairs with their tags, as degrade.tags (`kind`) asks. They are not flipped yet; the release tags flipped ones."""
+    """The pairs with their tags, as degrade.tags (`kind`) asks. They are not flipped yet; the
+    release tags flipped ones.
+    """
     tagger = None if kind == "none" else load(folder, root, dape=kind == "lr")
     for pair in pairs:
         if tagger is None:
             yield pair
             continue
-        seen = pair.hr if kind == "hr" else enlarge(pair.lr, pair.hr.shape[:2], pair.degradation["enlarge"])
+        seen = (
+            pair.hr
+            if kind == "hr"
+            else enlarge(pair.lr, pair.hr.shape[:2], pair.degradation["enlarge"])
+        )
         yield replace(pair, tags=tagger.tags(to_tensor(seen)[None])[0])
 
 
-def with_tags(tagger: "Tagger", model: "NAOSD", lr: torch.Tensor, keys: "list[Key]", **settings: Any) -> torch.Tensor:
-    """`super_resolve` of one enlarged image, repeated in lr_BCHW once per key, with its tags in the prompt."""
+def with_tags(
+    tagger: "Tagger", model: "NAOSD", lr: torch.Tensor, keys: "list[Key]", **settings: Any
+) -> torch.Tensor:
+    """`super_resolve` of one enlarged image, repeated in lr_BCHW once per key, with its tags in the
+    prompt.
+    """
     from gdpo.model.sampling import super_resolve
 
     prompt = compose(tagger.tags(lr[:1])[0], model.prompt)

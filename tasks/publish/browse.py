@@ -1,7 +1,8 @@
 """Look through the bucket in a browser: `gdpo-sr browse`, a read-only server on this machine.
 
     /                       -> /runs/index.html
-    /runs/..., /models/...  the object, with its content type; files over 8 MB by a link signed for ten minutes
+    /runs/..., /models/...  the object, with its content type; files over 8 MB by a link signed for
+                            ten minutes
 
 Only GET and HEAD, only those two folders; the credentials stay in this process.
 """
@@ -24,7 +25,9 @@ LINK_S = 600
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The bucket, the port, and whether to open a browser."""
-    parser.add_argument("--store", default="s3://gdpo-sr", metavar="URL", help="default: s3://gdpo-sr")
+    parser.add_argument(
+        "--store", default="s3://gdpo-sr", metavar="URL", help="default: s3://gdpo-sr"
+    )
     parser.add_argument("--port", type=int, default=8484, help="default: 8484; 0 takes a free one")
     parser.add_argument("--open", action="store_true", help="open the page in the default browser")
 

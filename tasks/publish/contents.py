@@ -23,19 +23,25 @@ MODEL = "models/gdpo"
 
 
 def files(root: Path, outs: Sequence[str]) -> Iterator[tuple[str, Path]]:
-    """(name below the run, file) of the outputs `outs`, folders or files: reports/ is left out of a name, the model is model/.
+    """(name below the run, file) of the outputs `outs`, folders or files: reports/ is left out of a
+    name, the model is model/.
 
-    Links stay out with all that lies behind them, and so do dot files. ValueError naming an output that is not there, or
-    that is neither below reports/ nor the model.
+    Links stay out with all that lies behind them, and so do dot files. ValueError naming an output
+    that is not there, or that is neither below reports/ nor the model.
     """
     for out in outs:
         top, *below = PurePosixPath(out).parts or [""]
         if out != MODEL and (top != "reports" or not below or ".." in below):
-            raise ValueError(f"{out!r}: no output that a run consists of: those lie below reports/, or are {MODEL}")
+            raise ValueError(
+                f"{out!r}: no output that a run consists of: those lie below reports/, or are "
+                f"{MODEL}"
+            )
         folder, prefix = (root / MODEL, "model/") if out == MODEL else (root / "reports", "")
         place = root / out
         if not place.exists() and not place.is_symlink():
-            raise ValueError(f"{out}: a stage made it, and it is not there; `dvc pull {out}` brings it")
+            raise ValueError(
+                f"{out}: a stage made it, and it is not there; `dvc pull {out}` brings it"
+            )
         for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
             if path.is_file() and not path.name.startswith(".") and not _behind_link(path, root):
                 yield prefix + path.relative_to(folder).as_posix(), path
@@ -60,12 +66,16 @@ def describe(root: Path, kind: str, commit: str, when: datetime) -> dict[str, An
 
 
 def thumbnail(root: Path) -> bytes:
-    """The output for the first image of the evaluation, 160 pixels wide: GDPO-SR's, or the last model's if none is `gdpo`."""
+    """The output for the first image of the evaluation, 160 pixels wide: GDPO-SR's, or the last
+    model's if none is `gdpo`.
+    """
     benchmark = load(root / "params.yaml").evaluate.benchmarks[0]
     results = summary.read(root, benchmark)
     models, folder = list(results["models"]), results["files"][0]["folder"]
     model = "gdpo" if "gdpo" in models else models[-1]  # the last may be the control
-    image = Image.fromarray(read_photo(root / "reports/evaluate" / benchmark / "images" / folder / f"{model}.png"))
+    image = Image.fromarray(
+        read_photo(root / "reports/evaluate" / benchmark / "images" / folder / f"{model}.png")
+    )
     image.thumbnail((160, 160))
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=80)

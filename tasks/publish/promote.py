@@ -1,7 +1,8 @@
 """Make a published run the promoted one: `gdpo-sr promote RUN`.
 
-The pointer s3://BUCKET/models/latest.json moves by compare-and-swap, so of two people who promote at once one is told. The
-run's scores come into promoted/<benchmark>/, which is in git: later reports and the nightly evaluation compare with them.
+The pointer s3://BUCKET/models/latest.json moves by compare-and-swap, so of two people who promote
+at once one is told. The run's scores come into promoted/<benchmark>/, which is in git: later
+reports and the nightly evaluation compare with them.
 """
 
 import argparse
@@ -18,7 +19,9 @@ EXAMPLE = "gdpo-sr promote 20261121T020000Z-1a2b3c4d --store s3://gdpo-sr"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The run and the bucket."""
     parser.add_argument("run", help="its name in runs/index.html")
-    parser.add_argument("--store", default="s3://gdpo-sr", metavar="URL", help="default: s3://gdpo-sr")
+    parser.add_argument(
+        "--store", default="s3://gdpo-sr", metavar="URL", help="default: s3://gdpo-sr"
+    )
     parser.add_argument("--json", action="store_true", help="print the run's manifest")
 
 

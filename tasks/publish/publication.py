@@ -1,15 +1,21 @@
-"""Runs in the bucket, as pages that people browse: what each run published, and which models are promoted.
+"""Runs in the bucket, as pages that people browse: what each run published, and which models are
+promoted.
 
-    runs/<id>/claim.txt         written first: whose name this is, by the SHA-256 of what is published
-    runs/<id>/manifest.json     written last: every file of the run by its SHA-256, and what the lists say about it
+    runs/<id>/claim.txt         written first: whose name this is, by the SHA-256 of what is
+                                published
+    runs/<id>/manifest.json     written last: every file of the run by its SHA-256, and what the
+                                lists say about it
     runs/<id>/index.html        the report, with its files; runs/<id>/model/ the model folder
     runs/index.html             all runs, newest first          made from the manifests
-    models/latest.json          the promoted runs, newest first: the pointer, written by compare-and-swap
-    models/index.html           them with their cards           made from the pointer and the manifests
+    models/latest.json          the promoted runs, newest first: the pointer, written by
+                                compare-and-swap
+    models/index.html           them with their cards           made from the pointer and the
+                                manifests
 
-A run without a whole manifest was interrupted, and is in no list; a promoted one that was deleted is listed as gone. All links
-are relative: the pages work through a static gateway, behind a prefix, and by `gdpo-sr browse`. Everything but the pointer
-works on a server without conditional writes.
+A run without a whole manifest was interrupted, and is in no list; a promoted one that was deleted
+is listed as gone. All links
+are relative: the pages work through a static gateway, behind a prefix, and by `gdpo-sr browse`.
+Everything but the pointer works on a server without conditional writes.
 """
 
 import hashlib
@@ -34,7 +40,9 @@ from tasks.report import summary
 from tasks.store.conditional import refresh, swap, swap_or_look
 from tasks.store.s3 import Conflict, Store, sha256_of
 
-Manifest = dict[str, Any]  # `_Needed`, and what `contents.describe` says: other versions may have said less or more
+Manifest = dict[
+    str, Any
+]  # `_Needed`, and what `contents.describe` says: other versions may have said less or more
 UPLOADS = 8
 NAMES = 100  # publications of one second and commit
 THUMBNAIL = "thumbnail.webp"
@@ -54,24 +62,42 @@ class _Needed(BaseModel):
 
 
 def run_id(when: datetime, commit: str) -> str:
-    """The name that a run asks for: when it was published (UTC) and the commit. `publish` says which it got."""
+    """The name that a run asks for: when it was published (UTC) and the commit. `publish` says
+    which it got.
+    """
     return f"{when:%Y%m%dT%H%M%SZ}-{commit[:8]}"
 
 
-def publish(root: Path, store_url: str, run: str, *, outs: Sequence[str], kind: str, commit: str, when: datetime) -> str:
-    """Upload the outputs `outs` under `root` as runs/<run>/, list the run, and return the report's `address`.
+def publish(
+    root: Path,
+    store_url: str,
+    run: str,
+    *,
+    outs: Sequence[str],
+    kind: str,
+    commit: str,
+    when: datetime,
+) -> str:
+    """Upload the outputs `outs` under `root` as runs/<run>/, list the run, and return the report's
+    `address`.
 
-    outs: relative to `root`, each below reports/ or the folder of the model. If another publication has the name, it is
-    <run>-2, and so on; the same one again goes on where it was interrupted. ValueError if an output or the report is not there.
+    outs: relative to `root`, each below reports/ or the folder of the model. If another publication
+    has the name, it is <run>-2, and so on; the same one again goes on where it was interrupted.
+    ValueError if an output or the report is not there.
     """
     if not _RUN.fullmatch(run):
         raise ValueError(f"{run!r} cannot name a run: letters, digits, dots, dashes")
     store = Store.at(store_url)
     files = dict(sorted(contents.files(root, outs)))
     if "index.html" not in files:
-        raise ValueError(f"{root / summary.REPORT}: no report to publish; `dvc repro report` makes it")
+        raise ValueError(
+            f"{root / summary.REPORT}: no report to publish; `dvc repro report` makes it"
+        )
     manifest: Manifest = contents.describe(root, kind, commit, when)
-    manifest["files"] = {name: {"sha256": sha256_of(path), "bytes": path.stat().st_size} for name, path in files.items()}
+    manifest["files"] = {
+        name: {"sha256": sha256_of(path), "bytes": path.stat().st_size}
+        for name, path in files.items()
+    }
     run = _claim(store, run, _json(manifest))
     link = address(store, f"runs/{run}/index.html")
     with ThreadPoolExecutor(UPLOADS) as pool:
@@ -89,7 +115,9 @@ def _claim(store: Store, run: str, content: bytes) -> str:
         with suppress(Conflict):
             swap_or_look(store, f"runs/{name}/claim.txt", claim, None)
             return name
-    raise ValueError(f"{store.url(f'runs/{run}')}: {NAMES - 1} runs have this name; publish again a second later")
+    raise ValueError(
+        f"{store.url(f'runs/{run}')}: {NAMES - 1} runs have this name; publish again a second later"
+    )
 
 
 def _json(content: Any) -> bytes:
@@ -97,13 +125,18 @@ def _json(content: Any) -> bytes:
 
 
 def address(store: Store, key: str) -> str:
-    """Where people find an object: below GDPO_GATEWAY, an address that serves the bucket, or its s3:// URL.
+    """Where people find an object: below GDPO_GATEWAY, an address that serves the bucket, or its
+    s3:// URL.
 
-    It goes into artifacts and logs, so it is no signed link: that holds a key's id, and the token of temporary credentials.
+    It goes into artifacts and logs, so it is no signed link: that holds a key's id, and the token
+    of temporary credentials.
     """
     gateway = os.environ.get("GDPO_GATEWAY", "").rstrip("/")
     if "@" in urlsplit(gateway).netloc:
-        raise ValueError("GDPO_GATEWAY: has a user or password in it, which every link would show; leave them out")
+        raise ValueError(
+            "GDPO_GATEWAY: has a user or password in it, which every link would show; leave them "
+            "out"
+        )
     return f"{gateway}/{key}" if gateway else store.url(key)
 
 
@@ -111,14 +144,20 @@ def manifests(store: Store) -> list[Manifest]:
     """The manifests of all whole runs, newest first."""
     with ThreadPoolExecutor(UPLOADS) as pool:
         found = list(pool.map(lambda run: _manifest_or_none(store, run), store.folders("runs/")))
-    return sorted((manifest for manifest in found if manifest), key=lambda manifest: manifest["run"], reverse=True)
+    return sorted(
+        (manifest for manifest in found if manifest),
+        key=lambda manifest: manifest["run"],
+        reverse=True,
+    )
 
 
 def manifest_of(store: Store, run: str) -> Manifest:
     """One run's manifest; ValueError naming the run if there is none."""
     manifest = _manifest_or_none(store, run) if _RUN.fullmatch(run) else None
     if manifest is None:
-        raise ValueError(f"{store.url('runs')}: there is no whole run {run!r}; runs/index.html lists them")
+        raise ValueError(
+            f"{store.url('runs')}: there is no whole run {run!r}; runs/index.html lists them"
+        )
     return manifest
 
 
@@ -131,15 +170,21 @@ def _manifest_or_none(store: Store, run: str) -> Manifest | None:
 
 
 def list_runs(store: Store) -> None:
-    """Make runs/index.html anew (see `refresh`), and models/index.html if there is none, for every page links to it."""
+    """Make runs/index.html anew (see `refresh`), and models/index.html if there is none, for every
+    page links to it.
+    """
     refresh(store, "runs/index.html", lambda: _page("runs.html", runs=manifests(store)))
-    with suppress(PermissionError):  # a worker need not be allowed to write there: then the first promotion makes it
+    with suppress(
+        PermissionError
+    ):  # a worker need not be allowed to write there: then the first promotion makes it
         if store.tag("models/index.html") is None:
             refresh(store, "models/index.html", partial(_models, store))
 
 
 def promoted(store: Store) -> tuple[list[dict[str, Any]], str | None]:
-    """(the promoted runs, newest first; the pointer's tag for `swap`); ([], None) before the first promotion."""
+    """(the promoted runs, newest first; the pointer's tag for `swap`); ([], None) before the first
+    promotion.
+    """
     try:
         content, tag = store.fetch("models/latest.json")
     except ValueError as error:
@@ -152,9 +197,9 @@ def promoted(store: Store) -> tuple[list[dict[str, Any]], str | None]:
 def promote(store_url: str, run: str, when: datetime) -> Manifest:
     """Make `run` the promoted one and list the models; returns its manifest.
 
-    If it is the promoted one already, only what the lists lack is made: the same again completes what was interrupted.
-    ValueError if there is no such run, it has no model, or a file of it is missing or not the published one; `Conflict` if
-    somebody promoted at the same time.
+    If it is the promoted one already, only what the lists lack is made: the same again completes
+    what was interrupted. ValueError if there is no such run, it has no model, or a file of it is
+    missing or not the published one; `Conflict` if somebody promoted at the same time.
     """
     store = Store.at(store_url)
     manifest = manifest_of(store, run)
@@ -164,31 +209,49 @@ def promote(store_url: str, run: str, when: datetime) -> Manifest:
         if not model:
             raise ValueError(f"{store.url(f'runs/{run}')}: has no model to promote")
         for name in [*model, *_scores(manifest)]:
-            _check(store, manifest, name, hashlib.sha256(store.read(f"runs/{run}/{name}")).hexdigest())
-        entry = {"run": run, "promoted": when.isoformat(timespec="seconds"), "commit": manifest.get("commit")}
+            _check(
+                store, manifest, name, hashlib.sha256(store.read(f"runs/{run}/{name}")).hexdigest()
+            )
+        entry = {
+            "run": run,
+            "promoted": when.isoformat(timespec="seconds"),
+            "commit": manifest.get("commit"),
+        }
         try:
             swap(store, "models/latest.json", _json({"run": run, "promoted": [entry, *known]}), tag)
         except Conflict as error:
             pointer = store.url("models/latest.json")
-            raise Conflict(f"{pointer}: somebody promoted another run just now; look, and decide again") from error
+            raise Conflict(
+                f"{pointer}: somebody promoted another run just now; look, and decide again"
+            ) from error
     list_models(store)
     return manifest
 
 
 def _check(store: Store, manifest: Manifest, name: str, found: str) -> None:
-    """ValueError naming the file if its SHA-256 `found` is not the manifest's; the object's own changes with the object."""
+    """ValueError naming the file if its SHA-256 `found` is not the manifest's; the object's own
+    changes with the object.
+    """
     wanted, place = manifest["files"][name]["sha256"], store.url(f"runs/{manifest['run']}/{name}")
     if found != wanted:
         hashes = f"SHA-256 {found[:12]}..., in the manifest {wanted[:12]}..."
-        raise ValueError(f"{place}: not the file that was published ({hashes}); publish the run again")
+        raise ValueError(
+            f"{place}: not the file that was published ({hashes}); publish the run again"
+        )
 
 
 def _scores(manifest: Manifest) -> Sequence[str]:
-    return [name for name in manifest["files"] if re.fullmatch(r"evaluate/[^/.][^/]*/per_image\.parquet", name)]
+    return [
+        name
+        for name in manifest["files"]
+        if re.fullmatch(r"evaluate/[^/.][^/]*/per_image\.parquet", name)
+    ]
 
 
 def bring_scores(store: Store, manifest: Manifest, folder: Path) -> list[Path]:
-    """Write the run's scores as folder/<benchmark>/per_image.parquet; the files. ValueError if one is not the published one."""
+    """Write the run's scores as folder/<benchmark>/per_image.parquet; the files. ValueError if one
+    is not the published one.
+    """
     found = []
     for name in _scores(manifest):
         path = folder / Path(name).relative_to("evaluate")
@@ -200,7 +263,9 @@ def bring_scores(store: Store, manifest: Manifest, folder: Path) -> list[Path]:
 
 
 def list_models(store: Store) -> None:
-    """Make models/index.html anew, as `refresh` does, and the card of every promoted model whose run is there."""
+    """Make models/index.html anew, as `refresh` does, and the card of every promoted model whose
+    run is there.
+    """
     for run in dict.fromkeys(entry["run"] for entry in promoted(store)[0]):
         if _manifest_or_none(store, run):
             refresh(store, f"models/{run}.html", partial(_card, store, run))
@@ -209,14 +274,21 @@ def list_models(store: Store) -> None:
 
 def _card(store: Store, run: str) -> bytes:
     entries, _ = promoted(store)
-    entry = next(entry for entry in entries if entry["run"] == run)  # the newest, if it was promoted twice
+    entry = next(
+        entry for entry in entries if entry["run"] == run
+    )  # the newest, if it was promoted twice
     return _page("card.html", model={**manifest_of(store, run), **entry}, latest=entries[0]["run"])
 
 
 def _models(store: Store) -> bytes:
     entries, _ = promoted(store)
     found = [(_manifest_or_none(store, entry["run"]), entry) for entry in entries]
-    return _page("models.html", models=[{**(manifest or {}), **entry, "gone": manifest is None} for manifest, entry in found])
+    return _page(
+        "models.html",
+        models=[
+            {**(manifest or {}), **entry, "gone": manifest is None} for manifest, entry in found
+        ],
+    )
 
 
 def _page(template: str, **context: Any) -> bytes:

@@ -1,12 +1,14 @@
-"""Compare an evaluation with an earlier one: `python -m tasks evaluate --against latest`, the nightly form.
+"""Compare an evaluation with an earlier one: `python -m tasks evaluate --against latest`, the
+nightly form.
 
     latest    promoted/<benchmark>/per_image.parquet, the promoted model's run
     PATH      another per_image.parquet, or a folder with one
 
-GDPO-SR in this run minus GDPO-SR in that run, paired by image over the noises that both have. A metric regressed when its 95 %
-interval lies wholly on the worse side of 0 (each metric by itself: of twenty without a change, one does by chance). Then what
-regressed comes first on stderr and in reports/against/<benchmark>.json (no DVC output: it depends on what is promoted), and the
-exit code is 4.
+GDPO-SR in this run minus GDPO-SR in that run, paired by image over the noises that both have. A
+metric regressed when its 95 % interval lies wholly on the worse side of 0 (each metric by itself:
+of twenty without a change, one does by chance). Then what regressed comes first on stderr and in
+reports/against/<benchmark>.json (no DVC output: it depends on what is promoted), and the exit code
+is 4.
 """
 
 import json
@@ -29,27 +31,44 @@ REGRESSED = 4
 LATEST = "latest"
 _TEXTS = ("image", "model", "noise")
 # What must agree for two runs to be comparable, and what to do where it does not.
-_SAME = {"benchmark": "name another run", "color_fix": "evaluate both alike", "precision": "evaluate both alike"}
+_SAME = {
+    "benchmark": "name another run",
+    "color_fix": "evaluate both alike",
+    "precision": "evaluate both alike",
+}
 
 
 def check(config: Config, root: Path, benchmark: str | None, against: str) -> int:
-    """Compare with a run and report; 0, or 4 after a regression. Errors: those of `place` and `compare`."""
+    """Compare with a run and report; 0, or 4 after a regression. Errors: those of `place` and
+    `compare`.
+    """
     benchmark = benchmark or config.evaluate.benchmarks[0]
     before = place(config, root, benchmark, against)
-    found, metadata = compare(root / "reports/evaluate" / benchmark / "per_image.parquet", before, _judged(config))
+    found, metadata = compare(
+        root / "reports/evaluate" / benchmark / "per_image.parquet", before, _judged(config)
+    )
     worse, rest = _sorted(found)
     content = {
         "benchmark": benchmark,
         "regressed": [row["metric"] for row in worse],
         "metrics": [*worse, *rest],
         **{name: value for name, value in asdict(found).items() if name != "rows"},
-        "against": {"file": before.relative_to(root).as_posix() if before.is_relative_to(root) else before.name, **metadata},
+        "against": {
+            "file": before.relative_to(root).as_posix()
+            if before.is_relative_to(root)
+            else before.name,
+            **metadata,
+        },
     }
     with written_aside(root / "reports/against" / f"{benchmark}.json") as part:
         part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     verdict = f"{len(worse)} of {len(found.rows)} metrics regressed" if worse else "no regression"
     name = f"{label(found.model)} on {benchmark} against {content['against']['file']}"
-    lines = [*(f"regressed: {_line(row)}" for row in worse), f"{name}: {verdict}, {found.images} images", *map(_line, rest)]
+    lines = [
+        *(f"regressed: {_line(row)}" for row in worse),
+        f"{name}: {verdict}, {found.images} images",
+        *map(_line, rest),
+    ]
     sys.stderr.write("".join(f"{line}\n" for line in lines))
     return REGRESSED if worse else 0
 
@@ -63,10 +82,15 @@ def _judged(config: Config) -> str:
 def place(config: Config, root: Path, benchmark: str | None, against: str) -> Path:
     """The file of the run to compare with. ValueError naming it if it is not there."""
     if against == LATEST:
-        path = root / "promoted" / (benchmark or config.evaluate.benchmarks[0]) / "per_image.parquet"
+        path = (
+            root / "promoted" / (benchmark or config.evaluate.benchmarks[0]) / "per_image.parquet"
+        )
         if not path.is_file():
             shown = path.relative_to(root)
-            raise ValueError(f"{shown}: no promoted run of this benchmark yet; promote one, or give --against a file")
+            raise ValueError(
+                f"{shown}: no promoted run of this benchmark yet; promote one, or give --against "
+                "a file"
+            )
         return path
     path = root / against
     path = path / "per_image.parquet" if path.is_dir() else path
@@ -78,23 +102,32 @@ def place(config: Config, root: Path, benchmark: str | None, against: str) -> Pa
 def compare(now: Path, before: Path, model: str) -> tuple[Changes, dict[str, Any]]:
     """Paired differences of `model`, and where the earlier run comes from (its commit and weights).
 
-    ValueError naming the earlier file if it is of another benchmark, setting, version of a metric or set of images.
+    ValueError naming the earlier file if it is of another benchmark, setting, version of a metric
+    or set of images.
     """
     (rows, new), (old_rows, old) = _read(now), _read(before)
     for key, advice in _SAME.items():
         if new.get(key) != old.get(key):
-            raise ValueError(f"{before}: {key} is {old.get(key)}, in this run {new.get(key)}; {advice}")
+            raise ValueError(
+                f"{before}: {key} is {old.get(key)}, in this run {new.get(key)}; {advice}"
+            )
     shared = [m for m in rows.column_names if m in METRICS and m in old_rows.column_names]
     for metric in shared:
         ours, theirs = (run.get("metrics", {}).get(metric) for run in (new, old))
         if ours != theirs:
-            raise ValueError(f"{before}: {metric} is of version {theirs}, in this run {ours}; evaluate the earlier model again")
+            raise ValueError(
+                f"{before}: {metric} is of version {theirs}, in this run {ours}; evaluate the "
+                "earlier model again"
+            )
     same_noises = new.get("seed") == old.get("seed")
     noises = min(new.get("noises", 0), old.get("noises", 0)) if same_noises else None
     a, b = (_image_means(table, shared, noises) for table in (rows, old_rows))
     found = changes(a, b, {metric: higher_is_better(metric) for metric in shared}, model)
     if not found.rows or found.images < max(found.of, len(b.get(model, {}))):
-        raise ValueError(f"{before}: of other images, models or metrics than this run; evaluate the earlier model again")
+        raise ValueError(
+            f"{before}: of other images, models or metrics than this run; evaluate the earlier "
+            "model again"
+        )
     return found, {"commit": old.get("commit"), "weights": old.get("weights", {}).get(model)}
 
 
@@ -102,11 +135,17 @@ def _read(path: Path) -> tuple[pa.Table, dict[str, Any]]:
     """Rows and origin of a per_image.parquet."""
     try:
         table = pq.read_table(path)
-        metadata = {key.decode(): json.loads(value) for key, value in (table.schema.metadata or {}).items()}
+        metadata = {
+            key.decode(): json.loads(value) for key, value in (table.schema.metadata or {}).items()
+        }
     except (OSError, pa.ArrowException, ValueError) as error:
-        raise ValueError(f"{path}: not a file of the evaluate stage ({str(error).splitlines()[0]})") from error
+        raise ValueError(
+            f"{path}: not a file of the evaluate stage ({str(error).splitlines()[0]})"
+        ) from error
     if not {*_TEXTS} <= {*table.column_names}:
-        raise ValueError(f"{path}: not a file of the evaluate stage (no column image, model or noise)")
+        raise ValueError(
+            f"{path}: not a file of the evaluate stage (no column image, model or noise)"
+        )
     return table, metadata
 
 
@@ -114,10 +153,14 @@ def _image_means(table: pa.Table, metrics: list[str], noises: int | None) -> Ima
     """{model: {image: {metric: mean over noises}}}, over the first `noises` noises, or all."""
     if noises is not None:
         table = table.filter(pc.less(table["noise"], noises))
-    means = table.group_by(["model", "image"], use_threads=False).aggregate([(metric, "mean") for metric in metrics])
+    means = table.group_by(["model", "image"], use_threads=False).aggregate(
+        [(metric, "mean") for metric in metrics]
+    )
     found: dict[str, dict[str, dict[str, float]]] = {}
     for row in means.to_pylist():
-        found.setdefault(row["model"], {})[row["image"]] = {metric: row[f"{metric}_mean"] for metric in metrics}
+        found.setdefault(row["model"], {})[row["image"]] = {
+            metric: row[f"{metric}_mean"] for metric in metrics
+        }
     return found
 
 
@@ -136,5 +179,7 @@ def _sorted(found: Changes) -> tuple[list[Row], list[Row]]:
 
 
 def _line(row: Row) -> str:
-    interval = "one image, no interval" if row["low"] is None else f"95 % interval {interval_text(row)}"
+    interval = (
+        "one image, no interval" if row["low"] is None else f"95 % interval {interval_text(row)}"
+    )
     return f"{label(row['metric'])} {mean_text(row)} ({interval})"

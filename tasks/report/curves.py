@@ -1,7 +1,8 @@
 """The figures of the report about training; a function returns {"url", "alt", "note"} for each.
 
     trainings     pretrain, finetune: every logged value over the steps
-    batches       finetune: what the candidate of the highest reward has over those beside it, step by step
+    batches       finetune: what the candidate of the highest reward has over those beside it, step
+                  by step
     rollouts      rollout: what the advantage prefers, and the spread inside a group
 
 Addresses are relative to reports/.
@@ -26,8 +27,14 @@ from tasks.report.tables import label
 LOGGED = {  # key of metrics.jsonl: title, what it means
     "loss": ("Loss", "what the optimiser lowers"),
     "implicit_accuracy": ("Groups ranked right", "share of the batch whose margin is positive"),
-    "weighted_error_difference": ("Weighted error difference", "Σ A (m − r); below 0: the policy prefers what A does"),
-    "error_change": ("Noise error against NAOSD", "mean of m − r; above 0: the policy denoises worse than NAOSD"),
+    "weighted_error_difference": (
+        "Weighted error difference",
+        "Σ A (m − r); below 0: the policy prefers what A does",
+    ),
+    "error_change": (
+        "Noise error against NAOSD",
+        "mean of m − r; above 0: the policy denoises worse than NAOSD",
+    ),
     "policy_error": ("Noise error", "mean of m, the policy’s"),
     "zero_spread": ("Groups without spread", "share of the batch that teaches nothing"),
     "skipped": ("Groups left out", "candidates made in the loop whose scores are not finite"),
@@ -47,11 +54,14 @@ Groups = dict[str, np.ndarray]  # "reward" and every metric: (groups, candidates
 def trainings(root: Path, assets: Path, name: str, runs: Mapping[str, str]) -> list[Figure]:
     """One figure per logged value of a training; runs: {run: folder under reports/}."""
     logs = {run: _log(root, folder) for run, folder in runs.items()}
-    keys = dict.fromkeys(key for rows in logs.values() for row in rows for key in row if key != "step")
+    keys = dict.fromkeys(
+        key for rows in logs.values() for row in rows for key in row if key != "step"
+    )
     found = []
     for index, key in enumerate(keys):
         series = {
-            run: ([r["step"] for r in rows if key in r], [r[key] for r in rows if key in r]) for run, rows in logs.items()
+            run: ([r["step"] for r in rows if key in r], [r[key] for r in rows if key in r])
+            for run, rows in logs.items()
         }
         found.append(_curves(assets, f"{name}-{index:02d}", *_titled(key, keys), series))
     return found
@@ -62,18 +72,31 @@ def _titled(key: str, keys: Collection[str]) -> tuple[str, str]:
     if key in LOGGED:
         return LOGGED[key]
     if key.endswith(SPREAD):
-        return f"Spread of {label(key.removesuffix(SPREAD))}", "standard deviation inside a group, mean of the batch"
-    return label(key).replace("_", " "), "mean of the step’s candidates" if f"{key}{SPREAD}" in keys else ""
+        return (
+            f"Spread of {label(key.removesuffix(SPREAD))}",
+            "standard deviation inside a group, mean of the batch",
+        )
+    return label(key).replace(
+        "_", " "
+    ), "mean of the step’s candidates" if f"{key}{SPREAD}" in keys else ""
 
 
 def _curves(assets: Path, name: str, title: str, note: str, series: figures.Series) -> Figure:
     figures.curves(assets / f"figures/{name}.svg", title, series)
-    ends = "; ".join(f"{label(run)} from {y[0]:.4g} to {y[-1]:.4g}" for run, (_, y) in series.items() if len(y))
-    return {"url": f"assets/figures/{name}.svg", "alt": f"{title} over training steps: {ends}", "note": note}
+    ends = "; ".join(
+        f"{label(run)} from {y[0]:.4g} to {y[-1]:.4g}" for run, (_, y) in series.items() if len(y)
+    )
+    return {
+        "url": f"assets/figures/{name}.svg",
+        "alt": f"{title} over training steps: {ends}",
+        "note": note,
+    }
 
 
 def _log(root: Path, folder: str) -> list[dict[str, float]]:
-    return [json.loads(line) for line in read_text(root, f"reports/{folder}/metrics.jsonl").splitlines()]
+    return [
+        json.loads(line) for line in read_text(root, f"reports/{folder}/metrics.jsonl").splitlines()
+    ]
 
 
 def read_groups(root: Path, reward: Reward) -> Groups:
@@ -84,15 +107,27 @@ def read_groups(root: Path, reward: Reward) -> Groups:
     if not rows:
         raise ValueError("data/rollouts: no rollouts; run the stage `rollout`, or `dvc repro`")
     rows.sort(key=lambda row: str(row["id"]))
-    metrics = {metric: np.array([row["metrics"][metric] for row in rows], dtype=np.float64) for metric in rows[0]["metrics"]}
-    return {"reward": np.array([reward_of(row["metrics"], row["detail_share"], reward)[0] for row in rows]), **metrics}
+    metrics = {
+        metric: np.array([row["metrics"][metric] for row in rows], dtype=np.float64)
+        for metric in rows[0]["metrics"]
+    }
+    return {
+        "reward": np.array(
+            [reward_of(row["metrics"], row["detail_share"], reward)[0] for row in rows]
+        ),
+        **metrics,
+    }
 
 
-def batches(root: Path, assets: Path, groups: Groups, seed: int, settings: Finetune) -> list[Figure]:
-    """Reward and metrics over the steps, of the groups that each step visited and of their preferred candidates.
+def batches(
+    root: Path, assets: Path, groups: Groups, seed: int, settings: Finetune
+) -> list[Figure]:
+    """Reward and metrics over the steps, of the groups that each step visited and of their
+    preferred candidates.
 
-    The order of the groups is that of gdpo/preference/loop.py. Where the spread of the reward that it logged says
-    otherwise (rollouts made in the loop, say), there is nothing to show: an empty list.
+    The order of the groups is that of gdpo/preference/loop.py. Where the spread of the reward that
+    it logged says otherwise (rollouts made in the loop, say), there is nothing to show: an empty
+    list.
     """
     rows = _log(root, "finetune/gdpo")
     steps = [int(row["step"]) for row in rows]
@@ -108,16 +143,25 @@ def batches(root: Path, assets: Path, groups: Groups, seed: int, settings: Finet
     for index, (metric, values_BG) in enumerate(groups.items()):
         chosen_B = np.take_along_axis(values_BG, best_B[:, None], axis=1)[:, 0]
         means = {GROUP_MEAN: values_BG.mean(axis=1), PREFERRED: chosen_B}
-        series = {name: (steps, values_B[visited_SB].mean(axis=1)) for name, values_B in means.items()}
-        found.append(_curves(assets, f"batch-{index:02d}", label(metric), "of the step’s candidates", series))
+        series = {
+            name: (steps, values_B[visited_SB].mean(axis=1)) for name, values_B in means.items()
+        }
+        found.append(
+            _curves(assets, f"batch-{index:02d}", label(metric), "of the step’s candidates", series)
+        )
     return found
 
 
 def _visited(seed: int, position_SB: np.ndarray, count: int) -> np.ndarray:
     """The groups at positions of finetune's endless, per-epoch shuffled order."""
     epoch_SB, offset_SB = np.divmod(position_SB, count)
-    orders = {int(epoch): numpy_generator(seed, "groups", int(epoch)).permutation(count) for epoch in np.unique(epoch_SB)}
-    return np.vectorize(lambda epoch, offset: orders[epoch][offset], otypes=[np.int64])(epoch_SB, offset_SB)
+    orders = {
+        int(epoch): numpy_generator(seed, "groups", int(epoch)).permutation(count)
+        for epoch in np.unique(epoch_SB)
+    }
+    return np.vectorize(lambda epoch, offset: orders[epoch][offset], otypes=[np.int64])(
+        epoch_SB, offset_SB
+    )
 
 
 def rollouts(assets: Path, groups: Groups) -> dict[str, Any]:
@@ -126,10 +170,15 @@ def rollouts(assets: Path, groups: Groups) -> dict[str, Any]:
     ranks, spreads = [], []
     for index, (metric, values_BG) in enumerate(groups.items()):
         file, title = f"figures/rank-{index:02d}.svg", label(metric)
-        ranked_BG = np.take_along_axis(values_BG - values_BG.mean(axis=1, keepdims=True), order_BG, axis=1)
+        ranked_BG = np.take_along_axis(
+            values_BG - values_BG.mean(axis=1, keepdims=True), order_BG, axis=1
+        )
         figures.ranks(assets / file, title, ranked_BG)
         first, last = ranked_BG.mean(axis=0)[[0, -1]]
-        alt = f"{title} by rank, relative to the group’s mean: best candidate {first:+.4g}, worst {last:+.4g}"
+        alt = (
+            f"{title} by rank, relative to the group’s mean: best candidate {first:+.4g}, worst "
+            f"{last:+.4g}"
+        )
         ranks.append({"url": f"assets/{file}", "alt": alt, "note": ""})
         file, spread_B = f"figures/spread-{index:02d}.svg", values_BG.std(axis=1, ddof=1)
         figures.histogram(assets / file, title, "standard deviation inside a group", spread_B)
@@ -138,4 +187,10 @@ def rollouts(assets: Path, groups: Groups) -> dict[str, Any]:
     reward_BG = groups["reward"]
     flat = int((reward_BG.max(axis=1) == reward_BG.min(axis=1)).sum())
     count, group = reward_BG.shape
-    return {"ranks": ranks, "spreads": spreads, "groups": count, "group": group, "without_spread": flat}
+    return {
+        "ranks": ranks,
+        "spreads": spreads,
+        "groups": count,
+        "group": group,
+        "without_spread": flat,
+    }

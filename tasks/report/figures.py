@@ -1,6 +1,8 @@
-"""The report's figures: small SVG files, one panel each for a phone to stack, readable in light and dark mode.
+"""The report's figures: small SVG files, one panel each for a phone to stack, readable in light and
+dark mode.
 
-The same input gives the same bytes (no date, salted ids). Ink and grid are drawn in marker colours, which become CSS
+The same input gives the same bytes (no date, salted ids). Ink and grid are drawn in marker colours,
+which become CSS
 variables: the browser resolves them for the reader's colour scheme, also inside <img>.
 """
 
@@ -23,15 +25,33 @@ STYLE = (
     ":root{--ink:#3a4049;--grid:#e3e6ea}@media(prefers-color-scheme:dark){:root{--ink:#b9c0ca;--grid:#333a44}}"
     "text{font-family:system-ui,sans-serif!important}"
 )
-Series = Mapping[str, tuple[Sequence[float], Sequence[float] | np.ndarray]]  # {run: (steps, values)}
+Series = Mapping[
+    str, tuple[Sequence[float], Sequence[float] | np.ndarray]
+]  # {run: (steps, values)}
 
 SETTINGS: Any = {  # matplotlib types its own keys one by one
-    "svg.fonttype": "none", "svg.hashsalt": "gdpo-sr", "font.size": 9, "text.color": INK, "axes.labelcolor": INK,
-    "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK, "grid.color": GRID, "axes.grid": True,
-    "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.7,
-    "axes.titlesize": 10, "axes.titlelocation": "left", "legend.frameon": False, "legend.fontsize": 8,
-    "axes.unicode_minus": True, "axes.formatter.useoffset": False, "font.sans-serif": ["DejaVu Sans"],
-}  # fmt: skip
+    "svg.fonttype": "none",
+    "svg.hashsalt": "gdpo-sr",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": GRID,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "axes.unicode_minus": True,
+    "axes.formatter.useoffset": False,
+    "font.sans-serif": ["DejaVu Sans"],
+}
 
 
 def _axes(title: str, xlabel: str, width: float = 4.2, height: float = 2.6) -> tuple[Figure, Axes]:
@@ -52,7 +72,10 @@ def _save(figure: Figure, path: Path) -> None:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue().replace(INK, "var(--ink)").replace(GRID, "var(--grid)")
-    path.write_text(svg.replace('<style type="text/css">', f'<style type="text/css">{STYLE}', 1), encoding="utf-8")
+    path.write_text(
+        svg.replace('<style type="text/css">', f'<style type="text/css">{STYLE}', 1),
+        encoding="utf-8",
+    )
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
@@ -65,13 +88,21 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 
 def curves(path: Path, title: str, series: Series) -> None:
-    """One logged value over training steps: raw faintly, its running mean strongly; {run: (steps, values)}."""
+    """One logged value over training steps: raw faintly, its running mean strongly; {run: (steps,
+    values)}.
+    """
     with mpl.rc_context(SETTINGS):
         figure, axes = _axes(title, "step")
         for run, (steps, values) in series.items():
             color = _color(run, list(series))
             axes.plot(steps, values, color=color, alpha=0.3, linewidth=0.8)
-            axes.plot(steps, _smooth(np.asarray(values, dtype=np.float64)), color=color, linewidth=1.6, label=label(run))
+            axes.plot(
+                steps,
+                _smooth(np.asarray(values, dtype=np.float64)),
+                color=color,
+                linewidth=1.6,
+                label=label(run),
+            )
         if len(series) > 1:
             axes.legend()
         _save(figure, path)
@@ -87,7 +118,8 @@ def histogram(path: Path, title: str, xlabel: str, values: np.ndarray) -> None:
 
 
 def ranks(path: Path, title: str, ranked_BG: np.ndarray) -> None:
-    """A metric of the candidates by rank in their group, best reward first, relative to the group's mean.
+    """A metric of the candidates by rank in their group, best reward first, relative to the group's
+    mean.
 
     The line is the mean over groups, the band their middle half.
     """
@@ -96,22 +128,32 @@ def ranks(path: Path, title: str, ranked_BG: np.ndarray) -> None:
     with mpl.rc_context(SETTINGS):
         figure, axes = _axes(f"{title} by rank in the group", "rank by reward, 1 = best")
         axes.fill_between(x, low, high, color=COLORS["gdpo"], alpha=0.22, linewidth=0)
-        axes.plot(x, ranked_BG.mean(axis=0), "o-", color=COLORS["gdpo"], linewidth=1.6, markersize=4)
+        axes.plot(
+            x, ranked_BG.mean(axis=0), "o-", color=COLORS["gdpo"], linewidth=1.6, markersize=4
+        )
         axes.axhline(0, color=INK, linewidth=0.8)
         axes.set_xticks(x)
         _save(figure, path)
 
 
 def forest(path: Path, rows: Sequence[tuple[str, str, float, float, float]]) -> None:
-    """Effects with intervals, one line per (metric label, run, mean, low, high); right of zero is better."""
+    """Effects with intervals, one line per (metric label, run, mean, low, high); right of zero is
+    better.
+    """
     labels = list(dict.fromkeys(row[0] for row in rows))
     runs = list(dict.fromkeys(row[1] for row in rows))
     with mpl.rc_context(SETTINGS):
-        figure, axes = _axes("", "better →  (NAOSD’s within-image standard deviations)", 4.8, 0.9 + 0.5 * len(labels))
+        figure, axes = _axes(
+            "", "better →  (NAOSD’s within-image standard deviations)", 4.8, 0.9 + 0.5 * len(labels)
+        )
         for name, run, mean, low, high in rows:
-            y = -labels.index(name) + 0.28 * ((len(runs) - 1) / 2 - runs.index(run)) * 2 / max(len(runs), 2)
+            y = -labels.index(name) + 0.28 * ((len(runs) - 1) / 2 - runs.index(run)) * 2 / max(
+                len(runs), 2
+            )
             color = _color(run, runs)
-            axes.plot([low, high], [y, y], color=color, linewidth=2.4, solid_capstyle="round", alpha=0.6)
+            axes.plot(
+                [low, high], [y, y], color=color, linewidth=2.4, solid_capstyle="round", alpha=0.6
+            )
             axes.plot([mean], [y], "o", color=color, markersize=6)
         for run in runs:
             axes.plot([], [], "o-", color=_color(run, runs), label=label(run))

@@ -1,11 +1,12 @@
-"""The parts of the report that are pictures, each made from one benchmark's folder reports/evaluate/<benchmark>.
+"""The parts of the report that are pictures, each made from one benchmark's folder
+reports/evaluate/<benchmark>.
 
     viewer        images of all models on one scale, with the scores of what is shown (noise 0)
     candidates    groups of NAOSD outputs as training scores them
     maps          which pixels count as detail in the reward
 
-Pictures become WebP under reports/assets/images/<benchmark>, in the folders that evaluate named: a photograph's own
-name is no part of any path. Addresses are relative to reports/.
+Pictures become WebP under reports/assets/images/<benchmark>, in the folders that evaluate named: a
+photograph's own name is no part of any path. Addresses are relative to reports/.
 """
 
 import json
@@ -48,39 +49,72 @@ class Gallery:
         picture = Image.fromarray(image)
         picture.thumbnail((side, side), Image.Resampling.LANCZOS)
         small = side > THUMB_SIDE and max(picture.size) <= LOSSLESS_SIDE
-        picture.save(path, "WEBP", lossless=small, quality=90 if side > THUMB_SIDE else 80, method=4)
+        picture.save(
+            path, "WEBP", lossless=small, quality=90 if side > THUMB_SIDE else 80, method=4
+        )
         return quote(f"assets/images/{self.benchmark}/{name}.webp")
 
     def views(self) -> dict[str, str]:
         """{file stem: printed name} of what the viewer can show, worst first."""
-        names = {"lr": "Low resolution", **{model: label(model) for model in self.summary["models"]}, "hr": "Original"}
+        names = {
+            "lr": "Low resolution",
+            **{model: label(model) for model in self.summary["models"]},
+            "hr": "Original",
+        }
         folders = [self.source / "images" / file["folder"] for file in self.summary["files"]]
-        return {view: name for view, name in names.items() if all((f / f"{view}.png").is_file() for f in folders)}
+        return {
+            view: name
+            for view, name in names.items()
+            if all((f / f"{view}.png").is_file() for f in folders)
+        }
 
     def viewer(self, assets: Path) -> dict[str, Any]:
-        """Data of the before/after viewer: for each image the address of every view and the scores of noise 0."""
+        """Data of the before/after viewer: for each image the address of every view and the scores
+        of noise 0.
+        """
         metrics, views = list(self.summary["metrics"]), self.views()
-        table = pq.read_table(self.source / "per_image.parquet", filters=[("noise", "=", 0)]).to_pylist()
-        scores = {(row["image"], row["model"]): _score_texts({m: row[m] for m in metrics}) for row in table}
+        table = pq.read_table(
+            self.source / "per_image.parquet", filters=[("noise", "=", 0)]
+        ).to_pylist()
+        scores = {
+            (row["image"], row["model"]): _score_texts({m: row[m] for m in metrics})
+            for row in table
+        }
         images = []
         for file in spread(self.summary["files"], VIEWER_IMAGES):
-            pictures = {view: read_photo(self.source / "images" / file["folder"] / f"{view}.png") for view in views}
+            pictures = {
+                view: read_photo(self.source / "images" / file["folder"] / f"{view}.png")
+                for view in views
+            }
             thumb = pictures["hr" if "hr" in views else "gdpo"]
-            images.append({
-                "name": file["id"],
-                "thumb": self._webp(thumb, assets, f"{file['folder']}/thumb", THUMB_SIDE),
-                "views": {view: self._webp(picture, assets, f"{file['folder']}/{view}") for view, picture in pictures.items()},
-                "scores": {model: scores[file["id"], model] for model in views if (file["id"], model) in scores},
-                "size": [file["width"], file["height"]],
-            })  # fmt: skip
+            images.append(
+                {
+                    "name": file["id"],
+                    "thumb": self._webp(thumb, assets, f"{file['folder']}/thumb", THUMB_SIDE),
+                    "views": {
+                        view: self._webp(picture, assets, f"{file['folder']}/{view}")
+                        for view, picture in pictures.items()
+                    },
+                    "scores": {
+                        model: scores[file["id"], model]
+                        for model in views
+                        if (file["id"], model) in scores
+                    },
+                    "size": [file["width"], file["height"]],
+                }
+            )
         return {"views": views, "images": images, "of": self.summary["images"]}
 
     def candidates(self, assets: Path) -> list[dict[str, Any]]:
         """Groups of NAOSD outputs, best advantage first."""
         return [
             {"name": group["image"], "members": self._members(group, assets)}
-            for group in json.loads(read_text(self.root, f"reports/evaluate/{self.benchmark}/candidates.json"))
-            if (self.source / "images" / group["folder"]).is_dir()  # a large benchmark keeps the pictures of some images
+            for group in json.loads(
+                read_text(self.root, f"reports/evaluate/{self.benchmark}/candidates.json")
+            )
+            if (
+                self.source / "images" / group["folder"]
+            ).is_dir()  # a large benchmark keeps the pictures of some images
         ]
 
     def _members(self, group: dict[str, Any], assets: Path) -> list[dict[str, Any]]:
@@ -88,32 +122,51 @@ class Gallery:
         members = []
         for noise, member in enumerate(group["members"]):
             image = read_photo(self.source / "images" / group["folder"] / f"candidates/{noise}.png")
-            members.append({
-                **{key: number(member[key], 2, sign=key == "advantage") for key in ("reward", "advantage")},
-                "weight": member["advantage"],
-                "bar": round(50 * abs(member["advantage"]) / largest),
-                "noise": noise,
-                "url": self._webp(image, assets, f"{group['folder']}/candidate-{noise}"),
-                "scores": list(zip(map(label, member["metrics"]), _score_texts(member["metrics"]), strict=True)),
-            })  # fmt: skip
+            members.append(
+                {
+                    **{
+                        key: number(member[key], 2, sign=key == "advantage")
+                        for key in ("reward", "advantage")
+                    },
+                    "weight": member["advantage"],
+                    "bar": round(50 * abs(member["advantage"]) / largest),
+                    "noise": noise,
+                    "url": self._webp(image, assets, f"{group['folder']}/candidate-{noise}"),
+                    "scores": list(
+                        zip(
+                            map(label, member["metrics"]),
+                            _score_texts(member["metrics"]),
+                            strict=True,
+                        )
+                    ),
+                }
+            )
         return sorted(members, key=lambda member: (-member["weight"], member["noise"]))
 
     def maps(self, assets: Path, grayscale: Grayscale) -> list[dict[str, Any]]:
-        """HR images with what the reward takes for detail tinted orange and the smooth rest dimmed."""
+        """HR images with what the reward takes for detail tinted orange and the smooth rest
+        dimmed.
+        """
         found = []
         for file in spread(self.summary["files"], MAP_IMAGES):
             hr = read_photo(self.source / "images" / file["folder"] / "hr.png")
             detail = detail_map(to_tensor(hr)[None], grayscale)[0].numpy()[..., None]
             gray = hr.mean(axis=2, keepdims=True)
-            tinted = np.where(detail, 0.55 * gray + 0.45 * np.array([255, 140, 40]), 0.45 * gray + 20)
+            tinted = np.where(
+                detail, 0.55 * gray + 0.45 * np.array([255, 140, 40]), 0.45 * gray + 20
+            )
             url = self._webp(tinted.round().astype(np.uint8), assets, f"{file['folder']}/detail")
-            found.append({"name": file["id"], "url": url, "percent": round(100 * file["detail_share"])})
+            found.append(
+                {"name": file["id"], "url": url, "percent": round(100 * file["detail_share"])}
+            )
         return found
 
 
 def spread(items: list[Any], most: int) -> list[Any]:
     """At most `most` of the items, evenly over the list."""
-    return [items[index * len(items) // most] for index in range(most)] if len(items) > most else items
+    return (
+        [items[index * len(items) // most] for index in range(most)] if len(items) > most else items
+    )
 
 
 def _score_texts(values: dict[str, float]) -> list[str]:

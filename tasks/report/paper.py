@@ -1,16 +1,26 @@
-"""The paper's tables of results as data: arXiv 2603.16769v1, Tables 1-4, 8, 10 and 12, and what Fig. 7 varies.
+"""The paper's tables of results as data: arXiv 2603.16769v1, Tables 1-4, 8, 10 and 12, and what
+Fig. 7 varies.
 
-A line of a table is the line of the paper's text, so it can be held against it (tests/tasks/report/test_published.py).
-The dataset stands on its last line in the paper's text extraction; here it stands above its lines.
+A line of a table is the line of the paper's text, so it can be held against it
+(tests/tasks/report/test_published.py). The dataset stands on its last line in the paper's text
+extraction; here it stands above its lines.
 """
 
 from dataclasses import dataclass
 
-# Column of the paper -> our metric of the same definition (docs/fidelity.md; MANIQA has the PIPAL weights in the tables).
+# Column of the paper -> our metric of the same definition (docs/fidelity.md; MANIQA has the PIPAL
+# weights in the tables).
 METRICS = {
-    "PSNR": "psnr_y", "SSIM": "ssim_y", "LPIPS": "lpips_alex", "FID": "fid", "DISTS": "dists", "MANIQA": "maniqa_pipal",
-    "MUSIQ": "musiq", "CLIPIQA": "clipiqa", "AFINE": "afine",
-}  # fmt: skip
+    "PSNR": "psnr_y",
+    "SSIM": "ssim_y",
+    "LPIPS": "lpips_alex",
+    "FID": "fid",
+    "DISTS": "dists",
+    "MANIQA": "maniqa_pipal",
+    "MUSIQ": "musiq",
+    "CLIPIQA": "clipiqa",
+    "AFINE": "afine",
+}
 LOWER_IS_BETTER = frozenset({"LPIPS", "FID", "DISTS", "AFINE"})
 # Dataset of the paper -> the name that a benchmark of these pairs has in `evaluate.pairs`.
 BENCHMARKS = {"DRealSR": "drealsr", "RealSR": "realsr", "DIV2K-val": "div2k_val"}
@@ -23,7 +33,9 @@ Results = dict[str, dict[str, dict[str, float]]]  # dataset -> method -> column 
 
 @dataclass(frozen=True)
 class Published:
-    """One table of results: its number, its subject, its columns, and the values by dataset and method, in order."""
+    """One table of results: its number, its subject, its columns, and the values by dataset and
+    method, in order.
+    """
 
     number: int
     subject: str
@@ -133,8 +145,8 @@ TABLES = {
 }
 NOISES_TABLE_8 = 50
 
-# Table 4, by row: 10^9 parameters, seconds for a 512 x 512 image (mean of 100), and "FLOPs" in 10^12, which are
-# multiply-accumulates (gdpo.cost.count).
+# Table 4, by row: 10^9 parameters, seconds for a 512 x 512 image (mean of 100), and "FLOPs" in
+# 10^12, which are multiply-accumulates (gdpo.cost.count).
 TABLE_4_METHODS = ("StableSR", "DiffBIR", "SeeSR", "PASD", "OSEDiff", "InvSR", "GDPO-SR")
 TABLE_4 = {
     "Para.(B)": (1.56, 1.68, 2.51, 2.31, 1.77, 1.33, 1.77),
@@ -142,8 +154,9 @@ TABLE_4 = {
     "FLOPs(T)": (79.94, 24.31, 65.86, 29.13, 2.27, 2.40, 2.27),
 }
 
-# Fig. 7: the settings (t_add, t_diff) of NAOSD. (a) shows max - min of PSNR and MUSIQ over 50 noises on RealSR, (b) their
-# means. The values are drawn, not printed; what the text says of them is that both ranges grow from the first to the third.
+# Fig. 7: the settings (t_add, t_diff) of NAOSD. (a) shows max - min of PSNR and MUSIQ over 50
+# noises on RealSR, (b) their means. The values are drawn, not printed; what the text says of them
+# is that both ranges grow from the first to the third.
 FIGURE_7 = ((100, 100), (250, 250), (500, 500), (250, 100))
 T_ADD_TABLE_10 = (150, 250, 350)
 T_DIFF = 100  # of GDPO-SR

@@ -1,7 +1,9 @@
-"""The paper's tables with our figures beside the paper's: `gdpo-sr tables`, and `paper_tables` for the report.
+"""The paper's tables with our figures beside the paper's: `gdpo-sr tables`, and `paper_tables` for
+the report.
 
-Ours come from reports/evaluate/*/ (every benchmark that was evaluated), benchmarks/results/sweep.json (Table 10, Fig. 7;
-benchmarks/sweep.py) and benchmarks/results/inference.json (Table 4; benchmarks/inference.py), as far as these are there.
+Ours come from reports/evaluate/*/ (every benchmark that was evaluated),
+benchmarks/results/sweep.json (Table 10, Fig. 7; benchmarks/sweep.py) and
+benchmarks/results/inference.json (Table 4; benchmarks/inference.py), as far as these are there.
 """
 
 import argparse
@@ -29,7 +31,9 @@ FORMATS: dict[str, Callable[[Table], str]] = {"md": to_markdown, "csv": to_csv, 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Where the tables go."""
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write each as Markdown, CSV and HTML instead")
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="write each as Markdown, CSV and HTML instead"
+    )
     parser.add_argument("--json", action="store_true", help="print the cells as JSON")
 
 
@@ -40,9 +44,13 @@ def main(args: argparse.Namespace) -> int:
         write(found, args.out)
         sys.stdout.write(f"{args.out}: {len(found)} tables\n")
     elif args.json:
-        sys.stdout.write(json.dumps([asdict(table) for table in found], indent=1, ensure_ascii=False) + "\n")
+        sys.stdout.write(
+            json.dumps([asdict(table) for table in found], indent=1, ensure_ascii=False) + "\n"
+        )
     else:
-        sys.stdout.write("\n".join(f"{table.caption}\n\n{to_text(table)}\n" + _notes(table) for table in found))
+        sys.stdout.write(
+            "\n".join(f"{table.caption}\n\n{to_text(table)}\n" + _notes(table) for table in found)
+        )
     return 0
 
 
@@ -60,20 +68,31 @@ def write(found: list[Table], folder: Path) -> None:
 
 
 def paper_tables(root: Path) -> list[Table]:
-    """Tables 1-4, Fig. 7, Tables 8, 10 and 12 from what lies under `root`; a cell without a measurement is empty, the
-    notes say why. ValueError naming a file that is damaged.
+    """Tables 1-4, Fig. 7, Tables 8, 10 and 12 from what lies under `root`; a cell without a
+    measurement is empty, the notes say why. ValueError naming a file that is damaged.
     """
     runs, weights = [], {}
-    for folder in sorted(path.parent for path in (root / "reports/evaluate").glob("*/summary.json")):
+    for folder in sorted(
+        path.parent for path in (root / "reports/evaluate").glob("*/summary.json")
+    ):
         runs.append(_run(folder))
         weights[folder.name] = _origin(folder).get("weights", {})
     sweep, inference = _read(root, "sweep.json", {}), _read(root, "inference.json", [])
     found = tables(runs, sweep["results"], inference["results"])
-    others = [name for name, origin in sweep.get("origin", {}).items() if _differ(weights.get(name), origin["weights"])]
-    notes = [
-        f"{name}: measured with other weights than those evaluated; `python benchmarks/sweep.py` again." for name in others
+    others = [
+        name
+        for name, origin in sweep.get("origin", {}).items()
+        if _differ(weights.get(name), origin["weights"])
     ]
-    return [replace(table, notes=[*table.notes, *notes]) if table.name in SWEPT else table for table in found]
+    notes = [
+        f"{name}: measured with other weights than those evaluated; `python benchmarks/sweep.py` "
+        "again."
+        for name in others
+    ]
+    return [
+        replace(table, notes=[*table.notes, *notes]) if table.name in SWEPT else table
+        for table in found
+    ]
 
 
 def _read(root: Path, name: str, absent: Any) -> dict[str, Any]:
@@ -84,19 +103,25 @@ def _read(root: Path, name: str, absent: Any) -> dict[str, Any]:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return {**content, "results": content["results"]}
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{RESULTS / name}: damaged ({error}); measure again, or take it from git") from error
+        raise ValueError(
+            f"{RESULTS / name}: damaged ({error}); measure again, or take it from git"
+        ) from error
 
 
 def _differ(evaluated: Mapping[str, str] | None, swept: Mapping[str, str]) -> bool:
     """Whether an evaluated model has other weights than the one of that name in the sweep."""
     return any(
-        swept.get(model, weights) != weights for model, weights in (evaluated or {}).items() if model in paper.MODELS.values()
+        swept.get(model, weights) != weights
+        for model, weights in (evaluated or {}).items()
+        if model in paper.MODELS.values()
     )
 
 
 def _origin(folder: Path) -> dict[str, Any]:
     """Where the results of a benchmark come from."""
-    found: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8")).get("origin", {})
+    found: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8")).get(
+        "origin", {}
+    )
     return found
 
 
@@ -107,9 +132,14 @@ def _run(folder: Path) -> Run:
         table = pq.read_table(path)
         sets = json.loads((folder / "summary.json").read_text(encoding="utf-8")).get("sets", {})
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise ValueError(f"{path}: not the results of a benchmark ({str(error).splitlines()[0]}); evaluate it again") from error
+        raise ValueError(
+            f"{path}: not the results of a benchmark ({str(error).splitlines()[0]}); evaluate it "
+            "again"
+        ) from error
     metrics = [name for name in table.column_names if name in METRICS]
-    means = table.group_by(["model", "noise"], use_threads=False).aggregate([(metric, "mean") for metric in metrics])
+    means = table.group_by(["model", "noise"], use_threads=False).aggregate(
+        [(metric, "mean") for metric in metrics]
+    )
     models: dict[str, dict[str, Any]] = {}
     for row in means.sort_by("noise").to_pylist():
         for metric in metrics:

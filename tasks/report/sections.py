@@ -1,4 +1,5 @@
-"""The parts of the report that are made from files of one stage each; a function returns what its block shows.
+"""The parts of the report that are made from files of one stage each; a function returns what its
+block shows.
 
     photographs   index: used, and skipped by reason;  parts: what each part of degrade made
     reasons       select, index: counts by reason, as bars
@@ -6,7 +7,8 @@
     origins       evaluate: where the scores come from, out of the metadata of per_image.parquet
     data_docs     the pages of Great Expectations
 
-Pictures are in tasks/report/gallery.py, figures of training in tasks/report/curves.py. Addresses are relative to reports/.
+Pictures are in tasks/report/gallery.py, figures of training in tasks/report/curves.py. Addresses
+are relative to reports/.
 """
 
 import json
@@ -24,15 +26,21 @@ LONGEST_LIST = 12  # entries of a report.json that are listed one by one
 MOST_SKIPPED = 100  # photographs that are named with the reason
 
 
-def since(root: Path, benchmark: str, summary: Mapping[str, Any]) -> tuple[Changes, list[tuple[str, str, str]]] | None:
-    """GDPO-SR in this run against the promoted run, and (name, then, now) of what else differs between the two.
+def since(
+    root: Path, benchmark: str, summary: Mapping[str, Any]
+) -> tuple[Changes, list[tuple[str, str, str]]] | None:
+    """GDPO-SR in this run against the promoted run, and (name, then, now) of what else differs
+    between the two.
 
     None where nothing is promoted for the benchmark.
     """
     before = root / "promoted" / benchmark / "per_image.parquet"
     if not before.is_file():
         return None
-    higher = {metric: bool(properties["higher_is_better"]) for metric, properties in summary["metrics"].items()}
+    higher = {
+        metric: bool(properties["higher_is_better"])
+        for metric, properties in summary["metrics"].items()
+    }
     now = root / "reports/evaluate" / benchmark / "per_image.parquet"
     found = changes(_image_means(now, list(higher)), _image_means(before, list(higher)), higher)
     a, b = dict(origins(before)), dict(origins(now))
@@ -46,7 +54,9 @@ def _image_means(path: Path, metrics: list[str]) -> dict[str, dict[str, dict[str
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: no Parquet file ({str(error).splitlines()[0]})") from error
     present = [metric for metric in metrics if metric in table.column_names]
-    means = table.group_by(["model", "image"], use_threads=False).aggregate([(metric, "mean") for metric in present])
+    means = table.group_by(["model", "image"], use_threads=False).aggregate(
+        [(metric, "mean") for metric in present]
+    )
     found: dict[str, dict[str, dict[str, float]]] = {}
     for row in means.to_pylist():
         values = {m: row[f"{m}_mean"] for m in present if row[f"{m}_mean"] is not None}
@@ -55,9 +65,13 @@ def _image_means(path: Path, metrics: list[str]) -> dict[str, dict[str, dict[str
 
 
 def origins(path: Path) -> list[tuple[str, str]]:
-    """The metadata of a Parquet file as (name, text) lines: commit, hashes of weights, versions of metrics."""
+    """The metadata of a Parquet file as (name, text) lines: commit, hashes of weights, versions of
+    metrics.
+    """
     metadata = pq.read_schema(path).metadata or {}
-    texts = {key.decode(): value.decode() for key, value in metadata.items() if key != b"ARROW:schema"}
+    texts = {
+        key.decode(): value.decode() for key, value in metadata.items() if key != b"ARROW:schema"
+    }
     return flat({key: _parsed(text) for key, text in sorted(texts.items())})
 
 
@@ -71,11 +85,16 @@ def _parsed(text: str) -> Any:
 def reasons(found: Mapping[str, int]) -> list[tuple[str, int, float]]:
     """(reason, count, percent of all), most frequent first."""
     total = sum(found.values()) or 1
-    return [(name, count, 100 * count / total) for name, count in sorted(found.items(), key=lambda item: (-item[1], item[0]))]
+    return [
+        (name, count, 100 * count / total)
+        for name, count in sorted(found.items(), key=lambda item: (-item[1], item[0]))
+    ]
 
 
 def photographs(root: Path) -> list[dict[str, Any]]:
-    """Of the training and the held-out photographs: how many were used, or skipped for which reason, and which."""
+    """Of the training and the held-out photographs: how many were used, or skipped for which
+    reason, and which.
+    """
     found = json.loads(read_text(root, "reports/photographs/report.json"))
     return [
         {
@@ -90,22 +109,32 @@ def photographs(root: Path) -> list[dict[str, Any]]:
 
 def parts(root: Path, names: list[str]) -> list[tuple[str, int, int]]:
     """(part, photographs, pairs) of what each part of degrade made."""
-    found = [(name, json.loads(read_text(root, f"reports/degrade/{name}/report.json"))) for name in names]
+    found = [
+        (name, json.loads(read_text(root, f"reports/degrade/{name}/report.json"))) for name in names
+    ]
     return [(name, made["photographs"], made["pairs"]) for name, made in found]
 
 
 def data_docs(root: Path, names: list[str]) -> list[tuple[str, str]]:
-    """(what was checked, address) of the sites of Great Expectations that are under reports/data-docs."""
+    """(what was checked, address) of the sites of Great Expectations that are under
+    reports/data-docs.
+    """
     there = [name for name in names if (root / "reports/data-docs" / name / "index.html").is_file()]
     return [(name, quote(f"data-docs/{name}/index.html")) for name in there]
 
 
 def flat(content: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """Nested mappings become `a / b`; what is long (a count per photograph, say) becomes its length."""
+    """Nested mappings become `a / b`; what is long (a count per photograph, say) becomes its
+    length.
+    """
     if prefix and isinstance(content, dict | list) and len(content) > LONGEST_LIST:
         return [(prefix, _length(content))]
     if isinstance(content, dict) and content:
-        return [line for key, value in content.items() for line in flat(value, f"{prefix} / {key}" if prefix else key)]
+        return [
+            line
+            for key, value in content.items()
+            for line in flat(value, f"{prefix} / {key}" if prefix else key)
+        ]
     if isinstance(content, list) and any(isinstance(item, dict | list) for item in content):
         return [(prefix, _length(content))]
     if isinstance(content, list):

@@ -1,4 +1,6 @@
-"""Print what the last evaluation of a benchmark showed, from reports/evaluate/<benchmark>/summary.json: `gdpo-sr summary`."""
+"""Print what the last evaluation of a benchmark showed, from
+reports/evaluate/<benchmark>/summary.json: `gdpo-sr summary`.
+"""
 
 import argparse
 import json
@@ -17,7 +19,11 @@ REPORT = Path("reports/index.html")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which benchmark, and `--json` for programs."""
-    parser.add_argument("--benchmark", metavar="NAME", help="default: the first of evaluate.benchmarks in params.yaml")
+    parser.add_argument(
+        "--benchmark",
+        metavar="NAME",
+        help="default: the first of evaluate.benchmarks in params.yaml",
+    )
     parser.add_argument("--json", action="store_true", help="print summary.json itself")
 
 
@@ -29,9 +35,13 @@ def main(args: argparse.Namespace) -> int:
 
 
 def read(root: Path, benchmark: str | None = None) -> Mapping[str, Any]:
-    """The summary of a benchmark that the evaluate stage wrote under `root`; None: the first in root/params.yaml."""
+    """The summary of a benchmark that the evaluate stage wrote under `root`; None: the first in
+    root/params.yaml.
+    """
     params = root / "params.yaml"
-    first = load(params).evaluate.benchmarks[0] if benchmark is None and params.is_file() else SAMPLE
+    first = (
+        load(params).evaluate.benchmarks[0] if benchmark is None and params.is_file() else SAMPLE
+    )
     path = Path("reports/evaluate", benchmark or first, "summary.json")
     if not (root / path).is_file():
         raise ValueError(f"{path}: not there yet; `dvc repro` makes it")
@@ -45,12 +55,20 @@ def read(root: Path, benchmark: str | None = None) -> Mapping[str, Any]:
 def text(summary: Mapping[str, Any], root: Path) -> str:
     """What `make demo` ends with."""
     models, differences = models_table(summary), differences_table(summary)
-    parts = [to_text(models), models.caption, to_text(differences), differences.caption, verdict_sentence(summary)]
+    parts = [
+        to_text(models),
+        models.caption,
+        to_text(differences),
+        differences.caption,
+        verdict_sentence(summary),
+    ]
     return "\n\n".join(["", *parts, f"Report: {root / REPORT}"])
 
 
 def artifact(summary: Mapping[str, Any]) -> tuple[list[dict[str, str]], str]:
-    """For a table artifact: one mapping from heading to text per model, and the verdict as its description."""
+    """For a table artifact: one mapping from heading to text per model, and the verdict as its
+    description.
+    """
     table = models_table(summary)
     rows = [dict(zip(table.header, (cell.text for cell in row), strict=True)) for row in table.rows]
     return rows, verdict_sentence(summary)

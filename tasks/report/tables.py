@@ -1,6 +1,7 @@
 """Tables of an evaluation: one source for Markdown, CSV, HTML and plain text.
 
-    models_table(summary)        rows models, columns metrics: mean +- standard error over images, the best in bold
+    models_table(summary)        rows models, columns metrics: mean +- standard error over images,
+                                 the best in bold
     differences_table(summary)   rows comparison x metric: difference, interval, p, effect, verdict
 
 `summary` is what the evaluate stage writes to summary.json.
@@ -18,18 +19,34 @@ from typing import Any
 LABELS = {"bicubic": "Bicubic", "naosd": "NAOSD", "gdpo": "GDPO-SR", "control": "Control"}
 # A metric of several variants says which it is: a heading is read without the text around it.
 METRIC_LABELS = {
-    "psnr_y": "PSNR-Y", "ssim_y": "SSIM-Y", "ms_ssim": "MS-SSIM", "gmsd": "GMSD", "vif": "VIF", "niqe": "NIQE (own fit)",
-    "piqe": "PIQE", "entropy": "Entropy", "musiq": "MUSIQ", "maniqa_koniq": "MANIQA (KonIQ)",
-    "maniqa_pipal": "MANIQA (PIPAL)", "lpips_alex": "LPIPS", "dists": "DISTS", "clipiqa": "CLIPIQA", "afine": "A-FINE",
-    "fid": "FID", "niqe_pyiqa": "NIQE (published)", "reward": "Reward",
-}  # fmt: skip
+    "psnr_y": "PSNR-Y",
+    "ssim_y": "SSIM-Y",
+    "ms_ssim": "MS-SSIM",
+    "gmsd": "GMSD",
+    "vif": "VIF",
+    "niqe": "NIQE (own fit)",
+    "piqe": "PIQE",
+    "entropy": "Entropy",
+    "musiq": "MUSIQ",
+    "maniqa_koniq": "MANIQA (KonIQ)",
+    "maniqa_pipal": "MANIQA (PIPAL)",
+    "lpips_alex": "LPIPS",
+    "dists": "DISTS",
+    "clipiqa": "CLIPIQA",
+    "afine": "A-FINE",
+    "fid": "FID",
+    "niqe_pyiqa": "NIQE (published)",
+    "reward": "Reward",
+}
 
 Summary = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: its text, the number to sort by (None: sort by text), and whether it is the best of its column."""
+    """One cell: its text, the number to sort by (None: sort by text), and whether it is the best of
+    its column.
+    """
 
     text: str
     value: float | None = None
@@ -51,7 +68,9 @@ class Table:
 
 
 def number(value: float | None, decimals: int, *, sign: bool = False) -> str:
-    """A number with a fixed count of decimals and a real minus sign; a dash where there is none; never "-0.00"."""
+    """A number with a fixed count of decimals and a real minus sign; a dash where there is none;
+    never "-0.00".
+    """
     if value is None:
         return "–"
     value = round(value, decimals) + 0.0
@@ -60,7 +79,9 @@ def number(value: float | None, decimals: int, *, sign: bool = False) -> str:
 
 def _decimals(standard_error: float | None) -> int:
     """Decimals that show two digits of the standard error, between 2 and 5."""
-    if not standard_error or standard_error < 1e-9:  # a reference's own reward: 0 by construction, but for rounding
+    if (
+        not standard_error or standard_error < 1e-9
+    ):  # a reference's own reward: 0 by construction, but for rounding
         return 3
     return min(max(1 - math.floor(math.log10(standard_error)), 2), 5)
 
@@ -86,7 +107,9 @@ def metric_heading(summary: Summary, metric: str) -> str:
 
 
 def sample(summary: Summary) -> str:
-    """How many images an interval is about, and how many photographs: tiles of one resemble each other."""
+    """How many images an interval is about, and how many photographs: tiles of one resemble each
+    other.
+    """
     images, photographs = summary["images"], summary.get("photographs", summary["images"])
     if photographs == images:
         return f"{images} images"
@@ -97,14 +120,24 @@ def no_published_niqe(metrics: Iterable[str]) -> str:
     """What a caption adds where `niqe` is shown: its values look like published ones."""
     if "niqe" not in metrics:
         return ""
-    return f" {label('niqe')}: NIQE with pristine parameters of our own, so no published NIQE compares."
+    return (
+        f" {label('niqe')}: NIQE with pristine parameters of our own, so no published NIQE "
+        "compares."
+    )
 
 
 def models_table(summary: Summary) -> Table:
-    """Every model's mean and standard error for every metric; the best mean of a column is bold, and says no more."""
+    """Every model's mean and standard error for every metric; the best mean of a column is bold,
+    and says no more.
+    """
     metrics, models = list(summary["metrics"]), summary["models"]
-    sign = {metric: 1 if summary["metrics"][metric]["higher_is_better"] else -1 for metric in metrics}
-    best = {metric: max(sign[metric] * values[metric]["mean"] for values in models.values()) for metric in metrics}
+    sign = {
+        metric: 1 if summary["metrics"][metric]["higher_is_better"] else -1 for metric in metrics
+    }
+    best = {
+        metric: max(sign[metric] * values[metric]["mean"] for values in models.values())
+        for metric in metrics
+    }
     # One count of decimals per column, from the reference's standard error.
     reference = models[summary.get("reference", "naosd")]
     decimals = {metric: _decimals(reference[metric]["standard_error"]) for metric in metrics}
@@ -115,19 +148,32 @@ def models_table(summary: Summary) -> Table:
         return Cell(text, value, sign[metric] * value == best[metric])
 
     caption = (
-        f"Mean ± standard error over {summary['images']} images of the mean over {summary['noises']} noises. Bold: "
-        f"the best mean of the column. The reward is in {label(summary.get('reference', 'naosd'))}'s within-image standard "
+        f"Mean ± standard error over {summary['images']} images of the mean over "
+        f"{summary['noises']} noises. Bold: "
+        "the best mean of the column. The reward is in "
+        f"{label(summary.get('reference', 'naosd'))}'s within-image standard "
         "deviations."
     )
     caption += no_published_niqe(metrics)
     sets = summary.get("sets", {})
     if sets:
-        caption += f" {', '.join(map(label, sets))}: of all images together, mean ± standard error over the noises."
+        caption += (
+            f" {', '.join(map(label, sets))}: of all images together, mean ± standard "
+            "error over the noises."
+        )
     rows = [
-        [Cell(label(model)), *(cell(model, metric) for metric in metrics), *(_set_cell(sets[name], model) for name in sets)]
+        [
+            Cell(label(model)),
+            *(cell(model, metric) for metric in metrics),
+            *(_set_cell(sets[name], model) for name in sets),
+        ]
         for model in models
     ]
-    header = ["Model", *(metric_heading(summary, metric) for metric in metrics), *(f"{label(name)} ↓" for name in sets)]
+    header = [
+        "Model",
+        *(metric_heading(summary, metric) for metric in metrics),
+        *(f"{label(name)} ↓" for name in sets),
+    ]
     return Table(caption, header, rows)
 
 
@@ -143,17 +189,23 @@ def _set_cell(values: Mapping[str, Sequence[float]], model: str) -> Cell:
 
 def difference(summary: Summary, pair: str, metric: str) -> Mapping[str, Any]:
     """The row of `summary["differences"]` for a pair like `gdpo-naosd` and a metric."""
-    return next(row for row in summary["differences"] if (row["pair"], row["metric"]) == (pair, metric))
+    return next(
+        row for row in summary["differences"] if (row["pair"], row["metric"]) == (pair, metric)
+    )
 
 
 def interval_text(row: Mapping[str, Any]) -> str:
     """The 95 % interval of a difference."""
     decimals = _decimals(row["standard_error"])
-    return f"{number(row['low'], decimals, sign=True)} to {number(row['high'], decimals, sign=True)}"
+    return (
+        f"{number(row['low'], decimals, sign=True)} to {number(row['high'], decimals, sign=True)}"
+    )
 
 
 def differences_table(summary: Summary) -> Table:
-    """Every paired difference with its 95 % interval, p, size in NAOSD's within-image spread, and verdict."""
+    """Every paired difference with its 95 % interval, p, size in NAOSD's within-image spread, and
+    verdict.
+    """
 
     def cells(row: Mapping[str, Any]) -> list[Cell]:
         return [
@@ -167,19 +219,35 @@ def differences_table(summary: Summary) -> Table:
         ]
 
     caption = (
-        f"Paired by image over {sample(summary)} (mean over noises first); Student's t interval and "
+        f"Paired by image over {sample(summary)} (mean over noises first); Student's t interval "
+        "and "
         "two-sided p, not adjusted for the number of rows. A verdict needs p < 0.01."
     ) + no_published_niqe(summary["metrics"])
-    header = ["Comparison", "Metric", "Difference", "95 % interval", "p", "In NAOSD's spread", "Verdict"]
+    header = [
+        "Comparison",
+        "Metric",
+        "Difference",
+        "95 % interval",
+        "p",
+        "In NAOSD's spread",
+        "Verdict",
+    ]
     return Table(caption, header, [cells(row) for row in summary["differences"]])
 
 
 def to_markdown(table: Table) -> str:
     """A GitHub-flavoured Markdown table, the caption below it."""
-    lines = ["| " + " | ".join(row) + " |" for row in ([table.header, ["---"] + ["---:"] * (len(table.header) - 1)])]
+    lines = [
+        "| " + " | ".join(row) + " |"
+        for row in ([table.header, ["---"] + ["---:"] * (len(table.header) - 1)])
+    ]
     for row in table.rows:
         texts = [cell.text.replace("|", "\\|") for cell in row]
-        lines.append("| " + " | ".join(f"**{t}**" if c.best else t for t, c in zip(texts, row, strict=True)) + " |")
+        lines.append(
+            "| "
+            + " | ".join(f"**{t}**" if c.best else t for t, c in zip(texts, row, strict=True))
+            + " |"
+        )
     return "\n".join([*lines, "", table.caption, *(f"- {note}" for note in table.notes), ""])
 
 
@@ -202,7 +270,10 @@ def to_html(table: Table) -> str:
         return f"<{tag}{value}>{text}</{tag.split()[0]}>"
 
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.header)
-    rows = [cell(row[0], 'th scope="row"') + "".join(cell(content, "td") for content in row[1:]) for row in table.rows]
+    rows = [
+        cell(row[0], 'th scope="row"') + "".join(cell(content, "td") for content in row[1:])
+        for row in table.rows
+    ]
     body = "".join(f"<tr>{row}</tr>" for row in rows)
     caption = f"<caption><span>{escape(table.caption)}</span></caption>"
     notes = "".join(f"<li>{escape(note)}</li>" for note in table.notes)
@@ -212,6 +283,12 @@ def to_html(table: Table) -> str:
 
 def to_text(table: Table) -> str:
     """Aligned plain text for a terminal, without the caption."""
-    rows = [table.header, *([cell.text + ("*" if cell.best else "") for cell in row] for row in table.rows)]
+    rows = [
+        table.header,
+        *([cell.text + ("*" if cell.best else "") for cell in row] for row in table.rows),
+    ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(table.header))]
-    return "\n".join("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )

@@ -1,1 +1,3 @@
-"""What surrounds a running stage: progress, trackers, torchrun and the provenance of its results."""
+"""What surrounds a running stage: progress, trackers, torchrun and the provenance of its
+results.
+"""

@@ -1,8 +1,10 @@
-"""Where an evaluation's numbers come from: the commit of the code, hashes of weights and data, versions of the metrics.
+"""Where an evaluation's numbers come from: the commit of the code, hashes of weights and data,
+versions of the metrics.
 
-The commit is the last one that changed the code this stage runs, not the one that is checked out: results committed with
-their hashes (dvc.lock) would otherwise never be made again with the same bytes. Two workers at one commit agree on it.
-Beside it stands a hash of that code, which is right without git and for changes that are in no commit.
+The commit is the last one that changed the code this stage runs, not the one that is checked out:
+results committed with their hashes (dvc.lock) would otherwise never be made again with the same
+bytes. Two workers at one commit agree on it. Beside it stands a hash of that code, which is right
+without git and for changes that are in no commit.
 """
 
 import hashlib
@@ -26,7 +28,8 @@ UNKNOWN = "unknown"
 def fingerprint(settings: dict[str, Any], inputs: list[Path]) -> str:
     """A text that is equal only for equal settings and equal input folders (every file's bytes).
 
-    A checkpoint carries it, so that a run never resumes from one made with other settings or other data. Shards, which may be
+    A checkpoint carries it, so that a run never resumes from one made with other settings or other
+    data. Shards, which may be
     half a terabyte, are no such folder: `Shards.fingerprint()` goes into the settings.
     """
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
@@ -39,32 +42,47 @@ def fingerprint(settings: dict[str, Any], inputs: list[Path]) -> str:
 
 
 def commit(repository: Path = REPOSITORY) -> str:
-    """The last commit that changed CODE, with `+changes` if files of it differ; `unknown` outside a git checkout."""
+    """The last commit that changed CODE, with `+changes` if files of it differ; `unknown` outside a
+    git checkout.
+    """
     try:
         with Repo(str(repository)) as repo:
-            found = next(iter(repo.get_walker(paths=[place.encode() for place in CODE], max_entries=1)), None)
+            found = next(
+                iter(repo.get_walker(paths=[place.encode() for place in CODE], max_entries=1)), None
+            )
             if found is None:
                 return UNKNOWN
             head = repo[repo.head()]
             assert isinstance(head, Commit)
             changed = _blobs(repository) != _committed(repo, head)
             return found.commit.id.decode() + ("+changes" if changed else "")
-    except (NotGitRepository, KeyError, OSError):  # KeyError: a history that is not here, or no commit yet
+    except (
+        NotGitRepository,
+        KeyError,
+        OSError,
+    ):  # KeyError: a history that is not here, or no commit yet
         return UNKNOWN
 
 
 def _committed(repo: Repo, commit: Commit) -> dict[bytes, bytes]:
     """Path -> blob id of the Python files of CODE in a commit."""
-    entries = {entry.path: entry.sha for entry in iter_tree_contents(repo.object_store, commit.tree)}
+    entries = {
+        entry.path: entry.sha for entry in iter_tree_contents(repo.object_store, commit.tree)
+    }
     places = [place.encode() for place in CODE]
-    ours = (path for path in entries if any(path == place or path.startswith(place + b"/") for place in places))
+    ours = (
+        path
+        for path in entries
+        if any(path == place or path.startswith(place + b"/") for place in places)
+    )
     return {path: entries[path] for path in ours if path.endswith(b".py")}
 
 
 def _blobs(repository: Path) -> dict[bytes, bytes]:
     """Path -> blob id of the Python files of CODE as they lie there."""
     return {
-        path.relative_to(repository).as_posix().encode(): Blob.from_string(path.read_bytes()).id for path in _files(repository)
+        path.relative_to(repository).as_posix().encode(): Blob.from_string(path.read_bytes()).id
+        for path in _files(repository)
     }
 
 
@@ -78,13 +96,21 @@ def code(repository: Path = REPOSITORY) -> str:
 
 def _files(repository: Path) -> list[Path]:
     places = [repository / place for place in CODE]
-    return [path for place in places for path in (sorted(place.rglob("*.py")) if place.is_dir() else [place])]
+    return [
+        path
+        for place in places
+        for path in (sorted(place.rglob("*.py")) if place.is_dir() else [place])
+    ]
 
 
-def origin(config: Config, root: Path, benchmark: str, metrics: list[str], data: list[Path]) -> dict[str, Any]:
-    """What the numbers of one benchmark depend on, as plain values; the metadata of per_image.parquet.
+def origin(
+    config: Config, root: Path, benchmark: str, metrics: list[str], data: list[Path]
+) -> dict[str, Any]:
+    """What the numbers of one benchmark depend on, as plain values; the metadata of
+    per_image.parquet.
 
-    data: the folders of LR and HR images, or of shards. Equal for equal code, weights, data and settings.
+    data: the folders of LR and HR images, or of shards. Equal for equal code, weights, data and
+    settings.
     """
     settings = config.evaluate
     peers = settings.pairs[benchmark].peers if benchmark in settings.pairs else {}
@@ -92,8 +118,12 @@ def origin(config: Config, root: Path, benchmark: str, metrics: list[str], data:
         "benchmark": benchmark,
         "commit": commit(),
         "code": code(),
-        "weights": {name: fingerprint({}, [root / folder]) for name, folder in settings.models.items()},
-        "tagger": None if config.model.tagger is None else fingerprint({}, [root / config.model.tagger]),
+        "weights": {
+            name: fingerprint({}, [root / folder]) for name, folder in settings.models.items()
+        },
+        "tagger": None
+        if config.model.tagger is None
+        else fingerprint({}, [root / config.model.tagger]),
         "peers": {name: fingerprint({}, [root / folder]) for name, folder in peers.items()},
         "data": fingerprint({}, data),
         "metrics": versions(metrics),

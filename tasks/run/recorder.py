@@ -1,14 +1,20 @@
-"""What a person sees of a running loop: work/<stage>/metrics.jsonl, a progress bar or a line now and then, and a tracker.
+"""What a person sees of a running loop: work/<stage>/metrics.jsonl, a progress bar or a line now
+and then, and a tracker.
 
-    {"step": 12, "of": 64, "loss": 0.691, ...}     one line per step, readable while the stage runs; never a DVC output
+    {"step": 12, "of": 64, "loss": 0.691, ...}     one line per step, readable while the stage runs;
+                                                   never a DVC output
 
 The file is opened for writing at the first value. A resumed loop replays its history through `log`
-(gdpo.training.Loop), so the file is whole again after an interruption. The metrics under reports/ are another matter:
-a stage writes them when it is done. What a step cost is noted here alone, since no two runs agree about it:
+(gdpo.training.Loop), so the file is whole again after an interruption. The metrics under reports/
+are another matter: a stage writes them when it is done. What a step cost is noted here alone, since
+no two runs agree about it:
 
-    seconds          from the end of the step before, so with a checkpoint that was written in between
-    samples_per_s    LR patches per second over all processes; of finetune, each with its group of candidates
-    memory_gb        the most this process has held until now, in 10^9 bytes: of its GPU, or of main memory where it uses none
+    seconds          from the end of the step before, so with a checkpoint that was written in
+                     between
+    samples_per_s    LR patches per second over all processes; of finetune, each with its group of
+                     candidates
+    memory_gb        the most this process has held until now, in 10^9 bytes: of its GPU, or of main
+                     memory where it uses none
 
 Steps that are replayed, and the first one after them, whose beginning is not known, come without.
 """
@@ -35,12 +41,19 @@ LINE_EVERY_S = 10.0
 class Recorder:
     """`log` for gdpo.training.Hooks; use as a context manager.
 
-    total: the number of steps, where it is known; samples: in each step of a training loop; track: none, or the tracker that
-    the first process sends its values to. Entering raises BadParams where that does not start: ValueError in the others.
+    total: the number of steps, where it is known; samples: in each step of a training loop; track:
+    none, or the tracker that the first process sends its values to. Entering raises BadParams where
+    that does not start: ValueError in the others.
     """
 
     def __init__(
-        self, folder: Path, name: str, total: int | None = None, *, samples: int | None = None, track: str = "none"
+        self,
+        folder: Path,
+        name: str,
+        total: int | None = None,
+        *,
+        samples: int | None = None,
+        track: str = "none",
     ) -> None:
         self.path = folder / "metrics.jsonl"
         self.name = name
@@ -56,18 +69,28 @@ class Recorder:
     def log(self, step: int, values: dict[str, float]) -> None:
         """Note the values of one step (0-based)."""
         of = {"of": self.total} if self.total else {}
-        row = {"step": step, **of} | {name: value for name, value in values.items() if name != "step"} | self._cost()
-        self.total = int(row["of"]) if "of" in row else None  # a stage may count its steps only after it has begun
+        row = (
+            {"step": step, **of}
+            | {name: value for name, value in values.items() if name != "step"}
+            | self._cost()
+        )
+        self.total = (
+            int(row["of"]) if "of" in row else None
+        )  # a stage may count its steps only after it has begun
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("w", encoding="utf-8", buffering=1)
         self._file.write(json.dumps(row) + "\n")
         if self._tracking is not None:
-            self._tracking.log(step, {name: value for name, value in row.items() if name not in ("step", "of")})
+            self._tracking.log(
+                step, {name: value for name, value in row.items() if name not in ("step", "of")}
+            )
         self._show(step + 1, row)
 
     def timed(self, should_stop: Callable[[], bool]) -> Callable[[], bool]:
-        """`should_stop` for the same hooks: a training loop asks it after every step that it makes, and the next one begins."""
+        """`should_stop` for the same hooks: a training loop asks it after every step that it makes,
+        and the next one begins.
+        """
 
         def ask() -> bool:
             self._begun = self._begun or time.monotonic()
@@ -105,7 +128,12 @@ class Recorder:
                     self._tracking = Tracking(self.track, self.path.parent, self.name)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self._bar is not None:
             self._bar.close()
         if self._file is not None:
@@ -123,4 +151,7 @@ def _peak_bytes() -> int:
 def _text(row: dict[str, float]) -> str:
     """The first four values, short."""
     named = [(name, value) for name, value in row.items() if name not in ("step", "of")][:4]
-    return " ".join(f"{name} {value:.4g}" if math.isfinite(value) else f"{name} {value}" for name, value in named)
+    return " ".join(
+        f"{name} {value:.4g}" if math.isfinite(value) else f"{name} {value}"
+        for name, value in named
+    )

@@ -1,14 +1,19 @@
 """A training stage as N processes of torchrun on this host (`pretrain.gpus`, `finetune.gpus`).
 
-    python -m tasks pretrain                      the stage: starts torchrun, hands on the wish to stop, says how it ended
-      python -m tasks.run.torchrun ... -m tasks pretrain      torchrun, in a session of its own: no signal to the stage or its
-        N x python -m tasks pretrain                      group can end it before the ranks have a checkpoint
+    python -m tasks pretrain                      the stage: starts torchrun, hands on the wish to
+                                                  stop, says how it ended
+      python -m tasks.run.torchrun ... -m tasks pretrain      torchrun, in a session of its own: no
+                                                              signal to the stage or its
+        N x python -m tasks pretrain                      group can end it before the ranks have a
+                                                          checkpoint
 
 What passes between the stage and the ranks lies in a temporary folder that the environment names:
 
-    stop      there as soon as the stage was asked to stop; the ranks agree on the step after which they do
-    lock      locked by the stage as long as it lives: a rank that gets it ends at once (torchrun puts its ranks into sessions
-              of their own, out of the reach of a SIGKILL to the stage's group)
+    stop      there as soon as the stage was asked to stop; the ranks agree on the step after which
+              they do
+    lock      locked by the stage as long as it lives: a rank that gets it ends at once (torchrun
+              puts its ranks into sessions of their own, out of the reach of a SIGKILL to the
+              stage's group)
     0, 1...   exit code and line of a rank that did not finish; the stage says the first one's, once
 """
 
@@ -42,8 +47,10 @@ def start(arguments: Sequence[str], count: int, should_stop: Callable[[], bool])
             fcntl.flock(lock, fcntl.LOCK_EX)
             process = subprocess.Popen(
                 [sys.executable, "-m", "tasks.run.torchrun", *options, *arguments],
-                env=environment, stdin=subprocess.DEVNULL, start_new_session=True,
-            )  # fmt: skip
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
             while process.poll() is None:
                 if should_stop():
                     (folder / "stop").touch()
@@ -55,7 +62,8 @@ def start(arguments: Sequence[str], count: int, should_stop: Callable[[], bool])
                 return int(code)
     if process.returncode != 0:
         sys.stderr.write(
-            f"gdpo-sr: {arguments[0]}: one of its {count} processes ended with code {process.returncode}, its last words are "
+            f"gdpo-sr: {arguments[0]}: one of its {count} processes ended with code "
+            f"{process.returncode}, its last words are "
             "above; the same command resumes from the last checkpoint\n"
         )
         return 1
@@ -69,7 +77,9 @@ def is_rank() -> bool:
 
 @contextmanager
 def rank(should_stop: Callable[[], bool]) -> Iterator[Callable[[], bool]]:
-    """Be a rank: joined with the others, and gone with the stage. Yields `should_stop`, which now knows the stage's wish."""
+    """Be a rank: joined with the others, and gone with the stage. Yields `should_stop`, which now
+    knows the stage's wish.
+    """
     from gdpo.train.world import joined
 
     folder = Path(os.environ[FOLDER])
@@ -87,7 +97,8 @@ def _end_with_the_stage(lock: Path) -> None:
 def ended(code: int, line: str) -> int:
     """Say why the command ends with `code`, and return that; a rank leaves both to the stage.
 
-    A rank that stopped as all have agreed ends with 0: torchrun would terminate the others, who may still be at it.
+    A rank that stopped as all have agreed ends with 0: torchrun would terminate the others, who may
+    still be at it.
     """
     text = f"gdpo-sr: {line}\n"
     if not is_rank():
@@ -98,7 +109,9 @@ def ended(code: int, line: str) -> int:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """torchrun itself, without its report on a rank that failed; returns the exit code of the first that did."""
+    """torchrun itself, without its report on a rank that failed; returns the exit code of the first
+    that did.
+    """
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

@@ -10,14 +10,18 @@ from gdpo.train.world import current
 
 
 def device() -> torch.device:
-    """Where a stage computes: its process's GPU, the GPU that CUDA_VISIBLE_DEVICES leaves first, or the CPU."""
+    """Where a stage computes: its process's GPU, the GPU that CUDA_VISIBLE_DEVICES leaves first, or
+    the CPU.
+    """
     if (world := current()).size > 1:
         return world.device
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def write_history(folder: Path, history: list[dict[str, float]]) -> None:
-    """Write the values of every step as metrics.jsonl in `folder`: no times in it, so equal runs give equal bytes."""
+    """Write the values of every step as metrics.jsonl in `folder`: no times in it, so equal runs
+    give equal bytes.
+    """
     with written_aside(folder) as part:
         part.mkdir()
         lines = (json.dumps({**row, "step": int(row["step"])}) for row in history)

@@ -1,10 +1,12 @@
-"""Stage `degrade`, one part of it: photographs -> LR-HR pairs in Parquet shards, and reports/degrade/<part>/report.json.
+"""Stage `degrade`, one part of it: photographs -> LR-HR pairs in Parquet shards, and
+reports/degrade/<part>/report.json.
 
     --part 00           data/shards/train/00: sliding windows; enlarged by the drawn mode
     --part evaluation   data/shards/evaluation: centred tiles without overlap; enlarged by bicubic
 
-The stage `index` says which photographs a part has. Every patch draws from its own generator (version of
-the data set, patch id, epoch), so neither the number of parts nor the order of the work changes a byte of a pair.
+The stage `index` says which photographs a part has. Every patch draws from its own generator
+(version of the data set, patch id, epoch), so neither the number of parts nor the order of the work
+changes a byte of a pair.
 """
 
 import hashlib
@@ -52,11 +54,15 @@ def _part(config: Config, root: Path, hooks: Hooks, part: str) -> None:
         pairs = tagged(pairs, config.degrade.tags, config.model.tagger, root)
     target = root / "data/shards/evaluation" if held_out else root / "data/shards/train" / part
     with written_aside(target) as aside:
-        count = write_shards(aside, pairs, config.degrade.shard_mb, None if held_out else config.degrade.parts)
+        count = write_shards(
+            aside, pairs, config.degrade.shard_mb, None if held_out else config.degrade.parts
+        )
         check_pairs(aside, part, root, config.degrade)
     with written_aside(root / "reports/degrade" / part) as folder:
         folder.mkdir()
-        (folder / "report.json").write_text(json.dumps({"photographs": len(entries), "pairs": count}, indent=1) + "\n")
+        (folder / "report.json").write_text(
+            json.dumps({"photographs": len(entries), "pairs": count}, indent=1) + "\n"
+        )
 
 
 def _patches(cut: Degrade, entries: list[Entry], part: str) -> Iterator[Patch]:
@@ -68,7 +74,10 @@ def _patches(cut: Degrade, entries: list[Entry], part: str) -> Iterator[Patch]:
         if part == EVALUATION:
             named = [(f"{photo}-{label}", box) for label, box in centred_tiles(height, width, side)]
         else:
-            named = [(_patch_id(photo, box), box) for box in sliding_windows(height, width, side, cut.stride)]
+            named = [
+                (_patch_id(photo, box), box)
+                for box in sliding_windows(height, width, side, cut.stride)
+            ]
         for name, box in named:
             yield name, photo, box, pixels[box.top : box.top + side, box.left : box.left + side]
 
@@ -85,9 +94,14 @@ def _pairs(config: Config, patches: Iterator[Patch], part: str, hooks: Hooks) ->
         if hooks.should_stop():
             raise Stopped(done)
         hr_BHWC = np.stack([patch for *_, patch in batch])
-        shares = detail_share(torch.from_numpy(hr_BHWC).movedim(-1, 1).float() / 255, "released").tolist()
+        shares = detail_share(
+            torch.from_numpy(hr_BHWC).movedim(-1, 1).float() / 255, "released"
+        ).tolist()
         for (name, source, box, hr), share in zip(batch, shares, strict=True):
-            drawn = draw(config.degrade.degradation, patch_generator(config.degrade.version, name, config.degrade.epoch))
+            drawn = draw(
+                config.degrade.degradation,
+                patch_generator(config.degrade.version, name, config.degrade.epoch),
+            )
             if part == EVALUATION:
                 drawn["enlarge"] = "bicubic"
             lr = low_resolution(hr.astype(np.float32) / 255, drawn)

@@ -1,11 +1,16 @@
-"""Stage `evaluate`: bicubic and every model of evaluate.models on one benchmark, the same noises for all.
+"""Stage `evaluate`: bicubic and every model of evaluate.models on one benchmark, the same noises
+for all.
 
-    python -m tasks evaluate --benchmark sample                     the held-out shards, data/shards/evaluation
-    python -m tasks evaluate --benchmark realsr                     the folders of evaluate.pairs.realsr
-    python -m tasks evaluate --benchmark sample --against latest    and compare with the promoted run (tasks/report/against.py)
+    python -m tasks evaluate --benchmark sample                     the held-out shards,
+                                                                    data/shards/evaluation
+    python -m tasks evaluate --benchmark realsr                     the folders of
+                                                                    evaluate.pairs.realsr
+    python -m tasks evaluate --benchmark sample --against latest    and compare with the promoted
+                                                                    run (tasks/report/against.py)
 
-Writes reports/evaluate/<benchmark> (see tasks/files/evaluation.py). A stopped or killed run goes on with the image it
-was at. gdpo/evaluate/benchmark.py says what is scored and how the reward is defined.
+Writes reports/evaluate/<benchmark> (see tasks/files/evaluation.py). A stopped or killed run goes on
+with the image it was at. gdpo/evaluate/benchmark.py says what is scored and how the reward is
+defined.
 """
 
 from collections.abc import Mapping
@@ -24,23 +29,41 @@ from gdpo.model.naosd import NAOSD
 from gdpo.model.sampling import super_resolve
 from gdpo.train.loop import Hooks, Stopped
 from tasks.files import tags
-from tasks.files.evaluation import Done, Kept, candidates, describe, folder_name, has_pictures, is_current, write_results
+from tasks.files.evaluation import (
+    Done,
+    Kept,
+    candidates,
+    describe,
+    folder_name,
+    has_pictures,
+    is_current,
+    write_results,
+)
 from tasks.run.provenance import fingerprint, origin
 from tasks.run.training import device
 
 SAMPLE = "sample"
-CANDIDATE_IMAGES = 3  # images, each the first of a photograph, whose whole group of candidates is kept for the report
+# images, each the first of a photograph, whose whole group of candidates is kept for the report
+CANDIDATE_IMAGES = 3
 
 
-def run(config: Config, root: Path, hooks: Hooks, benchmark: str | None = None, *, keep: bool = False) -> None:
+def run(
+    config: Config, root: Path, hooks: Hooks, benchmark: str | None = None, *, keep: bool = False
+) -> None:
     """Evaluate every model on every pair of a benchmark (None: the first of evaluate.benchmarks).
 
-    keep: leave the results alone if they are there and come from the same code, weights, data and settings.
-    Raises `Stopped` between images; what is done stays in work/evaluate/<benchmark>, and the same call goes on from there.
-    Errors: ValueError naming the metric whose weights are missing, the folder, or every pair that cannot be used.
+    keep: leave the results alone if they are there and come from the same code, weights, data and
+    settings. Raises `Stopped` between images; what is done stays in work/evaluate/<benchmark>, and
+    the same call goes on from there.
+    Errors: ValueError naming the metric whose weights are missing, the folder, or every pair that
+    cannot be used.
     """
     benchmark = benchmark or config.evaluate.benchmarks[0]
-    metrics = list(dict.fromkeys([*config.evaluate.metrics, *config.reward.fidelity, *config.reward.perception]))
+    metrics = list(
+        dict.fromkeys(
+            [*config.evaluate.metrics, *config.reward.fidelity, *config.reward.perception]
+        )
+    )
     check_available(metrics)
     pairs, folders = open_pairs(config, root, benchmark, metrics)
     found = origin(config, root, benchmark, metrics, folders)
@@ -65,13 +88,18 @@ def run(config: Config, root: Path, hooks: Hooks, benchmark: str | None = None, 
     kept.remove()
 
 
-def open_pairs(config: Config, root: Path, name: str, metrics: list[str]) -> tuple[Shards | PairFolder, list[Path]]:
+def open_pairs(
+    config: Config, root: Path, name: str, metrics: list[str]
+) -> tuple[Shards | PairFolder, list[Path]]:
     """The pairs of a benchmark, and the folders they come from. ValueError as `run`."""
     if name == SAMPLE:
         folder = root / "data/shards/evaluation"
         pairs: Shards | PairFolder = Shards(folder)
         if not pairs.ids:
-            raise ValueError("data/shards/evaluation: no pairs; check degrade.evaluation and degrade.evaluation_crop")
+            raise ValueError(
+                "data/shards/evaluation: no pairs; check degrade.evaluation and "
+                "degrade.evaluation_crop"
+            )
         folders = [folder]
     elif name in config.evaluate.pairs:
         known = config.evaluate.pairs[name]
@@ -80,28 +108,48 @@ def open_pairs(config: Config, root: Path, name: str, metrics: list[str]) -> tup
         folders = [root / known.lr, root / known.hr]
         pairs = PairFolder.checked(name, folders[0], folders[1], peers, least)
     else:
-        raise ValueError(f"evaluate.pairs.{name}: no such benchmark; there is {', '.join([SAMPLE, *config.evaluate.pairs])}")
+        raise ValueError(
+            f"evaluate.pairs.{name}: no such benchmark; there is "
+            f"{', '.join([SAMPLE, *config.evaluate.pairs])}"
+        )
     if "fid" in metrics and len(pairs.ids) < 2:
-        raise ValueError(f"benchmark {name}: fid compares sets of images, and this has one; leave fid out of evaluate.metrics")
+        raise ValueError(
+            f"benchmark {name}: fid compares sets of images, and this has one; leave fid out of "
+            "evaluate.metrics"
+        )
     return pairs, folders
 
 
 def _evaluate(
-    config: Config, pairs: Shards | PairFolder, index: int, ways: dict[str, Upscaler], found: dict[str, Any],
-    before: list[Done], kept: Kept,
-) -> Done:  # fmt: skip
+    config: Config,
+    pairs: Shards | PairFolder,
+    index: int,
+    ways: dict[str, Upscaler],
+    found: dict[str, Any],
+    before: list[Done],
+    kept: Kept,
+) -> Done:
     """Outputs, scores and files of one image."""
     pair: Pair = pairs[index]
     peers = pairs.peer(index) if isinstance(pairs, PairFolder) else {}
     metrics = [metric for metric in found["metrics"] if not METRICS[metric].per_set]
     result = evaluate_image(
-        pair, ways, metrics, seed=config.seed, noises=found["noises"], batch=config.evaluate.batch, peers=peers
+        pair,
+        ways,
+        metrics,
+        seed=config.seed,
+        noises=found["noises"],
+        batch=config.evaluate.batch,
+        peers=peers,
     )
     features = {}
     if "fid" in found["metrics"]:
         sets = {**result.outputs, "hr": pair.hr[None]}
         features = {name: fid.features(outputs, device()) for name, outputs in sets.items()}
-    entry, pictures = describe(pair, folder_name(index, pair.id)), has_pictures(index, len(pairs.ids))
+    entry, pictures = (
+        describe(pair, folder_name(index, pair.id)),
+        has_pictures(index, len(pairs.ids)),
+    )
     group = None
     new = pair.source not in {done.entry["source"] for done in before}
     if pictures and new and sum(done.group is not None for done in before) < CANDIDATE_IMAGES:
@@ -114,11 +162,15 @@ def _evaluate(
 
 def _models(config: Config, root: Path) -> dict[str, NAOSD]:
     folders = config.evaluate.models.items()
-    return {name: NAOSD.from_pretrained(root / folder, device=str(device())) for name, folder in folders}
+    return {
+        name: NAOSD.from_pretrained(root / folder, device=str(device())) for name, folder in folders
+    }
 
 
 def upscalers(config: Config, root: Path, models: Mapping[str, NAOSD]) -> dict[str, Upscaler]:
-    """How each model is run: colour correction, precision and tags are those of the configuration."""
+    """How each model is run: colour correction, precision and tags are those of the
+    configuration.
+    """
     settings: Any = {"color_fix": config.evaluate.color_fix, "precision": config.evaluate.precision}
     tagger = tags.load(config.model.tagger, root, dape=True)
     upscale = super_resolve if tagger is None else partial(tags.with_tags, tagger)

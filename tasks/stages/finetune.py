@@ -1,4 +1,6 @@
-"""Stage `finetune`: preference fine-tuning -> models/gdpo, or its control, advantages shuffled -> models/control."""
+"""Stage `finetune`: preference fine-tuning -> models/gdpo, or its control, advantages shuffled ->
+models/control.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,20 +41,37 @@ def run(config: Config, root: Path, hooks: Hooks, name: str = "gdpo") -> None:
     }
     inputs = [] if pairs else [root / "data/rollouts"]
     adapters, history = finetune(
-        model, groups, config, control=name == "control", folder=work, fingerprint=fingerprint(settings, inputs),
-        hooks=hooks, pairs=pairs or [],
-    )  # fmt: skip
+        model,
+        groups,
+        config,
+        control=name == "control",
+        folder=work,
+        fingerprint=fingerprint(settings, inputs),
+        hooks=hooks,
+        pairs=pairs or [],
+    )
     if not current().leads:
         return
     write_history(root / "reports/finetune" / name, history)
     chain = [*read_adapters(naosd), adapters]
-    save_model(root / "models" / name, base, chain, t_add=model.t_add, t_diff=model.t_diff, prompt=model.prompt)
+    save_model(
+        root / "models" / name,
+        base,
+        chain,
+        t_add=model.t_add,
+        t_diff=model.t_diff,
+        prompt=model.prompt,
+    )
     (work / "checkpoint.pt").unlink(missing_ok=True)
 
 
 def _selected(root: Path) -> Selected:
-    """The pairs to make groups of. DVC does not fetch them for this stage: the rollouts stand for them."""
+    """The pairs to make groups of. DVC does not fetch them for this stage: the rollouts stand for
+    them.
+    """
     try:
         return Selected(root, by_id=True)
     except ValueError as error:
-        raise ValueError(f"{error}, or `dvc pull select degrade` (finetune.rollouts: online reads the pairs)") from error
+        raise ValueError(
+            f"{error}, or `dvc pull select degrade` (finetune.rollouts: online reads the pairs)"
+        ) from error

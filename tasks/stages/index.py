@@ -1,10 +1,12 @@
-"""Stage `index`: reads every photograph once -> data/photos/<part>.parquet, and reports/photographs/report.json.
+"""Stage `index`: reads every photograph once -> data/photos/<part>.parquet, and
+reports/photographs/report.json.
 
     evaluation.parquet     the held-out photographs
-    00.parquet, ...        the training photographs, each in the part that its name's hash says (`degrade.parts`)
+    00.parquet, ...        the training photographs, each in the part that its name's hash says
+                           (`degrade.parts`)
 
-A list has name, place, content hash and size of the photographs that can be used; the report has the others with the
-reason. `degrade` works on one list, so its parts can run anywhere at once.
+A list has name, place, content hash and size of the photographs that can be used; the report has
+the others with the reason. `degrade` works on one list, so its parts can run anywhere at once.
 """
 
 import json
@@ -20,12 +22,16 @@ from gdpo.files import written_aside
 from gdpo.train.loop import Hooks, Stopped
 from tasks.files.photographs import listed, write_list
 
-READERS = min(4, os.cpu_count() or 1)  # photographs in memory at once; decoding and hashing leave Python's lock alone
+READERS = min(
+    4, os.cpu_count() or 1
+)  # photographs in memory at once; decoding and hashing leave Python's lock alone
 AHEAD = 64
 
 
 def run(config: Config, root: Path, hooks: Hooks) -> None:
-    """Write the lists and the report. ValueError naming the photograph or key on bad input; then nothing is written."""
+    """Write the lists and the report. ValueError naming the photograph or key on bad input; then
+    nothing is written.
+    """
     held_out = _census(config, "evaluation", root, hooks, None)
     trained = _census(config, "train", root, hooks, held_out)
     parts: dict[str, list[Finding]] = {name: [] for name in config.degrade.parts}
@@ -47,15 +53,22 @@ def run(config: Config, root: Path, hooks: Hooks) -> None:
         (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
-def _census(config: Config, split: Split, root: Path, hooks: Hooks, held_out: Census | None) -> Census:
+def _census(
+    config: Config, split: Split, root: Path, hooks: Hooks, held_out: Census | None
+) -> Census:
     sources, side = config.degrade.train, config.degrade.crop
     if split == "evaluation":
         sources, side = config.degrade.evaluation, config.degrade.evaluation_crop
     photos = listed(sources, split, root)
     findings = _examined(photos, side, hooks)
-    found = census(findings, len(photos), config.degrade.max_failures, held_out.hashes() if held_out else None)
+    found = census(
+        findings, len(photos), config.degrade.max_failures, held_out.hashes() if held_out else None
+    )
     if not found.used:
-        raise ValueError(f"degrade.{split}: none of {len(photos)} photographs can be used; {found.skipped[0]['detail']}")
+        raise ValueError(
+            f"degrade.{split}: none of {len(photos)} photographs can be used; "
+            f"{found.skipped[0]['detail']}"
+        )
     return found
 
 
@@ -72,6 +85,10 @@ def _examined(photos: Sequence[Photo], min_side: int, hooks: Hooks) -> Iterator[
 
 def _described(found: Census, sources: Sequence[Photographs], root: Path) -> dict[str, object]:
     """One split of the report: the same wherever the repository lies, as every output must be."""
-    skipped = [{**row, "detail": row["detail"].replace(f"{root}{os.sep}", "")} for row in found.skipped]
-    of_source = {source.path: sum(f.photo.source == source.path for f in found.used) for source in sources}
+    skipped = [
+        {**row, "detail": row["detail"].replace(f"{root}{os.sep}", "")} for row in found.skipped
+    ]
+    of_source = {
+        source.path: sum(f.photo.source == source.path for f in found.used) for source in sources
+    }
     return {"photographs": found.counts(), "sources": of_source, "skipped": skipped}

@@ -1,4 +1,6 @@
-"""Stage `pretrain`: NAOSD's adapters over the base model -> models/naosd, reports/pretrain/metrics.jsonl."""
+"""Stage `pretrain`: NAOSD's adapters over the base model -> models/naosd,
+reports/pretrain/metrics.jsonl.
+"""
 
 from pathlib import Path
 
@@ -24,7 +26,10 @@ def run(config: Config, root: Path, hooks: Hooks) -> None:
     if settings.init is not None:
         init = read_adapters(root / settings.init)[0]
         if init.lora != settings.lora:
-            raise ValueError(f"pretrain.lora must be {init.lora.model_dump()}, that of pretrain.init {settings.init}")
+            raise ValueError(
+                f"pretrain.lora must be {init.lora.model_dump()}, that of pretrain.init "
+                f"{settings.init}"
+            )
     work = root / "work/pretrain"
     name = fingerprint(
         {
@@ -37,11 +42,24 @@ def run(config: Config, root: Path, hooks: Hooks) -> None:
         [] if settings.init is None else [root / settings.init],
     )
     adapters, history = pretrain(
-        load_base(base).to(device()), pairs, config, init=init, folder=work, fingerprint=name, hooks=hooks
+        load_base(base).to(device()),
+        pairs,
+        config,
+        init=init,
+        folder=work,
+        fingerprint=name,
+        hooks=hooks,
     )
     if not current().leads:
         return
     write_history(root / "reports/pretrain", history)
     model = config.model
-    save_model(root / "models/naosd", base, [adapters], t_add=model.t_add, t_diff=model.t_diff, prompt=model.prompt)
+    save_model(
+        root / "models/naosd",
+        base,
+        [adapters],
+        t_add=model.t_add,
+        t_diff=model.t_diff,
+        prompt=model.prompt,
+    )
     (work / "checkpoint.pt").unlink(missing_ok=True)

@@ -1,16 +1,21 @@
-"""Stage `report`: reports/index.html, reports/pages and reports/assets, a static site without network or server.
+"""Stage `report`: reports/index.html, reports/pages and reports/assets, a static site without
+network or server.
 
     python -m tasks report
 
-    index.html                        verdict, what changed since the promoted run, slider, main table, promises
-    pages/benchmark-<name>.html       every picture, tables, paired differences, groups of candidates, complexity maps
+    index.html                        verdict, what changed since the promoted run, slider, main
+                                      table, promises
+    pages/benchmark-<name>.html       every picture, tables, paired differences, groups of
+                                      candidates, complexity maps
     pages/tables.html                 the paper's tables with our figures beside the paper's
-    pages/training.html               curves of both trainings and of the control; what the rollouts hold
+    pages/training.html               curves of both trainings and of the control; what the rollouts
+                                      hold
     pages/data.html                   photographs, pairs, selection with reasons, links to Data Docs
     pages/provenance.html             parameters, versions, commit and hashes of what was scored
 
-Reads what the other stages wrote and promoted/, which is in git; renders tasks/report/templates. Links are relative, so the
-site works from a file, from a bucket or behind a prefix; the same inputs give the same bytes. Names are escaped.
+Reads what the other stages wrote and promoted/, which is in git; renders tasks/report/templates.
+Links are relative, so the site works from a file, from a bucket or behind a prefix; the same inputs
+give the same bytes. Names are escaped.
 """
 
 import json
@@ -40,7 +45,9 @@ Page = dict[str, Any]  # what one template shows
 
 
 def run(config: Config, root: Path, hooks: Hooks) -> None:
-    """Write reports/assets, reports/pages and reports/index.html; a missing input is a ValueError that names it."""
+    """Write reports/assets, reports/pages and reports/index.html; a missing input is a ValueError
+    that names it.
+    """
     with written_aside(root / "reports/assets") as assets:
         (assets / "figures").mkdir(parents=True)
         for name in ("style.css", "report.js"):
@@ -56,7 +63,9 @@ def run(config: Config, root: Path, hooks: Hooks) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    path.write_bytes(text.encode("utf-8", "replace"))  # a file's name may hold bytes that are no text
+    path.write_bytes(
+        text.encode("utf-8", "replace")
+    )  # a file's name may hold bytes that are no text
 
 
 def _render(pages: dict[str, Page]) -> dict[str, str]:
@@ -68,22 +77,33 @@ def _render(pages: dict[str, Page]) -> dict[str, str]:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    addresses = {name: "index.html" if name == "index" else quote(f"pages/{name}.html") for name in pages}
+    addresses = {
+        name: "index.html" if name == "index" else quote(f"pages/{name}.html") for name in pages
+    }
     menu = [(name, page["title"], addresses[name]) for name, page in pages.items()]
     texts = {}
     for name, page in pages.items():
         template = environment.get_template(f"{page['template']}.html")
         base = "" if name == "index" else "../"
-        texts[name] = template.render(page, name=name, menu=menu, base=base, label=tables.label, sample=tables.sample)
+        texts[name] = template.render(
+            page, name=name, menu=menu, base=base, label=tables.label, sample=tables.sample
+        )
     return texts
 
 
 def _pages(config: Config, root: Path, assets: Path) -> dict[str, Page]:
     """{file stem: content}, in the order of the menu."""
-    benchmarks = {name: _benchmark(config, root, assets, name) for name in config.evaluate.benchmarks}
+    benchmarks = {
+        name: _benchmark(config, root, assets, name) for name in config.evaluate.benchmarks
+    }
     first = next(iter(benchmarks.values()))
     return {
-        "index": {**first, "template": "index", "title": "Summary", "benchmarks": list(benchmarks.values())},
+        "index": {
+            **first,
+            "template": "index",
+            "title": "Summary",
+            "benchmarks": list(benchmarks.values()),
+        },
         **{f"benchmark-{name}": page for name, page in benchmarks.items()},
         "tables": _paper(root, assets),
         "training": _training(config, root, assets),
@@ -105,11 +125,15 @@ def _benchmark(config: Config, root: Path, assets: Path, name: str) -> Page:
         "claims": verdict.claims(results),
         "since": _since(root, name, results),
         "summary": results,
-        "metric_headings": [tables.metric_heading(results, metric) for metric in results["metrics"]],
+        "metric_headings": [
+            tables.metric_heading(results, metric) for metric in results["metrics"]
+        ],
         "tables": _tables(assets, name, results),
         "variants": _variants(results),
         "sets": _sets(results),
-        "forest": _asset("figures", name, "differences.svg") if _forest(forest, results, results["reference"]) else None,
+        "forest": _asset("figures", name, "differences.svg")
+        if _forest(forest, results, results["reference"])
+        else None,
         "viewer_data": gallery.viewer(assets),
         "candidates": gallery.candidates(assets),
         "maps": gallery.maps(assets, config.rollout.grayscale),
@@ -123,7 +147,12 @@ def _since(root: Path, benchmark: str, results: dict[str, Any]) -> dict[str, Any
     changes, moved = found
     known = sections.origins(root / f"reports/evaluate/{benchmark}/per_image.parquet")
     table = verdict.changes_table(results, changes)
-    return {"sentence": verdict.change_sentence(changes), "table": _html(table), "moved": moved, "known": bool(known)}
+    return {
+        "sentence": verdict.change_sentence(changes),
+        "table": _html(table),
+        "moved": moved,
+        "known": bool(known),
+    }
 
 
 def _paper(root: Path, assets: Path) -> Page:
@@ -146,7 +175,9 @@ def _training(config: Config, root: Path, assets: Path) -> Page:
     return {
         "template": "training",
         "title": "Training",
-        "finetune": curves.trainings(root, assets, "finetune", {"gdpo": "finetune/gdpo", "control": "finetune/control"}),
+        "finetune": curves.trainings(
+            root, assets, "finetune", {"gdpo": "finetune/gdpo", "control": "finetune/control"}
+        ),
         "batches": curves.batches(root, assets, groups, config.seed, config.finetune),
         "pretrain": curves.trainings(root, assets, "pretrain", {"naosd": "pretrain"}),
         "rollouts": curves.rollouts(assets, groups),
@@ -155,7 +186,11 @@ def _training(config: Config, root: Path, assets: Path) -> Page:
 
 def _data(config: Config, root: Path) -> Page:
     parts = [*config.degrade.parts, "evaluation"]
-    checked = [*(f"degrade/{part}" for part in parts), "select", *(f"rollout/{part}" for part in config.rollout.parts)]
+    checked = [
+        *(f"degrade/{part}" for part in parts),
+        "select",
+        *(f"rollout/{part}" for part in config.rollout.parts),
+    ]
     select = json.loads(read_text(root, "data/selected/report.json"))
     return {
         "template": "data",
@@ -172,8 +207,14 @@ def _provenance(config: Config, root: Path, names: list[str]) -> Page:
     return {
         "template": "provenance",
         "title": "Provenance",
-        "origins": [(name, sections.origins(root / f"reports/evaluate/{name}/per_image.parquet")) for name in names],
-        "versions": [("Python", ".".join(platform.python_version_tuple()[:2])), *((n, version(n)) for n in VERSIONS)],
+        "origins": [
+            (name, sections.origins(root / f"reports/evaluate/{name}/per_image.parquet"))
+            for name in names
+        ],
+        "versions": [
+            ("Python", ".".join(platform.python_version_tuple()[:2])),
+            *((n, version(n)) for n in VERSIONS),
+        ],
         "params": re.sub(r"\[[^][{}]*\]", _one_line, json.dumps(_params(config), indent=2)),
     }
 
@@ -183,12 +224,23 @@ def _one_line(numbers: re.Match[str]) -> str:
 
 
 def _params(config: Config) -> dict[str, Any]:
-    """All sections, each named: tests/test_pipeline.py reads from this which parameters the stage depends on."""
+    """All sections, each named: tests/test_pipeline.py reads from this which parameters the stage
+    depends on.
+    """
     stages = (
-        config.model, config.degrade, config.pretrain, config.select, config.reward, config.rollout, config.finetune,
+        config.model,
+        config.degrade,
+        config.pretrain,
+        config.select,
+        config.reward,
+        config.rollout,
+        config.finetune,
         config.evaluate,
-    )  # fmt: skip
-    return {"seed": config.seed, **{type(stage).__name__.lower(): stage.model_dump() for stage in stages}}
+    )
+    return {
+        "seed": config.seed,
+        **{type(stage).__name__.lower(): stage.model_dump() for stage in stages},
+    }
 
 
 def _asset(*parts: str) -> str:
@@ -205,7 +257,10 @@ def _tables(assets: Path, benchmark: str, results: dict[str, Any]) -> dict[str, 
     folder = assets / "tables" / benchmark
     folder.mkdir(parents=True)
     found: dict[str, Any] = {}
-    for name, table in (("models", tables.models_table(results)), ("differences", tables.differences_table(results))):
+    for name, table in (
+        ("models", tables.models_table(results)),
+        ("differences", tables.differences_table(results)),
+    ):
         (folder / f"{name}.md").write_text(tables.to_markdown(table), encoding="utf-8")
         (folder / f"{name}.csv").write_text(tables.to_csv(table), encoding="utf-8")
         found[name] = {"html": _html(table), "address": _asset("tables", benchmark, name)}
@@ -213,23 +268,32 @@ def _tables(assets: Path, benchmark: str, results: dict[str, Any]) -> dict[str, 
 
 
 def _variants(results: dict[str, Any]) -> list[tuple[str, str]]:
-    """(printed name, our name and what exactly is computed) of every metric; the reward has words of its own."""
+    """(printed name, our name and what exactly is computed) of every metric; the reward has words
+    of its own.
+    """
     names = [name for name in (*results["metrics"], *results.get("sets", {})) if name in METRICS]
     return [(tables.label(name), f"{name}: {METRICS[name].variant}") for name in names]
 
 
 def _sets(results: dict[str, Any]) -> list[tuple[str, str]]:
-    """(metric and model, mean ± standard deviation over noises) of what is measured on all images at once, as FID is."""
+    """(metric and model, mean ± standard deviation over noises) of what is measured on all images
+    at once, as FID is.
+    """
     found = results.get("sets", {})
     return [
-        (f"{tables.label(metric)}, {tables.label(model)}", f"{mean(v):.2f} ± {stdev(v) if len(v) > 1 else 0:.2f}")
+        (
+            f"{tables.label(metric)}, {tables.label(model)}",
+            f"{mean(v):.2f} ± {stdev(v) if len(v) > 1 else 0:.2f}",
+        )
         for metric, models in found.items()
         for model, v in models.items()
     ]
 
 
 def _forest(path: Path, results: dict[str, Any], reference: str) -> bool:
-    """Every model against the reference in its within-image standard deviations, right being better."""
+    """Every model against the reference in its within-image standard deviations, right being
+    better.
+    """
     rows = []
     for metric, properties in results["metrics"].items():
         unit = results["models"][reference][metric]["within_image_std"]

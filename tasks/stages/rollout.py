@@ -1,10 +1,13 @@
-"""Stage `rollout`, one part of it: G scored candidates per selected patch by the frozen NAOSD -> data/rollouts/<part>.
+"""Stage `rollout`, one part of it: G scored candidates per selected patch by the frozen NAOSD ->
+data/rollouts/<part>.
 
-    python -m tasks rollout --part 00     one part, on any worker; without --part all of them, one after another
+    python -m tasks rollout --part 00     one part, on any worker; without --part all of them, one
+                                          after another
 
-Finished chunks are kept in work/rollout/<part>/chunks until the part is whole: after a stop or a kill the same command goes
-on with the next. tasks/files/rollouts.py says which chunks a part has and what
-its file holds. A pair whose scores are not finite gives no group; it is named on stderr, in the file and in the Data Docs.
+Finished chunks are kept in work/rollout/<part>/chunks until the part is whole: after a stop or a
+kill the same command goes on with the next. tasks/files/rollouts.py says which chunks a part has
+and what its file holds. A pair whose scores are not finite gives no group; it is named on stderr,
+in the file and in the Data Docs.
 """
 
 import json
@@ -34,8 +37,8 @@ from tasks.run.training import device
 def run(config: Config, root: Path, hooks: Hooks, part: str | None = None) -> None:
     """Make the groups of one part, or of all, one after another.
 
-    Raises `Stopped` after a chunk. ValueError naming the key, file, metric or patch on bad input, or if no pair of a part
-    gave a group.
+    Raises `Stopped` after a chunk. ValueError naming the key, file, metric or patch on bad input,
+    or if no pair of a part gave a group.
     """
     known = config.rollout.parts
     if part is not None and part not in known:
@@ -50,8 +53,14 @@ def _part(config: Config, root: Path, hooks: Hooks, part: str) -> None:
     described = schema(config.rollout, json.dumps(made_from, sort_keys=True))
     shares = ranks(len(pairs), config.rollout, part)
     mine = [pairs.ids[rank] for share in shares.values() for rank in share]
-    of = {"versions": versions(config.rollout.metrics), "batch": config.rollout.batch, "pairs": pairs.fingerprint()}
-    chunks = Chunks(root / "work/rollout" / part / "chunks", fingerprint({**made_from, **of}, []), described)
+    of = {
+        "versions": versions(config.rollout.metrics),
+        "batch": config.rollout.batch,
+        "pairs": pairs.fingerprint(),
+    }
+    chunks = Chunks(
+        root / "work/rollout" / part / "chunks", fingerprint({**made_from, **of}, []), described
+    )
 
     @cache
     def model() -> NAOSD:  # not before a chunk is missing
@@ -73,7 +82,8 @@ def _part(config: Config, root: Path, hooks: Hooks, part: str) -> None:
     if mine and len(left_out) == len(mine):
         chunks.remove()
         raise ValueError(
-            f"rollout {part}: none of its {len(mine)} pairs gave a group, {mine[0]}: {left_out[mine[0]]}; "
+            f"rollout {part}: none of its {len(mine)} pairs gave a group, {mine[0]}: "
+            f"{left_out[mine[0]]}; "
             f"check models/naosd, rollout.metrics and rollout.precision"
         )
     metadata = {"plan": json.dumps(plan(pairs, config.rollout)), "skipped": json.dumps(left_out)}

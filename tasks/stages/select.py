@@ -1,8 +1,10 @@
-"""Stage `select`: the training patches worth a rollout -> data/selected/{manifest,scores}.parquet and report.json.
+"""Stage `select`: the training patches worth a rollout -> data/selected/{manifest,scores}.parquet
+and report.json.
 
-manifest.parquet refers to pairs by id, first to be taken first; scores.parquet has every patch with its score and the
-reason. The rule is stated in gdpo/data/selection.py. What has been scored is kept in work/select until the stage is done,
-so that after a stop or a kill the same command goes on; a selection is visible only if it passes its checks.
+manifest.parquet refers to pairs by id, first to be taken first; scores.parquet has every patch with
+its score and the reason. The rule is stated in gdpo/data/selection.py. What has been scored is kept
+in work/select until the stage is done, so that after a stop or a kill the same command goes on; a
+selection is visible only if it passes its checks.
 """
 
 import json
@@ -29,7 +31,12 @@ from tasks.run.training import device
 BATCH = 32
 KEEP_EVERY = 2048  # patches; what a kill can cost
 SCORED = pa.schema(
-    {"source": pa.string(), "score": pa.float64(), "detail_share": pa.float64(), "hash": pa.uint64()},
+    {
+        "source": pa.string(),
+        "score": pa.float64(),
+        "detail_share": pa.float64(),
+        "hash": pa.uint64(),
+    },
 )
 Scorer = Callable[[list[Pair]], list[float]]
 
@@ -43,7 +50,9 @@ def run(config: Config, root: Path, hooks: Hooks) -> None:
     check_available([rule.metric])
     shards = Shards(root / "data/shards/train")
     kept = root / "work/select/scored"
-    patches = _scored(shards, config, root, kept, hooks).add_column(0, "id", pa.array(shards.ids, pa.string()))
+    patches = _scored(shards, config, root, kept, hooks).add_column(
+        0, "id", pa.array(shards.ids, pa.string())
+    )
     table = choose(patches, rule, higher_is_better=higher_is_better(rule.metric))
     with written_aside(root / "data/selected") as part:
         part.mkdir()
@@ -55,7 +64,9 @@ def run(config: Config, root: Path, hooks: Hooks) -> None:
 
 
 def _scored(shards: Shards, config: Config, root: Path, kept: Path, hooks: Hooks) -> pa.Table:
-    """Source, score, detail share and hash of all patches; those that an interrupted run kept are not computed again."""
+    """Source, score, detail share and hash of all patches; those that an interrupted run kept are
+    not computed again.
+    """
     tables = list(_kept(kept, _inputs(shards, config, root)))
     done = sum(table.num_rows for table in tables)
     scores_of = _scorer(config, root)
@@ -80,13 +91,21 @@ def _inputs(shards: Shards, config: Config, root: Path) -> str:
     """A text that is equal only for scores of the same pairs by the same metric (and model)."""
     settings: dict[str, object] = {"metric": versions([config.select.metric])}
     if config.select.rule == "difficulty":
-        settings |= {"seed": config.seed, "prompt": config.model.training_prompt, "rollout": config.rollout.model_dump()}
+        settings |= {
+            "seed": config.seed,
+            "prompt": config.model.training_prompt,
+            "rollout": config.rollout.model_dump(),
+        }
     settings["pairs"] = shards.fingerprint()
-    return fingerprint(settings, [root / "models/naosd"] if config.select.rule == "difficulty" else [])
+    return fingerprint(
+        settings, [root / "models/naosd"] if config.select.rule == "difficulty" else []
+    )
 
 
 def _kept(folder: Path, inputs: str) -> Iterator[pa.Table]:
-    """What an interrupted run with the same inputs kept: files of consecutive patches, named by the first."""
+    """What an interrupted run with the same inputs kept: files of consecutive patches, named by the
+    first.
+    """
     mark = folder / "fingerprint"
     if not mark.is_file() or mark.read_text() != inputs:
         shutil.rmtree(folder, ignore_errors=True)
@@ -97,7 +116,9 @@ def _kept(folder: Path, inputs: str) -> Iterator[pa.Table]:
         try:
             table = pq.read_table(path)
         except (OSError, pa.ArrowException) as error:
-            raise ValueError(f"{path}: unreadable ({error}); delete {folder} to score all patches again") from error
+            raise ValueError(
+                f"{path}: unreadable ({error}); delete {folder} to score all patches again"
+            ) from error
         yield table
         done += table.num_rows
 
@@ -126,7 +147,9 @@ def _scorer(config: Config, root: Path) -> Scorer:
         scores: list[float] = []
         for start in range(0, len(pairs), size):
             part = pairs[start : start + size]
-            scores += difficulty_scores(model, part, rule.difficulty, config.rollout, seed=config.seed, prompt=prompt)
+            scores += difficulty_scores(
+                model, part, rule.difficulty, config.rollout, seed=config.seed, prompt=prompt
+            )
         return scores
 
     return scores_of
@@ -148,7 +171,9 @@ def _report(table: pa.Table, rule: Select) -> dict[str, object]:
         "metric": rule.metric,
         "patches": table.num_rows,
         "selected": selected,
-        "note": f"{selected} of the {rule.count} patches asked for by select.count pass the rule" if short else "",
+        "note": f"{selected} of the {rule.count} patches asked for by select.count pass the rule"
+        if short
+        else "",
         "reasons": dict(sorted(reasons.items())),
         "photographs": dict(sorted(photographs.items())),
     }

@@ -5,9 +5,9 @@
     store.write(key, data)                           with its SHA-256, which every read checks
     store.put_if(key, data, {"IfMatch": tag})        only if nobody has written it since
 
-A missing bucket, prefix or object is a ValueError, a store that does not answer an OSError (PermissionError if it answers
-that we may not, or there are no credentials); each names the s3:// URL. An object is there whole or not at all: S3 shows a
-(multipart) upload when it is complete.
+A missing bucket, prefix or object is a ValueError, a store that does not answer an OSError
+(PermissionError if it answers that we may not, or there are no credentials); each names the s3://
+URL. An object is there whole or not at all: S3 shows a (multipart) upload when it is complete.
 """
 
 import hashlib
@@ -40,9 +40,15 @@ MISSING = {"NoSuchBucket", *NO_KEY}
 FORBIDDEN = {"AccessDenied", "403"}
 NOT_SUPPORTED = {"NotImplemented", "501"}
 CONFLICT = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
-USER = re.compile("//.*(@|%40)")  # and password: the value may be a wrong one, so whatever is before the last @
+USER = re.compile(
+    "//.*(@|%40)"
+)  # and password: the value may be a wrong one, so whatever is before the last @
 # What Python's table does not know, or not everywhere.
-TYPES = {".parquet": "application/vnd.apache.parquet", ".safetensors": "application/octet-stream", ".webp": "image/webp"}
+TYPES = {
+    ".parquet": "application/vnd.apache.parquet",
+    ".safetensors": "application/octet-stream",
+    ".webp": "image/webp",
+}
 
 
 class Conflict(ValueError):
@@ -63,15 +69,21 @@ class Store:
 
     @classmethod
     def at(cls, url: str) -> "Store":
-        """The store at s3://bucket/prefix. ValueError if that is no such URL; no request is made."""
+        """The store at s3://bucket/prefix. ValueError if that is no such URL; no request is
+        made.
+        """
         bucket, _, prefix = url.removeprefix("s3://").partition("/")
         if not url.startswith("s3://") or not bucket:
             raise ValueError(f"{url}: must look like s3://bucket/prefix")
         try:
             with _errors(url):
                 return cls(bucket, prefix.strip("/"), _client())
-        except ValueError:  # botocore's own shows the endpoint with the user and password that may be in it
-            raise ValueError(f"{url}: AWS_ENDPOINT_URL is no address of a server, such as https://s3.example.org") from None
+        except (
+            ValueError
+        ):  # botocore's own shows the endpoint with the user and password that may be in it
+            raise ValueError(
+                f"{url}: AWS_ENDPOINT_URL is no address of a server, such as https://s3.example.org"
+            ) from None
 
     def url(self, key: str = "") -> str:
         """The address of an object, or of the store itself."""
@@ -81,7 +93,9 @@ class Store:
         """The keys below `under`, in the order of their bytes, a page of 1000 per request."""
         base = self._name("")
         with _errors(self.url(under)):
-            pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=base + under)
+            pages = self.client.get_paginator("list_objects_v2").paginate(
+                Bucket=self.bucket, Prefix=base + under
+            )
             for page in pages:
                 yield from (entry["Key"].removeprefix(base) for entry in page.get("Contents", []))
 
@@ -89,9 +103,14 @@ class Store:
         """The names of the folders directly below `under` (which ends with "/")."""
         base = self._name(under)
         with _errors(self.url(under)):
-            pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=base, Delimiter="/")
+            pages = self.client.get_paginator("list_objects_v2").paginate(
+                Bucket=self.bucket, Prefix=base, Delimiter="/"
+            )
             for page in pages:
-                yield from (entry["Prefix"].removeprefix(base).rstrip("/") for entry in page.get("CommonPrefixes", []))
+                yield from (
+                    entry["Prefix"].removeprefix(base).rstrip("/")
+                    for entry in page.get("CommonPrefixes", [])
+                )
 
     def read(self, key: str) -> bytes:
         """The bytes of one object, checked against the SHA-256 it was written with, if any."""
@@ -126,26 +145,42 @@ class Store:
                 return None
 
     def tag_if_holds(self, key: str, data: bytes) -> str | None:
-        """The object's tag if it is `data`, written with the SHA-256 as we write it; else, or if there is none, None."""
+        """The object's tag if it is `data`, written with the SHA-256 as we write it; else, or if
+        there is none, None.
+        """
         try:
             body, answer = self._get(key)
         except ValueError:
             return None
-        return str(answer["ETag"]) if (body, answer["Metadata"]) == (data, _extra(key, data)["Metadata"]) else None
+        return (
+            str(answer["ETag"])
+            if (body, answer["Metadata"]) == (data, _extra(key, data)["Metadata"])
+            else None
+        )
 
     def size(self, key: str) -> int:
         """The bytes of one object, without reading it."""
         with _errors(self.url(key)):
-            return int(self.client.head_object(Bucket=self.bucket, Key=self._name(key))["ContentLength"])
+            return int(
+                self.client.head_object(Bucket=self.bucket, Key=self._name(key))["ContentLength"]
+            )
 
     def download(self, key: str, path: Path) -> None:
-        """Stream one object into the file `path`: as large as it may be, it is never in memory; a failure leaves no file."""
+        """Stream one object into the file `path`: as large as it may be, it is never in memory; a
+        failure leaves no file.
+        """
         with _errors(self.url(key)):
             try:
-                metadata = self.client.head_object(Bucket=self.bucket, Key=self._name(key)).get("Metadata", {})
+                metadata = self.client.head_object(Bucket=self.bucket, Key=self._name(key)).get(
+                    "Metadata", {}
+                )
                 self.client.download_file(self.bucket, self._name(key), str(path))
-            except Boto3Error as error:  # it repeats what breaks off, and then says so in a way of its own
-                raise OSError(f"{self.url(key)}: the download broke off ({reason(error)})") from error
+            except (
+                Boto3Error
+            ) as error:  # it repeats what breaks off, and then says so in a way of its own
+                raise OSError(
+                    f"{self.url(key)}: the download broke off ({reason(error)})"
+                ) from error
         try:
             self._verify(key, metadata, sha256_of(path))
         except ValueError:
@@ -155,35 +190,51 @@ class Store:
     def _verify(self, key: str, metadata: dict[str, str], found: str) -> None:
         wanted = metadata.get("sha256", found)
         if wanted != found:
-            raise ValueError(f"{self.url(key)}: damaged, its SHA-256 is {found[:12]}... and was written as {wanted[:12]}...")
+            raise ValueError(
+                f"{self.url(key)}: damaged, its SHA-256 is {found[:12]}... and was written as "
+                f"{wanted[:12]}..."
+            )
 
     def write(self, key: str, data: bytes | Path) -> None:
-        """Upload bytes or a file, in parts if it is large, with content type and SHA-256; replaces what was there."""
+        """Upload bytes or a file, in parts if it is large, with content type and SHA-256; replaces
+        what was there.
+        """
         with _errors(self.url(key)):
             try:
                 if isinstance(data, bytes):
-                    self.client.put_object(Bucket=self.bucket, Key=self._name(key), Body=data, **_extra(key, data))
+                    self.client.put_object(
+                        Bucket=self.bucket, Key=self._name(key), Body=data, **_extra(key, data)
+                    )
                 else:
-                    self.client.upload_file(str(data), self.bucket, self._name(key), ExtraArgs=_extra(key, data))
+                    self.client.upload_file(
+                        str(data), self.bucket, self._name(key), ExtraArgs=_extra(key, data)
+                    )
             except Boto3Error as error:
                 raise OSError(f"{self.url(key)}: the upload broke off ({reason(error)})") from error
 
     def put_if(self, key: str, data: bytes, condition: dict[str, str]) -> str:
-        """Write on a condition that this server may ignore (tasks/store/conditional.py knows), and return the new tag.
+        """Write on a condition that this server may ignore (tasks/store/conditional.py knows), and
+        return the new tag.
 
-        condition: {"IfNoneMatch": "*"} or {"IfMatch": tag}. `Conflict` if it fails and the object is not `data` already.
+        condition: {"IfNoneMatch": "*"} or {"IfMatch": tag}. `Conflict` if it fails and the object
+        is not `data` already.
         """
         with _errors(self.url(key)):
             try:
                 answer = self.client.put_object(
-                    Bucket=self.bucket, Key=self._name(key), Body=data, **_extra(key, data), **condition
+                    Bucket=self.bucket,
+                    Key=self._name(key),
+                    Body=data,
+                    **_extra(key, data),
+                    **condition,
                 )
                 return str(answer["ETag"])
             except ClientError as error:
                 if _code(error) not in CONFLICT | NO_KEY:
                     raise
                 refused = error
-        # If the answer to our write was lost, botocore wrote again, and it is our own object that was in the way.
+        # If the answer to our write was lost, botocore wrote again, and it is our own object that
+        # was in the way.
         tag = self.tag_if_holds(key, data)
         if tag is None:
             raise Conflict(f"{self.url(key)}: somebody else wrote it first") from refused
@@ -198,7 +249,11 @@ class Store:
         """An address that a browser can open without credentials, for `seconds`."""
         with _errors(self.url(key)):
             parameters = {"Bucket": self.bucket, "Key": self._name(key)}
-            return str(self.client.generate_presigned_url("get_object", Params=parameters, ExpiresIn=seconds))
+            return str(
+                self.client.generate_presigned_url(
+                    "get_object", Params=parameters, ExpiresIn=seconds
+                )
+            )
 
     def _name(self, key: str) -> str:
         return f"{self.prefix}/{key}" if self.prefix else key
@@ -226,7 +281,8 @@ def _extra(key: str, data: bytes | Path) -> dict[str, Any]:
 def _client() -> Any:
     """One client per process; boto3 retries what may pass by itself."""
     retries = {"mode": "standard", "max_attempts": ATTEMPTS}
-    # Signed links in the present form: the older one, boto3's default for some places, is refused by many servers.
+    # Signed links in the present form: the older one, boto3's default for some places, is refused
+    # by many servers.
     config = Config(retries=retries, max_pool_connections=CONNECTIONS, signature_version="s3v4")
     return boto3.client("s3", config=config)
 
@@ -237,21 +293,35 @@ def _code(error: ClientError) -> str:
 
 @contextmanager
 def _errors(url: str) -> Iterator[None]:
-    """Turn what botocore says into one line that names the URL and holds no header, key or token."""
+    """Turn what botocore says into one line that names the URL and holds no header, key or
+    token.
+    """
     try:
         yield
     except ClientError as error:
         code = _code(error)
         if code in MISSING:
             raise ValueError(f"{url}: there is no such object or bucket ({code})") from error
-        kind = PermissionError if code in FORBIDDEN else NotSupported if code in NOT_SUPPORTED else OSError
-        raise kind(f"{url}: the store refused ({code}); check credentials and endpoint in the environment") from error
+        kind = (
+            PermissionError
+            if code in FORBIDDEN
+            else NotSupported
+            if code in NOT_SUPPORTED
+            else OSError
+        )
+        raise kind(
+            f"{url}: the store refused ({code}); check credentials and endpoint in the environment"
+        ) from error
     except (NoCredentialsError, PartialCredentialsError) as error:
-        raise PermissionError(f"{url}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE") from error
+        raise PermissionError(
+            f"{url}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+        ) from error
     except BotoCoreError as error:
         # The cause says more, and shows the endpoint as it is.
         cause = None if USER.search(str(error)) else error
-        said = f"the store cannot be reached ({reason(error)}); check AWS_ENDPOINT_URL and credentials"
+        said = (
+            f"the store cannot be reached ({reason(error)}); check AWS_ENDPOINT_URL and credentials"
+        )
         raise OSError(f"{url}: {said}") from cause
 
 

@@ -1,11 +1,14 @@
-"""The paper's ablations, each row beside its shuffled control: `gdpo-sr ablate 5 6 7 9 11 fig7 options`.
+"""The paper's ablations, each row beside its shuffled control: `gdpo-sr ablate 5 6 7 9 11 fig7
+options`.
 
-    one rollout set per way of making candidates  ->  for every row, repeat, and control or not: fine-tune, evaluate
+    one rollout set per way of making candidates  ->  for every row, repeat, and control or not:
+                                                  fine-tune, evaluate
     ->  reports/ablate/<table>.md, .csv, .html, .svg; results.json; index.md
 
-It starts from what `dvc repro select` leaves. Rows that several tables have are trained once. Finished runs stay in
-work/ablate, so that after a stop or a kill the same command goes on; what it depends on: section `ablate` of params.yaml,
-and everything that a run of the pipeline does. tasks/ablate/findings.py says how differences and signs are judged.
+It starts from what `dvc repro select` leaves. Rows that several tables have are trained once.
+Finished runs stay in work/ablate, so that after a stop or a kill the same command goes on; what it
+depends on: section `ablate` of params.yaml, and everything that a run of the pipeline does.
+tasks/ablate/findings.py says how differences and signs are judged.
 """
 
 import argparse
@@ -36,12 +39,32 @@ LINE_EVERY_S = 30.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which tables, with which parameters, and where they go."""
-    parser.add_argument("tables", nargs="*", type=_table, metavar="TABLE", help=f"{', '.join(ABLATIONS)}; default: all")
-    parser.add_argument("--params", type=Path, default="params.yaml", metavar="FILE", help="default: params.yaml")
-    parser.add_argument("--profile", metavar="NAME", help="lay profiles/NAME.yaml over the parameters")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="lay one value over the parameters")
     parser.add_argument(
-        *("--out",), type=Path, default=Path("reports/ablate"), metavar="FOLDER", help="replaced; default: reports/ablate"
+        "tables",
+        nargs="*",
+        type=_table,
+        metavar="TABLE",
+        help=f"{', '.join(ABLATIONS)}; default: all",
+    )
+    parser.add_argument(
+        "--params", type=Path, default="params.yaml", metavar="FILE", help="default: params.yaml"
+    )
+    parser.add_argument(
+        "--profile", metavar="NAME", help="lay profiles/NAME.yaml over the parameters"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="lay one value over the parameters",
+    )
+    parser.add_argument(
+        *("--out",),
+        type=Path,
+        default=Path("reports/ablate"),
+        metavar="FOLDER",
+        help="replaced; default: reports/ablate",
     )
     parser.add_argument("--json", action="store_true", help="print results.json")
 
@@ -59,17 +82,28 @@ def main(args: argparse.Namespace) -> int:
 
     config = load(args.params, args.profile, args.set)
     if not config.allow_cpu and not _has_gpu():
-        sys.stderr.write("gdpo-sr: ablate needs a GPU and there is none here (allow_cpu: true lets it run on the CPU)\n")
+        sys.stderr.write(
+            "gdpo-sr: ablate needs a GPU and there is none here (allow_cpu: true lets it run on "
+            "the CPU)\n"
+        )
         return NEEDS_GPU
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        text = run(config, Path.cwd(), list(dict.fromkeys(args.tables)) or list(ABLATIONS), args.out)
+        text = run(
+            config, Path.cwd(), list(dict.fromkeys(args.tables)) or list(ABLATIONS), args.out
+        )
     except KeyboardInterrupt:
-        sys.stderr.write("gdpo-sr: stopped; finished runs are kept in work/ablate, the same command goes on\n")
+        sys.stderr.write(
+            "gdpo-sr: stopped; finished runs are kept in work/ablate, the same command goes on\n"
+        )
         return STOPPED
     finally:
         signal.signal(signal.SIGTERM, before)
-    sys.stdout.write((args.out / "results.json").read_text() if args.json else f"{text}\n{args.out / 'index.md'}\n")
+    sys.stdout.write(
+        (args.out / "results.json").read_text()
+        if args.json
+        else f"{text}\n{args.out / 'index.md'}\n"
+    )
     return 0
 
 
@@ -81,7 +115,8 @@ def _has_gpu() -> bool:
 
 @dataclass(frozen=True)
 class Plan:
-    """Every run of some tables, once each: the rollout sets and evaluations first, then what needs them.
+    """Every run of some tables, once each: the rollout sets and evaluations first, then what needs
+    them.
 
     rows: by table and row the runs of its repeats, and those of its control (none in Fig. 7).
     """
@@ -113,17 +148,26 @@ def plan(config: Config, tables: Sequence[str], sources: dict[str, Any]) -> Plan
                 "model": {"t_add": t_add, "t_diff": t_diff},
                 "pretrain": {"steps": config.ablate.pretrain_steps, "gpus": 1},
             }
-            configs = [changed(start, steps).model_copy(update={"seed": config.seed + i}) for i in range(config.ablate.repeats)]
+            configs = [
+                changed(start, steps).model_copy(update={"seed": config.seed + i})
+                for i in range(config.ablate.repeats)
+            ]
             jobs = [replace(reference, kind="pretrain", config=one) for one in configs]
             found[key][f"({t_add}, {t_diff})"] = (jobs, [])
-    every = [job for table in found.values() for both in table.values() for jobs in both for job in jobs]
+    every = [
+        job for table in found.values() for both in table.values() for jobs in both for job in jobs
+    ]
     trained = {job.fingerprint: job for job in every if job.kind == "finetune"}
     made = {job.made.fingerprint: job.made for job in trained.values() if job.made is not None}
     others = {job.fingerprint: job for job in every if job.kind == "pretrain"}
-    return Plan(reference, [*made.values(), reference, *others.values()], list(trained.values()), found)
+    return Plan(
+        reference, [*made.values(), reference, *others.values()], list(trained.values()), found
+    )
 
 
-def _runs(row: Row, start: Config, largest: Config, reference: "Job") -> tuple[list["Job"], list["Job"]]:
+def _runs(
+    row: Row, start: Config, largest: Config, reference: "Job"
+) -> tuple[list["Job"], list["Job"]]:
     """The repeats of a row, and those of its control."""
     config = changed(start, row.changes)
     kept = {"noise": start.rollout.noise, "target": start.rollout.target}
@@ -133,7 +177,9 @@ def _runs(row: Row, start: Config, largest: Config, reference: "Job") -> tuple[l
     for repeat in range(start.ablate.repeats):
         own = changed(config, {"finetune": {"repeat": repeat}})
         for control in (False, True):
-            job = replace(reference, kind="finetune", config=own, made=made, control=control, every=row.every)
+            job = replace(
+                reference, kind="finetune", config=own, made=made, control=control, every=row.every
+            )
             runs[control].append(job)
     return runs
 
@@ -149,14 +195,24 @@ def run(config: Config, root: Path, tables: Sequence[str], out: Path) -> str:
         run_all(wanted.first, root, config.ablate.processes, done)
         run_all(wanted.then, root, config.ablate.processes, done)
     images = _read(wanted.reference, root)["images"]
-    results = {key: {name: _result(*both, root) for name, both in table.items()} for key, table in wanted.rows.items()}
+    results = {
+        key: {name: _result(*both, root) for name, both in table.items()}
+        for key, table in wanted.rows.items()
+    }
     about = {
         "images": len(images),
         "sources": [image["source"] for image in images],
         "photographs": len({image["source"] for image in images}),
         "fine_tunings": len(wanted.then),
-        "skipped": {job.config.rollout.candidates: left_out(job, root) for job in wanted.first if job.kind == "rollouts"},
-        "params": {name: getattr(base(config), name).model_dump() for name in ("ablate", "reward", "rollout", "finetune")},
+        "skipped": {
+            job.config.rollout.candidates: left_out(job, root)
+            for job in wanted.first
+            if job.kind == "rollouts"
+        },
+        "params": {
+            name: getattr(base(config), name).model_dump()
+            for name in ("ablate", "reward", "rollout", "finetune")
+        },
         "metrics": wanted.reference.sources["metrics"],
     }
     shares = np.array([image["detail_share"] for image in images])
@@ -173,7 +229,10 @@ def _scores(jobs: Sequence["Job"], root: Path) -> dict[str, Any]:
     """{metric: (I, R, N)} of the repeats of one model."""
     found = [_read(job, root)["images"] for job in jobs]
     metrics = found[0][0]["scores"]
-    return {m: np.array([[image["scores"][m] for image in images] for images in found]).swapaxes(0, 1) for m in metrics}
+    return {
+        m: np.array([[image["scores"][m] for image in images] for images in found]).swapaxes(0, 1)
+        for m in metrics
+    }
 
 
 def _read(job: "Job", root: Path) -> dict[str, Any]:
@@ -181,7 +240,9 @@ def _read(job: "Job", root: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{job.output}: damaged ({error}); delete it, the same command makes it again") from error
+        raise ValueError(
+            f"{job.output}: damaged ({error}); delete it, the same command makes it again"
+        ) from error
     return found
 
 

@@ -1,9 +1,11 @@
 """Tool `cost`: parameters and multiply-accumulates (MACs) of a model, counted on shapes alone.
 
     infer      one super-resolution, by network; for sd2.1 beside Table 4 of the paper
-    pretrain   one step of NAOSD per image        rl    one step of GDPO per LR image (G = 6), released and ours
+    pretrain   one step of NAOSD per image        rl    one step of GDPO per LR image (G = 6),
+               released and ours
 
-No weights are read: sd2.1 is SD2.1-base with the released tagger, a folder is read for its configuration files.
+No weights are read: sd2.1 is SD2.1-base with the released tagger, a folder is read for its
+configuration files.
 """
 
 import argparse
@@ -22,9 +24,22 @@ TABLE_4_SIZE = 512
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to count, and how to print it."""
-    parser.add_argument("--model", default="sd2.1", metavar="NAME", help="sd2.1 or a diffusers folder; default: sd2.1")
-    parser.add_argument("--size", type=int, default=TABLE_4_SIZE, metavar="PX", help="side of the image; default: 512")
-    parser.add_argument("--step", choices=["infer", "pretrain", "rl"], default="infer", help="default: infer")
+    parser.add_argument(
+        "--model",
+        default="sd2.1",
+        metavar="NAME",
+        help="sd2.1 or a diffusers folder; default: sd2.1",
+    )
+    parser.add_argument(
+        "--size",
+        type=int,
+        default=TABLE_4_SIZE,
+        metavar="PX",
+        help="side of the image; default: 512",
+    )
+    parser.add_argument(
+        "--step", choices=["infer", "pretrain", "rl"], default="infer", help="default: infer"
+    )
     parser.add_argument("--json", action="store_true", help="print whole numbers as JSON")
 
 
@@ -33,7 +48,11 @@ def main(args: argparse.Namespace) -> int:
     from gdpo.cost import architectures
     from gdpo.cost import count as cost
 
-    networks = architectures.sd21() if args.model == "sd2.1" else architectures.from_folder(Path(args.model))
+    networks = (
+        architectures.sd21()
+        if args.model == "sd2.1"
+        else architectures.from_folder(Path(args.model))
+    )
     if args.step == "infer":
         result = inference(networks, args.size)
     else:
@@ -59,7 +78,10 @@ def inference(networks: "Networks", size: int) -> dict[str, Any]:
         for part in cost.inference(networks, size)
     ]
     keys = ("parameters", "macs", "macs_without_attention")
-    result: dict[str, Any] = {"components": rows, "total": {key: sum(row[key] for row in rows) for key in keys}}
+    result: dict[str, Any] = {
+        "components": rows,
+        "total": {key: sum(row[key] for row in rows) for key in keys},
+    }
     if networks.tagger is not None and size == TABLE_4_SIZE:
         counted = result["total"]["macs_without_attention"] - cost.dape_macs(networks)
         found = result["total"]["parameters"], counted
@@ -68,7 +90,9 @@ def inference(networks: "Networks", size: int) -> dict[str, Any]:
             "parameters": published[0],
             "macs": published[1],
             "ours_counted_the_same_way": {"parameters": found[0], "macs": counted},
-            "difference": [round(ours / theirs - 1, 4) for ours, theirs in zip(found, published, strict=True)],
+            "difference": [
+                round(ours / theirs - 1, 4) for ours, theirs in zip(found, published, strict=True)
+            ],
         }
     return result
 
@@ -77,16 +101,27 @@ def training(parts: "list[Part]") -> dict[str, Any]:
     """Parts with MACs of one call, the number of calls per way, and the sums."""
     columns = list(parts[0].calls)
     return {
-        "parts": [{"name": part.name, "macs": part.macs.total, "calls": part.calls} for part in parts],
-        "total": {column: sum(part.macs.total * part.calls[column] for part in parts) for column in columns},
+        "parts": [
+            {"name": part.name, "macs": part.macs.total, "calls": part.calls} for part in parts
+        ],
+        "total": {
+            column: sum(part.macs.total * part.calls[column] for part in parts)
+            for column in columns
+        },
     }
 
 
 def describe(result: dict[str, Any]) -> str:
     """The result as a text table."""
-    what = {"infer": "inference", "pretrain": "a step of NAOSD, per image", "rl": "a step of GDPO, per LR image"}
+    what = {
+        "infer": "inference",
+        "pretrain": "a step of NAOSD, per image",
+        "rl": "a step of GDPO, per LR image",
+    }
     title = f"{result['model']} at {result['size']}x{result['size']}, {what[result['step']]}"
-    return "\n".join([title, *(_components(result) if result["step"] == "infer" else _parts(result))])
+    return "\n".join(
+        [title, *(_components(result) if result["step"] == "infer" else _parts(result))]
+    )
 
 
 def _components(result: dict[str, Any]) -> list[str]:
@@ -96,12 +131,17 @@ def _components(result: dict[str, Any]) -> list[str]:
         lines.append(f"{row['name']:20}{row['parameters'] / 1e6:>14.2f}{macs}")
     if "published" in result:
         table = result["published"]
-        ours, (params, macs) = table["ours_counted_the_same_way"], [f"{value:+.1%}" for value in table["difference"]]
+        ours, (params, macs) = (
+            table["ours_counted_the_same_way"],
+            [f"{value:+.1%}" for value in table["difference"]],
+        )
         lines += [
             "",
-            f"Table 4: {table['parameters'] / 1e9:.2f} B parameters, {table['macs'] / 1e12:.2f} T. Ours counted the same way: "
+            f"Table 4: {table['parameters'] / 1e9:.2f} B parameters, {table['macs'] / 1e12:.2f} "
+            "T. Ours counted the same way: "
             f"{ours['parameters'] / 1e9:.3f} B ({params}), {ours['macs'] / 1e12:.3f} T ({macs}):",
-            "MACs without attention, and without the tagger's layers that carry LoRA in the release (inferred).",
+            "MACs without attention, and without the tagger's layers that carry LoRA in the "
+            "release (inferred).",
         ]
     return lines
 

@@ -1,11 +1,12 @@
 """Tool `doctor`: does this machine have what the parameters (and a profile over them) need?
 
-    artefacts    base model, adapters to start from, tagger, weights of every metric and loss named, photographs
+    artefacts    base model, adapters to start from, tagger, weights of every metric and loss named,
+                 photographs
     machine      Python, packages against pyproject.toml, CPU, memory, disk, GPU
 
-Reads parameters, file names and the headers of the base's weights: no network but for photographs in S3. Exit code 1 if
-something needed is missing. `--shards` reads the pairs instead, every row. What the tagger's folder is made of is listed
-while that folder is not whole.
+Reads parameters, file names and the headers of the base's weights: no network but for photographs
+in S3. Exit code 1 if something needed is missing. `--shards` reads the pairs instead, every row.
+What the tagger's folder is made of is listed while that folder is not whole.
 """
 
 import argparse
@@ -28,7 +29,9 @@ FOUND, MISSING, BAD, UNUSED = "found", "MISSING", "BAD", "not used"
 
 @dataclass(frozen=True)
 class Artefact:
-    """One file or folder: which key asks for it, its state, bytes (expected ones if it is not there), licence, origin."""
+    """One file or folder: which key asks for it, its state, bytes (expected ones if it is not
+    there), licence, origin.
+    """
 
     needed_by: str
     path: str
@@ -41,12 +44,21 @@ class Artefact:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The parameters to check for."""
-    parser.add_argument("--params", type=Path, default="params.yaml", metavar="FILE", help="default: params.yaml")
-    parser.add_argument("--profile", metavar="NAME", help="lay profiles/NAME.yaml over the parameters")
     parser.add_argument(
-        "--shards", type=Path, nargs="?", const="data/shards", metavar="FOLDER",
-        help="read every row of the shards below FOLDER instead, and list what is damaged; default: data/shards",
-    )  # fmt: skip
+        "--params", type=Path, default="params.yaml", metavar="FILE", help="default: params.yaml"
+    )
+    parser.add_argument(
+        "--profile", metavar="NAME", help="lay profiles/NAME.yaml over the parameters"
+    )
+    parser.add_argument(
+        "--shards",
+        type=Path,
+        nargs="?",
+        const="data/shards",
+        metavar="FOLDER",
+        help="read every row of the shards below FOLDER instead, and list what is damaged; "
+        "default: data/shards",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -63,7 +75,12 @@ def main(args: argparse.Namespace) -> int:
     machine = examine(root)
     fine = not any(a.state in (MISSING, BAD) for a in artefacts) and not machine["problems"]
     if args.json:
-        result = {"ok": fine, "profile": args.profile, "artefacts": [asdict(a) for a in artefacts], "machine": machine}
+        result = {
+            "ok": fine,
+            "profile": args.profile,
+            "artefacts": [asdict(a) for a in artefacts],
+            "machine": machine,
+        }
         text = json.dumps(result, indent=1)
     else:
         text = describe(artefacts, machine, fine)
@@ -72,7 +89,9 @@ def main(args: argparse.Namespace) -> int:
 
 
 def needed(config: "Config", root: Path) -> Iterator[Artefact]:
-    """Everything the configuration names that is not made by a stage, in the order of the pipeline."""
+    """Everything the configuration names that is not made by a stage, in the order of the
+    pipeline.
+    """
     from tasks.tools.doctor_data import pairs, photographs
 
     yield from photographs(config, root)
@@ -85,18 +104,25 @@ def needed(config: "Config", root: Path) -> Iterator[Artefact]:
 
 
 def _base(config: "Config", root: Path) -> Iterator[Artefact]:
-    """The files of a diffusers folder that `load_base` reads: are they whole, and is the schedule the right one?"""
+    """The files of a diffusers folder that `load_base` reads: are they whole, and is the schedule
+    the right one?
+    """
     from safetensors import SafetensorError, safe_open
 
     from gdpo.model.checkpoints import check_scheduler
     from gdpo.model.sources import BASE_FILES, BASE_LICENCE, VOCABULARY, Source
 
-    base, sources = config.model.base, "; or ".join(config.fetch.base) or "fetch.base names no source"
+    base, sources = (
+        config.model.base,
+        "; or ".join(config.fetch.base) or "fetch.base names no source",
+    )
     ours = base.startswith("assets/")
     licence = f"{base}/README.md" if ours else BASE_LICENCE
     where = "git checkout of this repository" if ours else f"`gdpo-sr fetch` ({sources})"
     for name, size in BASE_FILES.items():
-        artefact = _file("model.base", root / base / name, root, Source(0 if ours else size, licence, where))
+        artefact = _file(
+            "model.base", root / base / name, root, Source(0 if ours else size, licence, where)
+        )
         if name == "scheduler/scheduler_config.json" and artefact.state == FOUND:
             try:
                 check_scheduler(root / base)
@@ -104,7 +130,9 @@ def _base(config: "Config", root: Path) -> Iterator[Artefact]:
                 artefact = replace(artefact, state=BAD, problem=str(error))
         if name.endswith(".safetensors") and artefact.state == FOUND:
             try:
-                with safe_open(root / base / name, "pt"):  # reads the header and compares it with the length
+                with safe_open(
+                    root / base / name, "pt"
+                ):  # reads the header and compares it with the length
                     pass
             except SafetensorError as error:
                 artefact = replace(artefact, state=BAD, problem=f"damaged or cut short ({error})")
@@ -115,13 +143,18 @@ def _base(config: "Config", root: Path) -> Iterator[Artefact]:
 
 
 def _init(folder: Path, root: Path) -> Iterator[Artefact]:
-    """The model folder that pretraining starts from: its card, and the adapter files that the card names."""
+    """The model folder that pretraining starts from: its card, and the adapter files that the card
+    names.
+    """
     card = _file("pretrain.init", folder / "model.json", root)
     if card.state != FOUND:
         yield card
         return
     try:
-        files = [folder / entry["file"] for entry in json.loads((folder / "model.json").read_text())["adapters"]]
+        files = [
+            folder / entry["file"]
+            for entry in json.loads((folder / "model.json").read_text())["adapters"]
+        ]
     except (ValueError, KeyError, TypeError) as error:
         yield replace(card, state=BAD, problem=f"not a model.json of ours ({error!r})")
         return
@@ -130,12 +163,16 @@ def _init(folder: Path, root: Path) -> Iterator[Artefact]:
 
 
 def _metrics(config: "Config", root: Path) -> Iterator[Artefact]:
-    """The weights of every metric: first those of losses and metrics of a stage, each file once, then the others."""
+    """The weights of every metric: first those of losses and metrics of a stage, each file once,
+    then the others.
+    """
     from gdpo.metrics.score import METRICS, files
     from gdpo.model.sources import LPIPS_VGG
 
     asked: dict[str, list[str]] = {
-        "select.score" if config.select.rule == "quality" else "select.difficulty": [config.select.metric],
+        "select.score" if config.select.rule == "quality" else "select.difficulty": [
+            config.select.metric
+        ],
         "reward.fidelity": config.reward.fidelity,
         "reward.perception": config.reward.perception,
         "rollout.metrics": config.rollout.metrics,
@@ -164,17 +201,30 @@ def _tagger(folder: str | None, root: Path) -> Iterator[Artefact]:
     from gdpo.model.sources import TAGGER, Source, source_of
     from gdpo.tagger.tagger import COMMAND, FILES
 
-    made = [] if folder is None else [
-        _file("model.tagger", root / folder / name, root, Source(size, "Apache-2.0", f"`{COMMAND.format(folder)}`"))
-        for name, size in FILES.items()
-    ]  # fmt: skip
+    made = (
+        []
+        if folder is None
+        else [
+            _file(
+                "model.tagger",
+                root / folder / name,
+                root,
+                Source(size, "Apache-2.0", f"`{COMMAND.format(folder)}`"),
+            )
+            for name, size in FILES.items()
+        ]
+    )
     yield from made
     if made and all(artefact.state == FOUND for artefact in made):
         return
-    note = f"read once, to make {folder}" if folder else "model.tagger is null: prompts have no tags"
+    note = (
+        f"read once, to make {folder}" if folder else "model.tagger is null: prompts have no tags"
+    )
     for name in TAGGER:
         source = source_of(Path(name))
-        yield Artefact("(model.tagger)", name, UNUSED, source.size, source.licence, source.where, note)
+        yield Artefact(
+            "(model.tagger)", name, UNUSED, source.size, source.licence, source.where, note
+        )
 
 
 def _hub() -> Path:
@@ -195,7 +245,9 @@ def _file(key: str, path: Path, root: Path, source: "Source | None" = None) -> A
 
 
 def describe(artefacts: list[Artefact], machine: dict[str, Any], fine: bool) -> str:
-    """The findings as text: one line per artefact, its problem below, and for absent ones of one origin where to get them."""
+    """The findings as text: one line per artefact, its problem below, and for absent ones of one
+    origin where to get them.
+    """
     lines = []
     for a, following in zip(artefacts, [*artefacts[1:], None], strict=True):
         lines.append(f"{a.state:9}{_bytes(a.size):>9}  {a.path}  [{a.needed_by}; {a.licence}]")
@@ -207,15 +259,25 @@ def describe(artefacts: list[Artefact], machine: dict[str, Any], fine: bool) -> 
     versions = ", ".join(f"{name} {machine['packages'].get(name, 'absent')}" for name in chosen)
     lines += [
         f"Python {machine['python']}, {versions}",
-        f"{machine['cpus']} CPUs, {_bytes(machine['memory'])} memory, {_bytes(machine['disk_free'])} free disk, GPU: {gpus}",
+        f"{machine['cpus']} CPUs, {_bytes(machine['memory'])} memory, "
+        f"{_bytes(machine['disk_free'])} free disk, GPU: {gpus}",
         *machine["problems"],
     ]
     missing = sum(a.state in (MISSING, BAD) for a in artefacts)
-    return "\n".join([*lines, "ready" if fine else f"not ready: {missing} of {len(artefacts)} artefacts missing or bad"])
+    return "\n".join(
+        [
+            *lines,
+            "ready"
+            if fine
+            else f"not ready: {missing} of {len(artefacts)} artefacts missing or bad",
+        ]
+    )
 
 
 def _bytes(size: int) -> str:
     if not size:
         return "?"
-    unit, name = next((u, n) for u, n in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"), (1, "B")) if size >= u)
+    unit, name = next(
+        (u, n) for u, n in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"), (1, "B")) if size >= u
+    )
     return f"{size / unit:.4g} {name}"

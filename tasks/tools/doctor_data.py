@@ -1,4 +1,6 @@
-"""What `doctor` says about data: are the photographs there, and is every row of the shards whole (`--shards`)?"""
+"""What `doctor` says about data: are the photographs there, and is every row of the shards whole
+(`--shards`)?
+"""
 
 import json
 import sys
@@ -25,22 +27,47 @@ def photographs(config: Config, root: Path) -> Iterator[Artefact]:
                 found = listed([source], split, root)
             except (ValueError, OSError) as error:
                 where = "a folder of photographs, or s3://bucket/prefix"
-                yield Artefact(f"degrade.{split}", source.path, MISSING, 0, "yours", where, str(error))
+                yield Artefact(
+                    f"degrade.{split}", source.path, MISSING, 0, "yours", where, str(error)
+                )
                 continue
             size = sum(photo.path.stat().st_size for photo in found if isinstance(photo.path, Path))
-            yield Artefact(f"degrade.{split}", f"{source.path} ({len(found)} files)", FOUND, size, "of each photograph", "")
+            yield Artefact(
+                f"degrade.{split}",
+                f"{source.path} ({len(found)} files)",
+                FOUND,
+                size,
+                "of each photograph",
+                "",
+            )
 
 
 def pairs(config: Config, root: Path) -> Iterator[Artefact]:
-    """The folders of the benchmarks with ready-made pairs, and of the methods that stand beside ours."""
+    """The folders of the benchmarks with ready-made pairs, and of the methods that stand beside
+    ours.
+    """
     for benchmark in config.evaluate.benchmarks:
         found = config.evaluate.pairs.get(benchmark)
         folders = {} if found is None else {"lr": found.lr, "hr": found.hr, **found.peers}
         for kind, name in folders.items():
-            images = [path for path in (root / name).iterdir() if path.is_file()] if (root / name).is_dir() else []
-            size, key = sum(path.stat().st_size for path in images), f"evaluate.pairs.{benchmark}.{kind}"
+            images = (
+                [path for path in (root / name).iterdir() if path.is_file()]
+                if (root / name).is_dir()
+                else []
+            )
+            size, key = (
+                sum(path.stat().st_size for path in images),
+                f"evaluate.pairs.{benchmark}.{kind}",
+            )
             shown = f"{name} ({len(images)} files)" if images else name
-            yield Artefact(key, shown, FOUND if images else MISSING, size, "of the test set", "StableSR's test sets, and yours")
+            yield Artefact(
+                key,
+                shown,
+                FOUND if images else MISSING,
+                size,
+                "of the test set",
+                "StableSR's test sets, and yours",
+            )
 
 
 def scan(folder: Path, as_json: bool) -> int:
@@ -54,8 +81,12 @@ def scan(folder: Path, as_json: bool) -> int:
         rows += read
         found += lines
     if as_json:
-        text = json.dumps({"ok": not found, "shards": len(paths), "rows": rows, "damaged": found}, indent=1)
+        text = json.dumps(
+            {"ok": not found, "shards": len(paths), "rows": rows, "damaged": found}, indent=1
+        )
     else:
-        text = "\n".join([*found, f"{rows} rows in {len(paths)} shards, {len(found) or 'nothing'} damaged"])
+        text = "\n".join(
+            [*found, f"{rows} rows in {len(paths)} shards, {len(found) or 'nothing'} damaged"]
+        )
     sys.stdout.write(f"{text}\n")
     return 1 if found else 0

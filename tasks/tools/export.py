@@ -9,12 +9,19 @@ EXAMPLE = "gdpo-sr export models/gdpo -o exported --format merged"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model folder, where the copy goes, and its format."""
-    parser.add_argument("model", type=Path, metavar="MODEL", help="a model folder, e.g. models/gdpo")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="must not be there yet")
     parser.add_argument(
-        *("--format",), choices=["merged", "lora"], default="merged",
-        help="merged (default): a diffusers folder; lora: the last adapter set alone, to load on the merged model before it",
-    )  # fmt: skip
+        "model", type=Path, metavar="MODEL", help="a model folder, e.g. models/gdpo"
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="FOLDER", help="must not be there yet"
+    )
+    parser.add_argument(
+        *("--format",),
+        choices=["merged", "lora"],
+        default="merged",
+        help="merged (default): a diffusers folder; lora: the last adapter set alone, to load on "
+        "the merged model before it",
+    )
 
 
 def main(args: argparse.Namespace) -> int:
@@ -28,6 +35,9 @@ def main(args: argparse.Namespace) -> int:
         line = f"{args.output / LORA_FILE}: belongs on the UNet of the model before it, merged"
     else:
         export_merged(args.model, args.output)
-        line = f"{args.output}: unet/ and vae/ merged in fp32, with the text encoder, tokenizer and scheduler of the base"
+        line = (
+            f"{args.output}: unet/ and vae/ merged in fp32, with the text encoder, tokenizer "
+            "and scheduler of the base"
+        )
     sys.stdout.write(f"{line}\n")
     return 0

@@ -1,14 +1,18 @@
-"""Tool `fetch`: the base model from the first source that works -> model.base, checked before it stands there.
+"""Tool `fetch`: the base model from the first source that works -> model.base, checked before it
+stands there.
 
-    fetch.base      a list, tried in order: a folder, s3://bucket/prefix, hf://owner/name@commit (a hub, HF_ENDPOINT's)
+    fetch.base      a list, tried in order: a folder, s3://bucket/prefix, hf://owner/name@commit (a
+                    hub, HF_ENDPOINT's)
     fetch.hashes    SHA-256 of files that must be these and no others, wherever they come from
-    work/fetch/     where a download waits until it is whole; what is there already is not fetched again
+    work/fetch/     where a download waits until it is whole; what is there already is not fetched
+                    again
 
     gdpo-sr fetch --profile paper
 
-Only what `load_base` reads is taken: fp32 weights as safetensors, configurations, tokenizer. The schedule is checked before
-the weights are fetched (a v-prediction base is refused by name), the whole model is loaded once, and every file's SHA-256
-goes to <model.base>.source.json. This is the only command that goes online.
+Only what `load_base` reads is taken: fp32 weights as safetensors, configurations, tokenizer. The
+schedule is checked before the weights are fetched (a v-prediction base is refused by name), the
+whole model is loaded once, and every file's SHA-256 goes to <model.base>.source.json. This is the
+only command that goes online.
 """
 
 import argparse
@@ -29,7 +33,9 @@ EXAMPLE = "gdpo-sr fetch --profile paper"
 
 @dataclass(frozen=True)
 class Listing:
-    """What a source has: names relative to the model folder, each with its SHA-256 if the source says; and how to get one."""
+    """What a source has: names relative to the model folder, each with its SHA-256 if the source
+    says; and how to get one.
+    """
 
     files: dict[str, str | None]
     read: Callable[[str, Path], object]
@@ -37,14 +43,26 @@ class Listing:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The parameters that name the base model and its sources."""
-    parser.add_argument("--params", type=Path, default="params.yaml", metavar="FILE", help="default: params.yaml")
-    parser.add_argument("--profile", metavar="NAME", help="lay profiles/NAME.yaml over the parameters")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="lay one value over the parameters")
+    parser.add_argument(
+        "--params", type=Path, default="params.yaml", metavar="FILE", help="default: params.yaml"
+    )
+    parser.add_argument(
+        "--profile", metavar="NAME", help="lay profiles/NAME.yaml over the parameters"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="lay one value over the parameters",
+    )
     parser.add_argument("--json", action="store_true", help="print the record as JSON")
 
 
 def main(args: argparse.Namespace) -> int:
-    """Fetch and print what was fetched; 0 also when the model is there already. ValueError when no source works."""
+    """Fetch and print what was fetched; 0 also when the model is there already. ValueError when no
+    source works.
+    """
     from gdpo.model.checkpoints import load_base
     from tasks import params
 
@@ -56,13 +74,20 @@ def main(args: argparse.Namespace) -> int:
             load_base(target)
         except ValueError as error:
             raise ValueError(f"{error}; move {config.model.base} away to fetch it again") from error
-        record = json.loads(record_path.read_text()) if record_path.is_file() else {"source": "unknown", "files": {}}
+        record = (
+            json.loads(record_path.read_text())
+            if record_path.is_file()
+            else {"source": "unknown", "files": {}}
+        )
         line = f"{config.model.base}: is there already, and loads"
     else:
         record = fetch(config.fetch.base, config.fetch.hashes, target, root / "work/fetch", _note)
         record_path.write_text(json.dumps(record, indent=1) + "\n")
         size = sum(file["size"] for file in record["files"].values())
-        line = f"{config.model.base}: {len(record['files'])} files, {size:,} bytes, from {record['source']}"
+        line = (
+            f"{config.model.base}: {len(record['files'])} files, {size:,} bytes, from "
+            f"{record['source']}"
+        )
     sys.stdout.write((json.dumps(record, indent=1) if args.json else line) + "\n")
     return 0
 
@@ -71,11 +96,19 @@ def _note(text: str) -> None:
     sys.stderr.write(f"gdpo-sr: note: {text}\n")
 
 
-def fetch(sources: list[str], hashes: dict[str, str], target: Path, work: Path, note: Callable[[str], None]) -> dict[str, Any]:
-    """Put the base model of the first source that works at `target`; returns {"source", "files": {name: size, sha256}}.
+def fetch(
+    sources: list[str],
+    hashes: dict[str, str],
+    target: Path,
+    work: Path,
+    note: Callable[[str], None],
+) -> dict[str, Any]:
+    """Put the base model of the first source that works at `target`; returns {"source", "files":
+    {name: size, sha256}}.
 
-    hashes: SHA-256 that files must have. note: told why a source was passed over. Errors: ValueError with every source's
-    reason when none works; then nothing is at `target`, and whole files wait in `work` for another try.
+    hashes: SHA-256 that files must have. note: told why a source was passed over. Errors:
+    ValueError with every source's reason when none works; then nothing is at `target`, and whole
+    files wait in `work` for another try.
     """
     from gdpo.files import written_aside
 
@@ -133,20 +166,34 @@ def _or_remove(folder: Path, check: Callable[[], object]) -> None:
 
 
 def _needed(there: set[str]) -> list[str]:
-    """The files to take, the schedule first and weights last. ValueError naming the first that the source lacks."""
+    """The files to take, the schedule first and weights last. ValueError naming the first that the
+    source lacks.
+    """
     from gdpo.model.sources import BASE_FILES
 
     for name in BASE_FILES:
         stem, _, kind = name.rpartition(".")
         if name not in there and f"{stem}.fp16.{kind}" in there:
-            raise ValueError(f"has {stem}.fp16.{kind} and no {name}; NAOSD is trained on fp32 weights")
+            raise ValueError(
+                f"has {stem}.fp16.{kind} and no {name}; NAOSD is trained on fp32 weights"
+            )
         if name not in there:
-            raise ValueError(f"has no {name}" + ("; pickled weights are not read" if kind == "safetensors" else ""))
-    # Files of that folder and no deeper: a name with ".." in a bucket or hub must not be written elsewhere.
+            raise ValueError(
+                f"has no {name}"
+                + ("; pickled weights are not read" if kind == "safetensors" else "")
+            )
+    # Files of that folder and no deeper: a name with ".." in a bucket or hub must not be written
+    # elsewhere.
     tokenizer = {name for name in there if re.fullmatch(r"tokenizer/[^/\\]+\.(json|txt)", name)}
-    if "tokenizer/tokenizer.json" not in there and not {"tokenizer/vocab.json", "tokenizer/merges.txt"} <= there:
+    if (
+        "tokenizer/tokenizer.json" not in there
+        and not {"tokenizer/vocab.json", "tokenizer/merges.txt"} <= there
+    ):
         raise ValueError("has no tokenizer/vocab.json and tokenizer/merges.txt")
-    return sorted(tokenizer | set(BASE_FILES), key=lambda name: (name.endswith(".safetensors"), "scheduler" not in name, name))
+    return sorted(
+        tokenizer | set(BASE_FILES),
+        key=lambda name: (name.endswith(".safetensors"), "scheduler" not in name, name),
+    )
 
 
 def _listing(source: str) -> Listing:
@@ -168,24 +215,32 @@ def _listing(source: str) -> Listing:
 def _hub(repository: str, commit: str) -> Listing:
     from huggingface_hub import HfApi
 
-    endpoint = os.environ.get("HF_ENDPOINT")  # the library reads it when it is imported, which may be long ago
+    endpoint = os.environ.get(
+        "HF_ENDPOINT"
+    )  # the library reads it when it is imported, which may be long ago
 
     def read(name: str, path: Path) -> None:
         cache = path.parent / ".hub"
         with _online():
-            got = HfApi(endpoint).hf_hub_download(repository, name, revision=commit, local_dir=cache)
+            got = HfApi(endpoint).hf_hub_download(
+                repository, name, revision=commit, local_dir=cache
+            )
         os.replace(got, path)
         shutil.rmtree(cache)
 
     with _online():
         tree = HfApi(endpoint).list_repo_tree(repository, revision=commit, recursive=True)
-        files = {entry.path: getattr(entry, "lfs", None) for entry in tree if hasattr(entry, "size")}
+        files = {
+            entry.path: getattr(entry, "lfs", None) for entry in tree if hasattr(entry, "size")
+        }
     return Listing({name: lfs.sha256 if lfs else None for name, lfs in files.items()}, read)
 
 
 @contextmanager
 def _online() -> Iterator[None]:
-    """The hub's library with its offline switch off, which the command line sets for everything; its errors as OSError."""
+    """The hub's library with its offline switch off, which the command line sets for everything;
+    its errors as OSError.
+    """
     from httpx import HTTPError
     from huggingface_hub import constants
     from huggingface_hub.errors import EntryNotFoundError

@@ -1,7 +1,8 @@
 """Take over released weights: checked, never run.
 
 gdpo-sr import-weights NAOSD.pkl -o models/naosd --base models/sd21-base
-gdpo-sr import-weights ram_swin_large_14m.pth -o models/tagger --dape DAPE.pth      the tagger, 5.6 GB -> 0.85 GB
+gdpo-sr import-weights ram_swin_large_14m.pth -o models/tagger --dape DAPE.pth      the tagger, 5.6
+GB -> 0.85 GB
 """
 
 import argparse
@@ -14,24 +15,42 @@ EXAMPLE = "gdpo-sr import-weights model_35001.pkl -o models/naosd --base models/
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The released file or folder, where ours goes, and what it belongs on."""
     parser.add_argument(
-        "source", type=Path, metavar="FILE_OR_FOLDER",
-        help="a .pkl of NAOSD, GDPO-SR or OSEDiff (never unpickled as code), a merged folder with unet/ and vae/, "
+        "source",
+        type=Path,
+        metavar="FILE_OR_FOLDER",
+        help="a .pkl of NAOSD, GDPO-SR or OSEDiff (never unpickled as code), a merged folder with "
+        "unet/ and vae/, "
         "or RAM's ram_swin_large_14m.pth",
-    )  # fmt: skip
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="must not be there yet")
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="FOLDER", help="must not be there yet"
+    )
     below = parser.add_mutually_exclusive_group()
     below.add_argument(
-        "--base", type=Path, metavar="FOLDER",
-        help="the base model, in diffusers layout; for a GDPO-SR file the merged NAOSD; default: model.base of params.yaml",
-    )  # fmt: skip
+        "--base",
+        type=Path,
+        metavar="FOLDER",
+        help="the base model, in diffusers layout; for a GDPO-SR file the merged NAOSD; default: "
+        "model.base of params.yaml",
+    )
     below.add_argument(
-        "--naosd", type=Path, metavar="FOLDER", help="for a GDPO-SR file: the model folder whose adapters come first"
+        "--naosd",
+        type=Path,
+        metavar="FOLDER",
+        help="for a GDPO-SR file: the model folder whose adapters come first",
     )
 
     tagger = parser.add_argument_group("of the tagger, with RAM's checkpoint")
-    tagger.add_argument("--dape", type=Path, metavar="FILE", help="DAPE.pth; without it only HR images can be tagged")
+    tagger.add_argument(
+        "--dape",
+        type=Path,
+        metavar="FILE",
+        help="DAPE.pth; without it only HR images can be tagged",
+    )
     for name, file in (("tags", "ram_tag_list.txt"), ("thresholds", "ram_tag_list_threshold.txt")):
-        tagger.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"default: {file} beside the checkpoint")
+        tagger.add_argument(
+            f"--{name}", type=Path, metavar="FILE", help=f"default: {file} beside the checkpoint"
+        )
 
 
 def main(args: argparse.Namespace) -> int:
@@ -40,15 +59,29 @@ def main(args: argparse.Namespace) -> int:
 
     found = kind(args.source) if args.source.is_file() else None
     if found == "dape":
-        raise ValueError(f"{args.source}: is DAPE's; give it to --dape, with RAM's checkpoint as the source")
+        raise ValueError(
+            f"{args.source}: is DAPE's; give it to --dape, with RAM's checkpoint as the source"
+        )
     if found == "ram":
         if args.base or args.naosd:
-            raise ValueError(f"{args.source}: is RAM's, which belongs on no model; leave out --base and --naosd")
-        _tell(import_tagger(args.source, args.output, dape=args.dape, tags=args.tags, thresholds=args.thresholds))
-        sys.stdout.write(f"{args.output}: tagger made from {args.source}{f' and {args.dape}' if args.dape else ''}\n")
+            raise ValueError(
+                f"{args.source}: is RAM's, which belongs on no model; leave out --base and --naosd"
+            )
+        _tell(
+            import_tagger(
+                args.source, args.output, dape=args.dape, tags=args.tags, thresholds=args.thresholds
+            )
+        )
+        sys.stdout.write(
+            f"{args.output}: tagger made from "
+            f"{args.source}{f' and {args.dape}' if args.dape else ''}\n"
+        )
         return 0
     if args.dape or args.tags or args.thresholds:
-        raise ValueError(f"{args.source}: is not RAM's checkpoint, to which --dape, --tags and --thresholds belong")
+        raise ValueError(
+            f"{args.source}: is not RAM's checkpoint, to which --dape, --tags and --thresholds "
+            "belong"
+        )
     return _import_model(args)
 
 
@@ -59,7 +92,10 @@ def _import_model(args: argparse.Namespace) -> int:
     from gdpo.released.convert import import_released
 
     if args.naosd is not None and not (args.naosd / "model.json").is_file():
-        raise ValueError(f"{args.naosd / 'model.json'}: no such file; a folder in diffusers layout goes to --base")
+        raise ValueError(
+            f"{args.naosd / 'model.json'}: no such file; a folder in diffusers layout goes to "
+            "--base"
+        )
     _tell(import_released(args.source, args.output, base))
     sys.stdout.write(f"{args.output}: made from {args.source}, over {base}\n")
     return 0

@@ -1,4 +1,6 @@
-"""What the machine is and has: Python and packages against pyproject.toml, CPU, memory, disk, GPUs. Read by `doctor`."""
+"""What the machine is and has: Python and packages against pyproject.toml, CPU, memory, disk, GPUs.
+Read by `doctor`.
+"""
 
 import os
 import platform
@@ -10,7 +12,9 @@ from typing import Any
 
 
 def examine(root: Path) -> dict[str, Any]:
-    """What runs here: versions, processors, memory, disk, GPUs; "problems" lists what does not fit pyproject.toml."""
+    """What runs here: versions, processors, memory, disk, GPUs; "problems" lists what does not fit
+    pyproject.toml.
+    """
     import torch
 
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -29,7 +33,9 @@ def examine(root: Path) -> dict[str, Any]:
 
 
 def _versions(root: Path) -> tuple[dict[str, str], list[str]]:
-    """Installed versions of what pyproject.toml asks for, and one line per package (or Python) that does not fit."""
+    """Installed versions of what pyproject.toml asks for, and one line per package (or Python) that
+    does not fit.
+    """
     from packaging.requirements import Requirement
     from packaging.specifiers import SpecifierSet
 
@@ -40,15 +46,22 @@ def _versions(root: Path) -> tuple[dict[str, str], list[str]]:
     versions: dict[str, str] = {}
     problems = []
     if not SpecifierSet(project["requires-python"]).contains(platform.python_version()):
-        problems.append(f"Python is {platform.python_version()}, pyproject.toml asks for {project['requires-python']}")
+        problems.append(
+            f"Python is {platform.python_version()}, pyproject.toml asks for "
+            f"{project['requires-python']}"
+        )
     for text in project["dependencies"]:
         requirement = Requirement(text)
         try:
             found = metadata.version(requirement.name)
         except metadata.PackageNotFoundError:
-            problems.append(f"{requirement.name} is not installed; `make .venv` installs everything")
+            problems.append(
+                f"{requirement.name} is not installed; `make .venv` installs everything"
+            )
             continue
         versions[requirement.name] = found
         if not requirement.specifier.contains(found, prereleases=True):
-            problems.append(f"{requirement.name} is {found}, pyproject.toml asks for {requirement.specifier}")
+            problems.append(
+                f"{requirement.name} is {found}, pyproject.toml asks for {requirement.specifier}"
+            )
     return versions, problems

@@ -1,12 +1,15 @@
-"""Tool `prior`: train the tiny prior, its NIQE statistics and its NAOSD, from a folder of photographs.
+"""Tool `prior`: train the tiny prior, its NIQE statistics and its NAOSD, from a folder of
+photographs.
 
-    photographs    per folder, ordered by the hash of the file name: 1/7 for choices, 1/7 for evidence, the rest trains
+    photographs    per folder, ordered by the hash of the file name: 1/7 for choices, 1/7 for
+                   evidence, the rest trains
     autoencoder, denoiser, decoder    gdpo/prior/train.py
     niqe.mat       statistics of the training photographs
     naosd/         the stages degrade and pretrain, long, from fresh adapters (profiles/prior.yaml)
     card.json      data, steps, seconds, held-out figures; README.md beside it is written by hand
 
-Every part leaves its checkpoint in work/prior and is skipped when it is done, so a killed run goes on where it stopped.
+Every part leaves its checkpoint in work/prior and is skipped when it is done, so a killed run goes
+on where it stopped.
 """
 
 import argparse
@@ -41,12 +44,18 @@ BANK = {"size": 96, "clean": 5000, "bad": 1200}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `gdpo-sr prior`."""
-    parser.add_argument("photos", type=Path, help="a folder of photographs (its sub-folders are sets of their own)")
-    parser.add_argument("-o", "--output", type=Path, default=Path("assets/tiny-sd"), help="default: assets/tiny-sd")
+    parser.add_argument(
+        "photos", type=Path, help="a folder of photographs (its sub-folders are sets of their own)"
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("assets/tiny-sd"), help="default: assets/tiny-sd"
+    )
 
 
 def split(folder: Path) -> dict[str, list[Path]]:
-    """The photographs of a folder tree as train / choice / evidence, by the hash of the file name within each folder."""
+    """The photographs of a folder tree as train / choice / evidence, by the hash of the file name
+    within each folder.
+    """
     parts: dict[str, list[Path]] = {"train": [], "choice": [], "evidence": []}
     files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES]
     if not files:
@@ -77,9 +86,14 @@ def main(args: argparse.Namespace) -> int:
     _train_naosd(args.output, parts["train"])
     card = {
         "photographs": {name: [path.name for path in paths] for name, paths in parts.items()},
-        "autoencoder": AUTOENCODER, "denoiser": DENOISER, "decoder": DECODER, "latent_bank": BANK, "seed": 0,
-        "seconds": round(time.monotonic() - started), "held_out": held_out_figures(args.output, held_out),
-    }  # fmt: skip
+        "autoencoder": AUTOENCODER,
+        "denoiser": DENOISER,
+        "decoder": DECODER,
+        "latent_bank": BANK,
+        "seed": 0,
+        "seconds": round(time.monotonic() - started),
+        "held_out": held_out_figures(args.output, held_out),
+    }
     (args.output / "card.json").write_text(json.dumps(card, indent=1) + "\n")
     return 0
 
@@ -93,7 +107,9 @@ def _train_prior(photos: list[np.ndarray], output: Path) -> None:
     tokenizer = tiny.tiny_tokenizer()
     unet, text_encoder = tiny.tiny_unet(), tiny.tiny_text_encoder(tokenizer)
 
-    adam = torch.optim.AdamW(vae.parameters(), lr=AUTOENCODER["lr"], betas=(0.9, 0.99), weight_decay=1e-4)
+    adam = torch.optim.AdamW(
+        vae.parameters(), lr=AUTOENCODER["lr"], betas=(0.9, 0.99), weight_decay=1e-4
+    )
     _run(
         "autoencoder",
         {"w": Tensors(dict(vae.named_parameters())), "o": adam},
@@ -104,11 +120,18 @@ def _train_prior(photos: list[np.ndarray], output: Path) -> None:
     bank = latent_bank(vae, photos, seed=0, **BANK)
     scaling = 1 / float(bank[0].std())
     vae.register_to_config(scaling_factor=scaling)
-    weights = {**dict(unet.named_parameters()), **{f"text.{n}": p for n, p in text_encoder.named_parameters()}}
-    adam = torch.optim.AdamW(weights.values(), lr=DENOISER["lr"], betas=(0.9, 0.99), weight_decay=1e-4)
+    weights = {
+        **dict(unet.named_parameters()),
+        **{f"text.{n}": p for n, p in text_encoder.named_parameters()},
+    }
+    adam = torch.optim.AdamW(
+        weights.values(), lr=DENOISER["lr"], betas=(0.9, 0.99), weight_decay=1e-4
+    )
     model = load(Path("params.yaml")).model
     prompts = [model.prompt, "", model.negative_prompt]
-    ids = tokenizer(prompts, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+    ids = tokenizer(
+        prompts, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
+    ).input_ids
     scaled = (bank[0] * scaling, bank[1] * scaling)
     _run(
         "denoiser",
@@ -123,7 +146,9 @@ def _train_prior(photos: list[np.ndarray], output: Path) -> None:
             network.half().save_pretrained(part / name, safe_serialization=True)
         tokenizer.save_pretrained(part / "tokenizer")
         (part / "scheduler").mkdir()
-        (part / "scheduler/scheduler_config.json").write_text(json.dumps(tiny.SCHEDULER, indent=1) + "\n")
+        (part / "scheduler/scheduler_config.json").write_text(
+            json.dumps(tiny.SCHEDULER, indent=1) + "\n"
+        )
 
 
 def _sharpen_decoder(vae: AutoencoderKL, photos: list[np.ndarray]) -> None:
@@ -131,20 +156,31 @@ def _sharpen_decoder(vae: AutoencoderKL, photos: list[np.ndarray]) -> None:
 
     torch.manual_seed(1)
     judge = PatchDiscriminator()
-    decoder = {n: p for n, p in vae.named_parameters() if n.startswith(("decoder.", "post_quant_conv."))}
+    decoder = {
+        n: p for n, p in vae.named_parameters() if n.startswith(("decoder.", "post_quant_conv."))
+    }
     for parameter in decoder.values():
         parameter.requires_grad_(True)
     adams = tuple(
         torch.optim.AdamW(parameters, lr=DECODER["lr"], betas=(0.5, 0.99), weight_decay=1e-4)
         for parameters in (decoder.values(), judge.parameters())
     )
-    state: dict[str, Stateful] = {"decoder": Tensors(decoder), "judge": judge, "adam": adams[0], "adam_judge": adams[1]}
+    state: dict[str, Stateful] = {
+        "decoder": Tensors(decoder),
+        "judge": judge,
+        "adam": adams[0],
+        "adam_judge": adams[1],
+    }
     step_fn = decoder_step(vae, judge, adams, photos, seed=0, **DECODER)  # type: ignore[arg-type]
     _run("decoder", state, int(DECODER["steps"]), step_fn)
 
 
-def _run(name: str, state: dict[str, Stateful], steps: int, step_fn: Callable[[int], dict[str, float]]) -> None:
-    """Run one part to its end; the checkpoint stays, so that a finished part is not trained again."""
+def _run(
+    name: str, state: dict[str, Stateful], steps: int, step_fn: Callable[[int], dict[str, float]]
+) -> None:
+    """Run one part to its end; the checkpoint stays, so that a finished part is not trained
+    again.
+    """
     folder = Path("work/prior") / name
     with Recorder(folder, name, steps) as recorder:
         loop = Loop(folder, steps, state, f"prior-{name}", 500, Hooks(log=recorder.log))
@@ -170,9 +206,19 @@ def _train_naosd(output: Path, photos: list[Path]) -> None:
         index.run(config, root, Hooks())
         degrade.run(config, root, Hooks())
     pretrain.run(config, root, Hooks())
-    halved = [replace(a, tensors={n: t.half() for n, t in a.tensors.items()}) for a in read_adapters(root / "models/naosd")]
+    halved = [
+        replace(a, tensors={n: t.half() for n, t in a.tensors.items()})
+        for a in read_adapters(root / "models/naosd")
+    ]
     model = config.model
-    save_model(output / "naosd", output, halved, t_add=model.t_add, t_diff=model.t_diff, prompt=model.prompt)
+    save_model(
+        output / "naosd",
+        output,
+        halved,
+        t_add=model.t_add,
+        t_diff=model.t_diff,
+        prompt=model.prompt,
+    )
 
 
 def held_out_figures(folder: Path, photos: list[np.ndarray]) -> dict[str, float]:
@@ -184,7 +230,9 @@ def held_out_figures(folder: Path, photos: list[np.ndarray]) -> dict[str, float]
     model = load_base(folder)
     crops = [p[(p.shape[0] - 192) // 2 :, (p.shape[1] - 192) // 2 :][:192, :192] for p in photos]
     x = torch.stack([to_tensor(crop) for crop in crops])
-    noise = torch.randn((len(x), *model.latent_shape(192, 192)), generator=torch_generator(0, "card"))
+    noise = torch.randn(
+        (len(x), *model.latent_shape(192, 192)), generator=torch_generator(0, "card")
+    )
     with torch.no_grad():
         y = model.decode(model.encode(x * 2 - 1, noise)) * 0.5 + 0.5
     figures = score(["psnr_y", "ssim_y"], y, x)

@@ -1,4 +1,6 @@
-"""Write the values of a profile into params.yaml, which DVC reads: `gdpo-sr profile paper`, then `dvc repro`."""
+"""Write the values of a profile into params.yaml, which DVC reads: `gdpo-sr profile paper`, then
+`dvc repro`.
+"""
 
 import argparse
 from pathlib import Path
@@ -11,7 +13,9 @@ EXAMPLE = "gdpo-sr profile paper"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The name of the profile."""
     parser.add_argument("name", metavar="NAME", help="a file of profiles/, without .yaml")
-    parser.add_argument("--params", type=Path, default="params.yaml", metavar="FILE", help="default: params.yaml")
+    parser.add_argument(
+        "--params", type=Path, default="params.yaml", metavar="FILE", help="default: params.yaml"
+    )
 
 
 def main(args: argparse.Namespace) -> int:

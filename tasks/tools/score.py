@@ -1,8 +1,9 @@
-"""Score any method's output folder against references: `gdpo-sr score results/mine testset/HR --metrics psnr_y ssim_y`.
+"""Score any method's output folder against references: `gdpo-sr score results/mine testset/HR
+--metrics psnr_y ssim_y`.
 
-A metric whose weights are absent, or that an image is too small for, is left out with the reason, and the others run. An
-image that turns out to be broken is named at the end; its row is empty and no mean counts it. Exit code 1 then, and when
-no metric is left.
+A metric whose weights are absent, or that an image is too small for, is left out with the reason,
+and the others run. An image that turns out to be broken is named at the end; its row is empty and
+no mean counts it. Exit code 1 then, and when no metric is left.
 """
 
 import argparse
@@ -20,10 +21,13 @@ from gdpo.metrics.table import METRICS
 if TYPE_CHECKING:
     from gdpo.metrics.folders import Pair
 
-EXAMPLE = "gdpo-sr score results/mine testset/HR --metrics psnr_y ssim_y lpips_alex --json scores.json"
+EXAMPLE = (
+    "gdpo-sr score results/mine testset/HR --metrics psnr_y ssim_y lpips_alex --json scores.json"
+)
 DEFAULT = ["psnr_y", "ssim_y"]
 VARIANTS = (
-    "A name says the variant: niqe has pristine parameters of our own, so no published NIQE compares (that is niqe_pyiqa); "
+    "A name says the variant: niqe has pristine parameters of our own, so no published NIQE "
+    "compares (that is niqe_pyiqa); "
     "published tables have maniqa_pipal, GDPO's reward maniqa_koniq"
 )
 Row = dict[str, float]
@@ -33,17 +37,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The folders, the metrics, and where the numbers go."""
     parser.add_argument("sr", type=Path, metavar="SR_DIR", help="folder of a method's images")
     parser.add_argument(
-        *("hr",), type=Path, nargs="?", metavar="HR_DIR",
-        help="folder of references: same names up to the suffix, same sizes; may be left out for no-reference metrics",
-    )  # fmt: skip
-    parser.add_argument(
-        *("--metrics",), type=_names, nargs="+", action="extend", metavar="METRIC",
-        help=f"default: {' '.join(DEFAULT)}; known: {', '.join(METRICS)}. {VARIANTS}",
-    )  # fmt: skip
-    parser.add_argument(
-        "--json", type=_target(".json"), metavar="FILE", help="also write everything as JSON; - prints it instead"
+        *("hr",),
+        type=Path,
+        nargs="?",
+        metavar="HR_DIR",
+        help="folder of references: same names up to the suffix, same sizes; may be left out for "
+        "no-reference metrics",
     )
-    parser.add_argument("--csv", type=_target(".csv"), metavar="FILE", help="also write one row per image")
+    parser.add_argument(
+        *("--metrics",),
+        type=_names,
+        nargs="+",
+        action="extend",
+        metavar="METRIC",
+        help=f"default: {' '.join(DEFAULT)}; known: {', '.join(METRICS)}. {VARIANTS}",
+    )
+    parser.add_argument(
+        "--json",
+        type=_target(".json"),
+        metavar="FILE",
+        help="also write everything as JSON; - prints it instead",
+    )
+    parser.add_argument(
+        "--csv", type=_target(".csv"), metavar="FILE", help="also write one row per image"
+    )
 
 
 def _names(text: str) -> list[str]:
@@ -51,15 +68,21 @@ def _names(text: str) -> list[str]:
     names = [name for name in text.split(",") if name]
     for name in names:
         if name not in METRICS:
-            raise argparse.ArgumentTypeError(f"unknown metric {name!r}; known are {', '.join(METRICS)}")
+            raise argparse.ArgumentTypeError(
+                f"unknown metric {name!r}; known are {', '.join(METRICS)}"
+            )
     return names
 
 
 def _target(suffix: str) -> Any:
-    """An argument type: a file to write, told by its suffix from an image or a folder that it would replace."""
+    """An argument type: a file to write, told by its suffix from an image or a folder that it would
+    replace.
+    """
 
     def path(text: str) -> Path:
-        if (Path(text).suffix.lower() != suffix and (text, suffix) != ("-", ".json")) or Path(text).is_dir():
+        if (Path(text).suffix.lower() != suffix and (text, suffix) != ("-", ".json")) or Path(
+            text
+        ).is_dir():
             raise argparse.ArgumentTypeError(f"must be a file whose name ends in {suffix}")
         return Path(text)
 
@@ -77,17 +100,25 @@ def main(args: argparse.Namespace) -> int:
     left_out = _left_out(names, pairs, device)
     ran = [name for name in names if name not in left_out]
     if not ran:
-        raise ValueError("no metric is left: " + "; ".join(f"{name}: {reason}" for name, reason in left_out.items()))
+        raise ValueError(
+            "no metric is left: "
+            + "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+        )
     rows, failed = _score(pairs, [name for name in ran if not METRICS[name].per_set], device)
     result = _result(args, names, left_out, rows, failed, _sets(pairs, rows, ran, device))
     # Printed first: a file that cannot be written must not cost the numbers.
-    sys.stdout.write(f"{json.dumps(result, indent=1) if str(args.json) == '-' else _text(result)}\n")
+    sys.stdout.write(
+        f"{json.dumps(result, indent=1) if str(args.json) == '-' else _text(result)}\n"
+    )
     if args.csv is not None:
         _write_csv(args.csv, [name for name in ran if not METRICS[name].per_set], rows, failed)
     if args.json is not None and str(args.json) != "-":
         _write(args.json, json.dumps(result, indent=1) + "\n")
     if failed:
-        raise ValueError(f"{len(failed)} of {len(pairs)} images left out: {'; '.join(map(shown, failed.values()))}")
+        raise ValueError(
+            f"{len(failed)} of {len(pairs)} images left out: "
+            f"{'; '.join(map(shown, failed.values()))}"
+        )
     return 0
 
 
@@ -95,7 +126,9 @@ def _check_reference(names: Sequence[str], hr: Path | None) -> None:
     compare = [name for name in names if METRICS[name].needs_reference]
     if hr is None and compare:
         others = ", ".join(name for name, row in METRICS.items() if not row.needs_reference)
-        raise ValueError(f"HR_DIR is missing: {', '.join(compare)} need references; without: {others}")
+        raise ValueError(
+            f"HR_DIR is missing: {', '.join(compare)} need references; without: {others}"
+        )
 
 
 def _device() -> str:
@@ -115,13 +148,19 @@ def _left_out(names: Sequence[str], pairs: "Sequence[Pair]", device: str) -> dic
         side = METRICS[name].min_side
         if min(smallest.size) < side:
             width, height = smallest.size
-            left_out.setdefault(name, f"needs sides of at least {side} pixels, {shown(smallest.name)} is {width}x{height}")
+            left_out.setdefault(
+                name,
+                f"needs sides of at least {side} pixels, {shown(smallest.name)} is "
+                f"{width}x{height}",
+            )
         if METRICS[name].per_set and len(pairs) < 2:
             left_out.setdefault(name, "needs at least two images")
     return left_out
 
 
-def _score(pairs: "Sequence[Pair]", names: Sequence[str], device: str) -> tuple[dict[str, Row], dict[str, str]]:
+def _score(
+    pairs: "Sequence[Pair]", names: Sequence[str], device: str
+) -> tuple[dict[str, Row], dict[str, str]]:
     """The values of each image by its name, and the reason for each that is broken."""
     from tqdm import tqdm
 
@@ -147,16 +186,26 @@ def _sets(pairs: "Sequence[Pair]", rows: dict[str, Row], names: Sequence[str], d
     from gdpo.metrics.fid import features, frechet_distance
 
     whole = [pair for pair in pairs if pair.name in rows]
-    sides = ([pair.image for pair in whole], [pair.reference for pair in whole if pair.reference is not None])
+    sides = (
+        [pair.image for pair in whole],
+        [pair.reference for pair in whole if pair.reference is not None],
+    )
     with tqdm(total=2 * len(whole), desc="fid", unit="image", disable=None) as bar:
-        one, other = (features((read_photo(path) for path in side if not bar.update()), device) for side in sides)
+        one, other = (
+            features((read_photo(path) for path in side if not bar.update()), device)
+            for side in sides
+        )
     return {"fid": frechet_distance(one, other)}
 
 
 def _result(
-    args: argparse.Namespace, names: Sequence[str], left_out: dict[str, str],
-    rows: dict[str, Row], failed: dict[str, str], sets: Row,
-) -> dict[str, Any]:  # fmt: skip
+    args: argparse.Namespace,
+    names: Sequence[str],
+    left_out: dict[str, str],
+    rows: dict[str, Row],
+    failed: dict[str, str],
+    sets: Row,
+) -> dict[str, Any]:
     """What --json writes. A value that is not finite, or not there, is null."""
     from gdpo.metrics.folders import mean
     from gdpo.metrics.score import versions
@@ -178,11 +227,17 @@ def _result(
         for name in names
     }
     columns = [name for name in names if not METRICS[name].per_set]
-    images = [{"name": name, **{c: _finite(row.get(c)) for c in columns}} for name, row in rows.items()]
+    images = [
+        {"name": name, **{c: _finite(row.get(c)) for c in columns}} for name, row in rows.items()
+    ]
     return {
-        "sr": str(args.sr), "hr": None if args.hr is None else str(args.hr), "count": len(rows),
-        "metrics": metrics, "images": images, "failed": failed,
-    }  # fmt: skip
+        "sr": str(args.sr),
+        "hr": None if args.hr is None else str(args.hr),
+        "count": len(rows),
+        "metrics": metrics,
+        "images": images,
+        "failed": failed,
+    }
 
 
 def _finite(value: float | None) -> float | None:
@@ -190,20 +245,31 @@ def _finite(value: float | None) -> float | None:
 
 
 def _text(result: dict[str, Any]) -> str:
-    """The table: a row per image, the mean, and below it what each metric is or why it is left out."""
+    """The table: a row per image, the mean, and below it what each metric is or why it is left
+    out.
+    """
     from gdpo.metrics.folders import shown
 
     metrics = result["metrics"]
     ran = [name for name, row in metrics.items() if row["left_out"] is None]
     lines = [["image", *ran]]
-    lines += [[shown(row["name"]), *(_number(row.get(name)) for name in ran)] for row in result["images"]]
+    lines += [
+        [shown(row["name"]), *(_number(row.get(name)) for name in ran)] for row in result["images"]
+    ]
     lines.append([f"mean of {result['count']}", *(_number(metrics[name]["mean"]) for name in ran)])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    table = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
+    table = [
+        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
+        for line in lines
+    ]
     width = max(map(len, metrics))
     for name, row in metrics.items():
         better = "higher" if row["higher_is_better"] else "lower"
-        what = f"{row['variant']}; {better} is better" if row["left_out"] is None else f"left out: {row['left_out']}"
+        what = (
+            f"{row['variant']}; {better} is better"
+            if row["left_out"] is None
+            else f"left out: {row['left_out']}"
+        )
         table.append(f"{name:{width}}  {what}")
     return "\n".join(table)
 
@@ -212,7 +278,9 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
-def _write_csv(path: Path, names: Sequence[str], rows: dict[str, Row], failed: dict[str, str]) -> None:
+def _write_csv(
+    path: Path, names: Sequence[str], rows: dict[str, Row], failed: dict[str, str]
+) -> None:
     from gdpo.metrics.folders import shown
 
     text = io.StringIO()

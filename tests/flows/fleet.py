@@ -1,11 +1,13 @@
-"""A whole fleet on this machine: a Prefect server, an S3 server, and process workers in clones of this working copy.
+"""A whole fleet on this machine: a Prefect server, an S3 server, and process workers in clones of
+this working copy.
 
     with Fleet(folder, quick) as fleet:
         fleet.worker("one", "cpu")
         run = fleet.start("gdpo-stage/cpu", stage="degrade@00")
         fleet.finished(run)
 
-Everything is a process of its own and speaks HTTP, as on real hosts. Used by tests/flows/test_fleet.py and benchmarks/fleet.py.
+Everything is a process of its own and speaks HTTP, as on real hosts. Used by
+tests/flows/test_fleet.py and benchmarks/fleet.py.
 """
 
 import os
@@ -31,7 +33,11 @@ BUCKET = "gdpo-sr"
 PASSWORD = "the-password-of-the-fleet"
 HEARTBEAT_S = 30  # Prefect's least
 # Debian's PostgreSQL, newest last, where this process may start it as the user that it wants.
-POSTGRESQL = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")) if os.geteuid() == 0 and shutil.which("runuser") else []
+POSTGRESQL = (
+    sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if os.geteuid() == 0 and shutil.which("runuser")
+    else []
+)
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 # The sample profile with as little work as shows every stage: seconds each.
 QUICK: dict[str, Any] = {
@@ -52,12 +58,15 @@ def free_port() -> int:
 
 
 class Fleet:
-    """The servers and workers; a context. folder: where everything is written; changes: to params.yaml.
+    """The servers and workers; a context. folder: where everything is written; changes: to
+    params.yaml.
 
     postgresql: the server keeps its runs there, and not in Prefect's own SQLite file.
     """
 
-    def __init__(self, folder: Path, changes: Mapping[str, Any] = QUICK, *, postgresql: bool = False) -> None:
+    def __init__(
+        self, folder: Path, changes: Mapping[str, Any] = QUICK, *, postgresql: bool = False
+    ) -> None:
         self.folder = folder
         self.source = snapshot(folder / "source", changes)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -68,7 +77,11 @@ class Fleet:
         self.http = httpx.Client(timeout=60, auth=("gdpo", PASSWORD))
         home = str(Path(sys.executable).parent)
         self.env = {
-            **{name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "AWS_", "DVC_"))},
+            **{
+                name: value
+                for name, value in os.environ.items()
+                if not name.startswith(("PREFECT_", "AWS_", "DVC_"))
+            },
             "PATH": home + os.pathsep + os.environ["PATH"],
             "PREFECT_HOME": str(folder / "prefect"),
             "PREFECT_API_URL": self.api,
@@ -90,18 +103,38 @@ class Fleet:
         return self
 
     def _begin(self) -> None:
-        self.spawn("s3", ["-m", "moto.server", "-H", "127.0.0.1", "-p", self.s3.rpartition(":")[2]], self.folder)
+        self.spawn(
+            "s3",
+            ["-m", "moto.server", "-H", "127.0.0.1", "-p", self.s3.rpartition(":")[2]],
+            self.folder,
+        )
         if self.postgresql:
             self.env["PREFECT_API_DATABASE_CONNECTION_URL"] = self._start_postgresql()
         self._serve()
         wait_for(lambda: _answers(f"{self.s3}/moto-api/"), 180, "the S3 server")
         s3.client(self.s3).create_bucket(Bucket=BUCKET)
-        command = ["-m", "flows.setup", "--store", f"s3://{BUCKET}", "--heartbeat", str(HEARTBEAT_S)]
-        subprocess.run([sys.executable, *command], cwd=self.source, env=self.environment(self.source), check=True)
+        command = [
+            "-m",
+            "flows.setup",
+            "--store",
+            f"s3://{BUCKET}",
+            "--heartbeat",
+            str(HEARTBEAT_S),
+        ]
+        subprocess.run(
+            [sys.executable, *command],
+            cwd=self.source,
+            env=self.environment(self.source),
+            check=True,
+        )
 
     def _serve(self) -> None:
         port = self.api.removesuffix("/api").rpartition(":")[2]
-        self.spawn("server", ["-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", port], self.folder)
+        self.spawn(
+            "server",
+            ["-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", port],
+            self.folder,
+        )
         wait_for(lambda: _answers(f"{self.api}/health"), 300, "the Prefect server")
 
     def restart_server(self) -> None:
@@ -120,14 +153,41 @@ class Fleet:
         as_postgres = ["runuser", "-u", "postgres", "--"]
         initdb = [str(programs / "initdb"), "-D", data, "-U", "prefect", "--auth=trust"]
         subprocess.run([*as_postgres, *initdb], cwd=self.cluster, check=True, capture_output=True)
-        options = ["-p", port, "-k", str(self.cluster), "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]
+        options = [
+            "-p",
+            port,
+            "-k",
+            str(self.cluster),
+            "-c",
+            "listen_addresses=127.0.0.1",
+            "-c",
+            "fsync=off",
+        ]
         with (self.folder / "postgresql.log").open("ab") as log:
             self.processes["postgresql"] = subprocess.Popen(
-                [*as_postgres, str(programs / "postgres"), "-D", data, *options], cwd=self.cluster, stdout=log,
-                stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
-        psql = [str(programs / "psql"), "-h", "127.0.0.1", "-p", port, "-U", "prefect", "-d", "postgres", "-c"]
-        wait_for(lambda: subprocess.run([*psql, "SELECT 1"], capture_output=True).returncode == 0, 180, "PostgreSQL")
+                [*as_postgres, str(programs / "postgres"), "-D", data, *options],
+                cwd=self.cluster,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        psql = [
+            str(programs / "psql"),
+            "-h",
+            "127.0.0.1",
+            "-p",
+            port,
+            "-U",
+            "prefect",
+            "-d",
+            "postgres",
+            "-c",
+        ]
+        wait_for(
+            lambda: subprocess.run([*psql, "SELECT 1"], capture_output=True).returncode == 0,
+            180,
+            "PostgreSQL",
+        )
         subprocess.run([*psql, "CREATE DATABASE prefect"], check=True, capture_output=True)
         psql[psql.index("postgres")] = "prefect"
         subprocess.run([*psql, "CREATE EXTENSION pg_trgm"], check=True, capture_output=True)
@@ -144,13 +204,19 @@ class Fleet:
         """What an environment installed from the clone would do: its packages come first."""
         return {**self.env, "PYTHONPATH": str(clone)}
 
-    def spawn(self, name: str, arguments: list[str], cwd: Path, env: Mapping[str, str] | None = None) -> None:
+    def spawn(
+        self, name: str, arguments: list[str], cwd: Path, env: Mapping[str, str] | None = None
+    ) -> None:
         """A Python process with its output in folder/NAME.log, in a group of its own."""
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                [sys.executable, *arguments], cwd=cwd, env={**self.env, **(env or {})}, stdout=log, stderr=subprocess.STDOUT,
+                [sys.executable, *arguments],
+                cwd=cwd,
+                env={**self.env, **(env or {})},
+                stdout=log,
+                stderr=subprocess.STDOUT,
                 start_new_session=True,
-            )  # fmt: skip
+            )
 
     def clone(self, name: str) -> Path:
         """A clone of the source, as a host has one."""
@@ -159,10 +225,25 @@ class Fleet:
             subprocess.run(["git", "clone", "-q", str(self.source), str(path)], check=True)
         return path
 
-    def worker(self, name: str, pool: str, clone: str | None = None, queue: str | None = None, **env: str) -> Path:
-        """A process worker of one run at a time in its clone, of one queue of the pool or of all; returns the clone."""
+    def worker(
+        self, name: str, pool: str, clone: str | None = None, queue: str | None = None, **env: str
+    ) -> Path:
+        """A process worker of one run at a time in its clone, of one queue of the pool or of all;
+        returns the clone.
+        """
         place = self.clone(clone or name)
-        command = ["-m", "prefect", "worker", "start", "--pool", pool, "--limit", "1", "--name", name]
+        command = [
+            "-m",
+            "prefect",
+            "worker",
+            "start",
+            "--pool",
+            pool,
+            "--limit",
+            "1",
+            "--name",
+            name,
+        ]
         command += ["--work-queue", queue] if queue else []
         self.spawn(name, command, place, {**self.environment(place), **env})
         return place
@@ -176,14 +257,18 @@ class Fleet:
         process.wait()
 
     def crash(self, name: str) -> None:
-        """SIGKILL to a worker and to the run that it started, and to nothing else: what they started has to see it."""
+        """SIGKILL to a worker and to the run that it started, and to nothing else: what they
+        started has to see it.
+        """
         process = self.processes.pop(name)
         for pid in [process.pid, *children().get(process.pid, [])]:
             os.kill(pid, signal.SIGKILL)
         process.wait()
 
     def call(self, method: str, path: str, content: Mapping[str, Any] | None = None) -> Any:
-        """One call of Prefect's REST API; asked again, as its client does, when SQLite is locked, which it calls 503."""
+        """One call of Prefect's REST API; asked again, as its client does, when SQLite is locked,
+        which it calls 503.
+        """
         for pause in (1, 2, 4, 8, 16, 0):
             answer = self.http.request(method, f"{self.api}/{path}", json=content)
             if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
@@ -208,14 +293,22 @@ class Fleet:
         """Ask for a run; its id."""
         found = self.get(f"deployments/name/{deployment}")
         return str(
-            self.post(f"deployments/{found['id']}/create_flow_run", parameters=parameters, state={"type": "SCHEDULED"})["id"]
+            self.post(
+                f"deployments/{found['id']}/create_flow_run",
+                parameters=parameters,
+                state={"type": "SCHEDULED"},
+            )["id"]
         )
 
     def call_crashed(self, run: str) -> None:
-        """What the automation does to a run that was silent for too long; waits until the run says that it is alive."""
+        """What the automation does to a run that was silent for too long; waits until the run says
+        that it is alive.
+        """
         crashed = {"type": "CRASHED", "message": "no sign of life from the worker"}
         self.post(f"flow_runs/{run}/set_state", state=crashed, force=True)
-        wait_for(lambda: self.state(run)["type"] == "RUNNING", 60, "the run that is alive to say so")
+        wait_for(
+            lambda: self.state(run)["type"] == "RUNNING", 60, "the run that is alive to say so"
+        )
 
     def state(self, run: str) -> dict[str, Any]:
         """The present state of a run."""
@@ -223,7 +316,11 @@ class Fleet:
 
     def finished(self, run: str, seconds: float = 1800) -> dict[str, Any]:
         """The final state of a run, waited for."""
-        wait_for(lambda: self.state(run).get("type") in FINAL, seconds, f"run {run}, {self.get(f'flow_runs/{run}')['name']}")
+        wait_for(
+            lambda: self.state(run).get("type") in FINAL,
+            seconds,
+            f"run {run}, {self.get(f'flow_runs/{run}')['name']}",
+        )
         return self.state(run)
 
     def cancel(self, run: str) -> None:
@@ -235,7 +332,11 @@ class Fleet:
         found: list[dict[str, Any]] = []
         while True:
             page = self.post(
-                "logs/filter", logs={"flow_run_id": {"any_": [run]}}, sort="TIMESTAMP_ASC", limit=200, offset=len(found)
+                "logs/filter",
+                logs={"flow_run_id": {"any_": [run]}},
+                sort="TIMESTAMP_ASC",
+                limit=200,
+                offset=len(found),
             )
             found += page
             if len(page) < 200:
@@ -247,7 +348,9 @@ class Fleet:
 
     def log_files(self) -> str:
         """What all processes printed."""
-        return "\n".join(path.read_text(errors="replace") for path in sorted(self.folder.glob("*.log")))
+        return "\n".join(
+            path.read_text(errors="replace") for path in sorted(self.folder.glob("*.log"))
+        )
 
 
 def wait_for(happens: Any, seconds: float, what: str) -> None:

@@ -1,4 +1,6 @@
-"""What the tests see of a fleet, in its bucket, on its server and in a clone, and what they change there behind its back."""
+"""What the tests see of a fleet, in its bucket, on its server and in a clone, and what they change
+there behind its back.
+"""
 
 import hashlib
 import json
@@ -38,7 +40,9 @@ def artifacts(fleet: Fleet, run: str) -> dict[str, str]:
 
 def published(fleet: Fleet, kind: str) -> list[str]:
     """The runs of a kind, by their manifests."""
-    manifests = [json.loads(body(fleet, key)) for key in objects(fleet) if key.endswith("manifest.json")]
+    manifests = [
+        json.loads(body(fleet, key)) for key in objects(fleet) if key.endswith("manifest.json")
+    ]
     return sorted(manifest["run"] for manifest in manifests if manifest["kind"] == kind)
 
 
@@ -48,14 +52,24 @@ def steps_of(clone: Path) -> int:
 
 
 def replayed(clone: Path) -> int:
-    """Steps that the last training here took from a checkpoint: they, and the next, have no cost (tasks/run/recorder.py)."""
-    rows = [json.loads(line) for line in (clone / "work/finetune/gdpo/metrics.jsonl").read_text().splitlines()]
+    """Steps that the last training here took from a checkpoint: they, and the next, have no cost
+    (tasks/run/recorder.py).
+    """
+    rows = [
+        json.loads(line)
+        for line in (clone / "work/finetune/gdpo/metrics.jsonl").read_text().splitlines()
+    ]
     return sum("seconds" not in row for row in rows) - 1
 
 
 def tool(fleet: Fleet, clone: Path, *args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "tasks", *args], cwd=clone, env=fleet.env, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "tasks", *args],
+        cwd=clone,
+        env=fleet.env,
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
@@ -63,7 +77,9 @@ def promote_a_better_one(fleet: Fleet, run: str) -> None:
     """Give the promoted run's GDPO-SR 3 dB more than it had."""
     key = f"runs/{run}/evaluate/sample/per_image.parquet"
     table = pq.read_table(pa.BufferReader(body(fleet, key)))
-    better = pc.if_else(pc.equal(table["model"], "gdpo"), pc.add(table["psnr_y"], 3.0), table["psnr_y"])
+    better = pc.if_else(
+        pc.equal(table["model"], "gdpo"), pc.add(table["psnr_y"], 3.0), table["psnr_y"]
+    )
     table = table.set_column(table.column_names.index("psnr_y"), "psnr_y", better)
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
@@ -71,5 +87,8 @@ def promote_a_better_one(fleet: Fleet, run: str) -> None:
     bucket(fleet).put_object(Bucket=BUCKET, Key=key, Body=data)
     place = f"runs/{run}/manifest.json"
     manifest = json.loads(body(fleet, place))
-    manifest["files"]["evaluate/sample/per_image.parquet"] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    manifest["files"]["evaluate/sample/per_image.parquet"] = {
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "bytes": len(data),
+    }
     bucket(fleet).put_object(Bucket=BUCKET, Key=place, Body=json.dumps(manifest).encode())

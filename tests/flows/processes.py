@@ -9,7 +9,9 @@ def children() -> dict[int, list[int]]:
     parents: dict[int, list[int]] = {}
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError, IndexError, ValueError):
-            parents.setdefault(int((entry / "stat").read_text().rpartition(")")[2].split()[1]), []).append(int(entry.name))
+            parents.setdefault(
+                int((entry / "stat").read_text().rpartition(")")[2].split()[1]), []
+            ).append(int(entry.name))
     return parents
 
 

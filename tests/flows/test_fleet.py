@@ -1,4 +1,5 @@
-"""The flows on real servers and workers: a Prefect server, an S3 server, process workers in clones, DVC between them.
+"""The flows on real servers and workers: a Prefect server, an S3 server, process workers in clones,
+DVC between them.
 
 Each test goes on from the fleet as the one before left it, as days do on real hosts.
 """
@@ -22,7 +23,16 @@ from flows.dvc.graph import graph
 from tests import s3
 from tests.flows.clones import commit, dvc, outputs, set_params
 from tests.flows.fleet import FINAL, HEARTBEAT_S, PASSWORD, Fleet, wait_for
-from tests.flows.looks import artifacts, body, objects, promote_a_better_one, published, replayed, steps_of, tool
+from tests.flows.looks import (
+    artifacts,
+    body,
+    objects,
+    promote_a_better_one,
+    published,
+    replayed,
+    steps_of,
+    tool,
+)
 from tests.flows.processes import working_in
 
 pytestmark = [pytest.mark.orchestration, pytest.mark.timeout(2400)]
@@ -46,9 +56,12 @@ def test_setup_a_second_time_repairs_what_differs_and_changes_nothing_else(fleet
                 for pool in ("head", "a100")
                 for row in fleet.post(f"work_pools/{pool}/queues/filter")
             },
-            "deployments": sorted((row["id"], row["name"], row["paused"]) for row in fleet.post("deployments/filter")),
+            "deployments": sorted(
+                (row["id"], row["name"], row["paused"]) for row in fleet.post("deployments/filter")
+            ),
             "automations": {
-                row["name"]: (row["id"], row["enabled"], row["trigger"]["within"]) for row in fleet.post("automations/filter")
+                row["name"]: (row["id"], row["enabled"], row["trigger"]["within"])
+                for row in fleet.post("automations/filter")
             },
             "limits": {row["name"]: (row["limit"], row["active"]) for row in limits},
             "store": fleet.get("variables/name/gdpo_store")["value"],
@@ -70,7 +83,12 @@ def test_setup_a_second_time_repairs_what_differs_and_changes_nothing_else(fleet
     fleet.patch(f"automations/{before['automations'][dead][0]}", enabled=False)
     fleet.patch("v2/concurrency_limits/tag:gdpo-transfer", limit=1)
     changed = there()
-    assert [key for key in before if changed[key] != before[key]] == ["pools", "queues", "automations", "limits"]
+    assert [key for key in before if changed[key] != before[key]] == [
+        "pools",
+        "queues",
+        "automations",
+        "limits",
+    ]
 
     command = [sys.executable, "-m", "flows.setup"]  # bucket and heartbeat are on the server
     subprocess.run(command, cwd=fleet.source, env=fleet.environment(fleet.source), check=True)
@@ -78,16 +96,26 @@ def test_setup_a_second_time_repairs_what_differs_and_changes_nothing_else(fleet
 
 
 def test_the_nightly_is_scheduled(fleet: Fleet) -> None:
-    """The server makes the runs ahead of time: a scheduler that fails (SQLAlchemy 2.1) would show here and nowhere else."""
+    """The server makes the runs ahead of time: a scheduler that fails (SQLAlchemy 2.1) would show
+    here and nowhere else.
+    """
     nightly = fleet.get("deployments/name/gdpo-evaluate/nightly")["id"]
 
     def runs() -> list[Any]:
         states = {"type": {"any_": ["SCHEDULED"]}}
-        return list(fleet.post("flow_runs/filter", deployments={"id": {"any_": [nightly]}}, flow_runs={"state": states}))
+        return list(
+            fleet.post(
+                "flow_runs/filter",
+                deployments={"id": {"any_": [nightly]}},
+                flow_runs={"state": states},
+            )
+        )
 
     wait_for(runs, 300, "a scheduled nightly run")
     assert all("T02:00:00" in run["expected_start_time"] for run in runs())
-    fleet.post(f"deployments/{nightly}/pause_deployment")  # should it be two o'clock while the tests go on
+    fleet.post(
+        f"deployments/{nightly}/pause_deployment"
+    )  # should it be two o'clock while the tests go on
 
 
 def test_the_graph_on_two_workers_makes_what_a_plain_repro_makes(fleet: Fleet) -> None:
@@ -97,7 +125,8 @@ def test_the_graph_on_two_workers_makes_what_a_plain_repro_makes(fleet: Fleet) -
         fleet.worker("head", "head")
         clones = [fleet.worker("one", "cpu"), fleet.worker("two", "cpu")]
         run = fleet.start("gdpo-pipeline/head", fan_out=True, gpu="gdpo-stage/cpu")
-        # On the way the server is restarted, and calls the run crashed: neither ends what is under way.
+        # On the way the server is restarted, and calls the run crashed: neither ends what is under
+        # way.
         wait_for(lambda: len(fleet.tasks(run)) > 3, 600, "some stages")
         fleet.restart_server()
         fleet.call_crashed(run)
@@ -108,7 +137,9 @@ def test_the_graph_on_two_workers_makes_what_a_plain_repro_makes(fleet: Fleet) -
     assert all((clone / "work").is_dir() for clone in clones)
     cpu = fleet.get("deployments/name/gdpo-stage/cpu")["id"]
     spans = {
-        row["name"]: tuple(datetime.fromisoformat(row[which]) for which in ("start_time", "end_time"))
+        row["name"]: tuple(
+            datetime.fromisoformat(row[which]) for which in ("start_time", "end_time")
+        )
         for row in fleet.post("flow_runs/filter", deployments={"id": {"any_": [cpu]}})
     }
     at_once = [
@@ -125,7 +156,9 @@ def test_the_graph_on_two_workers_makes_what_a_plain_repro_makes(fleet: Fleet) -
     said = dvc(laptop, fleet.env, "repro", "--pull")
     assert "Running stage" not in said
     assert outputs(laptop) == outputs(plain)
-    assert (laptop / "models/gdpo/adapters.safetensors").is_file() or list((laptop / "models/gdpo").glob("*.safetensors"))
+    assert (laptop / "models/gdpo/adapters.safetensors").is_file() or list(
+        (laptop / "models/gdpo").glob("*.safetensors")
+    )
 
     found = artifacts(fleet, run)
     (shown,) = published(fleet, "train")
@@ -142,16 +175,25 @@ def test_training_here_without_a_bucket(fleet: Fleet) -> None:
     place = fleet.worker("local", "head", clone="plain")
     before = outputs(place)
     command = [sys.executable, "-m", "prefect", "deployment", "run", "gdpo-train/local", "--watch"]
-    result = subprocess.run(command, cwd=place, env=fleet.env, capture_output=True, text=True, timeout=600)
+    result = subprocess.run(
+        command, cwd=place, env=fleet.env, capture_output=True, text=True, timeout=600
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     assert outputs(place) == before
-    (link,) = fleet.post("artifacts/filter", artifacts={"key": {"any_": ["gdpo-report"]}}, sort="CREATED_DESC", limit=1)
+    (link,) = fleet.post(
+        "artifacts/filter",
+        artifacts={"key": {"any_": ["gdpo-report"]}},
+        sort="CREATED_DESC",
+        limit=1,
+    )
     assert (place / "reports/index.html").as_uri() in link["data"]
 
 
 @pytest.fixture(scope="module")
 def long_run(fleet: Fleet) -> Path:
-    """The GPU worker's clone, at a commit with the ledger of the pipeline's run and a longer training."""
+    """The GPU worker's clone, at a commit with the ledger of the pipeline's run and a longer
+    training.
+    """
     place = fleet.clone("gpu")
     shutil.copy(fleet.folder / "head/dvc.lock", place)
     set_params(place, {"finetune.steps": STEPS})
@@ -167,9 +209,13 @@ def test_cancelled_and_killed_it_resumes_to_the_same_bytes(fleet: Fleet, long_ru
     begun = time.time()
     fleet.cancel(first)
     assert fleet.finished(first)["type"] == "CANCELLED"
-    assert begun < (long_run / "work/finetune/gdpo/checkpoint.pt").stat().st_mtime < begun + 60  # 30 s, and Prefect's polling
+    assert (
+        begun < (long_run / "work/finetune/gdpo/checkpoint.pt").stat().st_mtime < begun + 60
+    )  # 30 s, and Prefect's polling
     wait_for(
-        lambda: not [line for line in working_in(long_run) if "prefect worker" not in line], 60, "the end of all processes"
+        lambda: not [line for line in working_in(long_run) if "prefect worker" not in line],
+        60,
+        "the end of all processes",
     )
 
     second = fleet.start("gdpo-train/a100")
@@ -178,7 +224,9 @@ def test_cancelled_and_killed_it_resumes_to_the_same_bytes(fleet: Fleet, long_ru
     fleet.call_crashed(second)
     assert replayed(long_run) >= 4  # the first run's
     begun = time.time()
-    fleet.crash("gpu")  # the worker and the run; dvc and the trainer have to see by themselves that nobody waits for them
+    fleet.crash(
+        "gpu"
+    )  # the worker and the run; dvc and the trainer have to see by themselves that nobody waits for them
     wait_for(lambda: not working_in(long_run), 60, "the end of all processes")
     assert (long_run / "work/finetune/gdpo/checkpoint.pt").stat().st_mtime > begun
     assert fleet.state(second)["type"] == "RUNNING"  # nobody is left who could say otherwise ...
@@ -189,9 +237,12 @@ def test_cancelled_and_killed_it_resumes_to_the_same_bytes(fleet: Fleet, long_ru
     assert died["type"] == "CRASHED"  # ... but the automation
     assert "no sign of life" in died["message"]
 
-    # From here on a host of its own does the evaluations: it has the commit, and a ledger without this training.
+    # From here on a host of its own does the evaluations: it has the commit, and a ledger without
+    # this training.
     fleet.worker("gpu", "a100", queue="default")
-    subprocess.run(["git", "pull", "-q", str(long_run), "HEAD"], cwd=fleet.clone("night"), check=True)
+    subprocess.run(
+        ["git", "pull", "-q", str(long_run), "HEAD"], cwd=fleet.clone("night"), check=True
+    )
     fleet.worker("night", "a100", queue="nightly")
     third = fleet.start("gdpo-train/a100")
     state = fleet.finished(third)
@@ -222,39 +273,58 @@ def test_training_is_followed_by_an_evaluation(fleet: Fleet) -> None:
     run = str(triggered()[0]["id"])
     state = fleet.finished(run)
     assert state["type"] == "COMPLETED", state["message"]
-    # Of one training: that without a bucket is not followed by any. A locked database makes Prefect ask again, to no effect.
+    # Of one training: that without a bucket is not followed by any. A locked database makes Prefect
+    # ask again, to no effect.
     assert len({row["parameters"]["after"] for row in triggered()}) == 1
     for again in triggered():
         assert fleet.finished(again["id"])["type"] == "COMPLETED"
     said = "no run is promoted"
-    wait_for(lambda: any(said in fleet.logs(row["id"]) for row in triggered()), 60, "that line")  # logs come later
+    wait_for(
+        lambda: any(said in fleet.logs(row["id"]) for row in triggered()), 60, "that line"
+    )  # logs come later
     (shown,) = published(fleet, "nightly")
     night, gpu = fleet.folder / "night", fleet.folder / "gpu"
-    assert outputs(night)["models/gdpo"] == outputs(gpu)["models/gdpo"] != outputs(fleet.folder / "head")["models/gdpo"]
+    assert (
+        outputs(night)["models/gdpo"]
+        == outputs(gpu)["models/gdpo"]
+        != outputs(fleet.folder / "head")["models/gdpo"]
+    )
     assert body(fleet, f"runs/{shown}/index.html") == (gpu / "reports/index.html").read_bytes()
     for worker in ("night", "gpu"):
         fleet.kill(worker)
     fleet.worker("gpu", "a100")
 
 
-def test_of_two_promotions_at_once_one_wins_and_the_nightly_compares(fleet: Fleet, long_run: Path) -> None:
+def test_of_two_promotions_at_once_one_wins_and_the_nightly_compares(
+    fleet: Fleet, long_run: Path
+) -> None:
     runs = published(fleet, "train")
     assert len(runs) == 2
     both = [
         subprocess.Popen(
-            [sys.executable, "-m", "tasks", "promote", run], cwd=long_run, env=fleet.env, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True,
+            [sys.executable, "-m", "tasks", "promote", run],
+            cwd=long_run,
+            env=fleet.env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         for run in runs
-    ]  # fmt: skip
+    ]
     said = [process.communicate()[0] for process in both]
     codes = [process.returncode for process in both]
     pointer = json.loads(body(fleet, "models/latest.json"))
     assert [entry["run"] for entry in pointer["promoted"]][::-1] == [
-        run for run, code in sorted(zip(runs, codes, strict=True), key=lambda pair: pair[0] == pointer["run"]) if code == 0
+        run
+        for run, code in sorted(
+            zip(runs, codes, strict=True), key=lambda pair: pair[0] == pointer["run"]
+        )
+        if code == 0
     ], said
     assert tool(fleet, long_run, "promote", runs[1]).returncode == 0  # the longer training
-    commit(long_run, "promoted")  # its scores, and the ledger of the training: what the nightly judges
+    commit(
+        long_run, "promoted"
+    )  # its scores, and the ledger of the training: what the nightly judges
 
     same = fleet.start("gdpo-evaluate/nightly")
     state = fleet.finished(same)
@@ -287,7 +357,9 @@ def test_a_failing_stage_fails_once_with_its_last_lines(fleet: Fleet) -> None:
 
 
 def test_faults_of_s3_are_waited_out(fleet: Fleet) -> None:
-    """503 and cut answers until the S3 client gives up, then slow ones: transfers are repeated, the stage is not."""
+    """503 and cut answers until the S3 client gives up, then slow ones: transfers are repeated, the
+    stage is not.
+    """
     seen = {"faults": 0, "slow": 0}
     mended = threading.Event()
 
@@ -302,12 +374,17 @@ def test_faults_of_s3_are_waited_out(fleet: Fleet) -> None:
         return 503 if seen["faults"] % 2 else "cut"
 
     def repeated() -> bool:
-        return any(task["state_name"] == "AwaitingRetry" or task["run_count"] > 1 for task in fleet.tasks(run))
+        return any(
+            task["state_name"] == "AwaitingRetry" or task["run_count"] > 1
+            for task in fleet.tasks(run)
+        )
 
     fleet.kill("one")
     with s3.proxy(fleet.s3, fault) as url:
         # One attempt: the client by itself would wait for minutes before it says so.
-        fresh = fleet.worker("fresh", "cpu", AWS_ENDPOINT_URL=url, AWS_MAX_ATTEMPTS="1")  # it has the pipeline's ledger from S3
+        fresh = fleet.worker(
+            "fresh", "cpu", AWS_ENDPOINT_URL=url, AWS_MAX_ATTEMPTS="1"
+        )  # it has the pipeline's ledger from S3
         run = fleet.start("gdpo-stage/cpu", stage="select")
         wait_for(repeated, 900, "a second try")
         mended.set()
@@ -321,15 +398,21 @@ def test_faults_of_s3_are_waited_out(fleet: Fleet) -> None:
 
 @pytest.mark.parametrize("secret", [s3.SECRET, PASSWORD], ids=["s3", "prefect"])
 def test_the_secret_is_nowhere(fleet: Fleet, secret: str) -> None:
-    """In no log, artifact, result, lock or report: it is in the workers' environment and there alone."""
+    """In no log, artifact, result, lock or report: it is in the workers' environment and there
+    alone.
+    """
     assert secret not in fleet.log_files()
-    runs = fleet.post("flow_runs/filter", limit=200, sort="EXPECTED_START_TIME_ASC")  # those of coming nights last
+    runs = fleet.post(
+        "flow_runs/filter", limit=200, sort="EXPECTED_START_TIME_ASC"
+    )  # those of coming nights last
     assert sum(row["state_type"] in FINAL for row in runs) > 10
     for run in runs:
         assert secret not in fleet.logs(run["id"])
         assert secret not in json.dumps(run)
     shown = json.dumps(fleet.post("artifacts/filter", limit=200))
-    assert secret not in shown and "X-Amz-" not in shown  # a signed address is a key as long as it holds
+    assert (
+        secret not in shown and "X-Amz-" not in shown
+    )  # a signed address is a key as long as it holds
     assert secret not in json.dumps(fleet.post("block_documents/filter", include_secrets=True))
     assert secret not in json.dumps(fleet.post("deployments/filter"))
     for key in objects(fleet):
@@ -337,5 +420,9 @@ def test_the_secret_is_nowhere(fleet: Fleet, secret: str) -> None:
     for clone in ("head", "one", "two", "plain", "laptop", "gpu", "straight", "night", "fresh"):
         assert (fleet.folder / clone / "dvc.lock").is_file(), clone
         for path in (fleet.folder / clone).rglob("*"):
-            if path.is_file() and ".git" not in path.parts and path.name not in ("s3.py", "fleet.py"):
+            if (
+                path.is_file()
+                and ".git" not in path.parts
+                and path.name not in ("s3.py", "fleet.py")
+            ):
                 assert secret.encode() not in path.read_bytes(), path

@@ -20,5 +20,9 @@ def test_a_server_with_postgresql_does_the_same(tmp_path: Path) -> None:
         assert "data/photos" in outputs(place)
         wait_for(lambda: "Running stage 'index'" in fleet.logs(run), 60, "the stage's lines")
         nightly = fleet.get("deployments/name/gdpo-evaluate/nightly")["id"]
-        wait_for(lambda: fleet.post("flow_runs/filter", deployments={"id": {"any_": [nightly]}}), 300, "a scheduled nightly")
+        wait_for(
+            lambda: fleet.post("flow_runs/filter", deployments={"id": {"any_": [nightly]}}),
+            300,
+            "a scheduled nightly",
+        )
         assert not list(tmp_path.rglob("prefect.db*"))

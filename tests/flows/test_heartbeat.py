@@ -15,7 +15,9 @@ from flows.heartbeat import Alive
 
 
 class Client:
-    """Stands for Prefect's: a run whose states are `states`, one after another and then the last for ever."""
+    """Stands for Prefect's: a run whose states are `states`, one after another and then the last
+    for ever.
+    """
 
     def __init__(self, *states: State[Any]) -> None:
         self.states = list(states)
@@ -62,7 +64,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("state", [Running(), Cancelling(), Completed()])
-def test_only_a_crash_is_taken_back(state: State[Any], clock: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_crash_is_taken_back(
+    state: State[Any], clock: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     client = Client(state)
     monkeypatch.setattr(alive, "get_client", client)
     run = Alive()
@@ -77,7 +81,9 @@ def test_only_a_crash_is_taken_back(state: State[Any], clock: dict[str, float], 
     assert client.states[0].is_running()
 
 
-def test_a_server_that_is_away_is_asked_again(clock: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_is_away_is_asked_again(
+    clock: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     client = Client(Crashed())
     client.away = True
     monkeypatch.setattr(alive, "get_client", client)
@@ -90,7 +96,9 @@ def test_a_server_that_is_away_is_asked_again(clock: dict[str, float], monkeypat
     assert client.asked == 2 and client.states[0].is_running()
 
 
-def test_without_a_run_nobody_is_asked(clock: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_run_nobody_is_asked(
+    clock: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("PREFECT__FLOW_RUN_ID")
     client = Client(Crashed())
     monkeypatch.setattr(alive, "get_client", client)
@@ -113,7 +121,9 @@ class Waiting:
         pass
 
 
-def test_a_pipeline_waits_for_a_crashed_run_to_be_alive(clock: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pipeline_waits_for_a_crashed_run_to_be_alive(
+    clock: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It says of itself that it is alive all the time."""
     done, crashed = Completed(message="done"), Crashed()
     for states, final, seconds in (

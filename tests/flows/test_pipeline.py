@@ -1,4 +1,6 @@
-"""The flow on a repository of two quick stages and a temporary server: here, cancelled, and with a server that is away."""
+"""The flow on a repository of two quick stages and a temporary server: here, cancelled, and with a
+server that is away.
+"""
 
 import json
 import logging
@@ -91,12 +93,17 @@ def test_cancelling_the_pipeline_cancels_the_runs_it_started(
     server: None, repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No worker takes them: they wait, as behind a busy GPU."""
-    for command in (["add", "-A"], ["-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "x"]):
+    for command in (
+        ["add", "-A"],
+        ["-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "x"],
+    ):
         subprocess.run(["git", *command], cwd=repository, check=True)
     with get_client(sync_client=True) as client:
         client.create_work_pool(WorkPoolCreate(name="nobody", type="process"))
         flow = client.create_flow(run_stage)
-        client.create_deployment(flow, name="cpu", work_pool_name="nobody", enforce_parameter_schema=False)
+        client.create_deployment(
+            flow, name="cpu", work_pool_name="nobody", enforce_parameter_schema=False
+        )
 
     def raise_cancelled(*_: object) -> None:
         raise Cancelled
@@ -139,7 +146,9 @@ class Client:
 
 
 @pytest.fixture
-def quiet(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+def quiet(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> pytest.LogCaptureFixture:
     """No run: a plain logger, and no pause between two tries."""
     monkeypatch.setattr(module, "get_run_logger", lambda: logging.getLogger("test"))
     monkeypatch.setattr(module, "POLL_S", 0.0)
@@ -183,7 +192,11 @@ def test_a_run_that_is_made_while_the_pipeline_is_cancelled_is_cancelled_too(
 def test_a_server_that_is_away_is_waited_for_but_not_for_ever(
     quiet: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    faults: list[Exception] = [httpx.ReadTimeout(""), OSError("s3://x: the store refused (SlowDown)"), httpx.ConnectError("")]
+    faults: list[Exception] = [
+        httpx.ReadTimeout(""),
+        OSError("s3://x: the store refused (SlowDown)"),
+        httpx.ConnectError(""),
+    ]
 
     def call() -> int:
         if faults:
@@ -203,5 +216,10 @@ def test_a_server_that_is_away_is_waited_for_but_not_for_ever(
 
 def test_the_printed_summary_has_both_tables_and_the_report(tmp_path: Path) -> None:
     text = summary.text(SUMMARY, tmp_path)
-    for expected in ("GDPO-SR", "GDPO-SR − Control", "95 % interval", f"Report: {tmp_path / 'reports/index.html'}"):
+    for expected in (
+        "GDPO-SR",
+        "GDPO-SR − Control",
+        "95 % interval",
+        f"Report: {tmp_path / 'reports/index.html'}",
+    ):
         assert expected in text

@@ -35,9 +35,15 @@ def test_a_store_that_is_no_bucket_is_refused() -> None:
 
 
 def test_one_at_a_time_is_the_queues_limit_and_no_lease() -> None:
-    """A deployment's limit is a lease: a server that was restarted, or called the run crashed, has lost it, and Prefect ends
-    the run. Or it drops the second run."""
+    """A deployment's limit is a lease: a server that was restarted, or called the run crashed, has
+    lost it, and Prefect ends the run. Or it drops the second run."""
     deployments = YAML(typ="safe").load((ROOT / "prefect.yaml").read_text())["deployments"]
     assert not [deployment for deployment in deployments if "concurrency_limit" in deployment]
-    queues = {deployment["name"]: deployment["work_pool"].get("work_queue_name") for deployment in deployments}
-    assert {name: queue for name, queue in queues.items() if queue} == {"head": "pipeline", "nightly": "nightly"}
+    queues = {
+        deployment["name"]: deployment["work_pool"].get("work_queue_name")
+        for deployment in deployments
+    }
+    assert {name: queue for name, queue in queues.items() if queue} == {
+        "head": "pipeline",
+        "nightly": "nightly",
+    }

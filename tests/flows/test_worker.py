@@ -1,4 +1,6 @@
-"""What the flows of a worker do in which order, and what they refuse; DVC, S3 and Prefect's engine are stood for."""
+"""What the flows of a worker do in which order, and what they refuse; DVC, S3 and Prefect's engine
+are stood for.
+"""
 
 import logging
 from collections.abc import Callable
@@ -27,16 +29,38 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         def call(*args: Any, **_: Any) -> Any:
             names = [arg for arg in args if isinstance(arg, str)]
             did.append(" ".join([name, *names]))
-            return GRAPH if name == "graph" else ["rollout"] if name == "check_inputs" else {names[0]: {}} if names else {}
+            return (
+                GRAPH
+                if name == "graph"
+                else ["rollout"]
+                if name == "check_inputs"
+                else {names[0]: {}}
+                if names
+                else {}
+            )
 
         return call
 
     for module in (train, stage, evaluate):
         for name in (
-            "check_commit", "commit_of", "graph", "take_pipelines_ledger", "take_ledger", "check_inputs", "pull", "repro",
-            "push", "publish", "leave_ledger", "write_ledger", "read_ledger", "restore_ledger", "promoted_scores",
-            "evaluation_of", "note_evaluation",
-        ):  # fmt: skip
+            "check_commit",
+            "commit_of",
+            "graph",
+            "take_pipelines_ledger",
+            "take_ledger",
+            "check_inputs",
+            "pull",
+            "repro",
+            "push",
+            "publish",
+            "leave_ledger",
+            "write_ledger",
+            "read_ledger",
+            "restore_ledger",
+            "promoted_scores",
+            "evaluation_of",
+            "note_evaluation",
+        ):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, stand_in(name))
     monkeypatch.setattr(stage, "read_ledger", lambda root: {"finetune@gdpo": {}})
@@ -50,10 +74,22 @@ def test_a_training_begins_with_the_pipelines_ledger_and_leaves_its_own_before_i
     train.train.fn()
     short = [entry.split(" ")[0] for entry in done]
     assert short[short.index("graph") :] == [
-        "graph", "take_pipelines_ledger", "check_inputs", "pull",
-        "repro", "push", "repro", "push", "leave_ledger", "publish",
-    ]  # fmt: skip
-    assert "leave_ledger the-run" in done and "repro finetune@gdpo" in done and "repro rollout" not in done
+        "graph",
+        "take_pipelines_ledger",
+        "check_inputs",
+        "pull",
+        "repro",
+        "push",
+        "repro",
+        "push",
+        "leave_ledger",
+        "publish",
+    ]
+    assert (
+        "leave_ledger the-run" in done
+        and "repro finetune@gdpo" in done
+        and "repro rollout" not in done
+    )
 
 
 def test_a_stage_by_hand_is_checked_and_one_of_a_pipeline_brings_its_ledger(
@@ -66,7 +102,10 @@ def test_a_stage_by_hand_is_checked_and_one_of_a_pipeline_brings_its_ledger(
     assert done[2:4] == ["take_pipelines_ledger", "check_inputs stage finetune@gdpo"]
 
     def refuse(*_: object) -> None:
-        raise StageFailed("stage finetune@gdpo reads what stage rollout makes, but it was run with another rollout.group")
+        raise StageFailed(
+            "stage finetune@gdpo reads what stage rollout makes, but it was run with another "
+            "rollout.group"
+        )
 
     done.clear()
     monkeypatch.setattr(stage, "check_inputs", refuse)
@@ -78,37 +117,66 @@ def test_a_stage_by_hand_is_checked_and_one_of_a_pipeline_brings_its_ledger(
 def run(days: float, *, scheduled: bool = True, count: int = 1) -> Any:
     """The context of a flow run that was due `days` ago."""
     due = NOW - timedelta(days=days)
-    return SimpleNamespace(flow_run=SimpleNamespace(auto_scheduled=scheduled, run_count=count, expected_start_time=due))
+    return SimpleNamespace(
+        flow_run=SimpleNamespace(auto_scheduled=scheduled, run_count=count, expected_start_time=due)
+    )
 
 
-def test_a_night_that_the_next_one_overtook_is_skipped(done: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_night_that_the_next_one_overtook_is_skipped(
+    done: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert evaluate.is_late(run(1.1), NOW)
     assert not evaluate.is_late(run(0.9), NOW)
     assert not evaluate.is_late(run(2, scheduled=False), NOW)  # somebody asked for it
-    assert not evaluate.is_late(run(2, count=2), NOW)  # it failed, and somebody wants to see it again
+    assert not evaluate.is_late(
+        run(2, count=2), NOW
+    )  # it failed, and somebody wants to see it again
     assert not evaluate.is_late(None, NOW)
     monkeypatch.setattr(evaluate, "is_late", lambda context, now: True)
     state = evaluate.evaluate.fn()
-    assert state is not None and state.is_completed() and "skipped" in str(state.message) and not done
+    assert (
+        state is not None and state.is_completed() and "skipped" in str(state.message) and not done
+    )
 
 
-def test_the_automation_asks_twice_and_is_served_once(done: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_automation_asks_twice_and_is_served_once(
+    done: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def asked(who: str, count: int = 1) -> Any:
-        return SimpleNamespace(flow_run=SimpleNamespace(created_by=SimpleNamespace(type=who), run_count=count))
+        return SimpleNamespace(
+            flow_run=SimpleNamespace(created_by=SimpleNamespace(type=who), run_count=count)
+        )
 
     assert evaluate.by_automation(asked("AUTOMATION"))
-    assert not evaluate.by_automation(asked("USER")) and not evaluate.by_automation(asked("AUTOMATION", count=2))
-    assert not evaluate.by_automation(SimpleNamespace(flow_run=SimpleNamespace(created_by=None, run_count=1)))  # type: ignore[arg-type]
+    assert not evaluate.by_automation(asked("USER")) and not evaluate.by_automation(
+        asked("AUTOMATION", count=2)
+    )
+    assert not evaluate.by_automation(
+        SimpleNamespace(flow_run=SimpleNamespace(created_by=None, run_count=1))
+    )  # type: ignore[arg-type]
 
     training = UUID(int=7)
     monkeypatch.setattr(evaluate, "by_automation", lambda context: True)
-    monkeypatch.setattr(evaluate, "evaluation_of", lambda run: f"s3://gdpo-sr/runs/{run}/index.html")
+    monkeypatch.setattr(
+        evaluate, "evaluation_of", lambda run: f"s3://gdpo-sr/runs/{run}/index.html"
+    )
     state = evaluate.evaluate.fn(training)
-    assert state is not None and state.is_completed() and f"runs/{training}/index.html" in str(state.message) and not done
+    assert (
+        state is not None
+        and state.is_completed()
+        and f"runs/{training}/index.html" in str(state.message)
+        and not done
+    )
     monkeypatch.setattr(evaluate, "evaluation_of", lambda run: None)
     assert evaluate.evaluate.fn(training) is None
-    assert [entry.split(" ")[0] for entry in done][-3:] == ["publish", "note_evaluation", "promoted_scores"]
-    monkeypatch.setattr(evaluate, "by_automation", lambda context: False)  # a person gets what he asks for
+    assert [entry.split(" ")[0] for entry in done][-3:] == [
+        "publish",
+        "note_evaluation",
+        "promoted_scores",
+    ]
+    monkeypatch.setattr(
+        evaluate, "by_automation", lambda context: False
+    )  # a person gets what he asks for
     monkeypatch.setattr(evaluate, "evaluation_of", lambda run: "there")
     done.clear()
     assert evaluate.evaluate.fn(training) is None and "publish" in done

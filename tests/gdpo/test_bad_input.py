@@ -1,5 +1,6 @@
-"""Every public name (DESIGN: `from gdpo import ...`) against wrong shapes, types, ranges and NaN: a ValueError that starts
-with the name of the argument. What is wrong with a *file* is tested beside its loader (tests/gdpo/model)."""
+"""Every public name (DESIGN: `from gdpo import ...`) against wrong shapes, types, ranges and NaN: a
+ValueError that starts with the name of the argument. What is wrong with a *file* is tested beside
+its loader (tests/gdpo/model)."""
 
 import inspect
 from collections.abc import Callable
@@ -29,12 +30,31 @@ def model() -> NAOSD:
     return tiny.model()
 
 
-IMAGE, LATENT, PROMPT = values(1, 3, 16, 16, low=-1), values(1, 4, 4, 4, low=-2, high=2), values(1, 77, tiny.WIDTH)
-LOSSES = {"policy_error_BG": values(2, 3), "reference_error_BG": values(2, 3), "advantage_BG": values(2, 3, low=-1)}
-SCORES = {"fidelity_BGF": values(2, 3, 1), "perception_BGN": values(2, 3, 2), "detail_share_B": values(2)}
-VSD = {"z": LATENT, "noise": LATENT, "t": torch.tensor([250]), "eps_fake": LATENT, "eps_real": -LATENT}
+IMAGE, LATENT, PROMPT = (
+    values(1, 3, 16, 16, low=-1),
+    values(1, 4, 4, 4, low=-2, high=2),
+    values(1, 77, tiny.WIDTH),
+)
+LOSSES = {
+    "policy_error_BG": values(2, 3),
+    "reference_error_BG": values(2, 3),
+    "advantage_BG": values(2, 3, low=-1),
+}
+SCORES = {
+    "fidelity_BGF": values(2, 3, 1),
+    "perception_BGN": values(2, 3, 2),
+    "detail_share_B": values(2),
+}
+VSD = {
+    "z": LATENT,
+    "noise": LATENT,
+    "t": torch.tensor([250]),
+    "eps_fake": LATENT,
+    "eps_real": -LATENT,
+}
 COLORS = {"image": values(1, 3, 8, 8), "reference": values(1, 3, 8, 8)}
-# name -> the call, good arguments (all of which are attacked), and how the call's own signature must read
+# name -> the call, good arguments (all of which are attacked), and how the call's own signature
+# must read
 CALLS: dict[str, tuple[Callable[[], Callable[..., Any]], Arguments]] = {
     "NAOSD.encode": (lambda: model().encode, {"x_BCHW": IMAGE, "noise": LATENT}),
     "NAOSD.inject": (lambda: model().inject, {"z": LATENT, "noise": LATENT, "t_add": 250}),
@@ -44,7 +64,10 @@ CALLS: dict[str, tuple[Callable[[], Callable[..., Any]], Arguments]] = {
         lambda: model().forward,
         {"x_BCHW": IMAGE, "prompt_BLD": PROMPT, "noise": LATENT, "posterior_noise": LATENT},
     ),
-    "detail_share": (lambda: gdpo.detail_share, {"image_BCHW": values(1, 3, 20, 20), "grayscale": "bt601"}),
+    "detail_share": (
+        lambda: gdpo.detail_share,
+        {"image_BCHW": values(1, 3, 20, 20), "grayscale": "bt601"},
+    ),
     "attribute_aware_reward": (lambda: gdpo.attribute_aware_reward, SCORES),
     "group_advantage": (lambda: gdpo.group_advantage, {"reward_BG": values(2, 3)}),
     "gdpo_loss": (lambda: gdpo.gdpo_loss, {**LOSSES, "omega": 5000.0}),
@@ -52,7 +75,11 @@ CALLS: dict[str, tuple[Callable[[], Callable[..., Any]], Arguments]] = {
     "fake_score_loss": (lambda: gdpo.fake_score_loss, {"eps_fake": LATENT, "noise": -LATENT}),
     "degrade": (
         lambda: gdpo.degrade,
-        {"hr_CHW": values(3, 16, 16).numpy(), "config": Degradation(), "rng": np.random.default_rng(0)},
+        {
+            "hr_CHW": values(3, 16, 16).numpy(),
+            "config": Degradation(),
+            "rng": np.random.default_rng(0),
+        },
     ),
     "adain_color_fix": (lambda: gdpo.adain_color_fix, COLORS),
     "wavelet_color_fix": (lambda: gdpo.wavelet_color_fix, COLORS),
@@ -104,7 +131,11 @@ RANGES: list[tuple[str, str, Any]] = [
 def attacks(good: Any) -> dict[str, Any]:
     """What no tensor or array argument may be, whatever it is for."""
     if isinstance(good, np.ndarray):
-        return {name: bad.numpy() for name, bad in attacks(torch.from_numpy(good)).items() if name != "kind"}
+        return {
+            name: bad.numpy()
+            for name, bad in attacks(torch.from_numpy(good)).items()
+            if name != "kind"
+        }
     if not good.is_floating_point():
         return {}
     holed, endless = good.clone(), good.clone()
@@ -136,7 +167,13 @@ def refuse(call: str, name: str, bad: Any) -> None:
         function()(**{**given, name: bad})
     said = str(caught.value)
     # Where two or three arguments disagree, all are named, in the order of the signature.
-    assert name in said.partition(" must ")[0].partition(" disagree ")[0].partition(" differ ")[0].partition(" has ")[0], said
+    assert (
+        name
+        in said.partition(" must ")[0]
+        .partition(" disagree ")[0]
+        .partition(" differ ")[0]
+        .partition(" has ")[0]
+    ), said
     assert "\n" not in said
 
 
@@ -153,7 +190,9 @@ def test_all_arguments_are_attacked(call: str) -> None:
     """No argument of a public name is left out of this file, except those that are no data."""
     function, given = CALLS[call]
     assert list(inspect.signature(function()).parameters) == list(given)
-    attacked = {name for c, name, _ in RANGES if c == call} | {p.values[1] for p in EVERY if p.values[0] == call}
+    attacked = {name for c, name, _ in RANGES if c == call} | {
+        p.values[1] for p in EVERY if p.values[0] == call
+    }
     assert given.keys() - attacked <= {"config"}
 
 
@@ -167,13 +206,17 @@ def test_what_is_out_of_range_is_named(call: str, name: str, bad: Any) -> None:
     refuse(call, name, bad)
 
 
-@pytest.mark.parametrize("call", [name for name in CALLS if name.startswith("NAOSD.") and name != "NAOSD.inject"])
+@pytest.mark.parametrize(
+    "call", [name for name in CALLS if name.startswith("NAOSD.") and name != "NAOSD.inject"]
+)
 def test_another_type_than_the_models_is_named(call: str) -> None:
     """Half the precision, or double, that no autocast takes care of."""
     function, given = CALLS[call]
     name = next(iter(given))
     for dtype in (torch.float64, torch.bfloat16):
-        with pytest.raises(ValueError, match=rf"^{name} must be of the model's type, torch.float32, got {dtype}"):
+        with pytest.raises(
+            ValueError, match=rf"^{name} must be of the model's type, torch.float32, got {dtype}"
+        ):
             function()(**{**given, name: given[name].to(dtype)})
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         function()(**{**given, name: given[name].bfloat16()})
@@ -184,7 +227,10 @@ def test_another_type_than_the_models_is_named(call: str) -> None:
     [
         ({"dtype": torch.int8}, "^dtype must be a floating-point type of torch, got torch.int8"),
         ({"dtype": "fp16"}, "^dtype must be a floating-point type of torch, got 'fp16'"),
-        ({"device": "gpu"}, "^device must be a device of torch such as 'cpu' or 'cuda:0', got 'gpu'"),
+        (
+            {"device": "gpu"},
+            "^device must be a device of torch such as 'cpu' or 'cuda:0', got 'gpu'",
+        ),
         ({"device": None}, "^device must be a device of torch"),
         ({"device": "cuda:0"}, "^device is 'cuda:0', and torch sees no such device here"),
         ({"folder": "nowhere"}, "nowhere: no such model folder"),

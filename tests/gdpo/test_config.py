@@ -77,7 +77,10 @@ def test_crops_fit_the_scale(key: str) -> None:
 @pytest.mark.parametrize(
     ("evaluate", "message"),
     [
-        ({"benchmarks": ["realsr"]}, r"benchmark realsr has no folders; give evaluate.pairs.realsr"),
+        (
+            {"benchmarks": ["realsr"]},
+            r"benchmark realsr has no folders; give evaluate.pairs.realsr",
+        ),
         ({"benchmarks": ["sample", "sample"]}, "named twice"),
         ({"pairs": {"sample": {"lr": "a", "hr": "b"}}}, "named twice"),
         ({"pairs": {"../x": {"lr": "a", "hr": "b"}}}, "should match pattern"),
@@ -86,7 +89,9 @@ def test_crops_fit_the_scale(key: str) -> None:
         ({"pairs": {"realsr": {"lr": "a", "hr": "b", "peers": {"gdpo": "c"}}}}, "gdpo is taken"),
     ],
 )
-def test_benchmarks_models_and_peers_have_names_of_their_own(evaluate: dict[str, Any], message: str) -> None:
+def test_benchmarks_models_and_peers_have_names_of_their_own(
+    evaluate: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValidationError, match=message):
         tiny.settings(evaluate=evaluate)
 
@@ -94,15 +99,30 @@ def test_benchmarks_models_and_peers_have_names_of_their_own(evaluate: dict[str,
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"reward": {"fidelity": [], "perception": []}}, "fidelity and perception are both empty; name at least one metric"),
+        (
+            {"reward": {"fidelity": [], "perception": []}},
+            "fidelity and perception are both empty; name at least one metric",
+        ),
         (
             {"reward": {"perception": ["musiq"]}},
             "reward uses musiq, which the rollouts do not hold; add it to rollout.metrics",
         ),
-        ({"rollout": {"metrics": ["psnr_y"]}}, "reward uses ssim_y, which the rollouts do not hold"),
-        ({"finetune": {"sampler": "policy"}}, "sampler policy makes candidates while it trains; set rollouts: online"),
-        ({"finetune": {"objective": "dance_grpo"}}, "dance_grpo does not go with rollout.candidates noise"),
-        ({"rollout": {"candidates": "action"}}, "finetune.objective gdpo does not go with rollout.candidates action"),
+        (
+            {"rollout": {"metrics": ["psnr_y"]}},
+            "reward uses ssim_y, which the rollouts do not hold",
+        ),
+        (
+            {"finetune": {"sampler": "policy"}},
+            "sampler policy makes candidates while it trains; set rollouts: online",
+        ),
+        (
+            {"finetune": {"objective": "dance_grpo"}},
+            "dance_grpo does not go with rollout.candidates noise",
+        ),
+        (
+            {"rollout": {"candidates": "action"}},
+            "finetune.objective gdpo does not go with rollout.candidates action",
+        ),
         ({"finetune": {"pairs": 2}}, "finetune.pairs is 2, more than half of rollout.group 3"),
     ],
 )
@@ -130,24 +150,62 @@ def test_whole_numbers_pass_for_reals_and_survive_a_round_trip() -> None:
 
 
 def test_tags_need_a_tagger() -> None:
-    with pytest.raises(ValidationError, match=r"degrade.tags is hr, which needs the folder of a tagger in model.tagger"):
+    with pytest.raises(
+        ValidationError,
+        match=r"degrade.tags is hr, which needs the folder of a tagger in model.tagger",
+    ):
         tiny.settings(degrade={"tags": "hr"})
-    assert tiny.settings(degrade={"tags": "lr"}, model={"tagger": "models/tagger"}).degrade.tags == "lr"
+    assert (
+        tiny.settings(degrade={"tags": "lr"}, model={"tagger": "models/tagger"}).degrade.tags
+        == "lr"
+    )
     with pytest.raises(ValidationError, match="tags"):
         tiny.settings(degrade={"tags": "both"}, model={"tagger": "models/tagger"})
 
 
 def test_defaults_are_the_published_ones() -> None:
-    assert (Model(base="b", negative_prompt="n").training_prompt, Model(base="b", negative_prompt="n").tagger) == ("", None)
-    assert (Model(base="b", negative_prompt="n").t_add, Model(base="b", negative_prompt="n").t_diff) == (250, 100)
+    assert (
+        Model(base="b", negative_prompt="n").training_prompt,
+        Model(base="b", negative_prompt="n").tagger,
+    ) == ("", None)
+    assert (
+        Model(base="b", negative_prompt="n").t_add,
+        Model(base="b", negative_prompt="n").t_diff,
+    ) == (250, 100)
     assert (Lora().rank, Lora().alpha) == (4, 8)
     assert (Optimizer().lr, Optimizer().weight_decay, Optimizer().clip) == (5e-5, 1e-2, 1.0)
-    assert (Pretrain().pixel, Pretrain().lambda_perceptual, Pretrain().guidance) == ("mse", 2.0, 7.5)
-    assert (Pretrain().steps, Pretrain().batch, Pretrain().lambda_pixel, Pretrain().lambda_vsd) == (35000, 16, 1.0, 1.0)
+    assert (Pretrain().pixel, Pretrain().lambda_perceptual, Pretrain().guidance) == (
+        "mse",
+        2.0,
+        7.5,
+    )
+    assert (Pretrain().steps, Pretrain().batch, Pretrain().lambda_pixel, Pretrain().lambda_vsd) == (
+        35000,
+        16,
+        1.0,
+        1.0,
+    )
     assert Pretrain().vsd_t_range == [20, 500]
-    assert (Rollout().group, Rollout().noise, Rollout().target, Rollout().grayscale) == (6, "own", "added", "released")
-    assert (Rollout().candidates, Rollout().metrics) == ("noise", ["psnr_y", "musiq", "maniqa_koniq"])
-    assert (Reward().fidelity, Reward().perception, Reward().weighting) == (["psnr_y"], ["musiq", "maniqa_koniq"], "adaptive")
+    assert (Rollout().group, Rollout().noise, Rollout().target, Rollout().grayscale) == (
+        6,
+        "own",
+        "added",
+        "released",
+    )
+    assert (Rollout().candidates, Rollout().metrics) == (
+        "noise",
+        ["psnr_y", "musiq", "maniqa_koniq"],
+    )
+    assert (Reward().fidelity, Reward().perception, Reward().weighting) == (
+        ["psnr_y"],
+        ["musiq", "maniqa_koniq"],
+        "adaptive",
+    )
     assert (Finetune().omega, Finetune().steps, Finetune().batch) == (5000.0, 1500, 8)
     assert (Finetune().objective, Finetune().sampler) == ("gdpo", "reference")
-    assert (Finetune().pairs, Finetune().clip, Finetune().beta, Finetune().mix) == (1, 1e-4, 100.0, 1.0)
+    assert (Finetune().pairs, Finetune().clip, Finetune().beta, Finetune().mix) == (
+        1,
+        1e-4,
+        100.0,
+        1.0,
+    )

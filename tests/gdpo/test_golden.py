@@ -1,8 +1,11 @@
-"""Golden trajectories: 20 optimiser steps of both training loops on fixed tiny inputs, committed in tests/golden/.
+"""Golden trajectories: 20 optimiser steps of both training loops on fixed tiny inputs, committed in
+tests/golden/.
 
-A change that should not change the arithmetic must leave them alone. Two machines differ in the last bits of their
-kernels, and 20 steps amplify that: measured over instruction sets and thread counts the values agree to 1e-4, so 1e-3
-relative is asked for here. (Two runs on one machine are bit-identical: test_loop.py of pretrain/ and preference/.)
+A change that should not change the arithmetic must leave them alone. Two machines differ in the
+last bits of their
+kernels, and 20 steps amplify that: measured over instruction sets and thread counts the values
+agree to 1e-4, so 1e-3 relative is asked for here. (Two runs on one machine are bit-identical:
+test_loop.py of pretrain/ and preference/.)
 
     python -m tests.gdpo.test_golden --write      after a change that is meant to change them
 """
@@ -25,7 +28,10 @@ from tests import tiny
 GOLDEN = Path(__file__).parents[1] / "golden"
 STEPS = 20
 TOLERANCE = 1e-3
-LOGGED = {"pretrain": ("loss", "grad_norm", "fake_loss", "fake_grad_norm"), "finetune": ("loss", "grad_norm")}
+LOGGED = {
+    "pretrain": ("loss", "grad_norm", "fake_loss", "fake_grad_norm"),
+    "finetune": ("loss", "grad_norm"),
+}
 CONFIG = tiny.settings(
     pretrain={"steps": STEPS, "optimizer": {"lr": 1e-4}},
     finetune={"steps": STEPS, "optimizer": {"lr": 2e-5}},
@@ -38,11 +44,15 @@ def trajectory(stage: str, folder: Path) -> list[dict[str, float]]:
     if stage == "pretrain":
         write_shards(folder / "train", (tiny.pair(i) for i in range(5)), 1.0)
         shards = Shards(folder / "train")
-        _, history = pretrain(model, shards, CONFIG, init=None, folder=folder, fingerprint="", hooks=Hooks())
+        _, history = pretrain(
+            model, shards, CONFIG, init=None, folder=folder, fingerprint="", hooks=Hooks()
+        )
     else:
         made = rollout(model, [tiny.pair(i) for i in range(5)], CONFIG)
         groups = [group for group in made if isinstance(group, Group)]
-        _, history = finetune(model, groups, CONFIG, control=False, folder=folder, fingerprint="", hooks=Hooks())
+        _, history = finetune(
+            model, groups, CONFIG, control=False, folder=folder, fingerprint="", hooks=Hooks()
+        )
     return [{name: row[name] for name in LOGGED[stage]} for row in history]
 
 

@@ -38,28 +38,45 @@ def test_read_photo_applies_exif_rotation(tmp_path, picture):
 def test_read_photo_gray_is_repeated(tmp_path, picture):
     """A gray file has three equal channels."""
     Image.fromarray(picture[..., 0]).save(tmp_path / "a.png")
-    np.testing.assert_array_equal(images.read_photo(tmp_path / "a.png"), np.repeat(picture[..., :1], 3, -1))
+    np.testing.assert_array_equal(
+        images.read_photo(tmp_path / "a.png"), np.repeat(picture[..., :1], 3, -1)
+    )
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_read_photo_scales_16_bit(tmp_path, picture, channels, suffix):
-    """16-bit values v * 257 are the 8-bit values v: not truncated, channels in order, alpha over white."""
-    deep = np.concatenate([picture, np.full_like(picture[..., :1], 255)], -1)[..., :channels].astype(np.uint16) * 257
-    deep = np.clip(deep.astype(int) - 100, 0, 65535).astype(np.uint16)  # rounds up to the same, would truncate to v - 1
+    """16-bit values v * 257 are the 8-bit values v: not truncated, channels in order, alpha over
+    white.
+    """
+    deep = (
+        np.concatenate([picture, np.full_like(picture[..., :1], 255)], -1)[..., :channels].astype(
+            np.uint16
+        )
+        * 257
+    )
+    deep = np.clip(deep.astype(int) - 100, 0, 65535).astype(
+        np.uint16
+    )  # rounds up to the same, would truncate to v - 1
     stored = deep[..., 0] if channels == 1 else deep[..., [2, 1, 0, 3][:channels]]
     cv2.imwrite(str(tmp_path / f"a.{suffix}"), stored)
     expected = np.repeat(picture[..., :1], 3, -1) if channels == 1 else picture
     np.testing.assert_array_equal(images.read_photo(tmp_path / f"a.{suffix}"), expected)
 
 
-@pytest.mark.parametrize("kind", [{"bigtiff": True}, {"photometric": "miniswhite"}, {"byteorder": ">"}])
+@pytest.mark.parametrize(
+    "kind", [{"bigtiff": True}, {"photometric": "miniswhite"}, {"byteorder": ">"}]
+)
 def test_read_photo_of_16_bit_tiffs_of_other_kinds(tmp_path, picture, kind):
     """BigTIFF, gray from white to black, the other byte order: not clipped, not turned round."""
     gray = picture[..., 0]
-    stored = (255 - gray if kind.get("photometric") == "miniswhite" else gray).astype(np.uint16) * 257
+    stored = (255 - gray if kind.get("photometric") == "miniswhite" else gray).astype(
+        np.uint16
+    ) * 257
     tifffile.imwrite(tmp_path / "a.tif", stored, **({"photometric": "minisblack"} | kind))
-    np.testing.assert_array_equal(images.read_photo(tmp_path / "a.tif"), np.repeat(gray[..., None], 3, -1))
+    np.testing.assert_array_equal(
+        images.read_photo(tmp_path / "a.tif"), np.repeat(gray[..., None], 3, -1)
+    )
 
 
 def test_16_bit_planes_are_refused(tmp_path, picture):
@@ -74,7 +91,9 @@ def test_a_tiff_of_an_impossible_width_is_named(tmp_path, picture):
     """OpenCV's own error, which is no ValueError, ended the stage."""
     tifffile.imwrite(tmp_path / "a.tif", picture, photometric="rgb")
     data = bytearray((tmp_path / "a.tif").read_bytes())
-    entry = data.index(struct.pack("<HHI", 256, 4, 1)) if struct.pack("<HHI", 256, 4, 1) in data else -1
+    entry = (
+        data.index(struct.pack("<HHI", 256, 4, 1)) if struct.pack("<HHI", 256, 4, 1) in data else -1
+    )
     entry = entry if entry >= 0 else data.index(struct.pack("<HHI", 256, 3, 1))
     data[entry : entry + 12] = struct.pack("<HHII", 256, 4, 1, 2**30)
     (tmp_path / "a.tif").write_bytes(data)
@@ -96,7 +115,9 @@ def test_read_photo_converts_cmyk(tmp_path):
     assert np.abs(images.read_photo(tmp_path / "a.jpg").mean((0, 1)) - [0, 255, 255]).max() < 4
 
 
-@pytest.mark.parametrize("content", [b"", b"no image at all", b"\x89PNG\r\n\x1a\n" + bytes(16) + b"\x10" + bytes(40)])
+@pytest.mark.parametrize(
+    "content", [b"", b"no image at all", b"\x89PNG\r\n\x1a\n" + bytes(16) + b"\x10" + bytes(40)]
+)
 def test_read_photo_names_a_broken_file(tmp_path, content):
     """One line with the file's name."""
     (tmp_path / "broken.png").write_bytes(content)
@@ -147,7 +168,9 @@ def test_resize_bicubic_is_pils(picture):
     np.testing.assert_array_equal(images.resize_bicubic(picture, (6, 8)), expected)
 
 
-@pytest.mark.parametrize("bad", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8)])
+@pytest.mark.parametrize(
+    "bad", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8)]
+)
 def test_shapes_are_checked(bad):
     """Anything but uint8 (H, W, 3) is refused with its type and shape."""
     with pytest.raises(ValueError, match="expected a uint8 image"):

@@ -1,4 +1,6 @@
-"""Made-up outputs of every stage before `report`, with names that try to break out of the page and of the folder."""
+"""Made-up outputs of every stage before `report`, with names that try to break out of the page and
+of the folder.
+"""
 
 import json
 from pathlib import Path
@@ -11,8 +13,12 @@ from gdpo.evaluate.statistics import summarise
 from gdpo.images import write_png
 
 NAMES = [
-    "<script>alert(1)</script>", "../../\"quoted\" & 'single'", '"><img src=x onerror=alert(2)>', "$x_1$ ÿ", "plain.png-01",
-]  # fmt: skip
+    "<script>alert(1)</script>",
+    "../../\"quoted\" & 'single'",
+    '"><img src=x onerror=alert(2)>',
+    "$x_1$ ÿ",
+    "plain.png-01",
+]
 HIGHER = {"psnr_y": True, "niqe": False, "reward": True}
 VIEWS = ("lr", "bicubic", "naosd", "gdpo", "control", "hr")
 PAIRS = [("gdpo", "naosd"), ("control", "naosd"), ("gdpo", "control"), ("naosd", "bicubic")]
@@ -34,7 +40,9 @@ SMALL = {
 
 
 def scores(images: int, noises: int, gain: float = 3.0) -> dict[str, dict[str, np.ndarray]]:
-    """Scores of four models; GDPO-SR is better than NAOSD by `gain` within-image standard deviations."""
+    """Scores of four models; GDPO-SR is better than NAOSD by `gain` within-image standard
+    deviations.
+    """
     rng = np.random.default_rng(0)
     level = {"psnr_y": 24.0, "niqe": 3.2, "reward": 0.0}
     spread = {"psnr_y": 0.2, "niqe": 0.1, "reward": 0.7}
@@ -55,7 +63,10 @@ def scores(images: int, noises: int, gain: float = 3.0) -> dict[str, dict[str, n
 def _lines(path: Path, steps: int, keys: tuple[str, ...]) -> None:
     rng = np.random.default_rng(len(path.parent.name))
     path.parent.mkdir(parents=True)
-    rows = [{"step": s, **{key: float(np.exp(-s / 30) + rng.normal(0, 0.05)) for key in keys}} for s in range(steps)]
+    rows = [
+        {"step": s, **{key: float(np.exp(-s / 30) + rng.normal(0, 0.05)) for key in keys}}
+        for s in range(steps)
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -66,7 +77,12 @@ def _json(path: Path, content: object) -> None:
 
 def _rows(values: dict[str, dict[str, np.ndarray]], names: list[str]) -> list[dict[str, object]]:
     return [
-        {"image": names[i], "model": model, "noise": n, **{m: float(v[i, n]) for m, v in metrics.items()}}
+        {
+            "image": names[i],
+            "model": model,
+            "noise": n,
+            **{m: float(v[i, n]) for m, v in metrics.items()},
+        }
         for model, metrics in values.items()
         for i in range(len(names))
         for n in range(next(iter(metrics.values())).shape[1])
@@ -74,12 +90,19 @@ def _rows(values: dict[str, dict[str, np.ndarray]], names: list[str]) -> list[di
 
 
 def promote(root: Path, names: list[str] = NAMES, gain: float = 3.0) -> None:
-    """Put scores of another run of the sample benchmark where the report looks for those of the promoted run."""
+    """Put scores of another run of the sample benchmark where the report looks for those of the
+    promoted run.
+    """
     (root / "promoted/sample").mkdir(parents=True)
-    pq.write_table(pa.Table.from_pylist(_rows(scores(len(names), 3, gain), names)), root / "promoted/sample/per_image.parquet")
+    pq.write_table(
+        pa.Table.from_pylist(_rows(scores(len(names), 3, gain), names)),
+        root / "promoted/sample/per_image.parquet",
+    )
 
 
-def _evaluation(out: Path, names: list[str], noises: int, pictures: dict[str, np.ndarray] | None) -> None:
+def _evaluation(
+    out: Path, names: list[str], noises: int, pictures: dict[str, np.ndarray] | None
+) -> None:
     values, rng = scores(len(names), noises), np.random.default_rng(3)
     files = []
     for index, name in enumerate(names):
@@ -91,7 +114,13 @@ def _evaluation(out: Path, names: list[str], noises: int, pictures: dict[str, np
             target.parent.mkdir(parents=True, exist_ok=True)
             write_png(target, (pictures or {}).get(f"{index}/{view.split('/')[0]}", made))
         side = pictures[f"{index}/hr"].shape[0] if pictures else 32
-        row = {"id": name, "source": f"photo{index % 3}", "folder": folder, "height": side, "width": side}
+        row = {
+            "id": name,
+            "source": f"photo{index % 3}",
+            "folder": folder,
+            "height": side,
+            "width": side,
+        }
         files.append({**row, "detail_share": 0.4})
     origin = {f"setting_{i}": json.dumps(i) for i in range(13)} | {
         "commit": json.dumps("0123abcd"),
@@ -100,42 +129,72 @@ def _evaluation(out: Path, names: list[str], noises: int, pictures: dict[str, np
     table = pa.Table.from_pylist(_rows(values, names)).replace_schema_metadata(origin)
     pq.write_table(table, out / "per_image.parquet")
     members = [
-        {"metrics": {"psnr_y": 24.0 + n, "niqe": 3.0}, "reward": n / noises, "advantage": n - 1.0} for n in range(noises)
+        {"metrics": {"psnr_y": 24.0 + n, "niqe": 3.0}, "reward": n / noises, "advantage": n - 1.0}
+        for n in range(noises)
     ]
     _json(out / "candidates.json", [{"image": names[0], "folder": "000-image", "members": members}])
     summary = {
-        "images": len(names), "photographs": 3, "noises": noises, "files": files,
-        "reference": "naosd", "sets": {"fid": {"naosd": [20.0, 22.0], "bicubic": [40.0]}},
+        "images": len(names),
+        "photographs": 3,
+        "noises": noises,
+        "files": files,
+        "reference": "naosd",
+        "sets": {"fid": {"naosd": [20.0, 22.0], "bicubic": [40.0]}},
         "reward": {"fidelity": ["psnr_y"], "perception": ["niqe"]},
         "metrics": {metric: {"higher_is_better": higher} for metric, higher in HIGHER.items()},
         **summarise(values, HIGHER, PAIRS, unit_of="naosd"),
-    }  # fmt: skip
+    }
     _json(out / "summary.json", summary)
 
 
-def outputs(root: Path, names: list[str] = NAMES, noises: int = 3, pictures: dict[str, np.ndarray] | None = None) -> None:
-    """Write all inputs of the report under `root`; pictures: {"<index>/<view>": uint8 image} in place of noise."""
+def outputs(
+    root: Path,
+    names: list[str] = NAMES,
+    noises: int = 3,
+    pictures: dict[str, np.ndarray] | None = None,
+) -> None:
+    """Write all inputs of the report under `root`; pictures: {"<index>/<view>": uint8 image} in
+    place of noise.
+    """
     _evaluation(root / "reports/evaluate/sample", names, noises, pictures)
     _lines(root / "reports/pretrain/metrics.jsonl", 40, ("loss", "vsd"))
     for run in ("gdpo", "control"):
         _lines(root / "reports/finetune" / run / "metrics.jsonl", 60, ("loss", "implicit_accuracy"))
-    skipped = [{"name": name, "reason": names[0], "detail": ""} for name in [*names, "\udcff no text"]]
-    photographs = {"photographs": {"used": 5, names[0]: len(skipped)}, "sources": {}, "skipped": skipped}
-    _json(root / "reports/photographs/report.json", {"evaluation": photographs, "train": photographs})
+    skipped = [
+        {"name": name, "reason": names[0], "detail": ""} for name in [*names, "\udcff no text"]
+    ]
+    photographs = {
+        "photographs": {"used": 5, names[0]: len(skipped)},
+        "sources": {},
+        "skipped": skipped,
+    }
+    _json(
+        root / "reports/photographs/report.json", {"evaluation": photographs, "train": photographs}
+    )
     for part in ("00", "01", "evaluation"):
         _json(root / f"reports/degrade/{part}/report.json", {"photographs": 5, "pairs": 900})
     for checked in ("degrade/00", "select"):
         (root / "reports/data-docs" / checked).mkdir(parents=True)
-        (root / "reports/data-docs" / checked / "index.html").write_text("<!doctype html><title>Data Docs</title>")
-    _json(root / "data/selected/report.json", {"kept": 192, "reasons": {"too flat": 12, names[0]: 1}})
+        (root / "reports/data-docs" / checked / "index.html").write_text(
+            "<!doctype html><title>Data Docs</title>"
+        )
+    _json(
+        root / "data/selected/report.json", {"kept": 192, "reasons": {"too flat": 12, names[0]: 1}}
+    )
     rng = np.random.default_rng(4)
     groups = [
         {
-            "id": f"{i:02d}", "detail_share": 0.4,
-            "metrics": {name: rng.normal(mean, 0.1 if i else 0, 6).tolist() for name, mean in (("psnr_y", 24), ("niqe", 3))},
+            "id": f"{i:02d}",
+            "detail_share": 0.4,
+            "metrics": {
+                name: rng.normal(mean, 0.1 if i else 0, 6).tolist()
+                for name, mean in (("psnr_y", 24), ("niqe", 3))
+            },
         }
         for i in range(30)
-    ]  # fmt: skip
+    ]
     for part in range(2):
         (root / f"data/rollouts/{part:02d}").mkdir(parents=True)
-        pq.write_table(pa.Table.from_pylist(groups[part::2]), root / f"data/rollouts/{part:02d}/00000.parquet")
+        pq.write_table(
+            pa.Table.from_pylist(groups[part::2]), root / f"data/rollouts/{part:02d}/00000.parquet"
+        )

@@ -1,7 +1,9 @@
-"""Real `python -m tasks ...` processes without paying for `import torch` in each: one process imports, and forks the others.
+"""Real `python -m tasks ...` processes without paying for `import torch` in each: one process
+imports, and forks the others.
 
-forks.py    reads [folder, argument, ...] as JSON per line; forks, runs the command line there; writes the process id,
-            and its exit code when it ends (negative: the signal that killed it)
+forks.py    reads [folder, argument, ...] as JSON per line; forks, runs the command line there;
+            writes the process id, and its exit code when it ends (negative: the signal that killed
+            it)
 """
 
 import importlib
@@ -22,7 +24,11 @@ class Forks:
         # One thread: only the forking thread lives on in a child, and bytes are compared.
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         self._process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
         )
 
     def start(self, folder: Path, *arguments: str) -> int:
@@ -50,7 +56,13 @@ class Forks:
 
 def serve() -> None:
     # What the stages import, pandas (by way of pyarrow) among it.
-    for name in ("pyarrow.dataset", "tasks.stages.evaluate", "tasks.stages.finetune", "tasks.params", "tasks.stages.pretrain"):
+    for name in (
+        "pyarrow.dataset",
+        "tasks.stages.evaluate",
+        "tasks.stages.finetune",
+        "tasks.params",
+        "tasks.stages.pretrain",
+    ):
         importlib.import_module(name)
     for line in sys.stdin:
         folder, *arguments = json.loads(line)

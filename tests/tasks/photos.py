@@ -1,4 +1,6 @@
-"""Folders of small made photographs, a configuration for them, and rows of shards by their hashes."""
+"""Folders of small made photographs, a configuration for them, and rows of shards by their
+hashes.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,19 +18,30 @@ ROOT = Path(__file__).parents[2]
 
 
 def config(**changes: Any) -> Config:
-    """The sample configuration with small crops and photographs from photos/train and photos/held."""
+    """The sample configuration with small crops and photographs from photos/train and
+    photos/held.
+    """
     values = YAML(typ="safe", pure=True).load(ROOT / "params.yaml")
     values["degrade"] = {
-        "train": [{"path": "photos/train"}], "evaluation": [{"path": "photos/held"}], "parts": ["00"],
-        "crop": 32, "stride": 16, "evaluation_crop": 32, "max_failures": 0.0, "shard_mb": 0.02, **changes,
-    }  # fmt: skip
+        "train": [{"path": "photos/train"}],
+        "evaluation": [{"path": "photos/held"}],
+        "parts": ["00"],
+        "crop": 32,
+        "stride": 16,
+        "evaluation_crop": 32,
+        "max_failures": 0.0,
+        "shard_mb": 0.02,
+        **changes,
+    }
     return Config.model_validate(values)
 
 
 def photo(seed: int, height: int = 48, width: int = 64) -> np.ndarray:
     """Blocks of random colours."""
     rng = np.random.default_rng(seed)
-    return np.kron(rng.integers(0, 256, (height // 8, width // 8, 3)), np.ones((8, 8, 1))).astype(np.uint8)
+    return np.kron(rng.integers(0, 256, (height // 8, width // 8, 3)), np.ones((8, 8, 1))).astype(
+        np.uint8
+    )
 
 
 def write(root: Path, train: int = 2) -> Path:
@@ -53,4 +66,8 @@ def _of(path: Path) -> Iterator[tuple[str, str]]:
 
 def files(folder: Path) -> dict[str, bytes]:
     """Every file below `folder`."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

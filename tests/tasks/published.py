@@ -1,4 +1,5 @@
-"""A bucket, and a clone with something to publish in it: for the tests of publication, promotion and the pages.
+"""A bucket, and a clone with something to publish in it: for the tests of publication, promotion
+and the pages.
 
 from tests.tasks.published import address, finished, publish      # noqa: F401 - two are fixtures
 """
@@ -52,10 +53,14 @@ def finished(root: Path, tmp_path: Path) -> Path:
     return place
 
 
-def publish(place: Path, hours: int = 0, commit: str = "0123456789abcdef", outs: Sequence[str] = OUTS) -> str:
+def publish(
+    place: Path, hours: int = 0, commit: str = "0123456789abcdef", outs: Sequence[str] = OUTS
+) -> str:
     when = NOW + timedelta(hours=hours)
     run = publication.run_id(when, commit)
-    link = publication.publish(place, "s3://gdpo-sr", run, outs=outs, kind="train", commit=commit, when=when)
+    link = publication.publish(
+        place, "s3://gdpo-sr", run, outs=outs, kind="train", commit=commit, when=when
+    )
     return link.removeprefix("s3://gdpo-sr/runs/").removesuffix("/index.html")
 
 

@@ -1,4 +1,6 @@
-"""The command line: exit codes, one line per failure, signals. The stages here are fakes of three lines."""
+"""The command line: exit codes, one line per failure, signals. The stages here are fakes of three
+lines.
+"""
 
 import json
 import os
@@ -41,9 +43,14 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Run], None]:
     return put
 
 
-def test_a_stage_gets_configuration_root_and_hooks(folder: Path, fake: Callable[[str, Run], None]) -> None:
+def test_a_stage_gets_configuration_root_and_hooks(
+    folder: Path, fake: Callable[[str, Run], None]
+) -> None:
     seen = []
-    fake("select", lambda config, root, hooks: seen.append((config.select.count, root, hooks.should_stop())))
+    fake(
+        "select",
+        lambda config, root, hooks: seen.append((config.select.count, root, hooks.should_stop())),
+    )
     assert cli.main(["select", "--set", "select.count=7"]) == 0
     assert seen == [(7, folder, False)]
 
@@ -82,7 +89,9 @@ def test_bad_parameters_exit_2_with_one_line(
     assert "select.count: Input should be a valid integer (got 'none')" in error
 
 
-@pytest.mark.parametrize("argv", [[], ["nothing"], ["select", "--nothing"], ["finetune", "--run", "both"]])
+@pytest.mark.parametrize(
+    "argv", [[], ["nothing"], ["select", "--nothing"], ["finetune", "--run", "both"]]
+)
 def test_usage_errors_exit_2(argv: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(argv)
@@ -93,7 +102,10 @@ def test_usage_errors_exit_2(argv: list[str]) -> None:
     ("error", "line"),
     [
         (ValueError("a.png: broken,\n  take it out"), "gdpo-sr: a.png: broken, take it out\n"),
-        (FileNotFoundError(2, "No such file or directory", "data/x"), "gdpo-sr: data/x: No such file or directory\n"),
+        (
+            FileNotFoundError(2, "No such file or directory", "data/x"),
+            "gdpo-sr: data/x: No such file or directory\n",
+        ),
         (OSError("disk"), "gdpo-sr: disk\n"),
     ],
 )
@@ -116,7 +128,9 @@ def test_failures_exit_1_with_one_line(
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_a_mistake_of_ours_keeps_its_traceback(folder: Path, fake: Callable[[str, Run], None]) -> None:
+def test_a_mistake_of_ours_keeps_its_traceback(
+    folder: Path, fake: Callable[[str, Run], None]
+) -> None:
     def run(*_: object) -> None:
         raise KeyError("ours")
 
@@ -153,7 +167,10 @@ def test_a_stage_that_needs_a_gpu_exits_3_with_the_two_commands(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_asks_the_stage_to_stop_and_exits_143(
-    folder: Path, fake: Callable[[str, Run], None], capsys: pytest.CaptureFixture[str], number: signal.Signals
+    folder: Path,
+    fake: Callable[[str, Run], None],
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
 ) -> None:
     def run(config: object, root: Path, hooks: Hooks) -> None:
         assert not hooks.should_stop()
@@ -167,7 +184,10 @@ def test_a_signal_asks_the_stage_to_stop_and_exits_143(
     before = signal.getsignal(number)
     fake("pretrain", run)
     assert cli.main(["pretrain"]) == 143
-    line = "gdpo-sr: stopped at step 12, checkpoint in work/pretrain/checkpoint.pt; the same command resumes\n"
+    line = (
+        "gdpo-sr: stopped at step 12, checkpoint in work/pretrain/checkpoint.pt; the same "
+        "command resumes\n"
+    )
     assert capsys.readouterr().err == line
     assert signal.getsignal(number) == before
 
@@ -183,7 +203,9 @@ def test_a_stage_without_checkpoints_says_that_it_starts_again(
     assert "nothing half-written is left; the same command starts again" in capsys.readouterr().err
 
 
-def test_a_signal_before_the_stage_begins_stops_it(folder: Path, fake: Callable[[str, Run], None]) -> None:
+def test_a_signal_before_the_stage_begins_stops_it(
+    folder: Path, fake: Callable[[str, Run], None]
+) -> None:
     flag = cli.StopFlag()
     fake("degrade", lambda *_: pytest.fail("the stage must not run"))
     with flag:
@@ -203,16 +225,21 @@ def test_help_is_quick_and_has_examples(root: Path) -> None:
     code = (
         "import sys\nfrom tasks.__main__ import main\n"
         "try:\n    main(sys.argv[1:])\n"
-        "finally:\n    assert not {'torch', 'gdpo', 'ruamel.yaml', 'prefect'} & set(sys.modules), 'heavy import'\n"
+        "finally:\n    assert not {'torch', 'gdpo', 'ruamel.yaml', 'prefect'} & set(sys.modules), "
+        "'heavy import'\n"
     )
     for argv in (["--help"], ["finetune", "--help"]):
-        result = subprocess.run([sys.executable, "-c", code, *argv], cwd=root, capture_output=True, text=True)
+        result = subprocess.run(
+            [sys.executable, "-c", code, *argv], cwd=root, capture_output=True, text=True
+        )
         assert result.returncode == 0, result.stderr
         assert "example: gdpo-sr" in result.stdout
 
 
 @pytest.mark.parametrize("name", [*cli.STAGES, *cli.TOOLS])
-def test_every_command_has_help_with_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_has_help_with_an_example(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main([name, "--help"])
     assert caught.value.code == 0
@@ -256,9 +283,14 @@ def test_a_stage_that_counts_its_steps_says_so_with_its_values(
     assert capsys.readouterr().err == "evaluate sample 1/14 psnr_y 25.5\n"
 
 
-def test_summary_before_any_evaluation_names_the_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_summary_before_any_evaluation_names_the_file(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(["summary"]) == 1
-    assert capsys.readouterr().err == "gdpo-sr: reports/evaluate/sample/summary.json: not there yet; `dvc repro` makes it\n"
+    assert (
+        capsys.readouterr().err
+        == "gdpo-sr: reports/evaluate/sample/summary.json: not there yet; `dvc repro` makes it\n"
+    )
 
 
 def test_profile_command_rewrites_params(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

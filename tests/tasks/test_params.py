@@ -59,12 +59,17 @@ def test_later_layers_win_and_mappings_merge(file: Path) -> None:
 
 def test_a_wrong_type_names_key_and_value(file: Path) -> None:
     text = message(file, overrides=["rollout.group='six'"])
-    assert text == "--set rollout.group='six': rollout.group: Input should be a valid integer (got 'six')"
+    assert (
+        text
+        == "--set rollout.group='six': rollout.group: Input should be a valid integer (got 'six')"
+    )
 
 
 @pytest.mark.parametrize("value", ["six", "6.0", "true", "null", "[6]"])
 def test_no_silent_conversion(file: Path, value: str) -> None:
-    assert "rollout.group: Input should be a valid integer" in message(file, overrides=[f"rollout.group={value}"])
+    assert "rollout.group: Input should be a valid integer" in message(
+        file, overrides=[f"rollout.group={value}"]
+    )
 
 
 def test_a_value_out_of_range_says_the_range(file: Path) -> None:
@@ -74,7 +79,9 @@ def test_a_value_out_of_range_says_the_range(file: Path) -> None:
 
 def test_the_file_at_fault_is_named(file: Path) -> None:
     profile(file, "p", "finetune: {omega: -1.0}\n")
-    assert message(file, profile="p").startswith("profiles/p.yaml: finetune.omega: Input should be greater than 0")
+    assert message(file, profile="p").startswith(
+        "profiles/p.yaml: finetune.omega: Input should be greater than 0"
+    )
     assert message(changed(file, "seed: 0", "seed: -1")).startswith("params.yaml: seed: ")
 
 
@@ -93,11 +100,16 @@ def test_a_missing_key_is_named(file: Path) -> None:
 
 
 def test_a_rule_over_several_keys_is_one_line(file: Path) -> None:
-    assert message(file, overrides=["degrade.crop=100"]) == "params.yaml: degrade.crop must be a multiple of 32, got 100"
+    assert (
+        message(file, overrides=["degrade.crop=100"])
+        == "params.yaml: degrade.crop must be a multiple of 32, got 100"
+    )
 
 
 def test_a_reward_that_the_rollouts_do_not_hold_is_one_line(file: Path) -> None:
-    text = "params.yaml: reward uses ssim_y, which the rollouts do not hold; add it to rollout.metrics"
+    text = (
+        "params.yaml: reward uses ssim_y, which the rollouts do not hold; add it to rollout.metrics"
+    )
     assert message(file, overrides=["reward.fidelity=[psnr_y, ssim_y]"]) == text
     assert message(file, overrides=["reward.fidelity=[]", "reward.perception=[]"]).endswith(
         "reward: fidelity and perception are both empty; name at least one metric"
@@ -134,7 +146,9 @@ def test_not_text(file: Path) -> None:
 def test_a_missing_file_or_profile_is_named(file: Path) -> None:
     assert message(file.parent / "none.yaml").endswith("none.yaml: No such file or directory")
     profile(file, "paper", "seed: 0\n")
-    assert message(file, profile="papier") == "profiles/papier.yaml: no such profile; there is paper"
+    assert (
+        message(file, profile="papier") == "profiles/papier.yaml: no such profile; there is paper"
+    )
 
 
 @pytest.mark.parametrize("text", ["seed", "=3", "a..b=3", "seed=[1"])
@@ -147,7 +161,9 @@ def test_a_setting_below_a_plain_value_is_refused(file: Path) -> None:
 
 
 def test_a_profile_is_written_into_the_file_with_its_comments(file: Path) -> None:
-    profile(file, "p", "finetune: {omega: 7.5, optimizer: {lr: 5.0e-5}}\nreward:\n  perception: []\n")
+    profile(
+        file, "p", "finetune: {omega: 7.5, optimizer: {lr: 5.0e-5}}\nreward:\n  perception: []\n"
+    )
     before = file.read_text()
     params.apply_profile(file, "p")
     assert params.load(file) == params.load(file, "p")

@@ -1,8 +1,15 @@
-"""Which lines speak of the network, in the words of those who write them: dvc, botocore, aiohttp, httpx and tasks/store/s3.py."""
+"""Which lines speak of the network, in the words of those who write them: dvc, botocore, aiohttp,
+httpx and tasks/store/s3.py.
+"""
 
 import pytest
 from boto3.exceptions import S3UploadFailedError
-from botocore.exceptions import ClientError, EndpointConnectionError, IncompleteReadError, NoCredentialsError
+from botocore.exceptions import (
+    ClientError,
+    EndpointConnectionError,
+    IncompleteReadError,
+    NoCredentialsError,
+)
 
 from flows.dvc.faults import is_network_fault
 from tasks.store.s3 import _errors
@@ -12,15 +19,22 @@ from tasks.store.s3 import _errors
     "line",
     [
         "ERROR: unexpected error - Could not connect to the endpoint URL: 'http://s3/dvc'",
-        "botocore.exceptions.ClientError: An error occurred (503) when calling the PutObject operation: Service Unavailable",
-        "An error occurred (SlowDown) when calling the UploadPart operation: Please reduce your request rate.",
-        "s3://gdpo-sr/runs/x: the store refused (SlowDown); check credentials and endpoint in the environment",
-        "s3://gdpo-sr/runs/x: the store refused (Throttling); check credentials and endpoint in the environment",
-        "s3://gdpo-sr/runs/x: the store refused (RequestTimeout); check credentials and endpoint in the environment",
-        "An error occurred (ThrottlingException) when calling the ListObjectsV2 operation: Rate exceeded",
+        "botocore.exceptions.ClientError: An error occurred (503) when calling the PutObject "
+        "operation: Service Unavailable",
+        "An error occurred (SlowDown) when calling the UploadPart operation: Please reduce your "
+        "request rate.",
+        "s3://gdpo-sr/runs/x: the store refused (SlowDown); check credentials and endpoint in the "
+        "environment",
+        "s3://gdpo-sr/runs/x: the store refused (Throttling); check credentials and endpoint in "
+        "the environment",
+        "s3://gdpo-sr/runs/x: the store refused (RequestTimeout); check credentials and endpoint "
+        "in the environment",
+        "An error occurred (ThrottlingException) when calling the ListObjectsV2 operation: Rate "
+        "exceeded",
         "ERROR: unexpected error - [Errno 16] Please reduce your request rate.",
         "aiohttp.client_exceptions.ServerDisconnectedError: Server disconnected",
-        "s3://gdpo-sr/runs/x: the upload broke off (Connection was closed before we received a valid response)",
+        "s3://gdpo-sr/runs/x: the upload broke off (Connection was closed before we received a "
+        "valid response)",
         "s3://gdpo-sr/runs/x: the download broke off (Max Retries Exceeded)",
         "[Errno -3] Temporary failure in name resolution",
         "[Errno -2] Name or service not known",
@@ -31,7 +45,8 @@ from tasks.store.s3 import _errors
         "ssl.SSLError: The read operation timed out",
         "Read timeout on endpoint URL",
         "httpx.ConnectError: All connection attempts failed",
-        "prefect.exceptions.PrefectHTTPStatusError: Server error '502 Bad Gateway' for url 'http://head:4200/api/flow_runs/x'",
+        "prefect.exceptions.PrefectHTTPStatusError: Server error '502 Bad Gateway' for url "
+        "'http://head:4200/api/flow_runs/x'",
         "3 read, but total bytes expected is 7.",
     ],
 )
@@ -43,14 +58,19 @@ def test_the_network_is_worth_another_try(line: str) -> None:
     "line",
     [
         "gdpo-sr: select: none of 500 patches is fit; lower select.min_detail",
-        "ERROR: failed to pull data from the cloud - Checkout failed for following targets: data/rollouts",
+        "ERROR: failed to pull data from the cloud - Checkout failed for following targets: "
+        "data/rollouts",
         "An error occurred (AccessDenied) when calling the PutObject operation: Access Denied",
-        "ERROR: unexpected error - Forbidden: An error occurred (403) when calling the HeadObject operation: Forbidden",
+        "ERROR: unexpected error - Forbidden: An error occurred (403) when calling the HeadObject "
+        "operation: Forbidden",
         "ERROR: failed to connect to s3 (gdpo-sr/dvc) - Unable to locate credentials",
-        "An error occurred (InvalidAccessKeyId) when calling the ListObjectsV2 operation: The AWS Access Key Id does not exist",
-        "An error occurred (RequestTimeTooSkewed) when calling the PutObject operation: The difference is too large",
+        "An error occurred (InvalidAccessKeyId) when calling the ListObjectsV2 operation: The AWS "
+        "Access Key Id does not exist",
+        "An error occurred (RequestTimeTooSkewed) when calling the PutObject operation: The "
+        "difference is too large",
         "s3://gdpo-sr/x: there is no such object or bucket (NoSuchKey)",
-        "step 500: loss is not finite; the last good checkpoint is work/finetune/gdpo/checkpoint.pt",
+        "step 500: loss is not finite; the last good checkpoint is "
+        "work/finetune/gdpo/checkpoint.pt",
         "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 502.00 MiB",
     ],
 )

@@ -1,4 +1,6 @@
-"""Whether what a stage reads was made with the present code and parameters, on small repositories of git and DVC."""
+"""Whether what a stage reads was made with the present code and parameters, on small repositories
+of git and DVC.
+"""
 
 import shutil
 import subprocess
@@ -11,7 +13,8 @@ from flows.dvc.graph import ancestors, check_inputs, graph, outdated
 from flows.dvc.run import StageFailed, run_dvc
 from flows.workplace import read_ledger, write_ledger
 
-# No alphabet puts them into order. `all` reads a folder that is two stages' outputs, `part` a file in a stage's output.
+# No alphabet puts them into order. `all` reads a folder that is two stages' outputs, `part` a file
+# in a stage's output.
 DVC_YAML = """
 stages:
   all: {cmd: "cat parts/* part > all", deps: [parts, part], outs: [all]}
@@ -56,7 +59,10 @@ def test_stages_come_after_what_they_depend_on(repository: Path) -> None:
         "part": {"made"},
         "all": {*STAGES} - {"made", "all"},
     }
-    assert order.index("made") < min(order.index("after@x"), order.index("after@y")) and order[-1] == "all"
+    assert (
+        order.index("made") < min(order.index("after@x"), order.index("after@y"))
+        and order[-1] == "all"
+    )
 
 
 def test_a_training_that_makes_its_rollouts_reads_the_pairs_as_well(repository: Path) -> None:
@@ -68,7 +74,10 @@ stages:
   degrade: {matrix: {part: ["01"]}, cmd: "true", outs: ["${item.part}"]}
 """)
     rest = {"degrade@01": set(), "select": {"degrade@01"}, "rollout": {"degrade@01", "select"}}
-    for rollouts, reads in (("cached", {"rollout"}), ("online", {"rollout", "degrade@01", "select"})):
+    for rollouts, reads in (
+        ("cached", {"rollout"}),
+        ("online", {"rollout", "degrade@01", "select"}),
+    ):
         (repository / "params.yaml").write_text(f"finetune: {{rollouts: {rollouts}}}\n")
         edges = graph(repository)
         assert edges == {**rest, "finetune@gdpo": reads, "finetune@control": reads}
@@ -93,12 +102,18 @@ def test_absent_data_does_not_count_but_parameters_and_code_do(repository: Path)
     assert outdated(STAGES, repository) == {"made": "it was run with another number"}
     (repository / "params.yaml").write_text("number: 1\n")
     (repository / "code.txt").write_text("other code\n")
-    assert outdated(STAGES, repository) == dict.fromkeys(["after@x", "after@y"], "it was run with another code.txt")
+    assert outdated(STAGES, repository) == dict.fromkeys(
+        ["after@x", "after@y"], "it was run with another code.txt"
+    )
     (repository / "code.txt").write_text("code\n")
     yaml = (repository / "dvc.yaml").read_text()
-    (repository / "dvc.yaml").write_text(yaml.replace("cp folder/one part", "cat folder/one > part"))
+    (repository / "dvc.yaml").write_text(
+        yaml.replace("cp folder/one part", "cat folder/one > part")
+    )
     assert outdated(STAGES, repository) == {"part": "it was run with another command"}
-    (repository / "dvc.yaml").write_text(yaml.replace("deps: [folder/one]", "deps: [folder/one, made]"))
+    (repository / "dvc.yaml").write_text(
+        yaml.replace("deps: [folder/one]", "deps: [folder/one, made]")
+    )
     assert outdated(STAGES, repository) == {"part": "it was run with another made"}
 
 
@@ -129,14 +144,21 @@ def test_a_clone_with_an_older_pipelines_data_and_the_newer_ledger_is_not_refuse
 def test_inputs_made_with_other_parameters_are_refused(repository: Path) -> None:
     edges = graph(repository)
     (repository / "params.yaml").write_text("number: 2\n")
-    with pytest.raises(StageFailed, match="training reads what stage made makes, but it was run with another number: prefect"):
+    with pytest.raises(
+        StageFailed,
+        match="training reads what stage made makes, but it was run with another number: prefect",
+    ):
         check_inputs("training", ["after@x", "after@y"], edges, repository)
 
 
 def test_a_ledger_in_which_a_stage_read_what_nobody_made_is_refused(repository: Path) -> None:
-    """The maker ran again, and the stage that reads it did not; a part of a folder and a folder of parts have no hash there."""
+    """The maker ran again, and the stage that reads it did not; a part of a folder and a folder of
+    parts have no hash there.
+    """
     (repository / "params.yaml").write_text("number: 2\n")
     run_dvc(["repro", "--single-item", "made"], repository, lambda line: None)
-    assert outdated(STAGES, repository) == dict.fromkeys(["after@x", "after@y"], "it was run with another made")
+    assert outdated(STAGES, repository) == dict.fromkeys(
+        ["after@x", "after@y"], "it was run with another made"
+    )
     with pytest.raises(StageFailed, match="stage after@x makes, but it was run with another made"):
         check_inputs("training", ["all"], graph(repository), repository)

@@ -1,4 +1,6 @@
-"""What is left of a stage when the process that started it is killed: nothing, and its checkpoint."""
+"""What is left of a stage when the process that started it is killed: nothing, and its
+checkpoint.
+"""
 
 import os
 import signal
@@ -29,7 +31,10 @@ while True:
     print("a step", flush=True)
     time.sleep(0.05)
 """
-FLOW = "from flows.dvc.run import run_dvc; from pathlib import Path; run_dvc(['repro', 'slow'], Path.cwd(), print)"
+FLOW = (
+    "from flows.dvc.run import run_dvc; from pathlib import Path; run_dvc(['repro', 'slow'], "
+    "Path.cwd(), print)"
+)
 GUARD = [sys.executable, str(ROOT / "flows/dvc/guard.py")]
 
 
@@ -55,13 +60,17 @@ def wait_for(happens: Callable[[], object], seconds: float = 30.0) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A repository with a stage `slow`; what is started there finds our modules, and is gone with the test."""
+    """A repository with a stage `slow`; what is started there finds our modules, and is gone with
+    the test.
+    """
     monkeypatch.delenv("DVC_STAGE", raising=False)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
         subprocess.run(command, cwd=tmp_path, check=True)
     (tmp_path / "stage.py").write_text(STAGE)
-    (tmp_path / "dvc.yaml").write_text("stages: {slow: {cmd: python stage.py, deps: [stage.py], outs: [slow]}}\n")
+    (tmp_path / "dvc.yaml").write_text(
+        "stages: {slow: {cmd: python stage.py, deps: [stage.py], outs: [slow]}}\n"
+    )
     yield tmp_path
     for pid in processes(tmp_path):
         with suppress(ProcessLookupError):
@@ -88,25 +97,36 @@ def test_a_stage_whose_flow_is_killed_checkpoints_and_is_gone(folder: Path) -> N
 
 def test_if_the_guard_itself_is_killed_the_stage_is_stopped(folder: Path) -> None:
     flow = subprocess.Popen(
-        [sys.executable, "-c", FLOW], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", FLOW],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     wait_for((folder / "begun").exists, 60)
-    (guard,) = [pid for pid in processes(folder) if "guard.py" in Path(f"/proc/{pid}/cmdline").read_text()]
+    (guard,) = [
+        pid for pid in processes(folder) if "guard.py" in Path(f"/proc/{pid}/cmdline").read_text()
+    ]
     os.kill(guard, signal.SIGKILL)
     assert "StageFailed: dvc repro slow ended with code -9" in flow.communicate(timeout=30)[1]
     wait_for(lambda: not processes(folder), 5)
 
 
 def test_a_stubborn_stage_whose_flow_is_killed_is_killed(folder: Path) -> None:
-    guard = "import flows.dvc.guard as g, os, sys; g.GRACE_S = 0.5; sys.exit(g.main(int(sys.argv[1]), sys.argv[2:]))"
+    guard = (
+        "import flows.dvc.guard as g, os, sys; g.GRACE_S = 0.5; "
+        "sys.exit(g.main(int(sys.argv[1]), sys.argv[2:]))"
+    )
     parent = (
-        "import os, subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1], str(os.getpid()), *sys.argv[2:]],"
+        "import os, subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1], "
+        "str(os.getpid()), *sys.argv[2:]],"
         " start_new_session=True)"
     )
     flow = subprocess.Popen(
-        [sys.executable, "-c", parent, guard, sys.executable, "stage.py", "stubborn"], cwd=folder,
+        [sys.executable, "-c", parent, guard, sys.executable, "stage.py", "stubborn"],
+        cwd=folder,
         stdout=subprocess.DEVNULL,
-    )  # fmt: skip
+    )
     wait_for((folder / "begun").exists)
     flow.kill()
     flow.wait(10)
@@ -116,19 +136,33 @@ def test_a_stubborn_stage_whose_flow_is_killed_is_killed(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("program", "code"),
-    [("print('one'); print('two')", 0), ("raise SystemExit(7)", 7), ("import os; os.kill(os.getpid(), 9)", 137)],
+    [
+        ("print('one'); print('two')", 0),
+        ("raise SystemExit(7)", 7),
+        ("import os; os.kill(os.getpid(), 9)", 137),
+    ],
 )
 def test_lines_and_exit_code_pass(program: str, code: int) -> None:
     command = [*GUARD, str(os.getpid()), sys.executable, "-c", program]
-    result = subprocess.run(command, capture_output=True, text=True, start_new_session=True, timeout=30)
+    result = subprocess.run(
+        command, capture_output=True, text=True, start_new_session=True, timeout=30
+    )
     assert result.returncode == code
     assert result.stdout == ("one\ntwo\n" if code == 0 else "") and not result.stderr
 
 
 def test_a_command_does_not_inherit_deafness() -> None:
     """SIGTERM to the group ends the command in the way it wants, and the guard reports it."""
-    command = [*GUARD, str(os.getpid()), sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+    command = [
+        *GUARD,
+        str(os.getpid()),
+        sys.executable,
+        "-c",
+        "import time; print('up', flush=True); time.sleep(60)",
+    ]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
         assert process.stdout is not None and process.stdout.readline() == "up\n"
         os.killpg(process.pid, signal.SIGTERM)
         assert process.wait(10) == 143

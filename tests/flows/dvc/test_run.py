@@ -14,7 +14,14 @@ import pytest
 from prefect.states import Failed
 
 from flows.dvc import run as flows_repro
-from flows.dvc.run import StageBroke, StageFailed, check_commit, commit_of, run_dvc, worth_another_try
+from flows.dvc.run import (
+    StageBroke,
+    StageFailed,
+    check_commit,
+    commit_of,
+    run_dvc,
+    worth_another_try,
+)
 from flows.evaluate import restore_ledger
 from flows.workplace import read_ledger, write_ledger
 
@@ -55,7 +62,10 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "slow.py").write_text(SLOW)
     (folder / "dvc.yaml").write_text(DVC_YAML)
     (folder / "params.yaml").write_text("number: 1\n")
-    for command in (["add", "-A"], ["-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "x"]):
+    for command in (
+        ["add", "-A"],
+        ["-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "x"],
+    ):
         subprocess.run(["git", *command], cwd=folder, check=True)
     return folder
 
@@ -83,7 +93,9 @@ def test_a_stage_runs_once_and_its_lines_are_handed_on(repository: Path) -> None
 
 
 def test_a_failing_stage_raises_with_its_last_lines(repository: Path) -> None:
-    with pytest.raises(StageFailed, match="dvc repro --single-item broken ended with code") as caught:
+    with pytest.raises(
+        StageFailed, match="dvc repro --single-item broken ended with code"
+    ) as caught:
         repro("broken", repository, lambda line: None)
     assert "the reason" in str(caught.value)
 
@@ -104,7 +116,9 @@ def test_a_line_that_cannot_be_logged_costs_the_line(repository: Path) -> None:
 def test_a_fault_of_the_network_is_tried_again_until_the_stage_has_begun(
     begun: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(args: list[str], root: Path, on_line: Callable[[str], None], on_tick: Callable[[], None]) -> None:
+    def broken(
+        args: list[str], root: Path, on_line: Callable[[str], None], on_tick: Callable[[], None]
+    ) -> None:
         for line in ["Running stage 'x':"] * begun + ["Connection reset by peer"] * 20:
             on_line(line)
         raise StageFailed("dvc repro ended with code 1:\nConnection reset by peer")
@@ -114,7 +128,9 @@ def test_a_fault_of_the_network_is_tried_again_until_the_stage_has_begun(
     with pytest.raises(StageFailed, match="reset by peer") as caught:
         flows_repro.repro.fn("x", tmp_path, share=True)
     assert isinstance(caught.value, StageBroke) == begun
-    state = Failed(data=caught.value, message=f"Task run encountered unexpected exception: {caught.value!r}")
+    state = Failed(
+        data=caught.value, message=f"Task run encountered unexpected exception: {caught.value!r}"
+    )
     assert worth_another_try(None, None, state) != begun  # type: ignore[arg-type]
 
 
@@ -199,8 +215,13 @@ def test_the_ledger_travels(repository: Path, tmp_path_factory: pytest.TempPathF
     (other / "dvc.lock").unlink()
     write_ledger(other, entries)
     write_ledger(other, {"else": {"cmd": "x", "outs": [{"path": "y", "md5": "0" * 32}]}})
-    assert read_ledger(other) == {**entries, "else": {"cmd": "x", "outs": [{"path": "y", "md5": "0" * 32}]}}
-    run_dvc(["pull", "--force", "made"], other, lambda line: None)  # from the cache: no remote is needed
+    assert read_ledger(other) == {
+        **entries,
+        "else": {"cmd": "x", "outs": [{"path": "y", "md5": "0" * 32}]},
+    }
+    run_dvc(
+        ["pull", "--force", "made"], other, lambda line: None
+    )  # from the cache: no remote is needed
     assert (other / "made").read_text() == "1\n"
 
 
@@ -213,13 +234,17 @@ def test_a_clone_at_another_commit_is_refused(repository: Path) -> None:
     (repository / "params.yaml").write_text("number: 3\n")
     changed = commit_of(repository)
     assert changed.startswith(f"{here}+changes-")
-    with pytest.raises(StageFailed, match=r"this clone is at [0-9a-f]{40}\+changes-[0-9a-f]{12}, the caller's at"):
+    with pytest.raises(
+        StageFailed, match=r"this clone is at [0-9a-f]{40}\+changes-[0-9a-f]{12}, the caller's at"
+    ):
         check_commit(repository, here)
     (repository / "params.yaml").write_text("number: 4\n")  # other changes are another commit
     assert commit_of(repository).startswith(f"{here}+changes-") and commit_of(repository) != changed
     (repository / "params.yaml").write_text("number: 3\n")
     check_commit(repository, changed)
-    subprocess.run(["git", "config", "diff.noprefix", "true"], cwd=repository, check=True)  # another host
+    subprocess.run(
+        ["git", "config", "diff.noprefix", "true"], cwd=repository, check=True
+    )  # another host
     check_commit(repository, changed)
     (repository / "slow.py").unlink()
     assert commit_of(repository) not in (here, changed)
@@ -231,7 +256,10 @@ def test_the_committed_ledger_takes_the_place_of_the_clones(repository: Path) ->
         restore_ledger(repository)
     repro("made", repository, lambda line: None)
     there = (repository / "dvc.lock").read_bytes()
-    for command in (["add", "dvc.lock"], ["-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "y"]):
+    for command in (
+        ["add", "dvc.lock"],
+        ["-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "y"],
+    ):
         subprocess.run(["git", *command], cwd=repository, check=True)
     (repository / "params.yaml").write_text("number: 2\n")
     repro("made", repository, lambda line: None)

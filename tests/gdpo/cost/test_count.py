@@ -1,4 +1,6 @@
-"""The counts against the published figures, and the calls of the step tables against the code that makes them."""
+"""The counts against the published figures, and the calls of the step tables against the code that
+makes them.
+"""
 
 from collections import Counter
 from pathlib import Path
@@ -77,9 +79,13 @@ def test_macs_are_the_published_ones_and_sum_up_to_table_4(sd21: Networks) -> No
     }
     for name, (whole, linear) in expected.items():
         macs = found.pop(name).macs
-        assert (macs.total / 1e9, macs.linear / 1e9) == pytest.approx((whole, linear), abs=0.06), name
+        assert (macs.total / 1e9, macs.linear / 1e9) == pytest.approx((whole, linear), abs=0.06), (
+            name
+        )
     assert not found
-    assert sum(part.parameters for part in parts) == pytest.approx(cost.PUBLISHED_PARAMETERS, rel=0.01)
+    assert sum(part.parameters for part in parts) == pytest.approx(
+        cost.PUBLISHED_PARAMETERS, rel=0.01
+    )
     linear = sum(part.macs.linear for part in parts)
     assert linear == pytest.approx(cost.PUBLISHED_MACS, rel=0.013)
     assert linear - cost.dape_macs(sd21) == pytest.approx(cost.PUBLISHED_MACS, rel=0.001)
@@ -87,17 +93,28 @@ def test_macs_are_the_published_ones_and_sum_up_to_table_4(sd21: Networks) -> No
 
 def test_the_adapters_of_the_shapes_are_dapes(sd21: Networks) -> None:
     assert sd21.tagger is not None
-    lora = sum(p.numel() for name, p in sd21.tagger.named_parameters() if name.endswith(("lora_A", "lora_B")))
+    lora = sum(
+        p.numel()
+        for name, p in sd21.tagger.named_parameters()
+        if name.endswith(("lora_A", "lora_B"))
+    )
     assert lora == 1_777_664
 
 
 def test_the_released_step_costs_what_was_derived_from_its_code(rl_step: dict[str, Part]) -> None:
     expected = {
-        "LR image, VAE encoder": 0.56, "candidates, UNet": 2.41, "candidates, VAE decoder": 7.54, "reward, MUSIQ": 0.11,
-        "reward, MANIQA": 18.17, "candidates again, VAE encoder": 3.35, "policy, UNet forward": 2.43,
-        "policy, VAE decoder, unused": 7.54, "reference, UNet": 2.41, "reference, VAE decoder, unused": 7.54,
+        "LR image, VAE encoder": 0.56,
+        "candidates, UNet": 2.41,
+        "candidates, VAE decoder": 7.54,
+        "reward, MUSIQ": 0.11,
+        "reward, MANIQA": 18.17,
+        "candidates again, VAE encoder": 3.35,
+        "policy, UNet forward": 2.43,
+        "policy, VAE decoder, unused": 7.54,
+        "reference, UNet": 2.41,
+        "reference, VAE decoder, unused": 7.54,
         "policy, UNet backward": 2.81,
-    }  # fmt: skip
+    }
     for name, tmac in expected.items():
         part = rl_step[name]
         assert part.macs.total * part.calls[RELEASED] / 1e12 == pytest.approx(tmac, abs=0.011), name
@@ -117,27 +134,44 @@ def test_a_pretraining_step_of_a_small_model(tmp_path: Path) -> None:
     assert forward["unet"].total < generator < rows["generator, UNet backward"].macs.total
     assert rows["VAE decoder, both ways"].macs.total > 1.5 * forward["decoder"].total
     assert rows["LR image, VAE encoder, both ways"].macs.total > 1.5 * forward["encoder"].total
-    assert rows["LPIPS of the result, both ways"].macs.linear == 2 * rows["LPIPS of the HR image"].macs.linear
+    assert (
+        rows["LPIPS of the result, both ways"].macs.linear
+        == 2 * rows["LPIPS of the HR image"].macs.linear
+    )
 
 
 def test_sizes_that_do_not_fit_are_refused(sd21: Networks, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"^--size must be a positive multiple of 64 for this model, got 100$"):
+    with pytest.raises(
+        ValueError, match=r"^--size must be a positive multiple of 64 for this model, got 100$"
+    ):
         cost.inference(sd21, 100)
     with pytest.raises(ValueError, match=r"^--size must be at least 224 for --step rl"):
         cost.rl_step(sd21, 192)
-    with pytest.raises(ValueError, match=r"unet/config\.json: no such file; --model is sd2\.1 or a diffusers folder$"):
+    with pytest.raises(
+        ValueError,
+        match=r"unet/config\.json: no such file; --model is sd2\.1 or a diffusers folder$",
+    ):
         architectures.from_folder(tmp_path)
 
 
 def calls_of(model: Any, run: Any) -> Counter[str]:
     """How many images, latents or prompts go through each network while `run` runs."""
     seen: Counter[str] = Counter()
-    networks = {"UNet": model.unet, "encoder": model.vae.encoder, "decoder": model.vae.decoder, "text": model.text_encoder}
+    networks = {
+        "UNet": model.unet,
+        "encoder": model.vae.encoder,
+        "decoder": model.vae.decoder,
+        "text": model.text_encoder,
+    }
 
     def count(name: str) -> Any:
-        return lambda module, args, kwargs, out: seen.update({name: len(out[0] if name in ("UNet", "text") else out)})
+        return lambda module, args, kwargs, out: seen.update(
+            {name: len(out[0] if name in ("UNet", "text") else out)}
+        )
 
-    handles = [net.register_forward_hook(count(name), with_kwargs=True) for name, net in networks.items()]
+    handles = [
+        net.register_forward_hook(count(name), with_kwargs=True) for name, net in networks.items()
+    ]
     run()
     for handle in handles:
         handle.remove()
@@ -147,14 +181,18 @@ def calls_of(model: Any, run: Any) -> Counter[str]:
 def test_the_calls_of_our_columns_are_those_of_the_code(
     rl_step: dict[str, Part], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_Run, "verify", lambda self: None)  # one forward per checkpoint, not per LR image
+    monkeypatch.setattr(
+        _Run, "verify", lambda self: None
+    )  # one forward per checkpoint, not per LR image
     config = tiny.settings(rollout={"group": 6, "noises": 1}, finetune={"steps": 1, "batch": 1})
     model = tiny.model()
     groups: list[Any] = []
     made = calls_of(model, lambda: groups.extend(rollout(model, [tiny.pair(0)], config)))
 
     def train() -> None:
-        finetune(model, groups, config, control=False, folder=tmp_path, fingerprint="", hooks=Hooks())
+        finetune(
+            model, groups, config, control=False, folder=tmp_path, fingerprint="", hooks=Hooks()
+        )
 
     trained = calls_of(model, train)
 
@@ -164,6 +202,8 @@ def test_the_calls_of_our_columns_are_those_of_the_code(
     policy, text = "policy, UNet forward", "text encoder"
     assert trained == {"UNet": calls(CACHED, policy), "text": calls(CACHED, text)}
     assert made["UNet"] == calls(ONLINE, "candidates, UNet", "reference, UNet")
-    assert made["encoder"] == calls(ONLINE, "LR image, VAE encoder", "candidates again, VAE encoder")
+    assert made["encoder"] == calls(
+        ONLINE, "LR image, VAE encoder", "candidates again, VAE encoder"
+    )
     assert made["decoder"] == calls(ONLINE, "candidates, VAE decoder")
     assert made["text"] + trained["text"] == calls(ONLINE, text)

@@ -21,7 +21,11 @@ CONFIG = Degradation()
 
 def _photo(height: int = 64, width: int = 48, channels: int = 3) -> np.ndarray:
     rng = np.random.default_rng(0)
-    coarse = rng.random((channels, 8, 8), dtype=np.float32).repeat(12, 1).repeat(12, 2)[:, :height, :width]
+    coarse = (
+        rng.random((channels, 8, 8), dtype=np.float32)
+        .repeat(12, 1)
+        .repeat(12, 2)[:, :height, :width]
+    )
     return np.broadcast_to(coarse, (3, *coarse.shape[1:])).copy()
 
 
@@ -42,10 +46,14 @@ def test_replay_gives_the_same_bytes(key):
 
 
 def test_a_patch_draws_by_version_id_and_epoch():
-    """The same three, the same draw; another of any of them, another one. Epoch 0 is what it was before there were epochs."""
+    """The same three, the same draw; another of any of them, another one. Epoch 0 is what it was
+    before there were epochs.
+    """
     keys = [(0, "a"), (0, "b"), (1, "a"), (0, "a", 1), (0, "a", 2), (1, "a", 1)]
     drawn = [json.dumps(draw(CONFIG, patch_generator(*key))) for key in keys]
-    assert drawn == [json.dumps(draw(CONFIG, patch_generator(*key))) for key in keys] and len(set(drawn)) == len(keys)
+    assert drawn == [json.dumps(draw(CONFIG, patch_generator(*key))) for key in keys] and len(
+        set(drawn)
+    ) == len(keys)
     assert drawn[0] == json.dumps(draw(CONFIG, numpy_generator(0, "degrade", "a")))
 
 
@@ -74,7 +82,9 @@ def test_small_and_odd_sizes(size):
 
 def test_gray_stays_gray_under_gray_noise():
     """With gray noise only, a gray photograph has (up to JPEG's rounding) equal channels."""
-    config = Degradation.model_validate({"first": {"gray_noise_prob": 1.0}, "second": {"gray_noise_prob": 1.0}})
+    config = Degradation.model_validate(
+        {"first": {"gray_noise_prob": 1.0}, "second": {"gray_noise_prob": 1.0}}
+    )
     for drawn in _draws(10, config):
         lr = low_resolution(_photo(channels=1).transpose(1, 2, 0), drawn)
         assert np.ptp(lr.astype(int), axis=-1).max() <= 2
@@ -96,13 +106,20 @@ def test_order_of_the_steps(jpeg_last):
     silent = {"kind": "gaussian", "strength": 0.0, "gray": False, "seed": 1}
     drawn = {
         "scale": 4,
-        "first": {"blur": blur1, "resize": {"scale": 0.7, "mode": "bilinear"}, "noise": silent, "jpeg": 70},
+        "first": {
+            "blur": blur1,
+            "resize": {"scale": 0.7, "mode": "bilinear"},
+            "noise": silent,
+            "jpeg": 70,
+        },
         "second": {"blur": blur2, "resize": {"scale": 1.1, "mode": "area"}, "noise": silent},
         "final": {"jpeg_last": jpeg_last, "mode": "bicubic", "sinc": sinc, "jpeg": 80},
     }
     hr = _photo().transpose(1, 2, 0)
     image = jpeg(resize_by(blur(hr * np.float32(255), kernel(blur1)), 0.7, "bilinear"), 70)
-    image = np.clip(resize_to(blur(image, kernel(blur2)), (17, 13), "area"), 0, 255)  # int(64 / 4 * 1.1), int(48 / 4 * 1.1)
+    image = np.clip(
+        resize_to(blur(image, kernel(blur2)), (17, 13), "area"), 0, 255
+    )  # int(64 / 4 * 1.1), int(48 / 4 * 1.1)
     image = image if jpeg_last else jpeg(image, 80)
     image = blur(resize_to(image, (16, 12), "bicubic"), kernel(sinc))
     image = jpeg(image, 80) if jpeg_last else image
@@ -110,7 +127,9 @@ def test_order_of_the_steps(jpeg_last):
 
 
 def _share(values: list[bool], expected: float) -> None:
-    assert abs(np.mean(values) - expected) < 4 * math.sqrt(max(expected * (1 - expected), 1e-9) / len(values))
+    assert abs(np.mean(values) - expected) < 4 * math.sqrt(
+        max(expected * (1 - expected), 1e-9) / len(values)
+    )
 
 
 def test_probabilities_of_the_draws():
@@ -120,7 +139,9 @@ def test_probabilities_of_the_draws():
         parts = [d[name] for d in drawn]
         _share([p["blur"] is not None for p in parts], stage.blur_prob)
         scales = np.array([p["resize"]["scale"] for p in parts])
-        for share, mask in zip(stage.resize_prob, (scales > 1, scales < 1, scales == 1), strict=True):
+        for share, mask in zip(
+            stage.resize_prob, (scales > 1, scales < 1, scales == 1), strict=True
+        ):
             _share(mask.tolist(), share)
         _share([p["noise"]["kind"] == "gaussian" for p in parts], stage.gaussian_noise_prob)
         _share([p["noise"]["gray"] for p in parts], stage.gray_noise_prob)
@@ -135,12 +156,23 @@ def test_strengths_are_uniform():
     drawn = _draws(3000)
     for name, stage in (("first", CONFIG.first), ("second", CONFIG.second)):
         noises = [d[name]["noise"] for d in drawn]
-        for kind, (low, high) in (("gaussian", stage.noise_range), ("poisson", stage.poisson_scale_range)):
+        for kind, (low, high) in (
+            ("gaussian", stage.noise_range),
+            ("poisson", stage.poisson_scale_range),
+        ):
             strengths = [n["strength"] for n in noises if n["kind"] == kind]
             assert stats.kstest(strengths, stats.uniform(low, high - low).cdf).pvalue > 1e-3
         down = [s for d in drawn if (s := d[name]["resize"]["scale"]) < 1]
-        assert stats.kstest(down, stats.uniform(stage.resize_range[0], 1 - stage.resize_range[0]).cdf).pvalue > 1e-3
-    for part, (low, high) in (("first", CONFIG.first.jpeg_range), ("final", CONFIG.second.jpeg_range)):
+        assert (
+            stats.kstest(
+                down, stats.uniform(stage.resize_range[0], 1 - stage.resize_range[0]).cdf
+            ).pvalue
+            > 1e-3
+        )
+    for part, (low, high) in (
+        ("first", CONFIG.first.jpeg_range),
+        ("final", CONFIG.second.jpeg_range),
+    ):
         qualities = [d[part]["jpeg"] for d in drawn]
         assert min(qualities) == low and max(qualities) == high
         assert abs(np.mean(qualities) - (low + high) / 2) < 4 * (high - low) / math.sqrt(12 * 3000)
@@ -154,7 +186,9 @@ def test_second_order_can_be_left_out():
 
 
 def test_defaults_are_the_released_values():
-    """The GDPO release's params_GDPO.yml, and keys that are left out of a stage keep that stage's values."""
+    """The GDPO release's params_GDPO.yml, and keys that are left out of a stage keep that stage's
+    values.
+    """
     assert CONFIG.first == Stage()
     assert CONFIG.second.model_dump() == {
         "blur_prob": 0.5,
@@ -173,13 +207,19 @@ def test_defaults_are_the_released_values():
 
 
 def test_full_strength_profile():
-    """profiles/real-esrgan.yaml gives Real-ESRGAN's table, and every key in it differs from the default."""
+    """profiles/real-esrgan.yaml gives Real-ESRGAN's table, and every key in it differs from the
+    default.
+    """
     path = Path(__file__).parents[3] / "profiles" / "real-esrgan.yaml"
     values = YAML(typ="safe").load(path)["degrade"]["degradation"]
     full = Degradation.model_validate(values)
     assert full.first.resize_range == [0.15, 1.5] and full.first.noise_range == [1, 30]
     assert full.first.poisson_scale_range == [0.05, 3] and full.first.jpeg_range == [30, 95]
-    assert full.second.blur_prob == 0.8 and full.second.resize_range == [0.3, 1.2] and full.second.noise_range == [1, 25]
+    assert (
+        full.second.blur_prob == 0.8
+        and full.second.resize_range == [0.3, 1.2]
+        and full.second.noise_range == [1, 25]
+    )
     assert full.second.poisson_scale_range == [0.05, 2.5] and full.second.jpeg_range == [30, 95]
     assert full.second.blur_sigma == [0.2, 1.5] and full.second.resize_prob == [0.3, 0.4, 0.3]
     for name in ("first", "second"):

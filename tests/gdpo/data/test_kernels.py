@@ -34,7 +34,9 @@ def test_gaussian_is_scipys_density():
     c, s = math.cos(0.6), math.sin(0.6)
     turn = np.array([[c, -s], [s, c]])
     y, x = np.mgrid[-10:11, -10:11]
-    density = multivariate_normal(cov=turn @ np.diag([2.5**2, 0.8**2]) @ turn.T).pdf(np.stack([x, y], -1))
+    density = multivariate_normal(cov=turn @ np.diag([2.5**2, 0.8**2]) @ turn.T).pdf(
+        np.stack([x, y], -1)
+    )
     np.testing.assert_allclose(kernel(drawn), density / density.sum(), atol=1e-7)
 
 
@@ -45,7 +47,9 @@ def test_generalized_and_plateau_closed_forms(beta):
     q = _quadratic_form(drawn)
     generalized, plateau = np.exp(-0.5 * q**beta), 1 / (1 + q**beta)
     np.testing.assert_allclose(kernel(drawn), generalized / generalized.sum(), atol=1e-7)
-    np.testing.assert_allclose(kernel({**drawn, "kind": "plateau_aniso"}), plateau / plateau.sum(), atol=1e-7)
+    np.testing.assert_allclose(
+        kernel({**drawn, "kind": "plateau_aniso"}), plateau / plateau.sum(), atol=1e-7
+    )
     if beta == 1:
         np.testing.assert_allclose(kernel(drawn), kernel(_bell("aniso")), atol=1e-7)
 
@@ -70,12 +74,16 @@ def test_kernels_sum_to_one_and_are_point_symmetric(kind, size):
 
 
 def test_draw_kernel_shares_and_ranges():
-    """Kinds come with the configured probabilities (within 4 standard errors), values lie inside their ranges."""
+    """Kinds come with the configured probabilities (within 4 standard errors), values lie inside
+    their ranges.
+    """
     config, stage, rng = Degradation(), Stage(), np.random.default_rng(0)
     drawn = [draw_kernel(config, stage, rng) for _ in range(6000)]
     sincs = [k for k in drawn if k["kind"] == "sinc"]
     shares = {"sinc": stage.sinc_prob}
-    shares |= {kind: (1 - stage.sinc_prob) * p for kind, p in zip(KINDS, config.kernel_prob, strict=True)}
+    shares |= {
+        kind: (1 - stage.sinc_prob) * p for kind, p in zip(KINDS, config.kernel_prob, strict=True)
+    }
     for kind, share in shares.items():
         found = sum(k["kind"] == kind for k in drawn) / len(drawn)
         assert abs(found - share) < 4 * math.sqrt(share * (1 - share) / len(drawn)), kind

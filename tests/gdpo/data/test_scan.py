@@ -21,7 +21,9 @@ def _photo(name: str, seed: int, resize: int | None = None, **size: int) -> Phot
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two good photographs, a copy of one, a small one, a broken one, one of floats and one of the same name."""
+    """Two good photographs, a copy of one, a small one, a broken one, one of floats and one of the
+    same name.
+    """
     write_png(tmp_path / "photos/b.png", _image(0))
     write_png(tmp_path / "photos/deep/a.png", _image(1))
     write_png(tmp_path / "photos/copy.png", _image(0))
@@ -46,13 +48,26 @@ def test_census_has_every_reason(folder):
     ]
     reasons = [(row["name"], row["reason"]) for row in found.skipped]
     assert reasons == [
-        ("broken", "unreadable"), ("copy", "duplicate"), ("deep__a", "same name"), ("float", "not RGB"), ("small", "too small")
-    ]  # fmt: skip
+        ("broken", "unreadable"),
+        ("copy", "duplicate"),
+        ("deep__a", "same name"),
+        ("float", "not RGB"),
+        ("small", "too small"),
+    ]
     assert found.counts() == {
-        "used": 2, "duplicate": 1, "not RGB": 1, "same name": 1, "too small": 1, "unreadable": 1
-    }  # fmt: skip
+        "used": 2,
+        "duplicate": 1,
+        "not RGB": 1,
+        "same name": 1,
+        "too small": 1,
+        "unreadable": 1,
+    }
     details = {row["reason"]: row["detail"] for row in found.skipped}
-    assert "broken.jpg" in details["unreadable"] and "24x8" in details["too small"] and details["duplicate"].endswith("as b")
+    assert (
+        "broken.jpg" in details["unreadable"]
+        and "24x8" in details["too small"]
+        and details["duplicate"].endswith("as b")
+    )
     assert "float.tif" in details["not RGB"] and "a.png: has the name of" in details["same name"]
 
 
@@ -65,7 +80,9 @@ def test_too_many_failures_name_the_first_bad_file(folder, allowed):
 
 
 def test_evaluation_photographs_may_not_be_trained_on():
-    """The same pixels under another name are found, also when one side was resized; both names are given."""
+    """The same pixels under another name are found, also when one side was resized; both names are
+    given.
+    """
     held_out = census([examine(_photo("cat", 1), 16)], 1, 0.0).hashes()
     for resize in (None, 16):
         with pytest.raises(ValueError, match=r"a\.png: is the evaluation photograph cat too"):
@@ -81,7 +98,12 @@ def test_size_counts_after_resizing():
     assert examine(_photo("a", 1, 12), 16).reason == "too small"
     found = examine(_photo("a", 1, 16), 16)
     assert (found.height, found.width) == (16, 19)
-    assert found.sha256 == content_hash(resize_bicubic(_image(1), (16, 19))) != found.original == content_hash(_image(1))
+    assert (
+        found.sha256
+        == content_hash(resize_bicubic(_image(1), (16, 19)))
+        != found.original
+        == content_hash(_image(1))
+    )
 
 
 def test_a_small_photograph_that_is_enlarged_is_too_small():
@@ -98,7 +120,10 @@ def test_a_name_that_is_no_text_and_a_link_to_nothing_are_listed(tmp_path):
     (tmp_path / "photos/gone.png").symlink_to("nowhere.png")
     found = _census(tmp_path, 1.0)
     assert [one.photo.name for one in found.used] == ["a"]
-    assert [(row["name"], row["reason"]) for row in found.skipped] == [("b\\udcff", "unreadable"), ("gone", "unreadable")]
+    assert [(row["name"], row["reason"]) for row in found.skipped] == [
+        ("b\\udcff", "unreadable"),
+        ("gone", "unreadable"),
+    ]
     assert found.skipped[0]["detail"].endswith("b\\udcff.png: the name is not UTF-8")
 
 

@@ -11,7 +11,16 @@ from gdpo.data.selection import NearDuplicates, choose, manifest, perceptual_has
 
 
 def _rule(**changes) -> Select:
-    return Select(**{"count": 10, "score": "niqe", "min_detail": 0.1, "max_per_photo": 10, "min_hash_distance": 4, **changes})
+    return Select(
+        **{
+            "count": 10,
+            "score": "niqe",
+            "min_detail": 0.1,
+            "max_per_photo": 10,
+            "min_hash_distance": 4,
+            **changes,
+        }
+    )
 
 
 def _choose(rule: Select, scores, *, detail=None, sources=None, hashes=None, higher=False):
@@ -21,7 +30,9 @@ def _choose(rule: Select, scores, *, detail=None, sources=None, hashes=None, hig
         "source": sources or ["a"] * n,
         "score": pa.array(scores, pa.float64()),
         "detail_share": detail or [0.5] * n,
-        "hash": pa.array(hashes or [(0xFF << 8 * (i % 8)) ^ (i << 60) for i in range(n)], pa.uint64()),
+        "hash": pa.array(
+            hashes or [(0xFF << 8 * (i % 8)) ^ (i << 60) for i in range(n)], pa.uint64()
+        ),
     }
     return choose(pa.table(columns), rule, higher_is_better=higher)
 
@@ -32,8 +43,15 @@ def test_best_score_first_and_count():
     assert manifest(table)["id"].to_pylist() == ["p1", "p2"]
     assert manifest(table).column_names == ["id", "score", "detail_share"]
     assert table["reason"].to_pylist() == ["count is reached", "selected", "selected"]
-    assert table["rank"].to_pylist() == [None, 0, 1] and table["score"].to_pylist() == [3.0, 1.0, 2.0]
-    assert manifest(_choose(_rule(count=2), [3.0, 1.0, 2.0], higher=True))["id"].to_pylist() == ["p0", "p2"]
+    assert table["rank"].to_pylist() == [None, 0, 1] and table["score"].to_pylist() == [
+        3.0,
+        1.0,
+        2.0,
+    ]
+    assert manifest(_choose(_rule(count=2), [3.0, 1.0, 2.0], higher=True))["id"].to_pylist() == [
+        "p0",
+        "p2",
+    ]
 
 
 def test_equal_scores_go_by_id():
@@ -42,7 +60,9 @@ def test_equal_scores_go_by_id():
 
 
 def test_floor_on_detail_and_missing_scores():
-    """A flat patch is refused whatever its score (the floor itself passes), one without a score too."""
+    """A flat patch is refused whatever its score (the floor itself passes), one without a score
+    too.
+    """
     table = _choose(_rule(), [0.1, 5.0, float("nan"), float("inf")], detail=[0.09, 0.1, 0.5, 0.5])
     assert table["reason"].to_pylist() == ["too little detail", "selected", "no score", "no score"]
 
@@ -55,8 +75,12 @@ def test_quota_per_photograph():
 
 @pytest.mark.parametrize(("distance", "kept"), [(4, 1), (3, 2), (0, 2)])
 def test_near_duplicates(distance, kept):
-    """Hashes that differ in 3 bits are duplicates if at least 4 are asked for; 0 switches the clause off."""
-    table = _choose(_rule(min_hash_distance=distance), [1.0, 2.0], hashes=[2**63 + 1, 2**63 + 14 + 1])
+    """Hashes that differ in 3 bits are duplicates if at least 4 are asked for; 0 switches the
+    clause off.
+    """
+    table = _choose(
+        _rule(min_hash_distance=distance), [1.0, 2.0], hashes=[2**63 + 1, 2**63 + 14 + 1]
+    )
     assert manifest(table).num_rows == kept
     if kept == 1:
         assert table["reason"].to_pylist()[1] == "near-duplicate"
@@ -64,7 +88,12 @@ def test_near_duplicates(distance, kept):
 
 def test_only_taken_patches_make_duplicates():
     """A patch like one that was refused for its photograph's quota is not a duplicate."""
-    table = _choose(_rule(max_per_photo=1), [1.0, 2.0, 3.0], sources=["a", "a", "b"], hashes=[0, 2**63 - 1, 2**63 - 1])
+    table = _choose(
+        _rule(max_per_photo=1),
+        [1.0, 2.0, 3.0],
+        sources=["a", "a", "b"],
+        hashes=[0, 2**63 - 1, 2**63 - 1],
+    )
     assert table["reason"].to_pylist()[2] == "selected"
 
 
@@ -73,9 +102,13 @@ def test_without_a_count_all_that_pass_are_taken():
     assert manifest(_choose(_rule(count=None), [3.0, 1.0, 2.0])).num_rows == 3
 
 
-@pytest.mark.parametrize(("best", "inside"), [(1.0, 5), (0.6, 3), (0.5, 3), (0.41, 3), (0.4, 2), (0.21, 2), (0.01, 1)])
+@pytest.mark.parametrize(
+    ("best", "inside"), [(1.0, 5), (0.6, 3), (0.5, 3), (0.41, 3), (0.4, 2), (0.21, 2), (0.01, 1)]
+)
 def test_only_the_best_share_of_all_scores(best, inside):
-    """The k-th best of n decides, k = share x n rounded up; those without a score are not counted, flat ones are."""
+    """The k-th best of n decides, k = share x n rounded up; those without a score are not counted,
+    flat ones are.
+    """
     scores = [1.0, 2.0, 3.0, 4.0, 5.0, float("nan")]
     table = _choose(_rule(best=best), scores, detail=[0.5, 0.0] + [0.5] * 4)
     expected = ["selected"] * inside + ["score outside the share"] * (5 - inside) + ["no score"]
@@ -85,7 +118,10 @@ def test_only_the_best_share_of_all_scores(best, inside):
 
 def test_nothing_inside_the_share_is_said():
     """Here the only patch inside is flat."""
-    with pytest.raises(ValueError, match=r"1 lie below .*, 0 have no niqe score, 3 are outside select\.best = 0\.1;"):
+    with pytest.raises(
+        ValueError,
+        match=r"1 lie below .*, 0 have no niqe score, 3 are outside select\.best = 0\.1;",
+    ):
         _choose(_rule(best=0.1), [1.0, 2.0, 3.0, 4.0], detail=[0.0, 0.5, 0.5, 0.5])
 
 
@@ -96,7 +132,9 @@ def test_ties_at_the_bound_are_all_inside():
 
 @pytest.mark.parametrize(("higher", "worst_first"), [(True, ["p3", "p0"]), (False, ["p2", "p1"])])
 def test_difficulty_takes_the_worst_first(higher, worst_first):
-    """PSNR: the lowest; LPIPS: the highest. The other half is outside; `best` is the other rule's."""
+    """PSNR: the lowest; LPIPS: the highest. The other half is outside; `best` is the other
+    rule's.
+    """
     rule = _rule(rule="difficulty", worst=0.5, best=0.25)
     table = _choose(rule, [20.0, 30.0, 40.0, 10.0], higher=higher)
     assert manifest(table)["id"].to_pylist() == worst_first
@@ -104,7 +142,9 @@ def test_difficulty_takes_the_worst_first(higher, worst_first):
     assert rule.metric == "psnr_y" and _rule().metric == "niqe"
 
 
-@pytest.mark.parametrize(("key", "value"), [("worst", 0.0), ("best", 1.1), ("rule", "easy"), ("count", 0)])
+@pytest.mark.parametrize(
+    ("key", "value"), [("worst", 0.0), ("best", 1.1), ("rule", "easy"), ("count", 0)]
+)
 def test_impossible_rules_are_refused(key, value):
     """At configuration time, naming the key."""
     with pytest.raises(ValidationError, match=key):
@@ -144,9 +184,15 @@ def _one_by_one(table: pa.Table, rule: Select, higher: bool) -> list[str]:
     share = rule.best if rule.rule == "quality" else rule.worst
     bound = scored[int(np.ceil(round(share * len(scored), 6))) - 1]
     taken: list[dict] = []
-    fit = [row for row in rows if row["detail_share"] >= rule.min_detail and sign * row["score"] <= bound]
+    fit = [
+        row
+        for row in rows
+        if row["detail_share"] >= rule.min_detail and sign * row["score"] <= bound
+    ]
     for row in sorted(fit, key=lambda row: (sign * row["score"], row["id"])):
-        near = any((row["hash"] ^ other["hash"]).bit_count() < rule.min_hash_distance for other in taken)
+        near = any(
+            (row["hash"] ^ other["hash"]).bit_count() < rule.min_hash_distance for other in taken
+        )
         full = sum(other["source"] == row["source"] for other in taken) == rule.max_per_photo
         if len(taken) != rule.count and not near and not full:
             taken.append(row)
@@ -178,7 +224,9 @@ def test_the_whole_rule_equals_going_through_the_patches_one_by_one(rule, seed):
 
 def test_nothing_fit_names_the_key():
     """With how many fell for which reason."""
-    with pytest.raises(ValueError, match=r"none of 2 patches is fit, 2 lie below select\.min_detail = 0\.1"):
+    with pytest.raises(
+        ValueError, match=r"none of 2 patches is fit, 2 lie below select\.min_detail = 0\.1"
+    ):
         _choose(_rule(), [1.0, 2.0], detail=[0.0, 0.05])
 
 
@@ -199,7 +247,12 @@ def test_perceptual_hash_follows_its_definition():
 def test_perceptual_hash_sees_what_eyes_see():
     """Noise and brightness change few bits, another picture about half of them."""
     photo = _photo(1)
-    noisy = np.clip(photo.astype(int) + np.random.default_rng(2).integers(-6, 7, photo.shape) + 10, 0, 255).astype(np.uint8)
+    noisy = np.clip(
+        photo.astype(int) + np.random.default_rng(2).integers(-6, 7, photo.shape) + 10, 0, 255
+    ).astype(np.uint8)
     assert (perceptual_hash(photo) ^ perceptual_hash(noisy)).bit_count() < 4
-    others = [(perceptual_hash(photo) ^ perceptual_hash(_photo(seed))).bit_count() for seed in range(2, 12)]
+    others = [
+        (perceptual_hash(photo) ^ perceptual_hash(_photo(seed))).bit_count()
+        for seed in range(2, 12)
+    ]
     assert 24 < np.mean(others) < 40 and min(others) > 10

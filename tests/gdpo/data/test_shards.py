@@ -1,4 +1,6 @@
-"""gdpo.data.{schema,writer,rows,shards}: what is written is read, in any order, or the damage is named."""
+"""gdpo.data.{schema,writer,rows,shards}: what is written is read, in any order, or the damage is
+named.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +25,14 @@ def _pair(i: int, side: int = 16) -> Pair:
     drawn = draw(Degradation(second_prob=0.5), np.random.default_rng(i))
     lr = low_resolution(hr.astype(np.float32) / 255, drawn)
     return Pair(
-        f"id{99 - i:04d}", f"photo{i // 15}", Box(i, 2 * i, side, side), hr, lr, drawn, i / 100, "a cat" if i % 2 else None
+        f"id{99 - i:04d}",
+        f"photo{i // 15}",
+        Box(i, 2 * i, side, side),
+        hr,
+        lr,
+        drawn,
+        i / 100,
+        "a cat" if i % 2 else None,
     )
 
 
@@ -61,27 +70,43 @@ def test_round_trip(folder):
         assert read.ids[i] == _pair(i).id
     _equal(read[-1], _pair(39))
     drawn = read[3].degradation
-    np.testing.assert_array_equal(low_resolution(read[3].hr.astype(np.float32) / 255, drawn), read[3].lr)
+    np.testing.assert_array_equal(
+        low_resolution(read[3].hr.astype(np.float32) / 255, drawn), read[3].lr
+    )
     with pytest.raises(IndexError):
         read[40]
 
 
 def test_the_struct_holds_every_kind_of_draw(tmp_path):
-    """None inside a draw stays None, a parameter that a kernel does not have stays absent; less than a draw is kept too."""
-    draws = [draw(Degradation(second_prob=0.5, final_sinc_prob=0.5), np.random.default_rng(i)) for i in range(60)]
+    """None inside a draw stays None, a parameter that a kernel does not have stays absent; less
+    than a draw is kept too.
+    """
+    draws = [
+        draw(Degradation(second_prob=0.5, final_sinc_prob=0.5), np.random.default_rng(i))
+        for i in range(60)
+    ]
     kinds = {d["first"]["blur"]["kind"] for d in draws}
     assert len(kinds) == 7 and {d["second"] is None for d in draws} == {True, False}
     draws += [{}, {"enlarge": "area"}]
-    plain = [Pair(f"{i:02d}", "p", Box(i, 0, 16, 16), _pair(0).hr, _pair(0).lr, d, 0.5) for i, d in enumerate(draws)]
+    plain = [
+        Pair(f"{i:02d}", "p", Box(i, 0, 16, 16), _pair(0).hr, _pair(0).lr, d, 0.5)
+        for i, d in enumerate(draws)
+    ]
     write_shards(tmp_path / "s", plain, 1.0)
     assert [Shards(tmp_path / "s")[i].degradation for i in range(len(draws))] == draws
-    odd = Pair("x", "p", Box(0, 0, 16, 16), _pair(0).hr, _pair(0).lr, {"enlarge": "area", "rain": 1.0}, 0.5)
-    with pytest.raises(ValueError, match=r"pair x: the schema in gdpo/data/schema\.py does not hold"):
+    odd = Pair(
+        "x", "p", Box(0, 0, 16, 16), _pair(0).hr, _pair(0).lr, {"enlarge": "area", "rain": 1.0}, 0.5
+    )
+    with pytest.raises(
+        ValueError, match=r"pair x: the schema in gdpo/data/schema\.py does not hold"
+    ):
         write_shards(tmp_path / "odd", [odd], 1.0)
 
 
 def test_layout(folder):
-    """Shards near the size asked for, row groups of at most ROW_GROUP, images uncompressed, a versioned schema."""
+    """Shards near the size asked for, row groups of at most ROW_GROUP, images uncompressed, a
+    versioned schema.
+    """
     paths = sorted(folder.iterdir())
     assert len(paths) > 1 and paths[0].name == "00000.parquet"
     for path in paths:
@@ -92,10 +117,14 @@ def test_layout(folder):
         for group in range(file.num_row_groups):
             meta = file.metadata.row_group(group)
             assert meta.num_rows <= 7
-            columns = {meta.column(c).path_in_schema: meta.column(c) for c in range(meta.num_columns)}
+            columns = {
+                meta.column(c).path_in_schema: meta.column(c) for c in range(meta.num_columns)
+            }
             assert columns["hr"].compression == columns["lr"].compression == "UNCOMPRESSED"
             assert columns["sha256"].compression == "ZSTD"
-        assert pq.read_table(path).num_rows == sum(file.metadata.row_group(g).num_rows for g in range(file.num_row_groups))
+        assert pq.read_table(path).num_rows == sum(
+            file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)
+        )
 
 
 def test_row_groups_are_bounded_in_bytes_too(tmp_path, monkeypatch):
@@ -121,7 +150,9 @@ def test_a_pair_larger_than_a_shard_is_still_written(tmp_path):
 
 
 def test_an_error_leaves_the_old_folder_and_nothing_else(folder):
-    """A stream that breaks, an empty one and a repeated id: no half-written shard, no scratch folder."""
+    """A stream that breaks, an empty one and a repeated id: no half-written shard, no scratch
+    folder.
+    """
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
 
     def breaking() -> Iterator[Pair]:
@@ -156,7 +187,9 @@ def test_a_flipped_byte_names_shard_and_row(folder, column):
         read[number]
     count, lines = rows.damages(path)
     assert count == pq.ParquetFile(path).metadata.num_rows and len(lines) == 1
-    assert [rows.damages(other)[1] for other in shard_files(folder) if other != path] == [[]] * (len(shard_files(folder)) - 1)
+    assert [rows.damages(other)[1] for other in shard_files(folder) if other != path] == [[]] * (
+        len(shard_files(folder)) - 1
+    )
 
 
 def test_broken_missing_and_foreign_files_are_named(folder, tmp_path):
@@ -178,7 +211,9 @@ def test_broken_missing_and_foreign_files_are_named(folder, tmp_path):
         Shards(folder)
     pq.write_table(table, path)
     sorted(folder.iterdir())[1].unlink()
-    with pytest.raises(ValueError, match=r"00000\.parquet: column hr was not written by gdpo/data/writer\.py"):
+    with pytest.raises(
+        ValueError, match=r"00000\.parquet: column hr was not written by gdpo/data/writer\.py"
+    ):
         Shards(folder)[0]
     with pytest.raises(ValueError, match="no shards here"):
         Shards(tmp_path / "nothing")
@@ -186,7 +221,9 @@ def test_broken_missing_and_foreign_files_are_named(folder, tmp_path):
 
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
 def test_order_is_a_permutation_split_over_ranks(folder, world):
-    """Every index once over all ranks, parts of equal length up to one, the same on every call, others per epoch."""
+    """Every index once over all ranks, parts of equal length up to one, the same on every call,
+    others per epoch.
+    """
     read = Shards(folder)
     parts = [read.order(3, 1, rank, world) for rank in range(world)]
     assert sorted(i for part in parts for i in part) == list(range(40))
@@ -207,7 +244,9 @@ def test_a_stream_goes_on_at_any_position(folder):
 
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_a_tree_of_parts_is_one_set_in_one_order(tmp_path, folder, count):
-    """However the photographs are shared out, also with an empty part: the same pairs under the same indices."""
+    """However the photographs are shared out, also with an empty part: the same pairs under the
+    same indices.
+    """
     names = [str(part) for part in range(count)]
     for name in names:
         mine = (_pair(i) for i in range(40) if i // 15 % count == int(name))
@@ -224,10 +263,14 @@ def test_parts_that_are_missing_or_left_over_are_named(tmp_path):
     assert len(Shards(tmp_path / "train")) == 2
     assert len(Shards(tmp_path / "train/00")) == 1
     write_shards(tmp_path / "train/02", [], 1.0, ["00", "01", "02"])
-    with pytest.raises(ValueError, match=r"train: part 02 is left over, delete it; .* belongs to the parts 00, 01$"):
+    with pytest.raises(
+        ValueError, match=r"train: part 02 is left over, delete it; .* belongs to the parts 00, 01$"
+    ):
         Shards(tmp_path / "train")
     (tmp_path / "train/00/00000.parquet").unlink()
-    with pytest.raises(ValueError, match=r"train: part 00 is missing, run it; .*01/00000.parquet belongs"):
+    with pytest.raises(
+        ValueError, match=r"train: part 00 is missing, run it; .*01/00000.parquet belongs"
+    ):
         Shards(tmp_path / "train")
     (tmp_path / "train/01/00000.parquet").unlink()
     with pytest.raises(ValueError, match="part 00 is missing"):
@@ -248,14 +291,19 @@ def test_text_that_is_none_names_shard_and_row(folder):
     """Parquet does not look at it when it reads."""
     path = shard_files(folder)[0]
     group = rows.RowGroup(path, 0)
-    broken = pa.StringArray.from_buffers(1, pa.array([0, 1], pa.int32()).buffers()[1], pa.py_buffer(b"\xff"))
+    broken = pa.StringArray.from_buffers(
+        1, pa.array([0, 1], pa.int32()).buffers()[1], pa.py_buffer(b"\xff")
+    )
     column = group.table.schema.get_field_index("tags")
     tags = pa.concat_arrays([group.table["tags"].slice(0, 3).combine_chunks(), broken])
     group.table = group.table.slice(0, 4).set_column(column, "tags", tags)
     group.row(2)
     with pytest.raises(ValueError, match=rf"{path}: row 3 of row group 0 is damaged \(.*utf-8"):
         group.row(3)
-    with pytest.raises(ValueError, match=rf"{path}: damaged or missing shard \(.*utf-8"), rows.damage_named(path):
+    with (
+        pytest.raises(ValueError, match=rf"{path}: damaged or missing shard \(.*utf-8"),
+        rows.damage_named(path),
+    ):
         b"\xff".decode()
 
 
@@ -265,7 +313,11 @@ def test_the_fingerprint_is_that_of_the_rows_and_reads_no_image(folder, tmp_path
     write_shards(tmp_path / "again", (_pair(i) for i in range(40)), 0.02)
     write_shards(tmp_path / "other", (_pair(i) for i in range(1, 41)), 0.02)
     monkeypatch.setattr(rows.RowGroup, "row", None)
-    assert Shards(tmp_path / "again").fingerprint() == first != Shards(tmp_path / "other").fingerprint()
+    assert (
+        Shards(tmp_path / "again").fingerprint()
+        == first
+        != Shards(tmp_path / "other").fingerprint()
+    )
     read = Shards(folder)
     shard_files(folder)[1].write_bytes(b"PAR1")
     with pytest.raises(ValueError, match=r"00001\.parquet: damaged or missing shard"):
@@ -280,10 +332,14 @@ def test_what_a_killed_writer_left_does_not_count(folder):
 
 
 def test_cache_is_bounded(folder, monkeypatch):
-    """Old row groups go when the budget is spent; the one in use stays; with room, each is read once."""
+    """Old row groups go when the budget is spent; the one in use stays; with room, each is read
+    once.
+    """
     reads = []
     original = shards.RowGroup
-    monkeypatch.setattr(shards, "RowGroup", lambda *place: (reads.append(place), original(*place))[1])
+    monkeypatch.setattr(
+        shards, "RowGroup", lambda *place: (reads.append(place), original(*place))[1]
+    )
     roomy = Shards(folder)
     for i in roomy.order(0, 0):
         roomy[i]
@@ -309,6 +365,16 @@ def test_enlarge_is_the_releases_interpolation(mode):
 def test_the_schema_has_the_columns_of_the_plan():
     """Names are what other tools query."""
     assert set(SCHEMA.names) == {
-        "id", "source", "box", "hr", "lr", "hr_size", "lr_size", "degradation", "detail_share", "tags", "sha256"
-    }  # fmt: skip
+        "id",
+        "source",
+        "box",
+        "hr",
+        "lr",
+        "hr_size",
+        "lr_size",
+        "degradation",
+        "detail_share",
+        "tags",
+        "sha256",
+    }
     assert SCHEMA.field("tags").nullable and not SCHEMA.field("sha256").nullable

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from gdpo.data.scan import content_hash
-from gdpo.data.sources import Photo, centred_tiles, named, part_of, photographs, resized, sliding_windows
+from gdpo.data.sources import (
+    Photo,
+    centred_tiles,
+    named,
+    part_of,
+    photographs,
+    resized,
+    sliding_windows,
+)
 from gdpo.images import encode_png, resize_bicubic, write_png
 
 
@@ -15,7 +23,9 @@ def _image(seed: int, height: int = 20, width: int = 24) -> np.ndarray:
 
 
 def test_folder_is_listed_by_name(tmp_path):
-    """Recursively, image files only, sorted; a name is one path segment, the place in the folder is kept."""
+    """Recursively, image files only, sorted; a name is one path segment, the place in the folder is
+    kept.
+    """
     write_png(tmp_path / "photos/b.png", _image(0))
     write_png(tmp_path / "photos/deep/a.png", _image(1))
     (tmp_path / "photos/broken.JPG").write_bytes(b"not a photograph")
@@ -33,7 +43,11 @@ def test_folder_is_listed_by_name(tmp_path):
 def test_a_name_does_not_depend_on_the_other_files():
     """Files that differ in their suffix share a name, in the order of their paths."""
     assert named(["x.png", "d/x.png"], "") == [("d__x", "d/x.png"), ("x", "x.png")]
-    assert named(["x.png", "x.bmp", "d/x.png"], "") == [("d__x", "d/x.png"), ("x", "x.bmp"), ("x", "x.png")]
+    assert named(["x.png", "x.bmp", "d/x.png"], "") == [
+        ("d__x", "d/x.png"),
+        ("x", "x.bmp"),
+        ("x", "x.png"),
+    ]
 
 
 def test_bytes_from_elsewhere_and_resizing():
@@ -66,8 +80,17 @@ def test_missing_and_empty_folders_are_named(tmp_path, spec):
 
 def test_scikit_image_photographs_are_disjoint_and_in_colour():
     """The ones that ship inside the package, without a network."""
-    train, evaluation = photographs("scikit-image", "train"), photographs("scikit-image", "evaluation")
-    assert [p.name for p in train] == ["astronaut", "hubble_deep_field", "ihc", "motorcycle_left", "retina"]
+    train, evaluation = (
+        photographs("scikit-image", "train"),
+        photographs("scikit-image", "evaluation"),
+    )
+    assert [p.name for p in train] == [
+        "astronaut",
+        "hubble_deep_field",
+        "ihc",
+        "motorcycle_left",
+        "retina",
+    ]
     assert [p.name for p in evaluation] == ["chelsea", "coffee", "rocket"]
     hashes = set()
     for photo in train + evaluation:
@@ -87,9 +110,18 @@ def test_sliding_windows():
 
 
 def test_centred_tiles():
-    """As many as fit, without overlap, the rest shared by both sides; labels tell row and column apart."""
+    """As many as fit, without overlap, the rest shared by both sides; labels tell row and column
+    apart.
+    """
     tiles = centred_tiles(20, 26, 8)
     assert [label for label, _ in tiles] == ["00", "01", "02", "10", "11", "12"]
-    assert [(box.top, box.left) for _, box in tiles] == [(2, 1), (2, 9), (2, 17), (10, 1), (10, 9), (10, 17)]
+    assert [(box.top, box.left) for _, box in tiles] == [
+        (2, 1),
+        (2, 9),
+        (2, 17),
+        (10, 1),
+        (10, 9),
+        (10, 17),
+    ]
     labels = [label for label, _ in centred_tiles(12, 120, 1)]
     assert len(set(labels)) == len(labels) == 1440 and labels[0] == "000000"

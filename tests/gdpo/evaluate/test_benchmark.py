@@ -15,13 +15,17 @@ from gdpo.seeds import draws, seed_of
 def pair() -> Pair:
     rng = np.random.default_rng(0)
     lr = rng.integers(0, 256, (8, 12, 3)).astype(np.uint8)
-    hr = np.clip(enlarge(lr, (32, 48), "bicubic") + rng.normal(0, 9, (32, 48, 3)), 0, 255).astype(np.uint8)
+    hr = np.clip(enlarge(lr, (32, 48), "bicubic") + rng.normal(0, 9, (32, 48, 3)), 0, 255).astype(
+        np.uint8
+    )
     return Pair("rocket-00", "rocket", Box(0, 0, 32, 48), hr, lr, {}, 0.25)
 
 
 def noisy(lr_up_BCHW: torch.Tensor, keys: list[Key]) -> torch.Tensor:
     """A model: the input plus a little noise from the keys."""
-    return (lr_up_BCHW + 0.02 * draws([seed_of(*key) for key in keys], tuple(lr_up_BCHW.shape[1:]))[0]).clamp(0, 1)
+    return (
+        lr_up_BCHW + 0.02 * draws([seed_of(*key) for key in keys], tuple(lr_up_BCHW.shape[1:]))[0]
+    ).clamp(0, 1)
 
 
 def test_every_model_gets_the_same_input_and_noises_whatever_the_batch(pair: Pair) -> None:
@@ -58,12 +62,21 @@ def reward(fidelity: str, *perception: str) -> Reward:
 
 
 def test_reward_by_hand() -> None:
-    naosd = {"psnr_y": np.array([[20.0, 22.0], [30.0, 32.0]]), "niqe": np.array([[4.0, 5.0], [6.0, 6.0]])}
-    gdpo = {"psnr_y": np.array([[21.0, 23.0], [31.0, 31.0]]), "niqe": np.array([[4.0, 4.0], [5.0, 7.0]])}
+    naosd = {
+        "psnr_y": np.array([[20.0, 22.0], [30.0, 32.0]]),
+        "niqe": np.array([[4.0, 5.0], [6.0, 6.0]]),
+    }
+    gdpo = {
+        "psnr_y": np.array([[21.0, 23.0], [31.0, 31.0]]),
+        "niqe": np.array([[4.0, 4.0], [5.0, 7.0]]),
+    }
     found = rewards({"naosd": naosd, "gdpo": gdpo}, np.array([0.25, 1.0]), reward("psnr_y", "niqe"))
     psnr_unit, niqe_unit = np.sqrt(2.0), np.sqrt(0.25)  # variances 2, 2 and 0.5, 0
     expected = [
-        [0.75 * 0 / psnr_unit + 0.25 * 0.5 / niqe_unit, 0.75 * 2 / psnr_unit + 0.25 * 0.5 / niqe_unit],
+        [
+            0.75 * 0 / psnr_unit + 0.25 * 0.5 / niqe_unit,
+            0.75 * 2 / psnr_unit + 0.25 * 0.5 / niqe_unit,
+        ],
         [1 / niqe_unit, -1 / niqe_unit],
     ]
     np.testing.assert_allclose(found["gdpo"], expected)
@@ -89,7 +102,10 @@ def test_stack_keeps_the_order_of_images() -> None:
 
 
 def test_a_reward_may_have_one_side_alone() -> None:
-    values = {"naosd": {"psnr_y": np.array([[20.0, 22.0]])}, "gdpo": {"psnr_y": np.array([[21.0, 23.0]])}}
+    values = {
+        "naosd": {"psnr_y": np.array([[20.0, 22.0]])},
+        "gdpo": {"psnr_y": np.array([[21.0, 23.0]])},
+    }
     found = rewards(values, np.array([0.25]), reward("psnr_y"))
     unit = within_image_std(values["naosd"]["psnr_y"])
     assert found["gdpo"][0] == pytest.approx([0, 0.75 * 2 / unit])

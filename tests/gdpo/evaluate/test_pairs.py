@@ -1,4 +1,6 @@
-"""Folders of LR-HR pairs: pairing by name, the rule for sizes, and one line for everything that is wrong."""
+"""Folders of LR-HR pairs: pairing by name, the rule for sizes, and one line for everything that is
+wrong.
+"""
 
 from pathlib import Path
 
@@ -25,7 +27,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def opened(folder: Path, min_side: int = 1) -> PairFolder:
-    return PairFolder.checked("realsr", folder / "LR", folder / "HR", {"OSEDiff": folder / "OSEDiff"}, min_side)
+    return PairFolder.checked(
+        "realsr", folder / "LR", folder / "HR", {"OSEDiff": folder / "OSEDiff"}, min_side
+    )
 
 
 def test_pairs_come_by_name_with_their_peers(folder: Path) -> None:
@@ -33,7 +37,9 @@ def test_pairs_come_by_name_with_their_peers(folder: Path) -> None:
     assert pairs.ids == ["a", "b"] and len(pairs) == 2
     pair = pairs[1]
     assert (pair.id, pair.source) == ("b", "b") and np.array_equal(pair.hr, picture(32, 48))
-    assert np.array_equal(pairs.peer(1)["OSEDiff"], picture(32, 48, 1)) and 0 <= pair.detail_share <= 1
+    assert (
+        np.array_equal(pairs.peer(1)["OSEDiff"], picture(32, 48, 1)) and 0 <= pair.detail_share <= 1
+    )
 
 
 def test_a_suffix_is_no_part_of_the_name(folder: Path) -> None:
@@ -67,8 +73,12 @@ def test_what_a_model_gets_is_the_lr_image_at_the_size_of_the_hr_image(folder: P
         for name in ("a", "b"):
             write_png(folder / "LR" / f"{name}.png", picture(*size))
         pairs = opened(folder)
-        result = evaluate_image(pairs[0], {}, ["psnr_y"], seed=0, noises=2, batch=2, peers=pairs.peer(0))
-        expected = picture(*size) if size == (32, 48) else enlarge(picture(*size), (32, 48), "bicubic")
+        result = evaluate_image(
+            pairs[0], {}, ["psnr_y"], seed=0, noises=2, batch=2, peers=pairs.peer(0)
+        )
+        expected = (
+            picture(*size) if size == (32, 48) else enlarge(picture(*size), (32, 48), "bicubic")
+        )
         assert np.array_equal(result.outputs["bicubic"][0], expected)
         assert np.array_equal(result.outputs["OSEDiff"][0], picture(32, 48, 1))
         assert list(result.scores["OSEDiff"]) == ["psnr_y"]
@@ -86,15 +96,19 @@ def test_everything_that_is_wrong_is_in_one_line(folder: Path) -> None:
     text = str(error.value)
     assert "\n" not in text
     for part in (
-        "a.png: not a readable photograph", "b has no LR image", "extra has no HR image",
+        "a.png: not a readable photograph",
+        "b has no LR image",
+        "extra has no HR image",
         "LR/c.png is 8x8, which does not enlarge to its HR image of 48x32",
         "OSEDiff/c.png is 24x16, its HR image 48x32",
-    ):  # fmt: skip
+    ):
         assert part in text
 
 
 def test_images_too_small_for_a_metric_are_named_before_anything_runs(folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"a.png is 48x32, the metrics need sides of 224; .*b.png is 48x32"):
+    with pytest.raises(
+        ValueError, match=r"a.png is 48x32, the metrics need sides of 224; .*b.png is 48x32"
+    ):
         opened(folder, 224)
 
 

@@ -13,7 +13,7 @@ from gdpo.evaluate.statistics import (
     summarise,
     verdict,
     within_image_std,
-)  # fmt: skip
+)
 
 
 @pytest.fixture
@@ -29,13 +29,19 @@ def test_mean_and_standard_error_are_over_images_not_over_noises() -> None:
     assert found.standard_error == pytest.approx(stats.sem([2, 4, 7]))
 
 
-def test_repeating_every_noise_does_not_shrink_the_standard_error(scores: tuple[np.ndarray, np.ndarray]) -> None:
+def test_repeating_every_noise_does_not_shrink_the_standard_error(
+    scores: tuple[np.ndarray, np.ndarray],
+) -> None:
     a, _ = scores
-    assert mean_over_images(np.tile(a, (1, 10))).standard_error == pytest.approx(mean_over_images(a).standard_error)
+    assert mean_over_images(np.tile(a, (1, 10))).standard_error == pytest.approx(
+        mean_over_images(a).standard_error
+    )
 
 
 def test_within_image_std_ignores_differences_between_images() -> None:
-    assert within_image_std(np.array([[0.0, 2.0], [100.0, 104.0]])) == pytest.approx(math.sqrt((2 + 8) / 2))
+    assert within_image_std(np.array([[0.0, 2.0], [100.0, 104.0]])) == pytest.approx(
+        math.sqrt((2 + 8) / 2)
+    )
     assert within_image_std(np.array([[3.0], [9.0]])) == 0
 
 
@@ -81,12 +87,19 @@ def test_bad_scores_are_refused() -> None:
         mean_over_images(np.ones((0, 2)))
 
 
-def test_summary_holds_effects_in_the_references_spread_and_json_values(scores: tuple[np.ndarray, np.ndarray]) -> None:
+def test_summary_holds_effects_in_the_references_spread_and_json_values(
+    scores: tuple[np.ndarray, np.ndarray],
+) -> None:
     a, b = scores
-    found = summarise({"naosd": {"m": b}, "gdpo": {"m": a}}, {"m": False}, [("gdpo", "naosd")], unit_of="naosd")
+    found = summarise(
+        {"naosd": {"m": b}, "gdpo": {"m": a}}, {"m": False}, [("gdpo", "naosd")], unit_of="naosd"
+    )
     row = found["differences"][0]
     assert row["pair"] == "gdpo-naosd" and row["verdict"] == "worse"
     assert row["effect"] == pytest.approx((a - b).mean() / within_image_std(b))
     assert found["models"]["gdpo"]["m"]["mean"] == pytest.approx(a.mean())
     single = summarise({"naosd": {"m": b[:1]}}, {"m": True}, [("naosd", "naosd")], unit_of="naosd")
-    assert single["differences"][0]["p"] is None and single["models"]["naosd"]["m"]["standard_error"] is None
+    assert (
+        single["differences"][0]["p"] is None
+        and single["models"]["naosd"]["m"]["standard_error"] is None
+    )

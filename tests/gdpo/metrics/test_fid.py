@@ -1,4 +1,6 @@
-"""FID: the distance against pyiqa's formula, the features against pyiqa's pipeline, and what a distance must do."""
+"""FID: the distance against pyiqa's formula, the features against pyiqa's pipeline, and what a
+distance must do.
+"""
 
 from pathlib import Path
 
@@ -22,7 +24,8 @@ def draw(rows: int, width: int, seed: int) -> np.ndarray:
 def test_the_distance_is_that_of_the_formula(rows: tuple[int, int]) -> None:
     one, other = draw(rows[0], 8, 0), draw(rows[1], 8, 1)
     covariances = [np.cov(x, rowvar=False) for x in (one, other)]
-    # The eigenvalues of C_1 C_2 are those of a positive matrix; rounding may leave a tiny negative or imaginary part.
+    # The eigenvalues of C_1 C_2 are those of a positive matrix; rounding may leave a tiny negative
+    # or imaginary part.
     root = np.sqrt(np.linalg.eigvals(covariances[0] @ covariances[1]).real.clip(0)).sum()
     difference = one.mean(0) - other.mean(0)
     expected = difference @ difference + sum(np.trace(c) for c in covariances) - 2 * root
@@ -47,7 +50,12 @@ def test_features_are_pyiqas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         Image.fromarray(photo).save(tmp_path / f"{i}.png")
     found = features(photos)
     expected = get_folder_features(
-        str(tmp_path), network("fid", "cpu").model, num_workers=0, batch_size=1, device=torch.device("cpu"), verbose=False
+        str(tmp_path),
+        network("fid", "cpu").model,
+        num_workers=0,
+        batch_size=1,
+        device=torch.device("cpu"),
+        verbose=False,
     )
     assert found.shape == (2, 2048) and found.dtype == np.float64
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-6 * np.abs(expected).max())

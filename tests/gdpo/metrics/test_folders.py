@@ -30,9 +30,13 @@ def test_names_pair_up_to_the_suffix_and_other_files_do_not_count(sets: tuple[Pa
     for name in ("a.bmp", "b.png", "x.y.tif"):
         write(hr / name)
     pairs = pair_folders(sr, hr)
-    assert [(p.name, p.image.name, p.reference.name if p.reference else "", p.size) for p in pairs] == [
-        ("a", "a.PNG", "a.bmp", (12, 14)), ("b", "b.jpg", "b.png", (12, 14)), ("x.y", "x.y.webp", "x.y.tif", (12, 14)),
-    ]  # fmt: skip
+    assert [
+        (p.name, p.image.name, p.reference.name if p.reference else "", p.size) for p in pairs
+    ] == [
+        ("a", "a.PNG", "a.bmp", (12, 14)),
+        ("b", "b.jpg", "b.png", (12, 14)),
+        ("x.y", "x.y.webp", "x.y.tif", (12, 14)),
+    ]
     assert [pair.reference for pair in pair_folders(sr, None)] == [None] * 3
 
 
@@ -40,7 +44,12 @@ def test_every_wrong_file_is_named_in_one_line(sets: tuple[Path, Path]) -> None:
     sr, hr = sets
     for i in range(9):
         write(hr / f"lost{i}.png")
-    for name, size in (("small", (6, 7)), ("extra", (12, 14)), ("fine", (12, 14)), ("broken", (12, 14))):
+    for name, size in (
+        ("small", (6, 7)),
+        ("extra", (12, 14)),
+        ("fine", (12, 14)),
+        ("broken", (12, 14)),
+    ):
         write(sr / f"{name}.png", size)
         if name != "extra":
             write(hr / f"{name}.png")
@@ -85,7 +94,10 @@ def test_a_pair_is_scored(sets: tuple[Path, Path]) -> None:
     sr, hr = sets
     write(sr / "a.png"), write(hr / "a.png")
     (pair,) = pair_folders(sr, hr)
-    assert score_pair(pair, ["psnr_y", "ssim_y"]) == {"psnr_y": pytest.approx(80), "ssim_y": pytest.approx(1)}
+    assert score_pair(pair, ["psnr_y", "ssim_y"]) == {
+        "psnr_y": pytest.approx(80),
+        "ssim_y": pytest.approx(1),
+    }
     pair.image.write_bytes(pair.image.read_bytes()[:60])
     with pytest.raises(ValueError, match=r"a\.png: not a readable photograph"):
         score_pair(pair, ["psnr_y"])

@@ -1,4 +1,6 @@
-"""MANIQA in chunks of crops against pyiqa's own forward pass, on a small network of the same kind."""
+"""MANIQA in chunks of crops against pyiqa's own forward pass, on a small network of the same
+kind.
+"""
 
 import contextlib
 from collections.abc import Iterator
@@ -17,9 +19,18 @@ from gdpo.metrics import score as metrics
 
 @pytest.fixture
 def both(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Any, Any]:
-    """pyiqa's MANIQA over a ViT of width 32 and 64 tokens: its own, and through `build` and a file of its weights."""
+    """pyiqa's MANIQA over a ViT of width 32 and 64 tokens: its own, and through `build` and a file
+    of its weights.
+    """
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    vit = {"img_size": 224, "patch_size": 28, "embed_dim": 32, "depth": 12, "num_heads": 2, "num_classes": 0}
+    vit = {
+        "img_size": 224,
+        "patch_size": 28,
+        "embed_dim": 32,
+        "depth": 12,
+        "num_heads": 2,
+        "num_classes": 0,
+    }
     replaced = [
         (m, n, (lambda *_, **__: VisionTransformer(**vit)) if m == "timm" else f)
         for m, n, f in networks._REPLACED["maniqa_arch"]
@@ -33,7 +44,8 @@ def both(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Any, Any]:
         source = MANIQA(pretrained=False, scale=0.8, **options).eval()
     (tmp_path / "hub/pyiqa").mkdir(parents=True)
     torch.save(
-        {f"module.{name}": value for name, value in source.state_dict().items()}, tmp_path / "hub/pyiqa/ckpt_koniq10k.pt"
+        {f"module.{name}": value for name, value in source.state_dict().items()},
+        tmp_path / "hub/pyiqa/ckpt_koniq10k.pt",
     )
     return source, networks.build("maniqa", "cpu", **options)
 
@@ -67,9 +79,19 @@ def test_chunks_change_nothing_but_rounding_and_no_image_sees_another(
 
 
 class Readings(TorchDispatchMode):
-    """Counts what reads a value back from the device: item, bool, float, and operations whose output size is a value."""
+    """Counts what reads a value back from the device: item, bool, float, and operations whose
+    output size is a value.
+    """
 
-    NAMES = ("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2", "bincount")
+    NAMES = (
+        "_local_scalar_dense",
+        "is_nonzero",
+        "equal",
+        "nonzero",
+        "masked_select",
+        "_unique2",
+        "bincount",
+    )
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,7 +112,9 @@ def readings() -> Iterator[Readings]:
 def test_a_batch_is_scored_without_waiting_for_the_device(
     small: Any, chunk: int, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a GPU (--device cuda) torch itself refuses to wait; on the CPU operations that read a value are counted."""
+    """On a GPU (--device cuda) torch itself refuses to wait; on the CPU operations that read a
+    value are counted.
+    """
     monkeypatch.setattr(maniqa, "CHUNK", chunk)
     network = small.to(device)
     image = torch.rand(3, 3, 240, 250, generator=torch.Generator().manual_seed(4)).to(device)
@@ -105,12 +129,17 @@ def test_a_batch_is_scored_without_waiting_for_the_device(
     assert found.count == 0
 
 
-def test_the_checks_of_a_batch_read_as_often_for_one_image_as_for_many(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_checks_of_a_batch_read_as_often_for_one_image_as_for_many(
+    small: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(metrics, "network", lambda name, device: small)
     counts = []
     for size in (1, 3):
         with readings() as found:
-            metrics.score(["maniqa_koniq"], torch.rand(size, 3, 224, 230, generator=torch.Generator().manual_seed(5)))
+            metrics.score(
+                ["maniqa_koniq"],
+                torch.rand(size, 3, 224, 230, generator=torch.Generator().manual_seed(5)),
+            )
         counts.append(found.count)
     assert counts == [2, 2]  # the least and the greatest value of the batch
 
@@ -120,4 +149,6 @@ def test_the_same_image_has_the_same_score_every_time_and_no_generator_moves(sma
     states = torch.get_rng_state(), np.random.get_state()[1]
     with torch.no_grad():
         assert torch.equal(maniqa.maniqa(small, image), maniqa.maniqa(small, image))
-    assert torch.equal(torch.get_rng_state(), states[0]) and np.array_equal(np.random.get_state()[1], states[1])
+    assert torch.equal(torch.get_rng_state(), states[0]) and np.array_equal(
+        np.random.get_state()[1], states[1]
+    )

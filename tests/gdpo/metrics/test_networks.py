@@ -1,4 +1,6 @@
-"""Every network of the table, built from files of random weights: offline, without unpickling, and giving sane values."""
+"""Every network of the table, built from files of random weights: offline, without unpickling, and
+giving sane values.
+"""
 
 import math
 import os
@@ -19,17 +21,30 @@ from tests.gdpo.metrics import weights
 
 NETWORKS = [name for name, row in METRICS.items() if row.weights and not row.per_set]
 QUICK = [name for name in NETWORKS if not name.startswith("maniqa")]
-RANGES = {"clipiqa": (0.0, 1.0), "lpips_alex": (0.0, 1.0), "dists": (-1e-5, 1.0), "afine": (0.0, 100.0)}
+RANGES = {
+    "clipiqa": (0.0, 1.0),
+    "lpips_alex": (0.0, 1.0),
+    "dists": (-1e-5, 1.0),
+    "afine": (0.0, 100.0),
+}
 
 WRITERS: dict[str, Callable[[Path], None]] = {
-    "niqe_pyiqa": weights.niqe, "musiq": weights.musiq, "clipiqa": weights.clip, "lpips_alex": weights.lpips,
-    "dists": weights.dists, "afine": weights.afine, "maniqa_koniq": weights.maniqa, "maniqa_pipal": weights.maniqa,
-}  # fmt: skip
+    "niqe_pyiqa": weights.niqe,
+    "musiq": weights.musiq,
+    "clipiqa": weights.clip,
+    "lpips_alex": weights.lpips,
+    "dists": weights.dists,
+    "afine": weights.afine,
+    "maniqa_koniq": weights.maniqa,
+    "maniqa_pipal": weights.maniqa,
+}
 
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty torch.hub folder; no file left from $TORCH_HOME can be found, and pyiqa may have been imported before."""
+    """An empty torch.hub folder; no file left from $TORCH_HOME can be found, and pyiqa may have
+    been imported before.
+    """
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     for folder in ("pyiqa", "clip", "checkpoints"):
         (tmp_path / "hub" / folder).mkdir(parents=True)
@@ -38,7 +53,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A hub folder with all files but MANIQA's: a network is built once for all tests that use this."""
+    """A hub folder with all files but MANIQA's: a network is built once for all tests that use
+    this.
+    """
     folder = tmp_path_factory.mktemp("torch")
     for name in ("pyiqa", "clip", "checkpoints"):
         (folder / "hub" / name).mkdir(parents=True)
@@ -53,11 +70,15 @@ def photo(height: int = 64, width: int = 96) -> torch.Tensor:
 
 
 def noisy(image: torch.Tensor) -> torch.Tensor:
-    return (image + 0.1 * torch.randn(image.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+    return (
+        image + 0.1 * torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
+    ).clamp(0, 1)
 
 
 def check_sane(name: str, image: torch.Tensor) -> None:
-    """Finite, in range, different for different images, and the same for each image alone up to rounding."""
+    """Finite, in range, different for different images, and the same for each image alone up to
+    rounding.
+    """
     row = METRICS[name]
     pair = torch.cat([image, noisy(image)])
     reference = torch.cat([noisy(image).flip(3), image]) if row.needs_reference else None
@@ -71,7 +92,9 @@ def check_sane(name: str, image: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_a_network_is_built_from_its_files_alone(name: str, hub: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_is_built_from_its_files_alone(
+    name: str, hub: Path, shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reason = unusable([name])[name]
     assert all(Path(file).name in reason for file in METRICS[name].weights)
     monkeypatch.setenv("TORCH_HOME", str(shared))
@@ -85,7 +108,9 @@ def test_a_network_is_built_from_its_files_alone(name: str, hub: Path, shared: P
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["maniqa_koniq", "maniqa_pipal"])
-def test_maniqa_of_full_size_is_built_and_agrees_with_pyiqa(name: str, hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_maniqa_of_full_size_is_built_and_agrees_with_pyiqa(
+    name: str, hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from pyiqa.archs.maniqa_arch import MANIQA
 
     weights.maniqa(hub)
@@ -93,10 +118,14 @@ def test_maniqa_of_full_size_is_built_and_agrees_with_pyiqa(name: str, hub: Path
     monkeypatch.setattr(maniqa, "GRID", 2)
     check_sane(name, photo(232, 250))
     with networks.offline("maniqa_arch"):
-        theirs = MANIQA(pretrained=False, test_sample=2, scale={"maniqa_koniq": 0.8, "maniqa_pipal": 0.13}[name]).eval()
+        theirs = MANIQA(
+            pretrained=False, test_sample=2, scale={"maniqa_koniq": 0.8, "maniqa_pipal": 0.13}[name]
+        ).eval()
     theirs.load_state_dict(metrics.network(name, "cpu").state_dict())
     with torch.no_grad():
-        torch.testing.assert_close(score([name], photo(300, 250))[name].float(), theirs(photo(300, 250))[:, 0])
+        torch.testing.assert_close(
+            score([name], photo(300, 250))[name].float(), theirs(photo(300, 250))[:, 0]
+        )
 
 
 def test_every_network_has_a_writer_of_its_files() -> None:
@@ -113,7 +142,9 @@ def test_afine_takes_sides_that_32_does_not_divide_and_leaves_its_input_alone(
     larger = (torch.nn.functional.interpolate(one, (64, 96), mode="bicubic") for one in before)
     assert torch.equal(found, metrics.network("afine", "cpu")(*larger).double().reshape(-1))
     assert torch.equal(image, before[0]) and torch.equal(reference, before[1])
-    assert torch.equal(score(["afine"], image, image)["afine"], score(["afine"], image, image.clone())["afine"])
+    assert torch.equal(
+        score(["afine"], image, image)["afine"], score(["afine"], image, image.clone())["afine"]
+    )
 
 
 def test_niqe_with_published_parameters_is_pyiqas(hub: Path) -> None:
@@ -121,8 +152,12 @@ def test_niqe_with_published_parameters_is_pyiqas(hub: Path) -> None:
 
     weights.niqe(hub)
     image = photo(200, 220)
-    expected = NIQE(pretrained_model_path=str(hub / "pyiqa/niqe_modelparameters.mat"))(image.double())
-    assert float(score(["niqe_pyiqa"], image)["niqe_pyiqa"]) == pytest.approx(float(expected), rel=1e-6)
+    expected = NIQE(pretrained_model_path=str(hub / "pyiqa/niqe_modelparameters.mat"))(
+        image.double()
+    )
+    assert float(score(["niqe_pyiqa"], image)["niqe_pyiqa"]) == pytest.approx(
+        float(expected), rel=1e-6
+    )
 
 
 def test_a_file_that_is_exchanged_is_read_again(hub: Path) -> None:
@@ -142,7 +177,9 @@ class Payload:
         return os.mkdir, ("unpickled",)
 
 
-def test_a_file_that_holds_code_is_refused_and_not_run(hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_holds_code_is_refused_and_not_run(
+    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     for name, file in (
         ("musiq", "pyiqa/musiq_koniq_ckpt-e95806b9.pth"),
@@ -151,7 +188,10 @@ def test_a_file_that_holds_code_is_refused_and_not_run(hub: Path, tmp_path: Path
     ):
         torch.save({"weight": Payload()}, hub / file)
         reason = unusable([name])[name]
-        assert reason.startswith(f"{hub / file}: not a readable file of weights") and "\n" not in reason
+        assert (
+            reason.startswith(f"{hub / file}: not a readable file of weights")
+            and "\n" not in reason
+        )
         (hub / file).write_bytes(pickle.dumps(Payload()))
         assert "not a readable file of weights" in unusable([name])[name]
     assert not (tmp_path / "unpickled").exists()
@@ -174,7 +214,9 @@ def test_a_file_cut_short_or_of_something_else_is_named(hub: Path) -> None:
     assert "not the weights of CLIP" in unusable(["clipiqa"])["clipiqa"]
 
 
-def test_torchscript_is_opened_only_if_it_is_openais(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchscript_is_opened_only_if_it_is_openais(
+    hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = hub / "clip/RN50.pt"
     with pytest.warns(DeprecationWarning):
         torch.jit.save(torch.jit.script(torch.nn.Linear(2, 3)), str(path))
@@ -198,6 +240,9 @@ def test_nothing_stays_replaced(hub: Path) -> None:
 
 
 def test_torch_home_counts_as_it_stands_at_the_call_and_help_needs_no_torch(hub: Path) -> None:
-    code = "import sys, tasks.__main__ as cli; cli.build_parser('score'); sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, tasks.__main__ as cli; cli.build_parser('score'); sys.exit('torch' in "
+        "sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert metrics.files("fid") == [hub / "pyiqa/pt_inception-2015-12-05-6726825d.pth"]

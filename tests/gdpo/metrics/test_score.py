@@ -20,7 +20,9 @@ from gdpo.metrics.score import METRICS, check_available, higher_is_better, score
 ROOT = Path(__file__).resolve().parents[3]
 CALIBRATION = ROOT.parent / "shared" / "data" / "metric_calibration"
 PIQ = CALIBRATION / "piq_assets"
-needs_calibration = pytest.mark.skipif(not CALIBRATION.is_dir(), reason="no ../shared/data/metric_calibration")
+needs_calibration = pytest.mark.skipif(
+    not CALIBRATION.is_dir(), reason="no ../shared/data/metric_calibration"
+)
 WEIGHTLESS = [name for name, metric in METRICS.items() if not metric.weights]
 
 
@@ -53,7 +55,9 @@ def _blurred(image: torch.Tensor) -> torch.Tensor:
 def test_psnr_and_ssim_agree_with_the_published_values(folder: str) -> None:
     rows = _table(CALIBRATION / folder / "published_values.csv")
     for row in rows:
-        image, reference = (_read(CALIBRATION / folder / part / row["image"]) for part in ("SR_osediff", "HR"))
+        image, reference = (
+            _read(CALIBRATION / folder / part / row["image"]) for part in ("SR_osediff", "HR")
+        )
         found = score(["psnr_y", "ssim_y"], image, reference)
         assert float(found["psnr_y"]) == pytest.approx(float(row["PSNR"]), abs=1e-4)
         assert float(found["ssim_y"]) == pytest.approx(float(row["SSIM"]), abs=1e-4)
@@ -66,21 +70,35 @@ def test_formulas_of_pyiqa_agree_with_the_published_tables(name: str) -> None:
     folder = CALIBRATION / "iqa_pytorch_tid5"
     table = {row["Method"]: row for row in _table(folder / "calibration_summary.csv")}
     image, reference = (_read(folder / part / f"{name}.png") for part in ("dist", "ref"))
-    for metric, value in score(["ms_ssim", "gmsd", "vif", "piqe", "entropy"], image, reference).items():
-        assert float(value) == pytest.approx(float(table[f"{metric}(ours)"][f"{name}.bmp"]), abs=1e-4), metric
-        # The original authors' programs: as near as pyiqa's own row, and the last digit that both print.
-        gap = abs(float(table[metric][f"{name}.bmp"]) - float(table[f"{metric}(ours)"][f"{name}.bmp"]))
-        assert float(value) == pytest.approx(float(table[metric][f"{name}.bmp"]), abs=gap + 1e-4), metric
+    for metric, value in score(
+        ["ms_ssim", "gmsd", "vif", "piqe", "entropy"], image, reference
+    ).items():
+        assert float(value) == pytest.approx(
+            float(table[f"{metric}(ours)"][f"{name}.bmp"]), abs=1e-4
+        ), metric
+        # The original authors' programs: as near as pyiqa's own row, and the last digit that both
+        # print.
+        gap = abs(
+            float(table[metric][f"{name}.bmp"]) - float(table[f"{metric}(ours)"][f"{name}.bmp"])
+        )
+        assert float(value) == pytest.approx(float(table[metric][f"{name}.bmp"]), abs=gap + 1e-4), (
+            metric
+        )
 
 
 @needs_calibration
 def test_gmsd_agrees_with_matlab() -> None:
-    published = {(row["metric"], row["image"]): float(row["value"]) for row in _table(PIQ / "published_values.csv")}
+    published = {
+        (row["metric"], row["image"]): float(row["value"])
+        for row in _table(PIQ / "published_values.csv")
+    }
     found = {
         image: float(score(["gmsd"], _read(PIQ / image), _read(PIQ / reference))["gmsd"])
         for image, reference in (("goldhill_jpeg.png", "goldhill.png"), ("i01_01_5.png", "I01.png"))
     }
-    assert found["goldhill_jpeg.png"] == pytest.approx(published["GMSD", "goldhill_jpeg.png"], rel=1e-5)
+    assert found["goldhill_jpeg.png"] == pytest.approx(
+        published["GMSD", "goldhill_jpeg.png"], rel=1e-5
+    )
     # In colour pyiqa rounds Y to whole values, and piq's value does not.
     assert found["i01_01_5.png"] == pytest.approx(published["GMSD", "i01_01_5.png"], abs=1e-4)
 
@@ -100,18 +118,26 @@ def test_psnr_and_ssim_of_bicubic_enlargement_agree_with_the_published_tables(sc
         up = resize_bicubic(low, (scale * low.shape[0], scale * low.shape[1]))
         inside = slice(scale, -scale)  # the table's border crop
         pair = (up, read_photo(folder / f"HR/{row['image']}.png")[: up.shape[0], : up.shape[1]])
-        image, reference = (_rounded_luma(to_tensor(np.ascontiguousarray(part[inside, inside]))[None]) for part in pair)
+        image, reference = (
+            _rounded_luma(to_tensor(np.ascontiguousarray(part[inside, inside]))[None])
+            for part in pair
+        )
         found = score(["psnr_y", "ssim_y"], image, reference)
         assert float(found["psnr_y"]) == pytest.approx(float(row["PSNR_Y"]), abs=0.012), row
         assert float(found["ssim_y"]) == pytest.approx(float(row["SSIM_Y"]), abs=4e-4), row
     assert len(rows) == 5
 
 
-# Column of the published logs -> our name and the tolerance: pyiqa's versions, and MANIQA's random crops at that time.
+# Column of the published logs -> our name and the tolerance: pyiqa's versions, and MANIQA's random
+# crops at that time.
 PUBLISHED = {
-    "LPIPS": ("lpips_alex", 1e-3), "DISTS": ("dists", 1e-3), "CLIPIQA": ("clipiqa", 1e-2), "NIQE": ("niqe_pyiqa", 0.05),
-    "MUSIQ": ("musiq", 0.1), "MANIQA": ("maniqa_pipal", 0.05),
-}  # fmt: skip
+    "LPIPS": ("lpips_alex", 1e-3),
+    "DISTS": ("dists", 1e-3),
+    "CLIPIQA": ("clipiqa", 1e-2),
+    "NIQE": ("niqe_pyiqa", 0.05),
+    "MUSIQ": ("musiq", 0.1),
+    "MANIQA": ("maniqa_pipal", 0.05),
+}
 
 
 @needs_calibration
@@ -122,8 +148,12 @@ def test_networks_agree_with_the_published_values_where_their_weights_are(column
         pytest.skip(f"weights of {name} are not here: {reasons[name]}")
     for folder in ("osediff_realsr", "osediff_drealsr"):
         for row in _table(CALIBRATION / folder / "published_values.csv"):
-            image, reference = (_read(CALIBRATION / folder / part / row["image"]) for part in ("SR_osediff", "HR"))
-            assert float(score([name], image, reference)[name]) == pytest.approx(float(row[column]), abs=tolerance), row
+            image, reference = (
+                _read(CALIBRATION / folder / part / row["image"]) for part in ("SR_osediff", "HR")
+            )
+            assert float(score([name], image, reference)[name]) == pytest.approx(
+                float(row[column]), abs=tolerance
+            ), row
 
 
 def test_ours_agree_with_pyiqa() -> None:
@@ -134,12 +164,19 @@ def test_ours_agree_with_pyiqa() -> None:
     reference = _photo().double()
     image = _noisy(reference, 0.03)
     found = score(["psnr_y", "ssim_y"], image, reference)
-    torch.testing.assert_close(found["psnr_y"], psnr(image, reference, True, color_space="ycbcr"), atol=1e-5, rtol=0)
-    torch.testing.assert_close(found["ssim_y"], SSIM(color_space="ycbcr")(image, reference), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        found["psnr_y"], psnr(image, reference, True, color_space="ycbcr"), atol=1e-5, rtol=0
+    )
+    torch.testing.assert_close(
+        found["ssim_y"], SSIM(color_space="ycbcr")(image, reference), atol=1e-5, rtol=0
+    )
     rng = np.random.default_rng(0)
     factor = 0.1 * rng.normal(size=(36, 36))
     pristine = niqe.Pristine(rng.random(36), factor @ factor.T + 0.1 * np.eye(36), 96)
-    parameters = {"mu_pris_param": torch.from_numpy(pristine.mu), "cov_pris_param": torch.from_numpy(pristine.cov)}
+    parameters = {
+        "mu_pris_param": torch.from_numpy(pristine.mu),
+        "cov_pris_param": torch.from_numpy(pristine.cov),
+    }
     expected = calculate_niqe(image, **parameters).reshape(1)
     torch.testing.assert_close(niqe.niqe(image, pristine), expected, rtol=1e-3, atol=0)
 
@@ -149,7 +186,9 @@ def test_every_weightless_metric_prefers_the_photograph(name: str) -> None:
     reference = _photo()
     better = _noisy(reference, 0.004) if METRICS[name].needs_reference else reference
     # Noise is "activity" to PIQE and raises entropy: both are tested with what they do see.
-    worse = {"entropy": reference * 0.2, "piqe": _blurred(reference)}.get(name, _noisy(reference, 0.15))
+    worse = {"entropy": reference * 0.2, "piqe": _blurred(reference)}.get(
+        name, _noisy(reference, 0.15)
+    )
     values = [float(score([name], image, reference)[name]) for image in (better, worse)]
     assert (values[0] > values[1]) == higher_is_better(name)
 
@@ -181,13 +220,20 @@ def test_black_images_have_finite_scores() -> None:
 
 def test_niqe_parameters_round_trip_as_the_same_bytes(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    photos = [np.kron(rng.integers(0, 256, (64, 64, 3)), np.ones((2, 2, 1))).astype(np.uint8) for _ in range(2)]
+    photos = [
+        np.kron(rng.integers(0, 256, (64, 64, 3)), np.ones((2, 2, 1))).astype(np.uint8)
+        for _ in range(2)
+    ]
     fitted = niqe.fit_niqe(photos, block=16)
     niqe.write_niqe(tmp_path / "a.mat", fitted)
     niqe.write_niqe(tmp_path / "b.mat", niqe.fit_niqe(photos, block=16))
     assert (tmp_path / "a.mat").read_bytes() == (tmp_path / "b.mat").read_bytes()
     read = niqe.read_niqe(tmp_path / "a.mat")
-    assert read.block == 16 and np.array_equal(read.mu, fitted.mu) and np.array_equal(read.cov, fitted.cov)
+    assert (
+        read.block == 16
+        and np.array_equal(read.mu, fitted.mu)
+        and np.array_equal(read.cov, fitted.cov)
+    )
     assert float(np.linalg.eigvalsh(read.cov).min()) > 0
 
 
@@ -201,9 +247,13 @@ def test_a_fit_needs_enough_blocks_and_a_file_must_hold_parameters(tmp_path: Pat
         niqe.read_niqe(tmp_path / "bad.mat")
 
 
-def test_missing_files_are_named_with_their_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_files_are_named_with_their_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(ValueError, match=r"metric musiq: musiq_koniq.*\.pth is missing; put it into .*pyiqa"):
+    with pytest.raises(
+        ValueError, match=r"metric musiq: musiq_koniq.*\.pth is missing; put it into .*pyiqa"
+    ):
         check_available(["psnr_y", "musiq"])
     with pytest.raises(ValueError, match="lpips_alex"):
         score(["lpips_alex"], _photo(), _photo())
@@ -224,7 +274,10 @@ def test_versions_name_what_computes_a_value() -> None:
     found = versions(["psnr_y", "gmsd", "niqe"])
     assert found["psnr_y"] == "gdpo"
     assert found["gmsd"].startswith("pyiqa 0.")
-    assert found["niqe"] == f"gdpo; niqe.mat sha256 {hashlib.sha256(metrics.NIQE_FILE.read_bytes()).hexdigest()}"
+    assert (
+        found["niqe"]
+        == f"gdpo; niqe.mat sha256 {hashlib.sha256(metrics.NIQE_FILE.read_bytes()).hexdigest()}"
+    )
     with pytest.raises(ValueError, match="unknown metric"):
         versions(["beauty"])
 

@@ -1,7 +1,8 @@
 """Files of weights in the layout of the published ones, with random content, a few hundred kB each.
 
-Every matrix is a Hankel matrix: row i is the random vector of the file from its i-th entry on. A file of torch keeps the
-vector only, so 500 MB of weights take 100 kB, and yet no two rows are equal.
+Every matrix is a Hankel matrix: row i is the random vector of the file from its i-th entry on. A
+file of torch keeps the vector only, so 500 MB of weights take 100 kB, and yet no two rows are
+equal.
 """
 
 import warnings
@@ -43,7 +44,10 @@ def lpips(hub: Path) -> None:
     import torchvision
 
     widths = (64, 192, 384, 256, 256)
-    state = {f"lin{i}.model.1.weight": _hankel((1, width, 1, 1), 0.02).abs() for i, width in enumerate(widths)}
+    state = {
+        f"lin{i}.model.1.weight": _hankel((1, width, 1, 1), 0.02).abs()
+        for i, width in enumerate(widths)
+    }
     torch.save(state, hub / "pyiqa/LPIPS_v0.1_alex-df73285e.pth")
     with torch.device("meta"):
         _save(hub / "checkpoints/alexnet-owt-7be5be79.pth", torchvision.models.alexnet())
@@ -72,12 +76,16 @@ def afine(hub: Path) -> None:
 
     with torch.device("meta"):
         parts: dict[str, nn.Module] = {
-            "finetuned_clip": afineclip_model.AFINECLIP(512, 224, 12, 768, 32, 77, 49408, 512, 8, 12),
+            "finetuned_clip": afineclip_model.AFINECLIP(
+                512, 224, 12, 768, 32, 77, 49408, 512, 8, 12
+            ),
             "natural": afine_arch.AFINEQhead(),
             "fidelity": afine_arch.AFINEDhead(),
         }
     state: dict[str, Any] = {name: _state(part) for name, part in parts.items()}
-    state["fidelity_scale"] = afine_arch.AFINENLM_FR_Fit_with_limit(yita3=0.5, yita4=0.15).state_dict()
+    state["fidelity_scale"] = afine_arch.AFINENLM_FR_Fit_with_limit(
+        yita3=0.5, yita4=0.15
+    ).state_dict()
     state["natural_scale"] = afine_arch.AFINENLM_NR_Fit().state_dict()
     state["adapter"] = afine_arch.AFINELearnLambda().state_dict()
     torch.save(state, hub / "pyiqa/afine.pth")
@@ -100,7 +108,10 @@ def inception(hub: Path) -> None:
 def niqe(hub: Path) -> None:
     rng = np.random.default_rng(0)
     factor = 0.1 * rng.normal(size=(36, 36))
-    content = {"mu_prisparam": rng.random((1, 36)), "cov_prisparam": factor @ factor.T + 0.1 * np.eye(36)}
+    content = {
+        "mu_prisparam": rng.random((1, 36)),
+        "cov_prisparam": factor @ factor.T + 0.1 * np.eye(36),
+    }
     scipy.io.savemat(str(hub / "pyiqa/niqe_modelparameters.mat"), content)
 
 
@@ -113,13 +124,19 @@ def _state(network: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _entry(name: str, value: torch.Tensor) -> torch.Tensor:
-    """Random weights that keep activations alive: fan-in scaled; variances and scales of norms near one."""
+    """Random weights that keep activations alive: fan-in scaled; variances and scales of norms near
+    one.
+    """
     if name.endswith("attn_mask"):
         return value
     if not value.is_floating_point():
         return torch.zeros_like(value, device="cpu") if value.is_meta else value
     if value.ndim < 2:
-        return 1 + 0.1 * _hankel(value.shape) if name.endswith(("weight", "var")) else 0.1 * _hankel(value.shape)
+        return (
+            1 + 0.1 * _hankel(value.shape)
+            if name.endswith(("weight", "var"))
+            else 0.1 * _hankel(value.shape)
+        )
     fan_in = value.numel() // value.shape[0]
     return _hankel(value.shape, ((2 if value.ndim == 4 else 0.5) / fan_in) ** 0.5)
 
@@ -127,6 +144,8 @@ def _entry(name: str, value: torch.Tensor) -> torch.Tensor:
 def _hankel(shape: tuple[int, ...] | torch.Size, scale: float = 1.0) -> torch.Tensor:
     rest = int(np.prod(shape[1:])) if len(shape) else 1
     first = shape[0] if len(shape) else 1
-    vector = scale * torch.randn(first + rest, generator=torch.Generator().manual_seed(0), device="cpu")
+    vector = scale * torch.randn(
+        first + rest, generator=torch.Generator().manual_seed(0), device="cpu"
+    )
     inner = torch.empty(shape[1:], device="meta").stride()
     return vector.as_strided(shape, (1, *inner) if len(shape) else ())

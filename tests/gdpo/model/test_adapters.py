@@ -24,7 +24,10 @@ LORA = Lora(rank=2, alpha=4)
 def sd_unet() -> UNet2DConditionModel:
     with torch.device("meta"):
         return UNet2DConditionModel(
-            sample_size=64, cross_attention_dim=1024, attention_head_dim=(5, 10, 20, 20), use_linear_projection=True
+            sample_size=64,
+            cross_attention_dim=1024,
+            attention_head_dim=(5, 10, 20, 20),
+            use_linear_projection=True,
         )
 
 
@@ -32,9 +35,12 @@ def sd_unet() -> UNet2DConditionModel:
 def sd_vae() -> AutoencoderKL:
     with torch.device("meta"):
         return AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4,
-        )  # fmt: skip
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+            latent_channels=4,
+        )
 
 
 def lora_parameters(network: nn.Module, names: list[str], rank: int) -> int:
@@ -68,10 +74,15 @@ def test_vae_targets_of_sd21_base_are_the_released_ones(sd_vae: AutoencoderKL) -
     assert "quant_conv" in names and "post_quant_conv" not in names
 
 
-def test_roles_on_sd21_base_hold_what_the_targets_say(sd_unet: UNet2DConditionModel, monkeypatch: Any) -> None:
+def test_roles_on_sd21_base_hold_what_the_targets_say(
+    sd_unet: UNet2DConditionModel, monkeypatch: Any
+) -> None:
     """peft must put adapters on exactly the targets, although it matches names by their ends."""
     # Four million normal numbers are of no use on the meta device.
-    monkeypatch.setattr("gdpo.model.adapters.torch.randn", lambda shape, generator: torch.empty(shape, device="meta"))
+    monkeypatch.setattr(
+        "gdpo.model.adapters.torch.randn",
+        lambda shape, generator: torch.empty(shape, device="meta"),
+    )
     roles = Roles(sd_unet, unet_targets(sd_unet), full="conv_in")
     with torch.device("meta"):
         roles.add("policy", Lora(), seed=0, train_full=True)
@@ -142,7 +153,9 @@ def test_the_role_before_comes_back_after_an_error(model: NAOSD) -> None:
     assert model.unet_roles.active == []
 
 
-def test_switching_changes_no_trainability_and_gradients_reach_the_active_role_alone(model: NAOSD) -> None:
+def test_switching_changes_no_trainability_and_gradients_reach_the_active_role_alone(
+    model: NAOSD,
+) -> None:
     for role in ("policy", "fake"):
         model.unet_roles.add(role, LORA, seed=0, train_full=role == "policy")
         disturb(model.unet_roles.parameters(role), role)
@@ -157,7 +170,9 @@ def test_switching_changes_no_trainability_and_gradients_reach_the_active_role_a
             model.predict_noise(z, torch.ones(1, 3, tiny.WIDTH)).square().mean().backward()
         assert all(p.grad is not None and bool(p.grad.any()) for p in moved.values())
         assert all(p.grad is None for p in still.values())
-    assert all(p.grad is None for name, p in model.unet.named_parameters() if id(p) not in trainable)
+    assert all(
+        p.grad is None for name, p in model.unet.named_parameters() if id(p) not in trainable
+    )
 
 
 def test_adapters_are_drawn_from_seed_role_and_name(model: NAOSD) -> None:
@@ -169,7 +184,8 @@ def test_adapters_are_drawn_from_seed_role_and_name(model: NAOSD) -> None:
     other = tiny.model()
     other.unet_roles.add("policy", LORA, seed=1)
     first, second, fake, third = (
-        m.unet_roles.parameters(role) for m, role in ((model, "policy"), (again, "policy"), (again, "fake"), (other, "policy"))
+        m.unet_roles.parameters(role)
+        for m, role in ((model, "policy"), (again, "policy"), (again, "fake"), (other, "policy"))
     )
     assert first.keys() == second.keys() == fake.keys()
     for name, p in first.items():
@@ -178,7 +194,9 @@ def test_adapters_are_drawn_from_seed_role_and_name(model: NAOSD) -> None:
             assert not torch.equal(p, fake[name]) and not torch.equal(p, third[name])
         else:
             assert not p.any()
-    drawn = torch.cat([p.detach().flatten() for name, p in first.items() if name.endswith("lora_A")])
+    drawn = torch.cat(
+        [p.detach().flatten() for name, p in first.items() if name.endswith("lora_A")]
+    )
     assert float(drawn.std()) == pytest.approx(1 / LORA.rank, rel=0.02)
 
 
@@ -201,7 +219,10 @@ def test_role_conv_uses_the_weights_of_the_active_role() -> None:
     active: list[str] = []
     conv = RoleConv(base, active)
     conv.own("policy")
-    assert [name for name, p in conv.named_parameters() if p.requires_grad] == ["weights.policy", "biases.policy"]
+    assert [name for name, p in conv.named_parameters() if p.requires_grad] == [
+        "weights.policy",
+        "biases.policy",
+    ]
     x = torch.randn(2, 3, 8, 8)
     with torch.no_grad():
         conv.weights["policy"].mul_(2)
@@ -231,7 +252,9 @@ def test_merged_equals_unmerged(model: NAOSD, network: str) -> None:
 
 
 def adapters(**changes: torch.Tensor | None) -> dict[str, torch.Tensor]:
-    """A good pair on a linear layer of a tiny UNet, with tensors replaced (or left out, for None)."""
+    """A good pair on a linear layer of a tiny UNet, with tensors replaced (or left out, for
+    None).
+    """
     name = "mid_block.attentions.0.proj_in"
     good = {f"{name}.lora_A": torch.zeros(2, 16), f"{name}.lora_B": torch.zeros(16, 2)}
     renamed = {f"{name}.{key}": value for key, value in changes.items()}
@@ -243,17 +266,40 @@ def adapters(**changes: torch.Tensor | None) -> dict[str, torch.Tensor]:
     [
         (adapters(lora_B=None), "no layer mid_block.attentions.0.proj_in"),
         (adapters(lora_A=None), r"adapter mid_block.attentions.0.proj_in.lora_B: not a pair"),
-        (adapters(lora_C=torch.zeros(1)), r"adapter mid_block.attentions.0.proj_in.lora_C: not a pair"),
-        (adapters(lora_A=torch.zeros(3, 16)), r"adapter mid_block.attentions.0.proj_in has shapes \(3, 16\), \(16, 2\)"),
-        (adapters(lora_A=torch.zeros(2, 8)), r"adapter mid_block.attentions.0.proj_in has shapes \(2, 8\), \(16, 2\)"),
-        (adapters(lora_A=torch.zeros(2, 32), lora_B=torch.zeros(8, 2)), r"proj_in has shapes \(2, 32\), \(8, 2\)"),
-        ({"conv_out2.lora_A": torch.zeros(2, 8), "conv_out2.lora_B": torch.zeros(4, 2)}, "no layer conv_out2"),
-        ({"conv_norm_out.lora_A": torch.zeros(2, 8), "conv_norm_out.lora_B": torch.zeros(4, 2)}, "no layer conv_norm_out"),
-        ({"conv_in.weight": torch.zeros(8, 3, 3, 3)}, r"no parameter conv_in.weight of shape \(8, 3, 3, 3\)"),
+        (
+            adapters(lora_C=torch.zeros(1)),
+            r"adapter mid_block.attentions.0.proj_in.lora_C: not a pair",
+        ),
+        (
+            adapters(lora_A=torch.zeros(3, 16)),
+            r"adapter mid_block.attentions.0.proj_in has shapes \(3, 16\), \(16, 2\)",
+        ),
+        (
+            adapters(lora_A=torch.zeros(2, 8)),
+            r"adapter mid_block.attentions.0.proj_in has shapes \(2, 8\), \(16, 2\)",
+        ),
+        (
+            adapters(lora_A=torch.zeros(2, 32), lora_B=torch.zeros(8, 2)),
+            r"proj_in has shapes \(2, 32\), \(8, 2\)",
+        ),
+        (
+            {"conv_out2.lora_A": torch.zeros(2, 8), "conv_out2.lora_B": torch.zeros(4, 2)},
+            "no layer conv_out2",
+        ),
+        (
+            {"conv_norm_out.lora_A": torch.zeros(2, 8), "conv_norm_out.lora_B": torch.zeros(4, 2)},
+            "no layer conv_norm_out",
+        ),
+        (
+            {"conv_in.weight": torch.zeros(8, 3, 3, 3)},
+            r"no parameter conv_in.weight of shape \(8, 3, 3, 3\)",
+        ),
         ({"conv_up.bias": torch.zeros(8)}, "no parameter conv_up.bias"),
     ],
 )
-def test_a_merge_that_does_not_fit_names_the_module(tensors: dict[str, torch.Tensor], says: str) -> None:
+def test_a_merge_that_does_not_fit_names_the_module(
+    tensors: dict[str, torch.Tensor], says: str
+) -> None:
     with pytest.raises(ValueError, match=says):
         merge_adapters(tiny.unet(), tensors, 2.0)
 
@@ -275,13 +321,18 @@ def calls(run: Callable[[], object]) -> int:
 
 
 def test_switching_costs_the_same_for_258_modules_as_for_one(monkeypatch: Any) -> None:
-    """A role is switched by one assignment to a list that all layers share: no walk, no copy, on SD2.1-base's UNet too."""
+    """A role is switched by one assignment to a list that all layers share: no walk, no copy, on
+    SD2.1-base's UNet too.
+    """
 
     def switch(roles: Roles) -> None:
         with roles.use("policy"), roles.use(None), roles.use("fake"):
             pass
 
-    monkeypatch.setattr("gdpo.model.adapters.torch.randn", lambda shape, generator: torch.empty(shape, device="meta"))
+    monkeypatch.setattr(
+        "gdpo.model.adapters.torch.randn",
+        lambda shape, generator: torch.empty(shape, device="meta"),
+    )
     with torch.device("meta"):
         unet, linear = UNet2DConditionModel(**UNET), nn.ModuleDict({"to_q": nn.Linear(2, 2)})
     found = {}

@@ -1,4 +1,6 @@
-"""Model folders: round trips, and one line that names the file for everything that is wrong with one."""
+"""Model folders: round trips, and one line that names the file for everything that is wrong with
+one.
+"""
 
 import json
 import os
@@ -14,7 +16,14 @@ from safetensors.torch import load_file, save_file
 
 from gdpo import NAOSD
 from gdpo.config import Lora
-from gdpo.model.checkpoints import Adapters, base_hashes, load_base, load_model, read_adapters, save_model
+from gdpo.model.checkpoints import (
+    Adapters,
+    base_hashes,
+    load_base,
+    load_model,
+    read_adapters,
+    save_model,
+)
 from gdpo.seeds import torch_generator
 from tests import tiny
 
@@ -36,7 +45,9 @@ def adapters(name: str = "naosd") -> Adapters:
     tensors = {}
     for net, roles in (("unet", model.unet_roles), ("vae", model.vae_roles)):
         for key, p in roles.parameters("policy").items():
-            moved = p.detach() + 0.1 * torch.randn(p.shape, generator=torch_generator(name, net, key))
+            moved = p.detach() + 0.1 * torch.randn(
+                p.shape, generator=torch_generator(name, net, key)
+            )
             tensors[f"{net}.{key}"] = moved
     return Adapters(name, tensors, LORA)
 
@@ -57,7 +68,8 @@ def image(model: NAOSD) -> torch.Tensor:
 
 def test_a_diffusers_folder_loads_as_it_was_written(tiny_base: Path) -> None:
     model = NAOSD.from_pretrained(tiny_base)
-    # Weights lie elsewhere in memory than fresh ones, and kernels go by their alignment: not the same bits.
+    # Weights lie elsewhere in memory than fresh ones, and kernels go by their alignment: not the
+    # same bits.
     assert torch.allclose(image(model), image(tiny.model()), atol=1e-5)
     assert not any(p.requires_grad for p in model.parameters())
     assert (model.t_add, model.t_diff) == (250, 100)
@@ -104,7 +116,9 @@ def test_model_and_base_move_together(base: Path, folder: Path, tmp_path: Path) 
     moved = tmp_path / "elsewhere"
     moved.mkdir()
     shutil.move(base, moved / "base")
-    with pytest.raises(ValueError, match=r"model.json: its base model .*base is not there; pass base="):
+    with pytest.raises(
+        ValueError, match=r"model.json: its base model .*base is not there; pass base="
+    ):
         load_model(folder)
     assert torch.equal(image(NAOSD.from_pretrained(folder, base=moved / "base")), before)
     shutil.move(tmp_path / "models", moved / "models")
@@ -122,14 +136,18 @@ def test_a_base_that_changed_is_refused(base: Path, folder: Path) -> None:
     tensors = load_file(base / UNET)
     tensors["conv_in.bias"] += 1
     save_file(tensors, base / UNET)
-    with pytest.raises(ValueError, match=r"model.json: made for another base model than .*base \(SHA-256 differs\)"):
+    with pytest.raises(
+        ValueError, match=r"model.json: made for another base model than .*base \(SHA-256 differs\)"
+    ):
         load_model(folder)
 
 
 def set_json(name: str, **values: Any) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         content = {**json.loads((folder / name).read_text()), **values}
-        (folder / name).write_text(json.dumps({key: value for key, value in content.items() if value is not ...}))
+        (folder / name).write_text(
+            json.dumps({key: value for key, value in content.items() if value is not ...})
+        )
 
     return change
 
@@ -158,12 +176,18 @@ def drop_tensor(folder: Path) -> None:
     save_file(tensors, folder / UNET, metadata={"format": "pt"})
 
 
-def spoil(name: str, key: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Path], None]:
+def spoil(
+    name: str, key: str, change: Callable[[torch.Tensor], torch.Tensor]
+) -> Callable[[Path], None]:
     """Replace one tensor of a file."""
 
     def apply(folder: Path) -> None:
         tensors = load_file(folder / name)
-        save_file({**tensors, key: change(tensors[key]).contiguous()}, folder / name, metadata={"format": "pt"})
+        save_file(
+            {**tensors, key: change(tensors[key]).contiguous()},
+            folder / name,
+            metadata={"format": "pt"},
+        )
 
     return apply
 
@@ -173,7 +197,10 @@ def leave_out(*names: str) -> Callable[[Path], None]:
 
     def apply(folder: Path) -> None:
         tensors = load_file(folder / ADAPTERS)
-        save_file({name: tensor for name, tensor in tensors.items() if name not in names}, folder / ADAPTERS)
+        save_file(
+            {name: tensor for name, tensor in tensors.items() if name not in names},
+            folder / ADAPTERS,
+        )
 
     return apply
 
@@ -190,13 +217,25 @@ ADAPTERS, BIAS = "naosd.safetensors", "unet.conv_in.bias"
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (set_json(SCHEDULER, prediction_type="v_prediction"), "scheduler_config.json: prediction_type is 'v_prediction'"),
+        (
+            set_json(SCHEDULER, prediction_type="v_prediction"),
+            "scheduler_config.json: prediction_type is 'v_prediction'",
+        ),
         (set_json(SCHEDULER, clip_sample=...), "scheduler_config.json: clip_sample is True"),
         (set_json(SCHEDULER, clip_sample=True), "scheduler_config.json: clip_sample is True"),
-        (set_json(SCHEDULER, beta_schedule="linear"), "scheduler_config.json: beta_schedule is 'linear'"),
+        (
+            set_json(SCHEDULER, beta_schedule="linear"),
+            "scheduler_config.json: beta_schedule is 'linear'",
+        ),
         (set_json(SCHEDULER, beta_end=0.02), "scheduler_config.json: beta_end is 0.02"),
-        (set_json(SCHEDULER, trained_betas=[0.1] * 1000), r"scheduler_config.json: trained_betas is \[0.1, "),
-        (set_json(SCHEDULER, rescale_betas_zero_snr=True), "scheduler_config.json: rescale_betas_zero_snr is True"),
+        (
+            set_json(SCHEDULER, trained_betas=[0.1] * 1000),
+            r"scheduler_config.json: trained_betas is \[0.1, ",
+        ),
+        (
+            set_json(SCHEDULER, rescale_betas_zero_snr=True),
+            "scheduler_config.json: rescale_betas_zero_snr is True",
+        ),
         (write(SCHEDULER, "{"), "scheduler_config.json: not valid JSON"),
         (write(SCHEDULER, "[]"), "scheduler_config.json: a mapping is missing"),
         (remove(SCHEDULER), "scheduler_config.json: no such file"),
@@ -209,14 +248,28 @@ ADAPTERS, BIAS = "naosd.safetensors", "unet.conv_in.bias"
         (cut("text_encoder/model.safetensors"), "text_encoder: cannot be loaded"),
         (set_json("vae/config.json", latent_channels=3), "vae: cannot be loaded"),
         (drop_tensor, "unet: its weights lack mid_block.resnets.0.conv1.weight"),
-        (spoil(UNET, "conv_in.bias", nan), "unet: conv_in.bias has values that are NaN or infinite"),
-        (spoil(VAE, "quant_conv.bias", lambda t: t / 0), "vae: quant_conv.bias has values that are NaN or infinite"),
-        (spoil(TEXT, "final_layer_norm.bias", nan), "text_encoder: .*final_layer_norm.bias has values that are NaN"),
-        (spoil(UNET, "conv_in.bias", lambda t: t.to(torch.int8)), "unet: .*conv_in.bias is of type I8, weights are floating-"),
+        (
+            spoil(UNET, "conv_in.bias", nan),
+            "unet: conv_in.bias has values that are NaN or infinite",
+        ),
+        (
+            spoil(VAE, "quant_conv.bias", lambda t: t / 0),
+            "vae: quant_conv.bias has values that are NaN or infinite",
+        ),
+        (
+            spoil(TEXT, "final_layer_norm.bias", nan),
+            "text_encoder: .*final_layer_norm.bias has values that are NaN",
+        ),
+        (
+            spoil(UNET, "conv_in.bias", lambda t: t.to(torch.int8)),
+            "unet: .*conv_in.bias is of type I8, weights are floating-",
+        ),
         (spoil(UNET, "conv_in.bias", lambda t: t[:3]), "unet: cannot be loaded"),
     ],
 )
-def test_a_bad_base_is_refused_by_the_name_of_its_file(base: Path, change: Callable[[Path], None], says: str) -> None:
+def test_a_bad_base_is_refused_by_the_name_of_its_file(
+    base: Path, change: Callable[[Path], None], says: str
+) -> None:
     change(base)
     with pytest.raises(ValueError, match=says) as caught:
         NAOSD.from_pretrained(base)
@@ -226,7 +279,10 @@ def test_a_bad_base_is_refused_by_the_name_of_its_file(base: Path, change: Calla
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"nowhere: no such model folder"):
         NAOSD.from_pretrained(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"unet/diffusion_pytorch_model.safetensors: no such file; model.base must be"):
+    with pytest.raises(
+        ValueError,
+        match=r"unet/diffusion_pytorch_model.safetensors: no such file; model.base must be",
+    ):
         base_hashes(tmp_path)
 
 
@@ -237,39 +293,86 @@ def point_to(file: str) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (point_to("../naosd.safetensors"), r"model.json: adapter file '../naosd.safetensors' is not inside the folder"),
-        (point_to("sub/naosd.safetensors"), r"model.json: adapter file 'sub/naosd.safetensors' is not inside"),
-        (point_to("/naosd.safetensors"), r"model.json: adapter file '/naosd.safetensors' is not inside"),
+        (
+            point_to("../naosd.safetensors"),
+            r"model.json: adapter file '../naosd.safetensors' is not inside the folder",
+        ),
+        (
+            point_to("sub/naosd.safetensors"),
+            r"model.json: adapter file 'sub/naosd.safetensors' is not inside",
+        ),
+        (
+            point_to("/naosd.safetensors"),
+            r"model.json: adapter file '/naosd.safetensors' is not inside",
+        ),
         (point_to("other.safetensors"), r"other.safetensors: unreadable adapters"),
         (cut("naosd.safetensors"), r"naosd.safetensors: unreadable adapters"),
         (write("naosd.safetensors", "not tensors"), r"naosd.safetensors: unreadable adapters"),
         (write("model.json", "{"), r"model.json: not valid JSON"),
         (set_json("model.json", adapters=...), r"model.json: adapters is missing"),
         (set_json("model.json", base_sha256=...), r"model.json: base_sha256 is missing"),
-        (set_json("model.json", format=2), r"model.json: format is 2: Input should be 1; fetch or make the model again"),
-        (set_json("model.json", t_add="250"), r"model.json: t_add is '250': Input should be a valid integer"),
-        (set_json("model.json", t_add=1000), r"model.json: t_add is 1000: Input should be less than or equal to 999"),
-        (set_json("model.json", t_diff=None), r"model.json: t_diff is None: Input should be a valid integer"),
-        (set_json("model.json", prompt=5), r"model.json: prompt is 5: Input should be a valid string"),
-        (set_json("model.json", adapters=[{"file": "naosd.safetensors"}]), r"model.json: adapters.0.rank is missing"),
-        (set_json("model.json", beauty=1), r"model.json: beauty is 1: Extra inputs are not permitted"),
-        (spoil(ADAPTERS, BIAS, nan), r"naosd.safetensors: unet.conv_in.bias has values that are NaN or infinite"),
-        (spoil(ADAPTERS, BIAS, lambda t: t.int()), r"naosd.safetensors: unet.conv_in.bias is of type torch.int32"),
+        (
+            set_json("model.json", format=2),
+            r"model.json: format is 2: Input should be 1; fetch or make the model again",
+        ),
+        (
+            set_json("model.json", t_add="250"),
+            r"model.json: t_add is '250': Input should be a valid integer",
+        ),
+        (
+            set_json("model.json", t_add=1000),
+            r"model.json: t_add is 1000: Input should be less than or equal to 999",
+        ),
+        (
+            set_json("model.json", t_diff=None),
+            r"model.json: t_diff is None: Input should be a valid integer",
+        ),
+        (
+            set_json("model.json", prompt=5),
+            r"model.json: prompt is 5: Input should be a valid string",
+        ),
+        (
+            set_json("model.json", adapters=[{"file": "naosd.safetensors"}]),
+            r"model.json: adapters.0.rank is missing",
+        ),
+        (
+            set_json("model.json", beauty=1),
+            r"model.json: beauty is 1: Extra inputs are not permitted",
+        ),
+        (
+            spoil(ADAPTERS, BIAS, nan),
+            r"naosd.safetensors: unet.conv_in.bias has values that are NaN or infinite",
+        ),
+        (
+            spoil(ADAPTERS, BIAS, lambda t: t.int()),
+            r"naosd.safetensors: unet.conv_in.bias is of type torch.int32",
+        ),
         (
             leave_out("unet.conv_out.lora_A", "unet.conv_out.lora_B"),
             r"naosd.safetensors: tensor 'unet.conv_out.lora_A' is miss",
         ),
-        (leave_out("vae.quant_conv.lora_B"), r"naosd.safetensors: tensor 'vae.quant_conv.lora_B' is missing"),
+        (
+            leave_out("vae.quant_conv.lora_B"),
+            r"naosd.safetensors: tensor 'vae.quant_conv.lora_B' is missing",
+        ),
         (leave_out(BIAS), r"naosd.safetensors: tensor 'unet.conv_in.bias' is missing"),
-        (lambda folder: save_file({}, folder / ADAPTERS), r"naosd.safetensors: tensor 'unet.\S+lora_A' is missing"),
+        (
+            lambda folder: save_file({}, folder / ADAPTERS),
+            r"naosd.safetensors: tensor 'unet.\S+lora_A' is missing",
+        ),
         (
             set_json("model.json", adapters=[{"file": ADAPTERS, "rank": 8, "alpha": 8}]),
             r"naosd.safetensors: unet.\S+ has rank 2, and model.json says 8",
         ),
-        (spoil(ADAPTERS, BIAS, lambda t: t[:3]), r"the base model has no parameter conv_in.bias of shape \(3,\)"),
+        (
+            spoil(ADAPTERS, BIAS, lambda t: t[:3]),
+            r"the base model has no parameter conv_in.bias of shape \(3,\)",
+        ),
     ],
 )
-def test_a_bad_model_folder_is_refused_by_the_name_of_its_file(folder: Path, change: Callable[[Path], None], says: str) -> None:
+def test_a_bad_model_folder_is_refused_by_the_name_of_its_file(
+    folder: Path, change: Callable[[Path], None], says: str
+) -> None:
     change(folder)
     with pytest.raises(ValueError, match=says):
         load_model(folder)

@@ -1,14 +1,17 @@
-"""NAOSD at the size of SD2.1-base, one 512x512 image, random weights: `pytest -m slow tests/gdpo/model/test_full_size.py`.
+"""NAOSD at the size of SD2.1-base, one 512x512 image, random weights: `pytest -m slow
+tests/gdpo/model/test_full_size.py`.
 
-Measured on two cores of a shared server: seconds, then mean and greatest difference from fp32 over all pixel values, in
-standard deviations of the fp32 image. One process does all three; its peak is 6.9 GB, and it takes a minute with loading.
+Measured on two cores of a shared server: seconds, then mean and greatest difference from fp32 over
+all pixel values, in standard deviations of the fp32 image. One process does all three; its peak is
+6.9 GB, and it takes a minute with loading.
 
     fp32       21 s
-    autocast   10 s   0.0154   0.24      bf16 autocast over fp32 weights: what `precision: bf16` means in params.yaml
+    autocast   10 s   0.0154   0.24      bf16 autocast over fp32 weights: what `precision: bf16`
+               means in params.yaml
     bf16        9 s   0.0154   0.25      NAOSD.from_pretrained(..., dtype=torch.bfloat16)
 
-Most of it is the 8 bits of bf16's fraction (0.004) through three networks. Trained weights are not random: there only the
-order of magnitude carries over.
+Most of it is the 8 bits of bf16's fraction (0.004) through three networks. Trained weights are not
+random: there only the order of magnitude carries over.
 """
 
 import resource
@@ -32,13 +35,22 @@ def full_size() -> NAOSD:
     """SD2.1-base's three networks as their libraries initialise them."""
     torch.manual_seed(0)
     text_encoder = CLIPTextModel(CLIPTextConfig(**TEXT))
-    # Its tokens are bytes; which of the 49,408 embeddings they name means nothing to random weights.
-    return NAOSD(UNet2DConditionModel(**UNET), AutoencoderKL(**VAE), text_encoder, tiny_tokenizer(), prompt="sharp")
+    # Its tokens are bytes; which of the 49,408 embeddings they name means nothing to random
+    # weights.
+    return NAOSD(
+        UNet2DConditionModel(**UNET),
+        AutoencoderKL(**VAE),
+        text_encoder,
+        tiny_tokenizer(),
+        prompt="sharp",
+    )
 
 
 def inputs(model: NAOSD) -> list[torch.Tensor]:
     """x, noise and posterior noise of one image."""
-    drawn = torch.randn((2, 1, *model.latent_shape(512, 512)), generator=torch_generator("full size", "noise"))
+    drawn = torch.randn(
+        (2, 1, *model.latent_shape(512, 512)), generator=torch_generator("full size", "noise")
+    )
     x = torch.rand(1, 3, 512, 512, generator=torch_generator("full size", "x")) * 2 - 1
     return [x, drawn[0], drawn[1]]
 
@@ -66,7 +78,9 @@ def test_fp32_and_bf16_agree_on_two_cores_within_24_gb() -> None:
     assert full.shape == x.shape and float(full.std()) > 0.1
     assert float((full.abs() == 1).float().mean()) < 0.05, "the clamp must not hide a difference"
     difference = {way: (image - full).abs() / full.std() for way, image in images.items()}
-    figures = {way: (round(seconds[way]), float(d.mean()), float(d.max())) for way, d in difference.items()}
+    figures = {
+        way: (round(seconds[way]), float(d.mean()), float(d.max())) for way, d in difference.items()
+    }
     said = f"{figures}, peak {peak / GIGABYTE:.1f} GB"
     for way in ("autocast", "bf16"):
         assert 0 < figures[way][1] < 0.03 and figures[way][2] < 0.6, said

@@ -15,7 +15,9 @@ def model() -> NAOSD:
     return tiny.model()
 
 
-def inputs(model: NAOSD, batch: int = 2, height: int = 32, width: int = 48) -> dict[str, torch.Tensor]:
+def inputs(
+    model: NAOSD, batch: int = 2, height: int = 32, width: int = 48
+) -> dict[str, torch.Tensor]:
     shape = (batch, *model.latent_shape(height, width))
     return {
         "x_BCHW": torch.rand(batch, 3, height, width, generator=torch_generator("x")) * 2 - 1,
@@ -29,7 +31,9 @@ def inputs(model: NAOSD, batch: int = 2, height: int = 32, width: int = 48) -> d
 def test_forward_is_the_released_formula(model: NAOSD) -> None:
     given = inputs(model)
     posterior = model.vae.encode(given["x_BCHW"]).latent_dist
-    z = 0.5 * (posterior.mean + posterior.std * given["posterior_noise"])  # 0.5: the tiny VAE's scaling factor
+    z = 0.5 * (
+        posterior.mean + posterior.std * given["posterior_noise"]
+    )  # 0.5: the tiny VAE's scaling factor
     add, diff = (float(DDPMScheduler.from_config(SCHEDULER).alphas_cumprod[t]) for t in (250, 100))
     noisy = add**0.5 * z + (1 - add) ** 0.5 * given["noise"]
     eps = model.unet(noisy, 100, given["prompt_BLD"]).sample

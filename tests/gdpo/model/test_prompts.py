@@ -8,7 +8,11 @@ from gdpo.model.prompts import compose, join
 @pytest.mark.parametrize(
     ("tags", "suffix", "prompt"),
     [
-        ("grass, sky", "clean, high-resolution, 8k,", "grass, sky, clean, high-resolution, 8k,"),  # released inference
+        (
+            "grass, sky",
+            "clean, high-resolution, 8k,",
+            "grass, sky, clean, high-resolution, 8k,",
+        ),  # released inference
         ("grass, sky", "", "grass, sky, "),  # released training
         ("", "clean", "clean"),
         (None, "clean", "clean"),

@@ -1,4 +1,6 @@
-"""Seeded super-resolution: the noise belongs to the sample, not to the batch; any size goes in and comes out."""
+"""Seeded super-resolution: the noise belongs to the sample, not to the batch; any size goes in and
+comes out.
+"""
 
 from typing import Any
 
@@ -106,19 +108,31 @@ def test_bad_arguments_are_named(model: NAOSD, changes: dict[str, Any], says: st
         run(model, **given)
 
 
-def test_samples_of_one_image_share_its_latent_and_differ_by_the_injected_noise(model: NAOSD) -> None:
-    """As the release makes a group: the LR image is encoded once, with the posterior noise of the first key."""
+def test_samples_of_one_image_share_its_latent_and_differ_by_the_injected_noise(
+    model: NAOSD,
+) -> None:
+    """As the release makes a group: the LR image is encoded once, with the posterior noise of the
+    first key.
+    """
     lr = picture(2)
     keys = [*KEYS[:2], *KEYS[:2]]
     grouped = run(model, lr, keys, per_image=2)
     for image in range(2):
         noise, posterior_noise = draw_noise(KEYS[:2], model.latent_shape(*lr.shape[2:]))
         with torch.no_grad():
-            z = model.encode(lr[image : image + 1] * 2 - 1, posterior_noise[:1]).expand(2, -1, -1, -1)
-            wanted = model.decode(model.denoise(model.inject(z, noise), model.embed([model.prompt]))) * 0.5 + 0.5
+            z = model.encode(lr[image : image + 1] * 2 - 1, posterior_noise[:1]).expand(
+                2, -1, -1, -1
+            )
+            wanted = (
+                model.decode(model.denoise(model.inject(z, noise), model.embed([model.prompt])))
+                * 0.5
+                + 0.5
+            )
         assert torch.allclose(grouped[2 * image : 2 * image + 2], wanted, atol=1e-5)
         assert not torch.allclose(grouped[2 * image], grouped[2 * image + 1])
     alone = run(model, lr[:1], KEYS[1:2])
-    assert not torch.allclose(grouped[1:2], alone, atol=1e-6)  # there with a posterior sample of its own
+    assert not torch.allclose(
+        grouped[1:2], alone, atol=1e-6
+    )  # there with a posterior sample of its own
     with pytest.raises(ValueError, match="keys must have one entry per image, 4, got 2"):
         run(model, lr, KEYS[:2], per_image=2)

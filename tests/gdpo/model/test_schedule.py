@@ -7,7 +7,8 @@ from diffusers import DDPMScheduler
 from gdpo.model.schedule import add_noise, alphas_cumprod, predict_x0
 from gdpo.prior.architecture import SCHEDULER
 
-# t, abar_t, sqrt(abar_t), sqrt(1 - abar_t): diffusers' DDPMScheduler with SD2.1-base's configuration
+# t, abar_t, sqrt(abar_t), sqrt(1 - abar_t): diffusers' DDPMScheduler with SD2.1-base's
+# configuration
 TABLE = [
     (1, 0.998296, 0.999148, 0.041279),
     (100, 0.894223, 0.945634, 0.325234),
@@ -47,7 +48,9 @@ def test_predict_x0_undoes_add_noise(z: torch.Tensor, t: torch.Tensor | int) -> 
 
 
 def test_one_step_coefficients_of_the_paper(z: torch.Tensor) -> None:
-    """Eq. 6 with the release's (250, 100): a perfect noise prediction leaves 0.8680 z and 0.2601 eps."""
+    """Eq. 6 with the release's (250, 100): a perfect noise prediction leaves 0.8680 z and 0.2601
+    eps.
+    """
     noise = torch.randn_like(z)
     out = predict_x0(add_noise(z, noise, 250), noise, 100)
     assert torch.allclose(out, 0.868042 * z + 0.260051 * noise, atol=2e-5)

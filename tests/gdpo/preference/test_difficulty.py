@@ -20,11 +20,18 @@ def _scores(indices, metric="psnr_y", **changes):
 
 @pytest.mark.parametrize("metric", ["psnr_y", "niqe"])
 def test_a_score_is_that_of_the_one_output(metric):
-    """By hand: the enlarged LR patch, noise from (seed, "difficulty", id), colours corrected, against the HR patch."""
+    """By hand: the enlarged LR patch, noise from (seed, "difficulty", id), colours corrected,
+    against the HR patch.
+    """
     pair = tiny.pair(3)
-    lr, hr = to_tensor(enlarge(pair.lr, pair.hr.shape[:2], pair.degradation["enlarge"]))[None], to_tensor(pair.hr)[None]
+    lr, hr = (
+        to_tensor(enlarge(pair.lr, pair.hr.shape[:2], pair.degradation["enlarge"]))[None],
+        to_tensor(pair.hr)[None],
+    )
     key = (0, "difficulty", pair.id)
-    image = super_resolve(tiny.model(), lr, [key], color_fix="adain", precision="fp32", prompts=["sharp"])
+    image = super_resolve(
+        tiny.model(), lr, [key], color_fix="adain", precision="fp32", prompts=["sharp"]
+    )
     assert _scores([3], metric) == score([metric], image, hr)[metric].tolist()
 
 

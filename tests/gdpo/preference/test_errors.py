@@ -1,4 +1,6 @@
-"""Noise errors: the formula, the two kinds of noise and of target, and policy == reference before training."""
+"""Noise errors: the formula, the two kinds of noise and of target, and policy == reference before
+training.
+"""
 
 from dataclasses import replace
 from typing import Any
@@ -15,7 +17,10 @@ from gdpo.seeds import draws, torch_generator
 from tests import tiny
 
 SHAPE = (3, 4, 8, 8)
-LATENTS = Latents(torch.randn(SHAPE, generator=torch_generator("mean")), torch.rand(SHAPE, generator=torch_generator("std")))
+LATENTS = Latents(
+    torch.randn(SHAPE, generator=torch_generator("mean")),
+    torch.rand(SHAPE, generator=torch_generator("std")),
+)
 
 
 @pytest.fixture(scope="module")
@@ -29,13 +34,22 @@ def settings(**changes: object) -> Rollout:
 
 def group(latents: Latents = LATENTS, **changes: Any) -> Group:
     plain: dict[str, Any] = {
-        "id": "g", "lr": "", "tags": None, "prompt": "sharp", "detail_share": 0.5, "seeds": [7, 8, 9],
-        "metrics": {"psnr_y": [20.0, 21.0, 22.0]}, "noise_seeds": [[1, 2, 3], [4, 5, 6]], "reference_error": [[0.3] * 3] * 2,
-    }  # fmt: skip
+        "id": "g",
+        "lr": "",
+        "tags": None,
+        "prompt": "sharp",
+        "detail_share": 0.5,
+        "seeds": [7, 8, 9],
+        "metrics": {"psnr_y": [20.0, 21.0, 22.0]},
+        "noise_seeds": [[1, 2, 3], [4, 5, 6]],
+        "reference_error": [[0.3] * 3] * 2,
+    }
     return Group(latents=latents, **{**plain, **changes})
 
 
-def errors(model: NAOSD, config: Rollout, latents: Latents = LATENTS, visit: int = 0, **changes: Any) -> torch.Tensor:
+def errors(
+    model: NAOSD, config: Rollout, latents: Latents = LATENTS, visit: int = 0, **changes: Any
+) -> torch.Tensor:
     return noise_errors(model, group(latents, **changes), model.embed(["sharp"]), config, visit)
 
 
@@ -51,7 +65,9 @@ def test_the_formula(model: NAOSD, noise: str, target: str) -> None:
     wanted = eps if target == "added" else (noisy - 0.894223**0.5 * z) / (1 - 0.894223) ** 0.5
     config = settings(noise=noise, target=target)
     assert errors(model, config).dtype == torch.float64
-    assert errors(model, config).tolist() == pytest.approx((found - wanted).square().mean(dim=(1, 2, 3)).tolist(), rel=1e-4)
+    assert errors(model, config).tolist() == pytest.approx(
+        (found - wanted).square().mean(dim=(1, 2, 3)).tolist(), rel=1e-4
+    )
 
 
 def test_the_consistent_target_is_what_returns_the_latent() -> None:
@@ -59,7 +75,9 @@ def test_the_consistent_target_is_what_returns_the_latent() -> None:
     noisy = add_noise(z, noise, 250)
     assert torch.allclose(predict_x0(noisy, consistent_target(noisy, z, 100), 100), z, atol=1e-12)
     same = add_noise(z, noise, 100)
-    assert torch.allclose(consistent_target(same, z, 100), noise, atol=1e-12)  # nothing differs when t_add is t_diff
+    assert torch.allclose(
+        consistent_target(same, z, 100), noise, atol=1e-12
+    )  # nothing differs when t_add is t_diff
 
 
 def test_shared_noise_is_one_noise_for_the_group(model: NAOSD) -> None:
@@ -72,11 +90,15 @@ def test_shared_noise_is_one_noise_for_the_group(model: NAOSD) -> None:
 
 @torch.no_grad()
 def test_an_actions_error_is_its_distance_from_the_models_x0(model: NAOSD) -> None:
-    """mean (z_i - mu(z~_i))^2 with z~_i from the group's own seeds: neither noise seeds nor the visit play a part."""
+    """mean (z_i - mu(z~_i))^2 with z~_i from the group's own seeds: neither noise seeds nor the
+    visit play a part.
+    """
     z_lr = torch.randn(SHAPE[1:], generator=torch_generator("lr"))
     action = Latents(LATENTS.mean, torch.zeros(SHAPE), z_lr)
     z_noisy = add_noise(z_lr.expand(SHAPE), draws([7, 8, 9], SHAPE[1:], 3)[0], 250)
-    wanted = (LATENTS.mean - model.denoise(z_noisy, model.embed(["sharp"]))).square().mean(dim=(1, 2, 3))
+    wanted = (
+        (LATENTS.mean - model.denoise(z_noisy, model.embed(["sharp"]))).square().mean(dim=(1, 2, 3))
+    )
     found = errors(model, settings(), action)
     assert found.tolist() == pytest.approx(wanted.tolist(), rel=1e-4)
     assert torch.equal(errors(model, settings(), action, visit=1, noise_seeds=[[0] * 3] * 2), found)
@@ -87,30 +109,64 @@ def test_noise_belongs_to_the_stored_seeds(model: NAOSD) -> None:
         first = errors(model, settings())
         assert torch.equal(errors(model, settings()), first)
         assert not torch.equal(errors(model, settings(), visit=1), first)
-        assert torch.equal(errors(model, settings(), visit=1, noise_seeds=[[0, 0, 0], [1, 2, 3]]), first)
+        assert torch.equal(
+            errors(model, settings(), visit=1, noise_seeds=[[0, 0, 0], [1, 2, 3]]), first
+        )
 
 
 def test_a_model_that_injects_no_noise_is_refused() -> None:
     model = tiny.model()
     model.t_add = None
-    with pytest.raises(ValueError, match=r"^model.t_add is null: errors are compared at the noise a model injects"):
+    with pytest.raises(
+        ValueError, match=r"^model.t_add is null: errors are compared at the noise a model injects"
+    ):
         errors(model, settings())
 
 
 @pytest.mark.parametrize(
     ("bad", "says"),
     [
-        (group(Latents(LATENTS.mean[0], LATENTS.std)), "group g: latents.mean must have shape BCHW"),
-        (group(Latents(LATENTS.mean, LATENTS.std[:1])), "latents.std and latents.mean must have the same shape"),
-        (group(Latents(LATENTS.mean * torch.nan, LATENTS.std)), "group g: latents.mean has values that are NaN"),
-        (group(Latents(LATENTS.mean, LATENTS.std.int())), "group g: latents.std must be a floating-point tensor"),
-        (group(Latents(LATENTS.mean, LATENTS.std - 1)), "group g: latents.std must not be negative"),
-        (group(Latents(LATENTS.mean, LATENTS.std, LATENTS.mean[0] * torch.nan)), "group g: latents.lr has values that are NaN"),
+        (
+            group(Latents(LATENTS.mean[0], LATENTS.std)),
+            "group g: latents.mean must have shape BCHW",
+        ),
+        (
+            group(Latents(LATENTS.mean, LATENTS.std[:1])),
+            "latents.std and latents.mean must have the same shape",
+        ),
+        (
+            group(Latents(LATENTS.mean * torch.nan, LATENTS.std)),
+            "group g: latents.mean has values that are NaN",
+        ),
+        (
+            group(Latents(LATENTS.mean, LATENTS.std.int())),
+            "group g: latents.std must be a floating-point tensor",
+        ),
+        (
+            group(Latents(LATENTS.mean, LATENTS.std - 1)),
+            "group g: latents.std must not be negative",
+        ),
+        (
+            group(Latents(LATENTS.mean, LATENTS.std, LATENTS.mean[0] * torch.nan)),
+            "group g: latents.lr has values that are NaN",
+        ),
         (group(detail_share=float("nan")), r"group g: detail_share is nan, not in \[0, 1\]"),
-        (group(metrics={"niqe": [1.0, float("nan"), 2.0]}), "group g: niqe of its candidates is not finite"),
-        (group(reference_error=[[0.1, 0.2, 0.3], [0.1, float("inf"), 0.3]]), "group g: reference_error of its candidates is"),
-        (group(metrics={"niqe": [1.0, 2.0]}), "group g: its lists and latents differ in length from its 3 seeds"),
-        (group(noise_seeds=[[1, 2]]), "group g: its lists and latents differ in length from its 3 seeds"),
+        (
+            group(metrics={"niqe": [1.0, float("nan"), 2.0]}),
+            "group g: niqe of its candidates is not finite",
+        ),
+        (
+            group(reference_error=[[0.1, 0.2, 0.3], [0.1, float("inf"), 0.3]]),
+            "group g: reference_error of its candidates is",
+        ),
+        (
+            group(metrics={"niqe": [1.0, 2.0]}),
+            "group g: its lists and latents differ in length from its 3 seeds",
+        ),
+        (
+            group(noise_seeds=[[1, 2]]),
+            "group g: its lists and latents differ in length from its 3 seeds",
+        ),
     ],
 )
 def test_a_bad_group_is_named(bad: Group, says: str) -> None:
@@ -120,7 +176,9 @@ def test_a_bad_group_is_named(bad: Group, says: str) -> None:
 
 
 def test_policy_and_reference_agree_to_the_bit_before_training() -> None:
-    """Without gradients and with them, without the role and with it: m - r is multiplied by 2500."""
+    """Without gradients and with them, without the role and with it: m - r is multiplied by
+    2500.
+    """
     model = tiny.model()
     with torch.no_grad():
         reference = errors(model, settings())
@@ -143,11 +201,15 @@ def test_gradients_reach_every_adapter_of_the_policy() -> None:
 
 @pytest.mark.parametrize("target", ["added", "consistent"])
 def test_no_copy_to_the_device_is_waited_for(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On `meta`, which dispatches as a GPU does: the schedule's coefficients, the draws and the timestep."""
+    """On `meta`, which dispatches as a GPU does: the schedule's coefficients, the draws and the
+    timestep.
+    """
     model, given = tiny.model().to("meta"), group()
     there = replace(given, latents=given.latents.to(torch.device("meta")))
     seen: list[Any] = []
-    monkeypatch.setattr(model.unet, "forward", lambda z, t, prompt: seen.append(t) or type("Out", (), {"sample": z}))
+    monkeypatch.setattr(
+        model.unet, "forward", lambda z, t, prompt: seen.append(t) or type("Out", (), {"sample": z})
+    )
     config = tiny.settings(rollout={"target": target}).rollout
     prompt = torch.zeros(1, 4, 8, device="meta")
     with tiny.Counted() as counted:

@@ -1,4 +1,6 @@
-"""The fine-tuning loop: ln 2 at the first step, cached == recomputed errors, the control, exact resume."""
+"""The fine-tuning loop: ln 2 at the first step, cached == recomputed errors, the control, exact
+resume.
+"""
 
 import math
 from dataclasses import replace
@@ -27,7 +29,9 @@ def groups() -> list[Group]:
 
 
 def stored(config: Config) -> list[Group]:
-    """Five groups after their way through the file; made one by one, as the loop makes them online."""
+    """Five groups after their way through the file; made one by one, as the loop makes them
+    online.
+    """
     model = tiny.model()
     found = [next(rollout(model, [tiny.pair(i)], config)) for i in range(5)]
     return [from_row(to_row(group)) for group in found if isinstance(group, Group)]
@@ -42,13 +46,25 @@ def configured(rollout_: dict[str, Any] | None = None, **settings: Any) -> Confi
 
 
 def train(
-    groups: list[Group], folder: Path, *, control: bool = False, hooks: Hooks | None = None, pairs: list[Pair] | None = None,
-    rollout_: dict[str, Any] | None = None, **settings: Any,
-) -> tuple[Adapters, History]:  # fmt: skip
+    groups: list[Group],
+    folder: Path,
+    *,
+    control: bool = False,
+    hooks: Hooks | None = None,
+    pairs: list[Pair] | None = None,
+    rollout_: dict[str, Any] | None = None,
+    **settings: Any,
+) -> tuple[Adapters, History]:
     return finetune(
-        tiny.model(), groups, configured(rollout_, **settings), control=control, folder=folder, fingerprint="test",
-        hooks=hooks or Hooks(), pairs=pairs or [],
-    )  # fmt: skip
+        tiny.model(),
+        groups,
+        configured(rollout_, **settings),
+        control=control,
+        folder=folder,
+        fingerprint="test",
+        hooks=hooks or Hooks(),
+        pairs=pairs or [],
+    )
 
 
 def same(a: tuple[Adapters, History], b: tuple[Adapters, History]) -> bool:
@@ -69,7 +85,9 @@ def test_the_first_step_is_ln_2(groups: list[Group], tmp_path: Path, control: bo
 
 
 def test_cached_errors_are_the_ones_recomputed(groups: list[Group]) -> None:
-    """The reference of a group, from the stored latents, with the policy's role in place but not in use."""
+    """The reference of a group, from the stored latents, with the policy's role in place but not in
+    use.
+    """
     run = started(groups)
     with torch.no_grad():
         for p in run.policy.values():
@@ -82,13 +100,17 @@ def test_cached_errors_are_the_ones_recomputed(groups: list[Group]) -> None:
 
 
 def test_training_prefers_the_better_candidates(groups: list[Group], tmp_path: Path) -> None:
-    """After a few passes over the same groups the policy ranks their candidates as the rewards do."""
+    """After a few passes over the same groups the policy ranks their candidates as the rewards
+    do.
+    """
     _, history = train(groups, tmp_path, steps=12, batch=5)
     assert np.mean([row["loss"] for row in history[-4:]]) < 0.6 < history[0]["loss"]
     assert np.mean([row["implicit_accuracy"] for row in history[-4:]]) > 0.8
 
 
-def learnt_from(run: _Run, groups: list[Group], monkeypatch: pytest.MonkeyPatch) -> dict[str, list[float]]:
+def learnt_from(
+    run: _Run, groups: list[Group], monkeypatch: pytest.MonkeyPatch
+) -> dict[str, list[float]]:
     """The advantages that one pass over all groups trains on, by group."""
     seen: dict[str, list[float]] = {}
     learn = run._learn
@@ -103,23 +125,39 @@ def learnt_from(run: _Run, groups: list[Group], monkeypatch: pytest.MonkeyPatch)
     return seen
 
 
-def test_the_control_shuffles_inside_groups_only(groups: list[Group], monkeypatch: pytest.MonkeyPatch) -> None:
-    """By group and repeat, not by position; the run itself takes the advantages of the configured reward."""
+def test_the_control_shuffles_inside_groups_only(
+    groups: list[Group], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By group and repeat, not by position; the run itself takes the advantages of the configured
+    reward.
+    """
     plain = learnt_from(started(groups), groups, monkeypatch)
-    assert plain == {g.id: reward_of(g.metrics, g.detail_share, configured().reward)[1] for g in groups}
+    assert plain == {
+        g.id: reward_of(g.metrics, g.detail_share, configured().reward)[1] for g in groups
+    }
     control = learnt_from(started(groups, control=True), groups, monkeypatch)
     assert {k: sorted(v) for k, v in control.items()} == {k: sorted(v) for k, v in plain.items()}
-    assert len({tuple(plain[k].index(a) for a in control[k]) for k in plain}) > 1, "every group has an order of its own"
-    assert learnt_from(started(groups[2:3], control=True), groups[2:3], monkeypatch) == {groups[2].id: control[groups[2].id]}
+    assert len({tuple(plain[k].index(a) for a in control[k]) for k in plain}) > 1, (
+        "every group has an order of its own"
+    )
+    assert learnt_from(started(groups[2:3], control=True), groups[2:3], monkeypatch) == {
+        groups[2].id: control[groups[2].id]
+    }
     assert learnt_from(started(groups, control=True, repeat=1), groups, monkeypatch) != control
 
 
-def test_a_repeat_differs_in_adapters_and_order_and_shares_the_rollouts(groups: list[Group]) -> None:
+def test_a_repeat_differs_in_adapters_and_order_and_shares_the_rollouts(
+    groups: list[Group],
+) -> None:
     first, again, other = (started(groups, repeat=repeat) for repeat in (0, 0, 1))
     name = next(name for name in first.policy if name.endswith("lora_A"))
-    assert torch.equal(first.policy[name], again.policy[name]) and not torch.equal(first.policy[name], other.policy[name])
+    assert torch.equal(first.policy[name], again.policy[name]) and not torch.equal(
+        first.policy[name], other.policy[name]
+    )
     assert [first._visit(i)[0] for i in range(10)] != [other._visit(i)[0] for i in range(10)]
-    assert (first._visit(0)[2], other._visit(0)[2]) == (0, 1), "and begins with another stored noise"
+    assert (first._visit(0)[2], other._visit(0)[2]) == (0, 1), (
+        "and begins with another stored noise"
+    )
 
 
 def test_only_the_unets_adapters_train_and_conv_in_stays(groups: list[Group]) -> None:
@@ -152,7 +190,9 @@ def test_accumulated_groups_are_one_batch(groups: list[Group]) -> None:
     for position in range(4):
         alone = started(groups, batch=1)
         losses.append(alone._position(position)[0].item())
-        parts.append(torch.cat([p.grad.flatten() for p in alone.policy.values() if p.grad is not None]))
+        parts.append(
+            torch.cat([p.grad.flatten() for p in alone.policy.values() if p.grad is not None])
+        )
     mean = torch.stack(parts).mean(dim=0)
     assert row["grad_norm"] == pytest.approx(float(mean.norm()), rel=1e-5)
     assert row["loss"] == pytest.approx(np.mean(losses), rel=1e-9)
@@ -171,7 +211,9 @@ def gradient(run: _Run, step: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_groups_without_spread_are_counted_and_pull_nowhere(groups: list[Group], objective: str) -> None:
+def test_groups_without_spread_are_counted_and_pull_nowhere(
+    groups: list[Group], objective: str
+) -> None:
     action = ACTION if objective == "dance_grpo" else {}
     flat = [replace(group, metrics={"psnr_y": [20.0] * 3, "ssim_y": [0.5] * 3}) for group in groups]
     run = _Run(tiny.model(), flat, configured(action, objective=objective), False)
@@ -182,12 +224,21 @@ def test_groups_without_spread_are_counted_and_pull_nowhere(groups: list[Group],
 @pytest.mark.parametrize("chunk", [1, 2])
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_group_in_parts_has_the_gradient_of_the_whole(objective: str, chunk: int) -> None:
-    """The group-scalar form, through the UNet: dL/dm_i of the whole group, then backward passes over a few candidates."""
+    """The group-scalar form, through the UNet: dL/dm_i of the whole group, then backward passes
+    over a few candidates.
+    """
     action = ACTION if objective == "dance_grpo" else {}
-    settings: dict[str, Any] = {"objective": objective, "clip": 0.5, "optimizer": {"lr": 1e-4, "clip": 1e9}}
+    settings: dict[str, Any] = {
+        "objective": objective,
+        "clip": 0.5,
+        "optimizer": {"lr": 1e-4, "clip": 1e9},
+    }
     groups = stored(configured(action, **settings))
     whole, parts = (
-        gradient(_Run(tiny.model(), groups, configured(action, **settings, micro_batch=size), False)) for size in (None, chunk)
+        gradient(
+            _Run(tiny.model(), groups, configured(action, **settings, micro_batch=size), False)
+        )
+        for size in (None, chunk)
     )
     assert whole.norm() > 0
     assert float((whole - parts).norm() / whole.norm()) < 1e-4
@@ -196,7 +247,13 @@ def test_a_group_in_parts_has_the_gradient_of_the_whole(objective: str, chunk: i
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_objective_learns_to_prefer_the_better(objective: str, tmp_path: Path) -> None:
     action = ACTION if objective == "dance_grpo" else {}
-    options: dict[str, Any] = {"rollout_": action, "objective": objective, "clip": 0.2, "steps": 12, "batch": 5}
+    options: dict[str, Any] = {
+        "rollout_": action,
+        "objective": objective,
+        "clip": 0.2,
+        "steps": 12,
+        "batch": 5,
+    }
     _, history = train(stored(configured(action, objective=objective)), tmp_path, **options)
     assert np.mean([row["implicit_accuracy"] for row in history[-4:]]) > 0.7
     assert np.mean([row["weighted_error_difference"] for row in history[-4:]]) < 0
@@ -204,7 +261,9 @@ def test_every_objective_learns_to_prefer_the_better(objective: str, tmp_path: P
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_online_is_cached_in_the_first_epoch(objective: str, tmp_path: Path) -> None:
-    """The candidates of the first visit are those that the stage stores: the same losses, and the same policy."""
+    """The candidates of the first visit are those that the stage stores: the same losses, and the
+    same policy.
+    """
     action = ACTION if objective == "dance_grpo" else {}
     groups = stored(configured(action, objective=objective))
     options: dict[str, Any] = {"rollout_": action, "objective": objective, "steps": 2}
@@ -221,7 +280,9 @@ def test_online_makes_new_candidates_in_every_later_epoch(groups: list[Group]) -
     first, again, later = (run._group(1, epoch, 0)[0] for epoch in (0, 0, 1))
     assert isinstance(first, Group) and isinstance(again, Group) and isinstance(later, Group)
     assert first.seeds == again.seeds == groups[1].seeds and first.metrics == groups[1].metrics
-    assert not set(later.seeds) & set(first.seeds) and not set(later.noise_seeds[0]) & set(first.noise_seeds[0])
+    assert not set(later.seeds) & set(first.seeds) and not set(later.noise_seeds[0]) & set(
+        first.noise_seeds[0]
+    )
 
 
 def test_online_makes_the_one_noise_that_the_visit_takes(groups: list[Group]) -> None:
@@ -235,16 +296,22 @@ def test_online_makes_the_one_noise_that_the_visit_takes(groups: list[Group]) ->
 
 
 def test_a_set_made_in_batches_gives_the_losses_of_online(tmp_path: Path) -> None:
-    """As the stage makes it, five pairs in a forward pass, other kernels round differently: 5e-5 of the second loss."""
+    """As the stage makes it, five pairs in a forward pass, other kernels round differently: 5e-5 of
+    the second loss.
+    """
     found = list(rollout(tiny.model(), PAIRS, configured()))
     groups = [from_row(to_row(group)) for group in found if isinstance(group, Group)]
     _, cached = train(groups, tmp_path / "cached", steps=2)
     _, online = train([], tmp_path / "online", pairs=PAIRS, rollouts="online", steps=2)
-    assert [row["loss"] for row in cached] == pytest.approx([row["loss"] for row in online], rel=1e-3)
+    assert [row["loss"] for row in cached] == pytest.approx(
+        [row["loss"] for row in online], rel=1e-3
+    )
 
 
 def test_the_policy_as_sampler_makes_its_own_candidates(tmp_path: Path) -> None:
-    """At first they are the reference's; after a step they are not. The reference's errors stay the frozen model's."""
+    """At first they are the reference's; after a step they are not. The reference's errors stay the
+    frozen model's.
+    """
     by_policy, by_reference = (
         train([], tmp_path / sampler, pairs=PAIRS, rollouts="online", sampler=sampler, steps=3)[1]
         for sampler in ("policy", "reference")
@@ -254,9 +321,18 @@ def test_the_policy_as_sampler_makes_its_own_candidates(tmp_path: Path) -> None:
 
 
 def test_a_ratio_is_one_where_the_policy_samples(tmp_path: Path) -> None:
-    """On-policy the clip never bites: the old policy is the present one, so the loss is -A averaged, 0."""
+    """On-policy the clip never bites: the old policy is the present one, so the loss is -A
+    averaged, 0.
+    """
     _, history = train(
-        [], tmp_path, pairs=PAIRS, rollouts="online", sampler="policy", objective="dance_grpo", rollout_=ACTION, steps=3
+        [],
+        tmp_path,
+        pairs=PAIRS,
+        rollouts="online",
+        sampler="policy",
+        objective="dance_grpo",
+        rollout_=ACTION,
+        steps=3,
     )
     assert [row["loss"] for row in history] == pytest.approx([0.0] * 3, abs=1e-9)
     assert all(row["grad_norm"] > 0 for row in history)
@@ -265,17 +341,27 @@ def test_a_ratio_is_one_where_the_policy_samples(tmp_path: Path) -> None:
 def test_a_group_that_cannot_be_scored_is_counted_named_and_left_out(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Online: the values are those of the others; a step of skipped groups alone changes nothing, a run of them is refused."""
+    """Online: the values are those of the others; a step of skipped groups alone changes nothing, a
+    run of them is refused.
+    """
     true = rollout
 
     def without_pair1(model: Any, pairs: list[Pair], *args: Any, **options: Any) -> Any:
-        return iter([Skipped("pair1", "no score")]) if pairs[0].id == "pair1" else true(model, pairs, *args, **options)
+        return (
+            iter([Skipped("pair1", "no score")])
+            if pairs[0].id == "pair1"
+            else true(model, pairs, *args, **options)
+        )
 
     monkeypatch.setattr(loop, "rollout", without_pair1)
     _, history = train([], tmp_path / "a", pairs=PAIRS, rollouts="online", steps=1, batch=5)
-    _, others = train([], tmp_path / "b", pairs=[PAIRS[0], *PAIRS[2:]], rollouts="online", steps=1, batch=4)
+    _, others = train(
+        [], tmp_path / "b", pairs=[PAIRS[0], *PAIRS[2:]], rollouts="online", steps=1, batch=4
+    )
     assert (history[0]["skipped"], others[0]["skipped"]) == (1.0, 0.0)
-    assert [record.getMessage() for record in caplog.records] == ["pair1 is left out of this step: no score"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "pair1 is left out of this step: no score"
+    ]
     for name in ("loss", "reward", "psnr_y", "policy_error"):
         assert history[0][name] == pytest.approx(others[0][name], rel=1e-6)
     run = _Run(tiny.model(), PAIRS[:2], configured(rollouts="online", steps=4, batch=1), False)
@@ -284,7 +370,9 @@ def test_a_group_that_cannot_be_scored_is_counted_named_and_left_out(
         before = {n: p.detach().clone() for n, p in run.policy.items()}
         assert run.step(step)["skipped"] == (name == "pair1")
         assert all(torch.equal(before[n], p) for n, p in run.policy.items()) == (name == "pair1")
-    with pytest.raises(ValueError, match=r"^no pair gave a group: see what was left out; check models/naosd"):
+    with pytest.raises(
+        ValueError, match=r"^no pair gave a group: see what was left out; check models/naosd"
+    ):
         train([], tmp_path / "c", pairs=PAIRS[1:2], rollouts="online", steps=3, batch=1)
 
 
@@ -295,21 +383,30 @@ def test_values_are_read_back_once_per_step_whatever_the_number_of_groups(
 
     The reward is left out: it is computed from lists, on the host.
     """
-    known = {id(g.metrics): reward_of(g.metrics, g.detail_share, configured().reward) for g in groups}
+    known = {
+        id(g.metrics): reward_of(g.metrics, g.detail_share, configured().reward) for g in groups
+    }
     monkeypatch.setattr(loop, "reward_of", lambda metrics, *_: known[id(metrics)])
     counts = []
     for batch in (1, 5):
         run = started(groups, batch=batch)
         run.step(0)
-        monkeypatch.setattr(run.optimizer, "step", lambda: None)  # AdamW counts its steps in tensors of the host
+        monkeypatch.setattr(
+            run.optimizer, "step", lambda: None
+        )  # AdamW counts its steps in tensors of the host
         with tiny.Counted() as counted:
             run.step(1)
         counts.append(counted.calls)
     assert counts == [1, 1], "the norm of the gradient; the values follow as one copy"
 
 
-def test_an_exploding_error_stops_with_the_last_checkpoint(groups: list[Group], tmp_path: Path) -> None:
-    with pytest.raises(Diverged, match=r"step 2: .* error exploded to \d+ times the reference's by its .*; the last good"):
+def test_an_exploding_error_stops_with_the_last_checkpoint(
+    groups: list[Group], tmp_path: Path
+) -> None:
+    with pytest.raises(
+        Diverged,
+        match=r"step 2: .* error exploded to \d+ times the reference's by its .*; the last good",
+    ):
         train(groups, tmp_path, steps=40, checkpoint_every=1, optimizer={"lr": 0.2})
     kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     run = started(groups)
@@ -317,23 +414,43 @@ def test_an_exploding_error_stops_with_the_last_checkpoint(groups: list[Group], 
         for name, parameter in run.policy.items():
             parameter.copy_(kept["state"]["policy"][name])
     row = run.step(kept["step"])
-    assert row["policy_error"] < 10 * (row["policy_error"] - row["error_change"]), "it has not exploded yet"
+    assert row["policy_error"] < 10 * (row["policy_error"] - row["error_change"]), (
+        "it has not exploded yet"
+    )
 
 
 @pytest.mark.parametrize("every", [1, 100])
-def test_an_update_that_explodes_is_neither_kept_nor_the_result(groups: list[Group], tmp_path: Path, every: int) -> None:
+def test_an_update_that_explodes_is_neither_kept_nor_the_result(
+    groups: list[Group], tmp_path: Path, every: int
+) -> None:
     """No step sees the weights after the last update, nor those that a checkpoint gets."""
     with pytest.raises(
-        Diverged, match=r"^step 0: the policy's error exploded to .* by its update; there is no checkpoint yet$"
+        Diverged,
+        match=r"^step 0: the policy's error exploded to .* by its update; there is no checkpoint "
+        r"yet$",
     ):
-        train(groups, tmp_path, steps=1 if every > 1 else 9, checkpoint_every=every, optimizer={"lr": 30.0})
+        train(
+            groups,
+            tmp_path,
+            steps=1 if every > 1 else 9,
+            checkpoint_every=every,
+            optimizer={"lr": 30.0},
+        )
     assert not (tmp_path / "checkpoint.pt").exists()
 
 
-def test_rollouts_whose_errors_are_not_this_models_are_refused(groups: list[Group], tmp_path: Path) -> None:
+def test_rollouts_whose_errors_are_not_this_models_are_refused(
+    groups: list[Group], tmp_path: Path
+) -> None:
     """Whatever made them differ: an untrained policy is the reference."""
-    off = [replace(g, reference_error=[[e * 1.05 for e in row] for row in g.reference_error]) for g in groups]
-    with pytest.raises(ValueError, match=r"^the rollouts' reference errors are \+5.0% off those of this model: .* again$"):
+    off = [
+        replace(g, reference_error=[[e * 1.05 for e in row] for row in g.reference_error])
+        for g in groups
+    ]
+    with pytest.raises(
+        ValueError,
+        match=r"^the rollouts' reference errors are \+5.0% off those of this model: .* again$",
+    ):
         train(off, tmp_path)
     assert not (tmp_path / "checkpoint.pt").exists()
 
@@ -344,13 +461,17 @@ def test_a_group_that_is_not_finite_is_refused_by_name(groups: list[Group], tmp_
         train([*groups[:3], bad], tmp_path)
 
 
-def test_mean_and_spread_of_reward_and_metrics_are_logged(groups: list[Group], tmp_path: Path) -> None:
+def test_mean_and_spread_of_reward_and_metrics_are_logged(
+    groups: list[Group], tmp_path: Path
+) -> None:
     _, (row,) = train(groups, tmp_path, steps=1, batch=5)
     for name in ("psnr_y", "ssim_y"):
         values = np.array([group.metrics[name] for group in groups])
         assert row[name] == pytest.approx(values.mean(), rel=1e-6)
         assert row[f"{name}_spread"] == pytest.approx(values.std(axis=1, ddof=1).mean(), rel=1e-6)
-    rewards = np.array([reward_of(g.metrics, g.detail_share, configured().reward)[0] for g in groups])
+    rewards = np.array(
+        [reward_of(g.metrics, g.detail_share, configured().reward)[0] for g in groups]
+    )
     assert row["reward"] == pytest.approx(rewards.mean(), rel=1e-6)
     assert row["reward_spread"] == pytest.approx(rewards.std(axis=1, ddof=1).mean(), rel=1e-6)
 
@@ -359,20 +480,26 @@ def test_two_runs_are_identical(groups: list[Group], tmp_path: Path) -> None:
     assert same(*(train(groups, tmp_path / name, steps=3) for name in "ab"))
 
 
-@pytest.mark.parametrize(("schedule", "stop_after"), [("constant", 1), ("cosine", 4), ("constant", 5)])
+@pytest.mark.parametrize(
+    ("schedule", "stop_after"), [("constant", 1), ("cosine", 4), ("constant", 5)]
+)
 def test_stopped_and_resumed_gives_the_same_adapters(
     groups: list[Group], tmp_path: Path, schedule: str, stop_after: int
 ) -> None:
     settings: dict[str, Any] = {"steps": 5, "optimizer": {"lr": 1e-4, "schedule": schedule}}
     straight = train(groups, tmp_path / "straight", **settings)
     seen: list[int] = []
-    hooks = Hooks(log=lambda step, _: seen.append(step), should_stop=lambda: len(seen) == stop_after)
+    hooks = Hooks(
+        log=lambda step, _: seen.append(step), should_stop=lambda: len(seen) == stop_after
+    )
     with pytest.raises(Stopped):
         train(groups, tmp_path / "cut", hooks=hooks, **settings)
     assert same(train(groups, tmp_path / "cut", **settings), straight)
 
 
-def test_divergence_names_the_step_and_keeps_the_checkpoint(groups: list[Group], tmp_path: Path, monkeypatch: Any) -> None:
+def test_divergence_names_the_step_and_keeps_the_checkpoint(
+    groups: list[Group], tmp_path: Path, monkeypatch: Any
+) -> None:
     calls = []
     true = loop.squared
 
@@ -381,21 +508,32 @@ def test_divergence_names_the_step_and_keeps_the_checkpoint(groups: list[Group],
         return true(*args) * (torch.nan if len(calls) == 7 else 1)
 
     monkeypatch.setattr(loop, "squared", sometimes_nan)
-    with pytest.raises(Diverged, match=r"step 2: loss is not finite; the last good checkpoint is .*checkpoint.pt"):
+    with pytest.raises(
+        Diverged, match=r"step 2: loss is not finite; the last good checkpoint is .*checkpoint.pt"
+    ):
         train(groups, tmp_path)
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 2
 
 
 def test_no_groups_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="there are no rollouts to train on; run the select and rollout stages"):
+    with pytest.raises(
+        ValueError, match="there are no rollouts to train on; run the select and rollout stages"
+    ):
         train([], tmp_path)
 
 
 def test_on_a_bf16_base_the_policy_is_fp32_and_starts_at_the_reference(tmp_path: Path) -> None:
-    """Half the static memory: frozen weights in bf16, the trained ones in fp32; policy and reference still the same bits."""
+    """Half the static memory: frozen weights in bf16, the trained ones in fp32; policy and
+    reference still the same bits.
+    """
     config = configured({"precision": "bf16"}, steps=3, optimizer={"lr": 1e-3})
     model = tiny.model().to(torch.bfloat16)
-    groups = [group for pair in PAIRS for group in rollout(model, [pair], config) if isinstance(group, Group)]
+    groups = [
+        group
+        for pair in PAIRS
+        for group in rollout(model, [pair], config)
+        if isinstance(group, Group)
+    ]
     assert len(groups) == 5
     run = _Run(model, [from_row(to_row(group)) for group in groups], config, False)
     assert {p.dtype for p in run.policy.values()} == {torch.float32}

@@ -1,4 +1,6 @@
-"""The objectives: released and hand-computed values, slopes in closed form, and what must not change them."""
+"""The objectives: released and hand-computed values, slopes in closed form, and what must not
+change them.
+"""
 
 import inspect
 import math
@@ -29,7 +31,8 @@ REFERENCE = torch.full((1, 6), 1e-2, dtype=torch.float64)
 
 OBJECTIVES = ["gdpo", "dpo", "dance_grpo", "dgpo", "nft", "awm"]
 SIGMA = 0.07
-# No default among them; clips far from the errors of `example`, so that nothing is clipped but where a test wants it.
+# No default among them; clips far from the errors of `example`, so that nothing is clipped but
+# where a test wants it.
 SETTINGS = {"omega": 300.0, "pairs": 2, "clip": 5.0, "beta": 40.0, "mix": 0.6}
 
 
@@ -38,10 +41,14 @@ def draw(*key: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def example(key: str, groups: int = 3, size: int = 6, away: float = 0.1) -> dict[str, Tensor]:
-    """Errors of predictions that are vectors, so that m, o and d fit together; advantages of random scores."""
+    """Errors of predictions that are vectors, so that m, o and d fit together; advantages of random
+    scores.
+    """
     shape = (groups, size, 20)
     target, old = draw(key, "target", shape=shape), draw(key, "old", shape=shape)
-    policy, reference = (old + away * draw(key, name, shape=shape) for name in ("policy", "reference"))
+    policy, reference = (
+        old + away * draw(key, name, shape=shape) for name in ("policy", "reference")
+    )
     policy, reference, old, target = (0.1 * x for x in (policy, reference, old, target))
 
     def mean_square(x: Tensor) -> Tensor:
@@ -59,7 +66,13 @@ def example(key: str, groups: int = 3, size: int = 6, away: float = 0.1) -> dict
 def loss_of(name: str, given: dict[str, Tensor], **settings: Any) -> Tensor:
     chosen = Finetune(objective=name, **{**SETTINGS, **settings})  # type: ignore[arg-type]
     return objective_loss(
-        chosen, given["policy"], given["reference"], given["old"], given["distance"], given["advantage"], SIGMA
+        chosen,
+        given["policy"],
+        given["reference"],
+        given["old"],
+        given["distance"],
+        given["advantage"],
+        SIGMA,
     )
 
 
@@ -76,7 +89,8 @@ def at_the_reference(given: dict[str, Tensor]) -> dict[str, Tensor]:
     return {**given, "policy": error, "old": error, "distance": torch.zeros_like(error)}
 
 
-# --- values -----------------------------------------------------------------------------------------------------------
+# --- values
+# --------------------------------------------------------------------------------------------------
 
 
 def test_released_values() -> None:
@@ -102,25 +116,51 @@ def test_omega_is_halved_and_scales_the_logit() -> None:
 
 @pytest.mark.parametrize(("pairs", "insides"), [(1, [0.75]), (2, [0.75, 1.0, 1.0, 1.25])])
 def test_dpo_by_hand(pairs: int, insides: list[float]) -> None:
-    """Best: candidates 3 and 4, changes -2e-4 and -3e-4; worst: 0 and 5, +1e-4 and +2e-4; times 2500."""
+    """Best: candidates 3 and 4, changes -2e-4 and -3e-4; worst: 0 and 5, +1e-4 and +2e-4; times
+    2500.
+    """
     wanted = sum(math.log1p(math.exp(-inside)) for inside in insides) / len(insides)
-    assert diffusion_dpo_loss(POLICY, REFERENCE, ADVANTAGE, pairs=pairs).item() == pytest.approx(wanted, rel=1e-9)
+    assert diffusion_dpo_loss(POLICY, REFERENCE, ADVANTAGE, pairs=pairs).item() == pytest.approx(
+        wanted, rel=1e-9
+    )
 
 
 @pytest.mark.parametrize(
     ("advantage", "weights"),
     [
-        ([3.0, -1, -1, -1], {(0, 1): 1 / 3, (0, 2): 1 / 3, (0, 3): 1 / 3}),  # (j, k) among the equal: no pair
-        ([3.0, 1, 1, 0, -2, -3], {(0, 4): 1 / 4, (0, 5): 1 / 4, (1, 4): 1 / 8, (1, 5): 1 / 8, (2, 4): 1 / 8, (2, 5): 1 / 8}),
+        (
+            [3.0, -1, -1, -1],
+            {(0, 1): 1 / 3, (0, 2): 1 / 3, (0, 3): 1 / 3},
+        ),  # (j, k) among the equal: no pair
+        (
+            [3.0, 1, 1, 0, -2, -3],
+            {
+                (0, 4): 1 / 4,
+                (0, 5): 1 / 4,
+                (1, 4): 1 / 8,
+                (1, 5): 1 / 8,
+                (2, 4): 1 / 8,
+                (2, 5): 1 / 8,
+            },
+        ),
         ([0.0, 0, 0, 0], {}),
     ],
 )
-def test_dpo_where_advantages_are_equal(advantage: list[float], weights: dict[tuple[int, int], float]) -> None:
-    """Two places at either end; omega 2 and errors 1, 4, 9, ... make the change of a pair its logit."""
+def test_dpo_where_advantages_are_equal(
+    advantage: list[float], weights: dict[tuple[int, int], float]
+) -> None:
+    """Two places at either end; omega 2 and errors 1, 4, 9, ... make the change of a pair its
+    logit.
+    """
     policy = torch.arange(1, len(advantage) + 1, dtype=torch.float64)[None].square()
-    wanted = sum(weight * math.log1p(math.exp(policy[0, w] - policy[0, b])) for (w, b), weight in weights.items())
+    wanted = sum(
+        weight * math.log1p(math.exp(policy[0, w] - policy[0, b]))
+        for (w, b), weight in weights.items()
+    )
     given = torch.tensor([advantage], dtype=torch.float64)
-    assert diffusion_dpo_loss(policy, torch.zeros_like(policy), given, omega=2.0, pairs=2).item() == pytest.approx(wanted)
+    assert diffusion_dpo_loss(
+        policy, torch.zeros_like(policy), given, omega=2.0, pairs=2
+    ).item() == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize("name", ["dance_grpo", "awm"])
@@ -133,22 +173,36 @@ def test_clipped_surrogates_by_hand(name: str) -> None:
         a = max(-5.0, min(5.0, a))
         wanted += max(-a * ratio, -a * max(1 - 1e-4, min(1 + 1e-4, ratio))) / 6
     given = torch.tensor([advantages], dtype=torch.float64)
-    found = dance_grpo_loss(POLICY, REFERENCE, given, SIGMA) if name == "dance_grpo" else awm_loss(POLICY, REFERENCE, given)
+    found = (
+        dance_grpo_loss(POLICY, REFERENCE, given, SIGMA)
+        if name == "dance_grpo"
+        else awm_loss(POLICY, REFERENCE, given)
+    )
     assert found.item() == pytest.approx(wanted, rel=1e-12)
 
 
 def test_dgpo_by_hand() -> None:
-    inside = -100 / 6 * sum(a * (m - 0.01) for a, m in zip(ADVANTAGE[0].tolist(), POLICY[0].tolist(), strict=True))
+    inside = (
+        -100
+        / 6
+        * sum(
+            a * (m - 0.01) for a, m in zip(ADVANTAGE[0].tolist(), POLICY[0].tolist(), strict=True)
+        )
+    )
     found = dgpo_loss(POLICY, REFERENCE, REFERENCE, ADVANTAGE)
     assert found.item() == pytest.approx(math.log1p(math.exp(-inside)), rel=1e-12)
-    clipped_differently = dgpo_loss(POLICY, REFERENCE, POLICY, ADVANTAGE)  # the clip is a matter of the gradient alone
+    clipped_differently = dgpo_loss(
+        POLICY, REFERENCE, POLICY, ADVANTAGE
+    )  # the clip is a matter of the gradient alone
     assert clipped_differently.item() == found.item()
 
 
 @pytest.mark.parametrize("mix", [1.0, 0.6, 1.5])
 def test_nft_is_what_its_two_branches_give(mix: float) -> None:
     """The loss, and its gradient in the prediction, from the vectors v+ and v- themselves."""
-    target, old, start = (0.1 * draw("nft", name, shape=(2, 4, 20)) for name in ("target", "old", "policy"))
+    target, old, start = (
+        0.1 * draw("nft", name, shape=(2, 4, 20)) for name in ("target", "old", "policy")
+    )
     advantage = group_advantage(draw("nft", "score", shape=(2, 4)))
     advantage[0, 0], advantage[1, 0] = 6.0, 0.0  # 6 counts as 5
 
@@ -162,7 +216,10 @@ def test_nft_is_what_its_two_branches_give(mix: float) -> None:
         return total.mean()
 
     def by_errors(policy: Tensor) -> Tensor:
-        m, o, d = ((x - y).square().mean(dim=2) for x, y in ((policy, target), (old, target), (policy, old)))
+        m, o, d = (
+            (x - y).square().mean(dim=2)
+            for x, y in ((policy, target), (old, target), (policy, old))
+        )
         return nft_loss(m, o, d, advantage, mix)
 
     results = []
@@ -175,15 +232,20 @@ def test_nft_is_what_its_two_branches_give(mix: float) -> None:
 
 
 def test_nft_divides_by_1e_5_at_least() -> None:
-    """A policy and an old policy that hit the target: a root of 0, and even a branch below 0 by rounding, stay finite."""
+    """A policy and an old policy that hit the target: a root of 0, and even a branch below 0 by
+    rounding, stay finite.
+    """
     zero = torch.zeros(1, 2, dtype=torch.float64)
     policy = (zero - 1e-18).requires_grad_()
     loss = nft_loss(policy, zero, zero, torch.tensor([[1.0, -1.0]], dtype=torch.float64))
     loss.backward()
-    assert torch.allclose(policy.grad, torch.tensor([[0.1, -0.1]], dtype=torch.float64) / 1e-5, rtol=1e-9)  # type: ignore[arg-type]
+    assert torch.allclose(
+        policy.grad, torch.tensor([[0.1, -0.1]], dtype=torch.float64) / 1e-5, rtol=1e-9
+    )  # type: ignore[arg-type]
 
 
-# --- identities between objectives ------------------------------------------------------------------------------------
+# --- identities between objectives
+# ------------------------------------------------------------------------------------
 
 
 def test_of_two_gdpo_is_dpo_with_0_7071_omega() -> None:
@@ -191,8 +253,12 @@ def test_of_two_gdpo_is_dpo_with_0_7071_omega() -> None:
     x = example("two", size=2)
     gdpo = gdpo_loss(x["policy"], x["reference"], x["advantage"], 500.0)
     dpo = diffusion_dpo_loss(x["policy"], x["reference"], x["advantage"], 500.0 / math.sqrt(2))
-    assert gdpo.item() == pytest.approx(dpo.item(), rel=1e-6)  # group_advantage adds 1e-8 to the deviation
-    assert gdpo.item() != pytest.approx(diffusion_dpo_loss(x["policy"], x["reference"], x["advantage"], 500.0).item(), rel=1e-3)
+    assert gdpo.item() == pytest.approx(
+        dpo.item(), rel=1e-6
+    )  # group_advantage adds 1e-8 to the deviation
+    assert gdpo.item() != pytest.approx(
+        diffusion_dpo_loss(x["policy"], x["reference"], x["advantage"], 500.0).item(), rel=1e-3
+    )
 
 
 def test_unclipped_dgpo_is_gdpo_with_half_omega_of_beta_by_g() -> None:
@@ -206,7 +272,13 @@ def test_unclipped_dgpo_is_gdpo_with_half_omega_of_beta_by_g() -> None:
 @pytest.mark.parametrize("clip", [5.0, 1e-3])
 def test_objective_loss_calls_each_with_its_settings(clip: float) -> None:
     x = example("settings")
-    m, r, o, d, a = x["policy"].requires_grad_(), x["reference"], x["old"], x["distance"], x["advantage"]
+    m, r, o, d, a = (
+        x["policy"].requires_grad_(),
+        x["reference"],
+        x["old"],
+        x["distance"],
+        x["advantage"],
+    )
     direct = {
         "gdpo": gdpo_loss(m, r, a, 300.0),
         "dpo": diffusion_dpo_loss(m, r, a, 300.0, 2),
@@ -221,7 +293,8 @@ def test_objective_loss_calls_each_with_its_settings(clip: float) -> None:
         assert torch.equal(*torch.autograd.grad(found, m), *torch.autograd.grad(direct[name], m))
 
 
-# --- properties of all ------------------------------------------------------------------------------------------------
+# --- properties of all
+# ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -237,7 +310,9 @@ def test_first_slopes_are_the_documented_ones(name: str) -> None:
         "dance_grpo": a / (2 * SIGMA**2) / size,
         "nft": 0.6 / 5 * a / r.sqrt() / size,
         "awm": a / size,
-        "dpo": 300.0 / 4 * ((a == a.amax(1, keepdim=True)).double() - (a == a.amin(1, keepdim=True)).double()),
+        "dpo": 300.0
+        / 4
+        * ((a == a.amax(1, keepdim=True)).double() - (a == a.amin(1, keepdim=True)).double()),
     }
     assert torch.allclose(found, scale[name] / groups, rtol=1e-9)
     best, worst = a.argmax(1, keepdim=True), a.argmin(1, keepdim=True)
@@ -264,7 +339,12 @@ def test_equal_scores_give_no_gradient_and_count_in_the_mean(name: str, away: fl
 @pytest.mark.parametrize("name", ["dance_grpo", "awm"])
 def test_equal_scores_where_the_ratio_overflows(name: str) -> None:
     x = example("overflow", groups=1)
-    given = {**x, "policy": torch.zeros_like(x["policy"]), "old": x["old"] + 1e4, "advantage": torch.zeros_like(x["policy"])}
+    given = {
+        **x,
+        "policy": torch.zeros_like(x["policy"]),
+        "old": x["old"] + 1e4,
+        "advantage": torch.zeros_like(x["policy"]),
+    }
     assert not slopes(name, given)[0].any()
     assert loss_of(name, given).item() == 0
 
@@ -274,11 +354,17 @@ def test_equal_scores_where_the_ratio_overflows(name: str) -> None:
 def test_the_order_within_a_group_changes_nothing(name: str, ties: bool) -> None:
     x = example("order")
     if ties:
-        x["advantage"] = group_advantage(torch.tensor([[1.0, 1, 1, 0, 0, 0], [2, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 1]]).double())
+        x["advantage"] = group_advantage(
+            torch.tensor([[1.0, 1, 1, 0, 0, 0], [2, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 1]]).double()
+        )
     order = torch.tensor([2, 0, 3, 1, 5, 4])
     shuffled = {key: value[:, order] for key, value in x.items()}
-    assert loss_of(name, shuffled, clip=1e-3).item() == pytest.approx(loss_of(name, x, clip=1e-3).item(), rel=1e-12)
-    for before, after in zip(slopes(name, x, clip=1e-3), slopes(name, shuffled, clip=1e-3), strict=True):
+    assert loss_of(name, shuffled, clip=1e-3).item() == pytest.approx(
+        loss_of(name, x, clip=1e-3).item(), rel=1e-12
+    )
+    for before, after in zip(
+        slopes(name, x, clip=1e-3), slopes(name, shuffled, clip=1e-3), strict=True
+    ):
         assert torch.allclose(after, before[:, order], rtol=1e-9, atol=1e-15)
 
 
@@ -289,7 +375,9 @@ def test_groups_are_averaged(name: str) -> None:
     assert loss_of(name, x).item() == pytest.approx(torch.stack(alone).mean().item(), rel=1e-12)
 
 
-@pytest.mark.parametrize("name", ["gdpo", "dpo", "dance_grpo", "dgpo", "awm"])  # nft: its roots are without gradient
+@pytest.mark.parametrize(
+    "name", ["gdpo", "dpo", "dance_grpo", "dgpo", "awm"]
+)  # nft: its roots are without gradient
 def test_gradients_in_float64(name: str) -> None:
     x = example("check")
     given = {key: x[key].clone().requires_grad_() for key in ("policy", "reference")}
@@ -310,11 +398,17 @@ def test_gradients_of_the_logit_in_float64() -> None:
 
 @pytest.mark.parametrize("name", ["dance_grpo", "dgpo", "awm"])
 @pytest.mark.parametrize("advantage", [0.7, -0.7])
-def test_the_clip_stops_a_candidate_in_the_direction_of_its_advantage_only(name: str, advantage: float) -> None:
-    """Candidate 0 beyond the clip, then as far on the other side, then inside it; candidate 1 stays where it was."""
+def test_the_clip_stops_a_candidate_in_the_direction_of_its_advantage_only(
+    name: str, advantage: float
+) -> None:
+    """Candidate 0 beyond the clip, then as far on the other side, then inside it; candidate 1 stays
+    where it was.
+    """
     unit = 2 * SIGMA**2 if name == "dance_grpo" else 1.0
     old = torch.full((1, 2), 0.05, dtype=torch.float64)
-    better = -1.0 if advantage > 0 else 1.0  # an error that moves so has the ratio follow the advantage
+    better = (
+        -1.0 if advantage > 0 else 1.0
+    )  # an error that moves so has the ratio follow the advantage
     found = []
     for change in (2e-3, -2e-3, 5e-4):
         policy = old + torch.tensor([[better * change * unit, 0.0]], dtype=torch.float64)
@@ -330,11 +424,17 @@ def test_the_clip_stops_a_candidate_in_the_direction_of_its_advantage_only(name:
 @pytest.mark.parametrize("name", OBJECTIVES)
 @pytest.mark.parametrize("chunk", [1, 4])
 @pytest.mark.parametrize("clip", [5.0, 1e-3])
-def test_micro_batches_by_the_group_scalar_form_give_the_same_gradient(name: str, chunk: int, clip: float) -> None:
-    """dL/dm_i and dL/dd_i from the group's detached errors; then the backward pass of sum dL/dm_i m_i + dL/dd_i d_i."""
+def test_micro_batches_by_the_group_scalar_form_give_the_same_gradient(
+    name: str, chunk: int, clip: float
+) -> None:
+    """dL/dm_i and dL/dd_i from the group's detached errors; then the backward pass of sum dL/dm_i
+    m_i + dL/dd_i d_i.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = torch.nn.Sequential(torch.nn.Linear(20, 8), torch.nn.Tanh(), torch.nn.Linear(8, 20)).double()
+        network = torch.nn.Sequential(
+            torch.nn.Linear(20, 8), torch.nn.Tanh(), torch.nn.Linear(8, 20)
+        ).double()
     inputs, target = (0.3 * draw("micro", what, shape=(6, 20)) for what in ("inputs", "target"))
     with torch.no_grad():
         old = network(inputs) + 0.03 * draw("micro", "old", shape=(6, 20))
@@ -343,7 +443,10 @@ def test_micro_batches_by_the_group_scalar_form_give_the_same_gradient(name: str
     def mean_square(x: Tensor) -> Tensor:
         return x.square().mean(dim=1)
 
-    fixed = {"reference": mean_square(reference - target)[None], "old": mean_square(old - target)[None]}
+    fixed = {
+        "reference": mean_square(reference - target)[None],
+        "old": mean_square(old - target)[None],
+    }
     fixed["advantage"] = ADVANTAGE
 
     def errors(part: slice) -> tuple[Tensor, Tensor]:
@@ -351,16 +454,24 @@ def test_micro_batches_by_the_group_scalar_form_give_the_same_gradient(name: str
         return mean_square(predicted - target[part]), mean_square(predicted - old[part])
 
     def gradient() -> list[Tensor]:
-        found = [parameter.grad.clone() for parameter in network.parameters() if parameter.grad is not None]
+        found = [
+            parameter.grad.clone()
+            for parameter in network.parameters()
+            if parameter.grad is not None
+        ]
         network.zero_grad()
         return found
 
     policy, distance = errors(slice(None))
-    loss_of(name, {**fixed, "policy": policy[None], "distance": distance[None]}, clip=clip).backward()
+    loss_of(
+        name, {**fixed, "policy": policy[None], "distance": distance[None]}, clip=clip
+    ).backward()
     whole = gradient()
     with torch.no_grad():
         policy, distance = errors(slice(None))
-    by_m, by_d = slopes(name, {**fixed, "policy": policy[None], "distance": distance[None]}, clip=clip)
+    by_m, by_d = slopes(
+        name, {**fixed, "policy": policy[None], "distance": distance[None]}, clip=clip
+    )
     for i in range(0, 6, chunk):
         part = slice(i, i + chunk)
         m, d = errors(part)
@@ -381,7 +492,9 @@ def test_a_large_logit_stays_finite() -> None:
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_the_loop_waits_for_no_value_and_keeps_the_dtype(name: str) -> None:
-    """A tensor on the device `meta` has no values: reading one raises, as it does in the public functions' checks."""
+    """A tensor on the device `meta` has no values: reading one raises, as it does in the public
+    functions' checks.
+    """
     x = {key: value.float().to("meta") for key, value in example("meta").items()}
     loss = loss_of(name, x)
     assert loss.shape == () and loss.dtype == torch.float32
@@ -390,13 +503,18 @@ def test_the_loop_waits_for_no_value_and_keeps_the_dtype(name: str) -> None:
         gdpo_loss(x["policy"], x["reference"], x["advantage"])
 
 
-# --- bad input --------------------------------------------------------------------------------------------------------
+# --- bad input
+# --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("function", [gdpo_loss, diffusion_dpo_loss, dance_grpo_loss, dgpo_loss, nft_loss, awm_loss])
+@pytest.mark.parametrize(
+    "function", [gdpo_loss, diffusion_dpo_loss, dance_grpo_loss, dgpo_loss, nft_loss, awm_loss]
+)
 def test_bad_arguments_are_named(function: Callable[..., Tensor]) -> None:
     names = [name for name in inspect.signature(function).parameters if name != "pairs"]
-    tensors, numbers = ([name for name in names if name.endswith("_BG") == wanted] for wanted in (True, False))
+    tensors, numbers = (
+        [name for name in names if name.endswith("_BG") == wanted] for wanted in (True, False)
+    )
     good: dict[str, Any] = {**dict.fromkeys(tensors, POLICY), **dict.fromkeys(numbers, 1.0)}
     assert function(**good).isfinite()
     for name in tensors:
@@ -412,7 +530,9 @@ def test_bad_arguments_are_named(function: Callable[..., Tensor]) -> None:
             assert "\n" not in str(error.value)
     for name in numbers:
         for number in (0, -1.0, math.inf, math.nan, True, "1"):
-            with pytest.raises(ValueError, match=f"^{name} must be a positive number, got {number!r}$"):
+            with pytest.raises(
+                ValueError, match=f"^{name} must be a positive number, got {number!r}$"
+            ):
                 function(**{**good, name: number})
 
 

@@ -1,4 +1,6 @@
-"""Rollouts: what a group holds, that it does not depend on its neighbours, and its way through Parquet."""
+"""Rollouts: what a group holds, that it does not depend on its neighbours, and its way through
+Parquet.
+"""
 
 import hashlib
 import json
@@ -76,12 +78,19 @@ def test_candidates_and_errors_have_the_prompt_of_training(
     monkeypatch.setattr(model, "embed", noted)
     tagged = replace(tiny.pair(0), tags="cat, grass")
     (group,) = rollout(model, [tagged], tiny.settings(model={"training_prompt": ""}))
-    assert isinstance(group, Group) and group.prompt == "cat, grass, " and group.tags == "cat, grass"
-    assert seen == [["cat, grass, "], ["cat, grass, "]]  # once for all candidates, then for all noise errors
+    assert (
+        isinstance(group, Group) and group.prompt == "cat, grass, " and group.tags == "cat, grass"
+    )
+    assert seen == [
+        ["cat, grass, "],
+        ["cat, grass, "],
+    ]  # once for all candidates, then for all noise errors
     assert group.reference_error != groups[0].reference_error
 
 
-def test_scores_are_of_the_colour_corrected_candidates_and_latents_of_the_plain_ones(model: NAOSD, groups: list[Group]) -> None:
+def test_scores_are_of_the_colour_corrected_candidates_and_latents_of_the_plain_ones(
+    model: NAOSD, groups: list[Group]
+) -> None:
     (fixed,) = made(model, [0], tiny.settings(rollout={"color_fix": "adain"}))
     assert fixed.metrics["psnr_y"] != pytest.approx(groups[0].metrics["psnr_y"], rel=1e-2)
     assert torch.allclose(fixed.latents.mean, groups[0].latents.mean, atol=2e-3)
@@ -103,7 +112,9 @@ def test_seeds_and_draws_change_the_candidates(model: NAOSD, groups: list[Group]
         assert all(a != pytest.approx(b, rel=1e-4) for b in values[i + 1 :])
 
 
-def test_a_smaller_group_is_the_first_candidates_of_a_larger_one(model: NAOSD, groups: list[Group]) -> None:
+def test_a_smaller_group_is_the_first_candidates_of_a_larger_one(
+    model: NAOSD, groups: list[Group]
+) -> None:
     (small,), first = made(model, [0], tiny.settings(rollout={"group": 2})), subset(groups[0], 2)
     assert (first.seeds, first.noise_seeds) == (small.seeds, small.noise_seeds)
     for name, values in small.metrics.items():
@@ -111,7 +122,9 @@ def test_a_smaller_group_is_the_first_candidates_of_a_larger_one(model: NAOSD, g
     assert torch.allclose(first.latents.mean, small.latents.mean, atol=2e-3)
     for a, b in zip(first.reference_error, small.reference_error, strict=True):
         assert a == pytest.approx(b, rel=1e-3)
-    with pytest.raises(ValueError, match=r"^group pair0 has 3 candidates; a subset of 4 cannot be taken$"):
+    with pytest.raises(
+        ValueError, match=r"^group pair0 has 3 candidates; a subset of 4 cannot be taken$"
+    ):
         subset(groups[0], 4)
 
 
@@ -132,12 +145,18 @@ def test_candidates_of_another_role_are_scored_by_the_same_reference(model: NAOS
 
 @torch.no_grad()
 def test_an_action_is_a_gaussian_around_the_reference(model: NAOSD) -> None:
-    """The candidate is the decoded action; the reference's error is that of its own Gaussian, sigma^2 mean(xi^2)."""
-    config = tiny.settings(rollout={"candidates": "action", "sigma": 0.1}, finetune={"objective": "dance_grpo"})
+    """The candidate is the decoded action; the reference's error is that of its own Gaussian,
+    sigma^2 mean(xi^2).
+    """
+    config = tiny.settings(
+        rollout={"candidates": "action", "sigma": 0.1}, finetune={"objective": "dance_grpo"}
+    )
     (group,), (plain,) = made(model, [0], config), made(model, [0])
     xi = draws(group.seeds, (4, 8, 8), 3)[2]
     wanted = 0.1**2 * xi.square().mean(dim=(1, 2, 3))
-    assert group.reference_error[0] == pytest.approx(wanted.tolist(), rel=2e-3)  # the action is stored in fp16
+    assert group.reference_error[0] == pytest.approx(
+        wanted.tolist(), rel=2e-3
+    )  # the action is stored in fp16
     assert not group.latents.std.any() and group.latents.lr is not None
     image = model.decode(group.latents.mean) * 0.5 + 0.5
     scores = score(["psnr_y"], image, to_tensor(tiny.pair(0).hr).expand(3, -1, -1, -1))["psnr_y"]
@@ -145,34 +164,64 @@ def test_an_action_is_a_gaussian_around_the_reference(model: NAOSD) -> None:
     assert group.metrics["psnr_y"] != pytest.approx(plain.metrics["psnr_y"], rel=1e-4)
     again = from_row(to_row(group))
     assert again.latents.lr is not None and torch.equal(again.latents.lr.float(), group.latents.lr)
-    assert noise_errors(model, again, model.embed([again.prompt]), config.rollout, 0).tolist() == group.reference_error[0]
+    assert (
+        noise_errors(model, again, model.embed([again.prompt]), config.rollout, 0).tolist()
+        == group.reference_error[0]
+    )
 
 
 @torch.no_grad()
-def test_candidates_by_t_add_share_the_noise_and_differ_in_its_level(model: NAOSD, groups: list[Group]) -> None:
-    """Timesteps 150, 250, 350 over a group of three; the middle one is what NAOSD's own t_add makes of the first noise."""
-    (group,) = made(model, [0], tiny.settings(rollout={"candidates": "t_add", "t_add_range": [150, 350]}))
+def test_candidates_by_t_add_share_the_noise_and_differ_in_its_level(
+    model: NAOSD, groups: list[Group]
+) -> None:
+    """Timesteps 150, 250, 350 over a group of three; the middle one is what NAOSD's own t_add makes
+    of the first noise.
+    """
+    (group,) = made(
+        model, [0], tiny.settings(rollout={"candidates": "t_add", "t_add_range": [150, 350]})
+    )
     assert group.metrics["psnr_y"][1] == pytest.approx(groups[0].metrics["psnr_y"][0], rel=1e-4)
     assert len(set(group.metrics["psnr_y"])) == 3
 
 
 @torch.no_grad()
-def test_candidates_by_guidance_share_the_noise_and_start_unguided(model: NAOSD, groups: list[Group]) -> None:
-    (group,) = made(model, [0], tiny.settings(rollout={"candidates": "guidance", "guidance_range": [1.0, 3.0]}))
+def test_candidates_by_guidance_share_the_noise_and_start_unguided(
+    model: NAOSD, groups: list[Group]
+) -> None:
+    (group,) = made(
+        model, [0], tiny.settings(rollout={"candidates": "guidance", "guidance_range": [1.0, 3.0]})
+    )
     assert group.metrics["psnr_y"][0] == pytest.approx(groups[0].metrics["psnr_y"][0], rel=1e-4)
     assert len(set(group.metrics["psnr_y"])) == 3
 
 
-def test_rows_survive_parquet_and_give_the_same_errors_to_the_bit(model: NAOSD, groups: list[Group], tmp_path: Path) -> None:
+def test_rows_survive_parquet_and_give_the_same_errors_to_the_bit(
+    model: NAOSD, groups: list[Group], tmp_path: Path
+) -> None:
     described = schema(CONFIG.rollout, json.dumps({"seed": 0}))
-    pq.write_table(pa.Table.from_pylist([to_row(group) for group in groups], schema=described), tmp_path / "a.parquet")
+    pq.write_table(
+        pa.Table.from_pylist([to_row(group) for group in groups], schema=described),
+        tmp_path / "a.parquet",
+    )
     table = pq.read_table(tmp_path / "a.parquet")
     assert json.loads(table.schema.metadata[b"rollout"]) == {"seed": 0}
     for row, group in zip(table.to_pylist(), groups, strict=True):
         found = from_row(row)
-        for name in ("id", "lr", "tags", "prompt", "detail_share", "seeds", "metrics", "noise_seeds", "reference_error"):
+        for name in (
+            "id",
+            "lr",
+            "tags",
+            "prompt",
+            "detail_share",
+            "seeds",
+            "metrics",
+            "noise_seeds",
+            "reference_error",
+        ):
             assert getattr(found, name) == getattr(group, name)
-        assert found.latents.mean.dtype == torch.float16 and torch.equal(found.latents.mean.float(), group.latents.mean)
+        assert found.latents.mean.dtype == torch.float16 and torch.equal(
+            found.latents.mean.float(), group.latents.mean
+        )
         assert torch.equal(found.latents.std.float(), group.latents.std)
         assert found.latents.mean.is_contiguous() and group.latents.mean.is_contiguous()
         prompt = model.embed([found.prompt])
@@ -184,7 +233,9 @@ def test_rows_survive_parquet_and_give_the_same_errors_to_the_bit(model: NAOSD, 
 
 
 def test_metrics_count_in_their_own_direction() -> None:
-    reward, advantage = reward_of({"niqe": [3.0, 5.0]}, 1.0, Reward(fidelity=[], perception=["niqe"]))
+    reward, advantage = reward_of(
+        {"niqe": [3.0, 5.0]}, 1.0, Reward(fidelity=[], perception=["niqe"])
+    )
     assert reward == [1.0, 0.0]  # lower is better
     assert advantage == pytest.approx([0.5**0.5, -(0.5**0.5)], abs=1e-6)
 
@@ -194,20 +245,34 @@ def test_equal_weights_are_half_and_half_whatever_the_detail() -> None:
     plain = Reward(fidelity=["psnr_y"], perception=["niqe"])
     equal = plain.model_copy(update={"weighting": "equal"})
     assert reward_of(metrics, 0.25, plain)[0] == pytest.approx([0.25, 0.75 / 2 + 0.25, 0.75])
-    assert reward_of(metrics, 0.25, equal)[0] == pytest.approx([0.5, 0.75, 0.5]) == reward_of(metrics, 0.9, equal)[0]
+    assert (
+        reward_of(metrics, 0.25, equal)[0]
+        == pytest.approx([0.5, 0.75, 0.5])
+        == reward_of(metrics, 0.9, equal)[0]
+    )
 
 
 def test_equal_scores_give_zero_advantage() -> None:
-    assert reward_of({"psnr_y": [20.0] * 3, "ssim_y": [0.1] * 3}, 0.3, CONFIG.reward) == ([0.0] * 3, [0.0] * 3)
+    assert reward_of({"psnr_y": [20.0] * 3, "ssim_y": [0.1] * 3}, 0.3, CONFIG.reward) == (
+        [0.0] * 3,
+        [0.0] * 3,
+    )
 
 
 def test_a_reward_of_a_metric_that_is_not_stored_says_so() -> None:
-    with pytest.raises(ValueError, match=r"^the rollouts hold no niqe, which the reward uses; add it to rollout.metrics$"):
+    with pytest.raises(
+        ValueError,
+        match=r"^the rollouts hold no niqe, which the reward uses; add it to rollout.metrics$",
+    ):
         reward_of({"psnr_y": [20.0, 21.0]}, 0.5, Reward(fidelity=["psnr_y"], perception=["niqe"]))
 
 
-def test_a_pair_with_a_score_that_is_not_finite_is_skipped_by_name(model: NAOSD, monkeypatch: Any, groups: list[Group]) -> None:
-    def broken(names: list[str], image: torch.Tensor, reference: torch.Tensor) -> dict[str, torch.Tensor]:
+def test_a_pair_with_a_score_that_is_not_finite_is_skipped_by_name(
+    model: NAOSD, monkeypatch: Any, groups: list[Group]
+) -> None:
+    def broken(
+        names: list[str], image: torch.Tensor, reference: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
         values = score(names, image, reference)
         values["ssim_y"][4] = torch.nan
         return values
@@ -218,7 +283,9 @@ def test_a_pair_with_a_score_that_is_not_finite_is_skipped_by_name(model: NAOSD,
     assert second == Skipped("pair1", "metric ssim_y of its candidates is not finite")
 
 
-def test_a_pair_whose_candidates_are_not_finite_is_skipped_by_name(model: NAOSD, monkeypatch: Any) -> None:
+def test_a_pair_whose_candidates_are_not_finite_is_skipped_by_name(
+    model: NAOSD, monkeypatch: Any
+) -> None:
     decode = model.decode
 
     def broken(z: torch.Tensor) -> torch.Tensor:
@@ -232,8 +299,12 @@ def test_a_pair_whose_candidates_are_not_finite_is_skipped_by_name(model: NAOSD,
     assert isinstance(second, Group)
 
 
-def test_a_pair_whose_reference_error_is_not_finite_is_skipped_by_name(model: NAOSD, monkeypatch: Any) -> None:
-    monkeypatch.setattr("gdpo.preference.rollout.noise_errors", lambda *_: torch.tensor([0.1, torch.inf, 0.2]))
+def test_a_pair_whose_reference_error_is_not_finite_is_skipped_by_name(
+    model: NAOSD, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(
+        "gdpo.preference.rollout.noise_errors", lambda *_: torch.tensor([0.1, torch.inf, 0.2])
+    )
     (found,) = rollout(model, [tiny.pair(0)], CONFIG)
     assert found == Skipped("pair0", "reference_error of its candidates is not finite")
 

@@ -1,4 +1,6 @@
-"""The pretraining loop on tiny inputs: what it trains, what it draws, and where it refuses to start."""
+"""The pretraining loop on tiny inputs: what it trains, what it draws, and where it refuses to
+start.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -24,11 +26,24 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Shards:
     return Shards(folder)
 
 
-def train(pairs: Shards, folder: Path, *, init: Adapters | None = None, hooks: Hooks | None = None, **settings: Any) -> Any:
+def train(
+    pairs: Shards,
+    folder: Path,
+    *,
+    init: Adapters | None = None,
+    hooks: Hooks | None = None,
+    **settings: Any,
+) -> Any:
     config = tiny.settings(pretrain=settings)
     return pretrain(
-        tiny.model(), pairs, config, init=init, folder=folder, fingerprint="test", hooks=hooks or Hooks()
-    )  # fmt: skip
+        tiny.model(),
+        pairs,
+        config,
+        init=init,
+        folder=folder,
+        fingerprint="test",
+        hooks=hooks or Hooks(),
+    )
 
 
 def same(a: tuple[Adapters, History], b: tuple[Adapters, History]) -> bool:
@@ -41,19 +56,28 @@ def started(pairs: Shards, **settings: Any) -> tuple[NAOSD, _Run]:
     return model, _Run(model, pairs, tiny.settings(pretrain=settings), None)
 
 
-def test_two_runs_in_one_process_are_identical_and_a_third_seed_is_not(pairs: Shards, tmp_path: Path) -> None:
+def test_two_runs_in_one_process_are_identical_and_a_third_seed_is_not(
+    pairs: Shards, tmp_path: Path
+) -> None:
     first, second = (train(pairs, tmp_path / name, steps=3) for name in "ab")
     assert same(first, second)
     other = tiny.settings(pretrain={"steps": 3}).model_copy(update={"seed": 1})
-    third = pretrain(tiny.model(), pairs, other, init=None, folder=tmp_path / "c", fingerprint="", hooks=Hooks())
+    third = pretrain(
+        tiny.model(), pairs, other, init=None, folder=tmp_path / "c", fingerprint="", hooks=Hooks()
+    )
     assert third[1][0]["loss"] != first[1][0]["loss"]
 
 
 @pytest.mark.parametrize(("key", "value"), [("t_add", 150), ("t_add", None), ("t_diff", 200)])
-def test_the_timesteps_are_those_of_the_configuration(pairs: Shards, monkeypatch: Any, key: str, value: int | None) -> None:
+def test_the_timesteps_are_those_of_the_configuration(
+    pairs: Shards, monkeypatch: Any, key: str, value: int | None
+) -> None:
     """And not the model's own, which a base model does not have."""
     config = tiny.settings(pretrain={"batch": 1}, model={key: value})
-    run, plain = (_Run(tiny.model(), pairs, each, None) for each in (config, tiny.settings(pretrain={"batch": 1})))
+    run, plain = (
+        _Run(tiny.model(), pairs, each, None)
+        for each in (config, tiny.settings(pretrain={"batch": 1}))
+    )
     asked: list[int] = []
     true = run.model.predict_noise
 
@@ -70,22 +94,36 @@ def test_the_timesteps_are_those_of_the_configuration(pairs: Shards, monkeypatch
 def test_everything_that_should_train_does_and_nothing_else(pairs: Shards) -> None:
     model, run = started(pairs)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    values = [run.step(step) for step in range(2)]  # B is zero at first, so A moves only in the second step
+    values = [
+        run.step(step) for step in range(2)
+    ]  # B is zero at first, so A moves only in the second step
     trained = {id(p) for p in (*run.policy.values(), *run.fake.values())}
     for name, p in model.named_parameters():
         assert torch.equal(p, before[name]) == (id(p) not in trained), name
     names = set(run.policy)
-    assert {"unet.conv_in.weight", "unet.conv_in.bias", "unet.conv_in.lora_A", "vae.quant_conv.lora_B"} <= names
+    assert {
+        "unet.conv_in.weight",
+        "unet.conv_in.bias",
+        "unet.conv_in.lora_A",
+        "vae.quant_conv.lora_B",
+    } <= names
     assert not [name for name in names if "decoder" in name or "post_quant" in name]
-    assert {name for name in names if name.startswith("unet.")} - set(run.fake) == {"unet.conv_in.weight", "unet.conv_in.bias"}
+    assert {name for name in names if name.startswith("unet.")} - set(run.fake) == {
+        "unet.conv_in.weight",
+        "unet.conv_in.bias",
+    }
     assert all(np.isfinite(list(row.values())).all() for row in values)
 
 
-def test_the_loss_is_the_weighted_sum_and_its_gradient_norm_that_before_clipping(pairs: Shards) -> None:
+def test_the_loss_is_the_weighted_sum_and_its_gradient_norm_that_before_clipping(
+    pairs: Shards,
+) -> None:
     weights = {"lambda_pixel": 0.5, "lambda_perceptual": 3.0, "lambda_vsd": 0.25}
     _, run = started(pairs, **weights, optimizer={"lr": 1e-3, "clip": 1e-3})
     row = run.step(0)
-    assert row["loss"] == pytest.approx(0.5 * row["pixel"] + 3 * row["perceptual"] + 0.25 * row["vsd"], rel=1e-5)
+    assert row["loss"] == pytest.approx(
+        0.5 * row["pixel"] + 3 * row["perceptual"] + 0.25 * row["vsd"], rel=1e-5
+    )
     assert row["grad_norm"] > 1e-2  # not the clipped 1e-3
 
 
@@ -99,7 +137,13 @@ def test_vsd_reaches_the_encoder_and_not_the_fake_score(pairs: Shards) -> None:
             p.grad = None
         backward(loss, optimizer)
         sets = {"policy": run.policy, "fake": run.fake}
-        seen.append({f"{name}.{key}": p.grad is not None for name, some in sets.items() for key, p in some.items()})
+        seen.append(
+            {
+                f"{name}.{key}": p.grad is not None
+                for name, some in sets.items()
+                for key, p in some.items()
+            }
+        )
 
     run._backward = spy  # type: ignore[method-assign]
     run.step(0)
@@ -153,7 +197,9 @@ def test_training_tags_come_before_the_prompt(tmp_path: Path) -> None:
     write_shards(tmp_path / "train", [type(tagged)(**{**vars(tagged), "tags": "cat, grass"})], 1.0)
     _, run = started(Shards(tmp_path / "train"), batch=1)
     assert run._batch(0)[2] == ["cat, grass, sharp"]
-    released = tiny.settings(pretrain={"batch": 1}, model={"prompt": "crisp", "training_prompt": ""})
+    released = tiny.settings(
+        pretrain={"batch": 1}, model={"prompt": "crisp", "training_prompt": ""}
+    )
     alone = _Run(tiny.model(), Shards(tmp_path / "train"), released, None)
     assert alone._batch(0)[2] == ["cat, grass, "]
 
@@ -163,15 +209,27 @@ def test_cosine_schedule_ends_low(pairs: Shards) -> None:
     rates = []
     for step in (0, 5, 9):
         run._schedule(step)
-        rates.append([group["lr"] for adam in (run.optimizer, run.optimizer_fake) for group in adam.param_groups])
-    assert rates == [pytest.approx([value] * 2, rel=1e-4) for value in (1e-3, 5e-4, 1e-3 * 0.0244717)]
+        rates.append(
+            [
+                group["lr"]
+                for adam in (run.optimizer, run.optimizer_fake)
+                for group in adam.param_groups
+            ]
+        )
+    assert rates == [
+        pytest.approx([value] * 2, rel=1e-4) for value in (1e-3, 5e-4, 1e-3 * 0.0244717)
+    ]
 
 
 @pytest.mark.parametrize("stop_after", [1, 4])
-def test_stopped_and_resumed_gives_the_same_adapters(pairs: Shards, tmp_path: Path, stop_after: int) -> None:
+def test_stopped_and_resumed_gives_the_same_adapters(
+    pairs: Shards, tmp_path: Path, stop_after: int
+) -> None:
     straight = train(pairs, tmp_path / "straight", steps=4)
     seen: list[int] = []
-    hooks = Hooks(log=lambda step, _: seen.append(step), should_stop=lambda: len(seen) == stop_after)
+    hooks = Hooks(
+        log=lambda step, _: seen.append(step), should_stop=lambda: len(seen) == stop_after
+    )
     with pytest.raises(Stopped):
         train(pairs, tmp_path / "cut", steps=4, hooks=hooks)
     assert same(train(pairs, tmp_path / "cut", steps=4), straight)
@@ -179,20 +237,32 @@ def test_stopped_and_resumed_gives_the_same_adapters(pairs: Shards, tmp_path: Pa
 
 def test_a_start_from_adapters_begins_where_they_are(pairs: Shards, tmp_path: Path) -> None:
     adapters, history = train(pairs, tmp_path / "a", steps=2)
-    again, more = train(pairs, tmp_path / "b", steps=1, init=adapters, optimizer={"lr": 1e-12, "weight_decay": 0.0})
-    assert all(torch.allclose(again.tensors[name], adapters.tensors[name], atol=1e-9) for name in adapters.tensors)
+    again, more = train(
+        pairs, tmp_path / "b", steps=1, init=adapters, optimizer={"lr": 1e-12, "weight_decay": 0.0}
+    )
+    assert all(
+        torch.allclose(again.tensors[name], adapters.tensors[name], atol=1e-9)
+        for name in adapters.tensors
+    )
     assert more[0]["pixel"] != history[0]["pixel"]
 
 
 def test_adapters_that_do_not_fit_are_refused_by_name(pairs: Shards, tmp_path: Path) -> None:
     adapters, _ = train(pairs, tmp_path, steps=1)
     wanted = started(pairs)[1].policy
-    cut = {name: tensor for name, tensor in adapters.tensors.items() if name != "vae.quant_conv.lora_A"}
-    with pytest.raises(ValueError, match=r"pretrain.init: .* do not cover the same layers .*\(vae.quant_conv.lora_A\)"):
+    cut = {
+        name: tensor for name, tensor in adapters.tensors.items() if name != "vae.quant_conv.lora_A"
+    }
+    with pytest.raises(
+        ValueError,
+        match=r"pretrain.init: .* do not cover the same layers .*\(vae.quant_conv.lora_A\)",
+    ):
         load_into(wanted, Adapters("naosd", cut, Lora(rank=2, alpha=4)))
     other = {**adapters.tensors, "unet.conv_in.lora_A": torch.zeros(3, 4, 3, 3)}
     with pytest.raises(
-        ValueError, match=r"unet.conv_in.lora_A has shape \(3, 4, 3, 3\), pretrain.lora asks for \(2, 4, 3, 3\)"
+        ValueError,
+        match=r"unet.conv_in.lora_A has shape \(3, 4, 3, 3\), pretrain.lora asks for \(2, 4, 3, "
+        r"3\)",
     ):
         load_into(wanted, Adapters("naosd", other, Lora(rank=3, alpha=4)))
 
@@ -202,8 +272,15 @@ def test_missing_weights_of_the_perceptual_loss_stop_it_before_the_first_step(
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "nothing"))
     logged: list[int] = []
-    with pytest.raises(ValueError, match=r"LPIPS_v0.1_vgg-a78928a0.pth is missing; put it into .*nothing/hub/pyiqa"):
-        train(pairs, tmp_path, perceptual="lpips-vgg", hooks=Hooks(log=lambda step, _: logged.append(step)))
+    with pytest.raises(
+        ValueError, match=r"LPIPS_v0.1_vgg-a78928a0.pth is missing; put it into .*nothing/hub/pyiqa"
+    ):
+        train(
+            pairs,
+            tmp_path,
+            perceptual="lpips-vgg",
+            hooks=Hooks(log=lambda step, _: logged.append(step)),
+        )
     assert not logged and not list(tmp_path.iterdir())
 
 
@@ -236,6 +313,13 @@ def test_half_precision_trains_too(pairs: Shards, tmp_path: Path) -> None:
 def test_the_configuration_names_every_value_the_history_has(pairs: Shards, tmp_path: Path) -> None:
     _, history = train(pairs, tmp_path, steps=1)
     assert set(history[0]) == {
-        "step", "loss", "pixel", "perceptual", "vsd", "fake_loss", "grad_norm", "fake_grad_norm",
-    }  # fmt: skip
+        "step",
+        "loss",
+        "pixel",
+        "perceptual",
+        "vsd",
+        "fake_loss",
+        "grad_norm",
+        "fake_grad_norm",
+    }
     assert isinstance(tiny.settings(), Config)

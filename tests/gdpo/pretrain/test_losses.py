@@ -7,14 +7,27 @@ import torch
 from skimage.metrics import structural_similarity
 
 from gdpo.pretrain import losses
-from gdpo.pretrain.losses import check_perceptual, gradient_loss, perceptual_loss, pixel_loss, ssim, structure_loss
+from gdpo.pretrain.losses import (
+    check_perceptual,
+    gradient_loss,
+    perceptual_loss,
+    pixel_loss,
+    ssim,
+    structure_loss,
+)
 from gdpo.seeds import torch_generator
 
 
 def images(side: int = 32, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
     """Two float64 BCHW batches in [-1, 1] that resemble each other."""
-    a = torch.rand(batch, 3, side, side, generator=torch_generator("a"), dtype=torch.float64) * 2 - 1
-    b = torch.rand(batch, 3, side, side, generator=torch_generator("b"), dtype=torch.float64) * 2 - 1
+    a = (
+        torch.rand(batch, 3, side, side, generator=torch_generator("a"), dtype=torch.float64) * 2
+        - 1
+    )
+    b = (
+        torch.rand(batch, 3, side, side, generator=torch_generator("b"), dtype=torch.float64) * 2
+        - 1
+    )
     return a, 0.7 * a + 0.3 * b
 
 
@@ -27,7 +40,9 @@ def test_pixel_kinds() -> None:
 def test_ssim_is_that_of_scikit_image() -> None:
     """Its uniform 7x7 windows, except that it divides covariances by 48 and not by 49."""
     a, b = (image[:1, 0] * 0.5 + 0.5 for image in images())
-    theirs = structural_similarity(a[0].numpy(), b[0].numpy(), data_range=1.0, use_sample_covariance=False)
+    theirs = structural_similarity(
+        a[0].numpy(), b[0].numpy(), data_range=1.0, use_sample_covariance=False
+    )
     assert ssim(a[:, None], b[:, None]).item() == pytest.approx(theirs, abs=1e-9)
     assert ssim(a[:, None], a[:, None]).item() == pytest.approx(1.0)
 
@@ -42,7 +57,9 @@ def test_gradient_loss_by_hand() -> None:
 def test_structure_loss_is_zero_for_equal_images_and_grows_with_blur() -> None:
     a, _ = images()
     assert structure_loss(a, a).item() == pytest.approx(0, abs=1e-12)
-    blurred = [torch.nn.functional.avg_pool2d(a, k, 1, k // 2, count_include_pad=False) for k in (3, 7)]
+    blurred = [
+        torch.nn.functional.avg_pool2d(a, k, 1, k // 2, count_include_pad=False) for k in (3, 7)
+    ]
     assert 0 < structure_loss(blurred[0], a) < structure_loss(blurred[1], a)
 
 
@@ -70,17 +87,25 @@ def test_lpips_gets_images_in_0_to_1_and_is_a_mean(monkeypatch: pytest.MonkeyPat
     found = perceptual_loss(a, b, "lpips-vgg")
     assert found.item() == pytest.approx((a - b).square().mean().item() / 4)
     small = a[:1, :, :2, :2].clone().requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: perceptual_loss(x, b[:1, :, :2, :2], "lpips-vgg"), (small,))
+    assert torch.autograd.gradcheck(
+        lambda x: perceptual_loss(x, b[:1, :, :2, :2], "lpips-vgg"), (small,)
+    )
 
 
-def test_missing_weights_of_lpips_are_named_with_their_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_weights_of_lpips_are_named_with_their_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     check_perceptual("structure")
     for name in ("pyiqa/LPIPS_v0.1_vgg-a78928a0.pth", "checkpoints/vgg16-397923af.pth"):
         path = tmp_path / "hub" / name
         with pytest.raises(ValueError) as caught:
             check_perceptual("lpips-vgg")
-        assert str(caught.value) == f"pretrain.perceptual is lpips-vgg and {path.name} is missing; put it into {path.parent}"
+        assert (
+            str(caught.value)
+            == f"pretrain.perceptual is lpips-vgg and {path.name} is missing; put it into "
+            f"{path.parent}"
+        )
         path.parent.mkdir(parents=True)
         path.write_bytes(b"weights")
     check_perceptual("lpips-vgg")

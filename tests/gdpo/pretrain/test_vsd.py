@@ -1,4 +1,6 @@
-"""VSD and the fake score's loss: values and gradients in closed form, replayed from given noises."""
+"""VSD and the fake score's loss: values and gradients in closed form, replayed from given
+noises.
+"""
 
 from typing import Any
 
@@ -13,7 +15,10 @@ T = torch.tensor([20, 250, 499])
 
 
 def tensors(*names: str) -> list[Any]:
-    return [torch.randn(3, 4, 2, 5, generator=torch_generator(name), dtype=torch.float64) for name in names]
+    return [
+        torch.randn(3, 4, 2, 5, generator=torch_generator(name), dtype=torch.float64)
+        for name in names
+    ]
 
 
 def test_the_gradient_is_2_g_over_n() -> None:
@@ -31,7 +36,9 @@ def test_the_gradient_is_2_g_over_n() -> None:
 
 
 def test_written_out_for_one_value() -> None:
-    """x0 = (z_t - sqrt(1 - abar) eps) / sqrt(abar), so x0_fake - x0_real = sigma (eps_real - eps_fake) / scale."""
+    """x0 = (z_t - sqrt(1 - abar) eps) / sqrt(abar), so x0_fake - x0_real = sigma (eps_real -
+    eps_fake) / scale.
+    """
     abar = float(alphas_cumprod()[250])
     z, noise = torch.tensor(0.3), torch.tensor(-0.5)
     eps_fake, eps_real = torch.tensor(0.1), torch.tensor(0.9)
@@ -43,7 +50,9 @@ def test_written_out_for_one_value() -> None:
 
 
 def test_only_z_gets_a_gradient() -> None:
-    z, noise, eps_fake, eps_real = (x.requires_grad_() for x in tensors("z", "noise", "fake", "real"))
+    z, noise, eps_fake, eps_real = (
+        x.requires_grad_() for x in tensors("z", "noise", "fake", "real")
+    )
     vsd_loss(z, noise, T, eps_fake, eps_real).backward()
     assert z.grad is not None and bool(z.grad.any())
     assert noise.grad is None and eps_fake.grad is None and eps_real.grad is None
@@ -58,7 +67,9 @@ def test_equal_scores_pull_nowhere() -> None:
 
 
 def test_a_sample_the_real_score_leaves_alone_has_no_gradient() -> None:
-    """The release divides by zero there. At z = noise = 0 and eps_real = 0, x0_real is exactly z."""
+    """The release divides by zero there. At z = noise = 0 and eps_real = 0, x0_real is exactly
+    z.
+    """
     z, noise, eps_fake, eps_real = tensors("z", "noise", "fake", "real")
     for x in (z, noise, eps_real):
         x[1] = 0
@@ -95,15 +106,25 @@ def test_fake_score_loss_is_a_mean_square_with_its_gradient() -> None:
         ("noise", torch.zeros(1, 4, 2, 5), "noise and z must have the same shape"),
         ("eps_fake", torch.zeros(3, 4, 2, 4), "eps_fake and z must have the same shape"),
         ("eps_real", torch.zeros(6, 4, 2, 5), "eps_real and z must have the same shape"),
-        ("eps_real", torch.zeros(3, 4, 2, 5, dtype=torch.int64), "eps_real must be a floating-point tensor"),
+        (
+            "eps_real",
+            torch.zeros(3, 4, 2, 5, dtype=torch.int64),
+            "eps_real must be a floating-point tensor",
+        ),
         ("eps_fake", torch.full((3, 4, 2, 5), torch.nan), "eps_fake has values that are NaN"),
         ("z", torch.full((3, 4, 2, 5), torch.inf), "z has values that are NaN or infinite"),
-        ("t", torch.tensor([250]), r"t must have one timestep per sample, shape \(3,\), got \(1,\)"),
+        (
+            "t",
+            torch.tensor([250]),
+            r"t must have one timestep per sample, shape \(3,\), got \(1,\)",
+        ),
         ("t", torch.tensor([1, 2, 1000]), "^t must lie in 0..999"),
     ],
 )
 def test_bad_arguments_are_named(name: str, value: torch.Tensor, says: str) -> None:
-    given: dict[str, Any] = dict(zip(("z", "noise", "eps_fake", "eps_real"), tensors(*"abcd"), strict=True))
+    given: dict[str, Any] = dict(
+        zip(("z", "noise", "eps_fake", "eps_real"), tensors(*"abcd"), strict=True)
+    )
     with pytest.raises(ValueError, match=says):
         vsd_loss(**{**given, "t": T, name: value})
 

@@ -1,4 +1,6 @@
-"""The parts of the prior's training on tiny networks: seeded crops, losses that fall, exact resume, frozen encoders."""
+"""The parts of the prior's training on tiny networks: seeded crops, losses that fall, exact resume,
+frozen encoders.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -35,19 +37,29 @@ def adam(parameters: Any, lr: float) -> torch.optim.AdamW:
 def autoencoder(lr: float = 3e-3) -> tuple[AutoencoderKL, dict[str, Any], Step]:
     vae = tiny.vae()
     optimizer = adam(vae.parameters(), lr)
-    step = autoencoder_step(vae, optimizer, PHOTOS, size=32, batch=2, steps=40, seed=0, lr=lr, kl_weight=1e-4)
+    step = autoencoder_step(
+        vae, optimizer, PHOTOS, size=32, batch=2, steps=40, seed=0, lr=lr, kl_weight=1e-4
+    )
     return vae, {"w": Tensors(dict(vae.named_parameters())), "o": optimizer}, step
 
 
 def decoder() -> tuple[AutoencoderKL, dict[str, Any], Step]:
     torch.manual_seed(1)  # the judge's initial weights
     vae, judge = tiny.vae().requires_grad_(False), PatchDiscriminator(4)
-    weights = {n: p for n, p in vae.named_parameters() if n.startswith(("decoder.", "post_quant_conv."))}
+    weights = {
+        n: p for n, p in vae.named_parameters() if n.startswith(("decoder.", "post_quant_conv."))
+    }
     for parameter in weights.values():
         parameter.requires_grad_(True)
     adams = adam(weights.values(), 1e-3), adam(judge.parameters(), 1e-3)
-    step = decoder_step(vae, judge, adams, PHOTOS, size=32, batch=2, steps=40, seed=0, lr=1e-3, adversarial=0.5)
-    return vae, {"decoder": Tensors(weights), "judge": judge, "adam": adams[0], "adam_judge": adams[1]}, step
+    step = decoder_step(
+        vae, judge, adams, PHOTOS, size=32, batch=2, steps=40, seed=0, lr=1e-3, adversarial=0.5
+    )
+    return (
+        vae,
+        {"decoder": Tensors(weights), "judge": judge, "adam": adams[0], "adam_judge": adams[1]},
+        step,
+    )
 
 
 def test_crops_are_seeded_and_of_one_size() -> None:
@@ -79,7 +91,10 @@ def test_stopped_and_resumed_equals_uninterrupted(make: Callable[[], Any], tmp_p
     straight, history = run(tmp_path / "a", Hooks())
     seen: list[int] = []
     with pytest.raises(Stopped):
-        run(tmp_path / "b", Hooks(log=lambda step, _: seen.append(step), should_stop=lambda: len(seen) == 2))
+        run(
+            tmp_path / "b",
+            Hooks(log=lambda step, _: seen.append(step), should_stop=lambda: len(seen) == 2),
+        )
     resumed, again = run(tmp_path / "b", Hooks())
     assert again == history
     assert all(torch.equal(resumed[name], p) for name, p in straight.items())
@@ -98,7 +113,9 @@ def test_sharpening_moves_the_decoder_alone() -> None:
     rows = [step(i) for i in range(2)]
     assert all(np.isfinite(list(row.values())).all() for row in rows)
     for name, p in vae.named_parameters():
-        assert torch.equal(p, before[name]) == (not name.startswith(("decoder.", "post_quant_conv."))), name
+        assert torch.equal(p, before[name]) == (
+            not name.startswith(("decoder.", "post_quant_conv."))
+        ), name
 
 
 def test_the_bank_holds_means_of_clean_and_degraded_crops() -> None:
@@ -112,7 +129,13 @@ def test_the_bank_holds_means_of_clean_and_degraded_crops() -> None:
 def test_the_denoiser_learns_and_trains_the_text_encoder() -> None:
     tokenizer = tiny_tokenizer()
     unet, text = tiny.unet(), tiny.text_encoder(tokenizer)
-    ids = tokenizer(["good", "", "bad"], padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+    ids = tokenizer(
+        ["good", "", "bad"],
+        padding="max_length",
+        max_length=77,
+        truncation=True,
+        return_tensors="pt",
+    ).input_ids
     bank = (torch.randn(4, 4, 8, 8, generator=torch_generator("clean")), torch.zeros(2, 4, 8, 8))
     before = {name: p.detach().clone() for name, p in text.named_parameters()}
     optimizer = adam([*unet.parameters(), *text.parameters()], 3e-3)

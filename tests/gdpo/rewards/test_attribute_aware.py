@@ -1,4 +1,6 @@
-"""Reward and advantage: the released values, equal scores, order, and the detail share's two ends."""
+"""Reward and advantage: the released values, equal scores, order, and the detail share's two
+ends.
+"""
 
 from typing import Any
 
@@ -25,7 +27,9 @@ def test_advantages_are_the_released_ones() -> None:
 
 def test_a_group_of_two_has_unbiased_advantages() -> None:
     found = group_advantage(torch.tensor([[0.2, 0.7], [0.9, 0.1]]))
-    assert found.flatten().tolist() == pytest.approx([-(0.5**0.5), 0.5**0.5, 0.5**0.5, -(0.5**0.5)], abs=1e-5)
+    assert found.flatten().tolist() == pytest.approx(
+        [-(0.5**0.5), 0.5**0.5, 0.5**0.5, -(0.5**0.5)], abs=1e-5
+    )
 
 
 def test_advantages_have_zero_mean_and_unit_deviation_in_every_group() -> None:
@@ -48,7 +52,11 @@ def test_equal_groups_beside_lively_ones() -> None:
 
 
 def test_the_reward_is_the_papers_formula() -> None:
-    fidelity, perception, share = scores(1), scores(2, key="p"), torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
+    fidelity, perception, share = (
+        scores(1),
+        scores(2, key="p"),
+        torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64),
+    )
     found = attribute_aware_reward(fidelity, perception, share)
 
     def minmax(x: torch.Tensor) -> torch.Tensor:
@@ -71,7 +79,9 @@ def test_a_metric_without_spread_counts_zero_for_all() -> None:
     found = attribute_aware_reward(fidelity, flat, share)
     wanted = 0.4 * normalise(fidelity)[..., 0] + 0.6 * normalise(perception)[..., 0] / 2
     assert torch.allclose(found, wanted)
-    nothing = attribute_aware_reward(torch.full_like(fidelity, 3.0), torch.full_like(flat, 0.1), share)
+    nothing = attribute_aware_reward(
+        torch.full_like(fidelity, 3.0), torch.full_like(flat, 0.1), share
+    )
     assert not nothing.any() and not group_advantage(nothing).any()
 
 
@@ -102,20 +112,42 @@ def test_units_of_a_metric_do_not_matter_and_groups_are_independent() -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"fidelity_BGF": torch.zeros(3, 6)}, "fidelity_BGF must be a finite float tensor of shape"),
-        ({"fidelity_BGF": torch.zeros(3, 6, 1, dtype=torch.int64)}, "fidelity_BGF must be a finite float tensor"),
-        ({"perception_BGN": torch.full((3, 6, 1), torch.nan)}, "perception_BGN must be a finite float tensor"),
+        (
+            {"fidelity_BGF": torch.zeros(3, 6)},
+            "fidelity_BGF must be a finite float tensor of shape",
+        ),
+        (
+            {"fidelity_BGF": torch.zeros(3, 6, 1, dtype=torch.int64)},
+            "fidelity_BGF must be a finite float tensor",
+        ),
+        (
+            {"perception_BGN": torch.full((3, 6, 1), torch.nan)},
+            "perception_BGN must be a finite float tensor",
+        ),
         ({"perception_BGN": torch.zeros(3, 5, 1)}, "disagree about B or G"),
         ({"detail_share_B": torch.zeros(2)}, "disagree about B or G"),
         ({"detail_share_B": torch.zeros(3, 1)}, "detail_share_B must have shape B"),
         ({"detail_share_B": torch.tensor([0.0, 0.5, 1.1])}, r"detail_share_B must lie in \[0, 1\]"),
-        ({"detail_share_B": torch.tensor([0.0, -0.1, 1.0])}, r"detail_share_B must lie in \[0, 1\]"),
-        ({"detail_share_B": torch.tensor([0.0, torch.nan, 1.0])}, "detail_share_B has values that are NaN"),
-        ({"fidelity_BGF": torch.zeros(3, 6, 0), "perception_BGN": torch.zeros(3, 6, 0)}, "no metric at all"),
+        (
+            {"detail_share_B": torch.tensor([0.0, -0.1, 1.0])},
+            r"detail_share_B must lie in \[0, 1\]",
+        ),
+        (
+            {"detail_share_B": torch.tensor([0.0, torch.nan, 1.0])},
+            "detail_share_B has values that are NaN",
+        ),
+        (
+            {"fidelity_BGF": torch.zeros(3, 6, 0), "perception_BGN": torch.zeros(3, 6, 0)},
+            "no metric at all",
+        ),
     ],
 )
 def test_bad_scores_are_named(changes: dict[str, Any], says: str) -> None:
-    given = {"fidelity_BGF": scores(1), "perception_BGN": scores(2), "detail_share_B": torch.full((3,), 0.5)}
+    given = {
+        "fidelity_BGF": scores(1),
+        "perception_BGN": scores(2),
+        "detail_share_B": torch.full((3,), 0.5),
+    }
     with pytest.raises(ValueError, match=says):
         attribute_aware_reward(**{**given, **changes})
 

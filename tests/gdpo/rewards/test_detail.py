@@ -30,7 +30,9 @@ def test_photographs_give_the_map_of_the_loop(name: str) -> None:
     _same_as_loop(photo[60:272, 130:317])
 
 
-@pytest.mark.parametrize("size", [(10, 10), (20, 37), (31, 12), (9, 25), (25, 3), (1, 40), (1, 1), (19, 19)])
+@pytest.mark.parametrize(
+    "size", [(10, 10), (20, 37), (31, 12), (9, 25), (25, 3), (1, 40), (1, 1), (19, 19)]
+)
 def test_strips_and_corner_of_any_size(size: tuple[int, int]) -> None:
     rng = np.random.default_rng(sum(size))
     _same_as_loop(rng.integers(0, 256, (*size, 3), dtype=np.uint8))
@@ -53,7 +55,10 @@ def test_stripes_and_ramps() -> None:
 
 def test_flat_is_smooth_and_noise_is_detail() -> None:
     assert float(detail_share(torch.full((1, 3, 40, 40), 0.4))) == 0
-    assert float(detail_share(torch.rand(1, 3, 40, 40, generator=torch.Generator().manual_seed(0)))) == 1
+    assert (
+        float(detail_share(torch.rand(1, 3, 40, 40, generator=torch.Generator().manual_seed(0))))
+        == 1
+    )
 
 
 def test_the_released_gray_swaps_red_and_blue() -> None:
@@ -65,7 +70,10 @@ def test_the_released_gray_swaps_red_and_blue() -> None:
 
 def test_a_batch_is_its_images() -> None:
     generator = torch.Generator().manual_seed(0)
-    batch = torch.rand(3, 3, 33, 47, generator=generator) * torch.tensor([0.02, 0.05, 1.0])[:, None, None, None]
+    batch = (
+        torch.rand(3, 3, 33, 47, generator=generator)
+        * torch.tensor([0.02, 0.05, 1.0])[:, None, None, None]
+    )
     share = detail_share(batch)
     assert share.shape == (3,) and share.dtype == torch.float64
     assert torch.equal(share, torch.cat([detail_share(one[None]) for one in batch]))
@@ -80,7 +88,12 @@ def test_eight_bit_levels_survive_the_truncation() -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    [torch.zeros(3, 8, 8), torch.zeros(1, 1, 8, 8), torch.full((1, 3, 8, 8), 2.0), torch.zeros(1, 3, 8, 8).byte()],
+    [
+        torch.zeros(3, 8, 8),
+        torch.zeros(1, 1, 8, 8),
+        torch.full((1, 3, 8, 8), 2.0),
+        torch.zeros(1, 3, 8, 8).byte(),
+    ],
 )
 def test_a_bad_image_is_named(bad: torch.Tensor) -> None:
     with pytest.raises(ValueError, match=r"^image_BCHW "):
@@ -96,7 +109,9 @@ def test_nan_and_an_unknown_grayscale_are_named() -> None:
 
 @pytest.mark.parametrize("size", [(10, 10), (10, 7), (6, 10), (10, 2), (2, 10), (4, 4)])
 def test_every_test_is_right_where_it_is_sure(size: tuple[int, int]) -> None:
-    """Flat, split and coarse decide cells of all contrasts as the whole histogram does, each many of them."""
+    """Flat, split and coarse decide cells of all contrasts as the whole histogram does, each many
+    of them.
+    """
     rng = np.random.default_rng(size)
     contrast = np.geomspace(1, 256, 300)[:, None, None]
     noise = (contrast * rng.random((300, *size))).astype(np.uint8)

@@ -22,11 +22,17 @@ def test_seeds_are_the_same_on_every_machine() -> None:
     assert seed_of(0, "pretrain", 3, 1) == 7856489862106865138
     assert seed_of("a", "b") != seed_of("ab") != seed_of("b", "a")
     assert 0 <= seed_of(1) < 2**63
-    assert numpy_generator(0, "x").random() == numpy_generator(0, "x").random() != numpy_generator(0, "y").random()
+    assert (
+        numpy_generator(0, "x").random()
+        == numpy_generator(0, "x").random()
+        != numpy_generator(0, "y").random()
+    )
 
 
 def test_generators_follow_their_key() -> None:
-    a, b, other = (torch.randn(8, generator=torch_generator(*key)) for key in ((1, "x"), (1, "x"), (2, "x")))
+    a, b, other = (
+        torch.randn(8, generator=torch_generator(*key)) for key in ((1, "x"), (1, "x"), (2, "x"))
+    )
     assert torch.equal(a, b)
     assert not torch.equal(a, other)
 
@@ -77,7 +83,9 @@ with written_aside(Path(sys.argv[1])) as part:
 
 
 def test_what_a_killed_writer_left_is_cleared_away(tmp_path: Path) -> None:
-    """Only that of the same target and of nobody at work, whatever the process ids: those of a container come again."""
+    """Only that of the same target and of nobody at work, whatever the process ids: those of a
+    container come again.
+    """
     target = tmp_path / "out"
     writer = subprocess.Popen([sys.executable, "-c", WRITER, str(target)], stdout=subprocess.PIPE)
     assert writer.stdout is not None and writer.stdout.readline() == b"writing\n"
@@ -98,7 +106,9 @@ def test_what_a_killed_writer_left_is_cleared_away(tmp_path: Path) -> None:
 
 
 def test_no_writer_takes_away_the_folder_of_another(tmp_path: Path) -> None:
-    """Many at once for the same target, each clearing up as it begins: all finish, and one of them is there whole."""
+    """Many at once for the same target, each clearing up as it begins: all finish, and one of them
+    is there whole.
+    """
 
     def write(number: int) -> None:
         with written_aside(tmp_path / "out") as part:
@@ -111,7 +121,9 @@ def test_no_writer_takes_away_the_folder_of_another(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_file_system_without_locks_is_written_to_and_never_cleared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_locks_is_written_to_and_never_cleared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Some network file systems have none."""
 
     def none(*_: object) -> None:
@@ -135,9 +147,13 @@ def test_a_folder_of_any_name_is_replaced(tmp_path: Path, name: str) -> None:
 
 
 class Training:
-    """A least-squares fit with momentum, so that a resume without the optimiser's state would show."""
+    """A least-squares fit with momentum, so that a resume without the optimiser's state would
+    show.
+    """
 
-    def __init__(self, folder: Path, steps: int = 9, every: int = 4, fingerprint: str = "a", **hooks: Any) -> None:
+    def __init__(
+        self, folder: Path, steps: int = 9, every: int = 4, fingerprint: str = "a", **hooks: Any
+    ) -> None:
         self.weight = torch.nn.Parameter(torch.zeros(3, 3))
         self.adam = torch.optim.AdamW([self.weight], lr=0.1)
         state: dict[str, Any] = {"weight": Tensors({"w": self.weight}), "adam": self.adam}
@@ -165,7 +181,11 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path, stop_after: in
     assert [row["step"] for row in history] == list(range(9))
 
     seen: list[int] = []
-    first = Training(tmp_path / "cut", log=lambda step, _: seen.append(step), should_stop=lambda: len(seen) == stop_after)
+    first = Training(
+        tmp_path / "cut",
+        log=lambda step, _: seen.append(step),
+        should_stop=lambda: len(seen) == stop_after,
+    )
     with pytest.raises(Stopped) as stopped:
         first.run()
     assert stopped.value.step == stop_after
@@ -174,7 +194,9 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path, stop_after: in
     second = Training(tmp_path / "cut", log=lambda *row: logged.append(row))
     assert second.run() == history
     assert second.visited == list(range(stop_after, 9))
-    assert logged == [(int(row["step"]), row) for row in history]  # what was logged before is logged again
+    assert logged == [
+        (int(row["step"]), row) for row in history
+    ]  # what was logged before is logged again
     assert torch.equal(second.weight, straight.weight)
 
 
@@ -210,7 +232,9 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage: str) -> None:
         torch.save({"step": 3}, path)
     else:
         path.write_bytes(path.read_bytes()[:300] if damage == "cut" else b"no checkpoint")
-    with pytest.raises(ValueError, match=r"checkpoint\.pt: unreadable checkpoint .* delete it to start again"):
+    with pytest.raises(
+        ValueError, match=r"checkpoint\.pt: unreadable checkpoint .* delete it to start again"
+    ):
         Training(tmp_path).run()
 
 
@@ -238,7 +262,9 @@ def test_divergence_keeps_the_last_checkpoint(tmp_path: Path, value: float) -> N
     good.loop.run(lambda step: good.step(step) if step < 6 else {"loss": 1.0})
     before = (tmp_path / "checkpoint.pt").read_bytes()
     bad = Training(tmp_path)
-    with pytest.raises(Diverged, match=r"step 8: loss is not finite; the last good checkpoint is .*checkpoint\.pt"):
+    with pytest.raises(
+        Diverged, match=r"step 8: loss is not finite; the last good checkpoint is .*checkpoint\.pt"
+    ):
         bad.loop.run(lambda step: {"loss": value})
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
 
@@ -248,7 +274,10 @@ def test_nan_found_by_an_argument_check_is_divergence_too(tmp_path: Path) -> Non
         check_tensor("policy_error_BG", torch.full((1, 2), float("nan")), "BG")
         return {}
 
-    with pytest.raises(Diverged, match=r"step 0: policy_error_BG has values that are NaN.*; there is no checkpoint yet"):
+    with pytest.raises(
+        Diverged,
+        match=r"step 0: policy_error_BG has values that are NaN.*; there is no checkpoint yet",
+    ):
         Training(tmp_path).loop.run(step_fn)
 
 
@@ -265,4 +294,6 @@ def test_the_gradient_norm_is_that_before_clipping() -> None:
     for parameter in parameters:
         parameter.grad = torch.tensor([3.0, 4.0])
     assert grad_norm(parameters, 1.0) == pytest.approx(50**0.5)
-    assert torch.cat([p.grad for p in parameters if p.grad is not None]).norm() == pytest.approx(1.0, rel=1e-4)
+    assert torch.cat([p.grad for p in parameters if p.grad is not None]).norm() == pytest.approx(
+        1.0, rel=1e-4
+    )

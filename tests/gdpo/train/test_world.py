@@ -1,4 +1,6 @@
-"""Several processes in one step: shares, sums, and that what fails in one fails in all. Two forks of this process, gloo."""
+"""Several processes in one step: shares, sums, and that what fails in one fails in all. Two forks
+of this process, gloo.
+"""
 
 import os
 from collections.abc import Callable
@@ -21,7 +23,9 @@ def in_two(folder: Path, check: Callable[[World], None]) -> None:
         child = os.fork()
         if child == 0:
             try:
-                dist.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=2)
+                dist.init_process_group(
+                    "gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=2
+                )
                 check(current())
                 os._exit(0)
             finally:
@@ -60,7 +64,11 @@ def test_sums_are_over_both(tmp_path: Path) -> None:
             weight.grad = torch.full_like(weight, 1.0 + world.rank)
         world.add_gradients(weights)
         assert weights[0].grad is not None and weights[0].grad.tolist() == [3, 3]
-        assert weights[1].grad is not None and weights[1].grad.tolist() == [[3, 3]] and weights[2].grad is None
+        assert (
+            weights[1].grad is not None
+            and weights[1].grad.tolist() == [[3, 3]]
+            and weights[2].grad is None
+        )
         assert world.add({"a": 0.5, "b": float(world.rank)}) == {"a": 1, "b": 1}
         assert world.any(world.rank == 1) and not world.any(False)
         assert world.leads == (world.rank == 0)
@@ -93,7 +101,9 @@ def test_nan_in_one_stops_both_with_the_last_good_checkpoint(tmp_path: Path) -> 
                     raise NotFinite("z has NaN")
             return {"loss": 1.0}
 
-        with pytest.raises(Diverged, match=r"step 3: z has NaN; the last good checkpoint is .*checkpoint.pt"):
+        with pytest.raises(
+            Diverged, match=r"step 3: z has NaN; the last good checkpoint is .*checkpoint.pt"
+        ):
             loop(tmp_path, Hooks()).run(step)
 
     in_two(tmp_path, check)

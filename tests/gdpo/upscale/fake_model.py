@@ -1,4 +1,6 @@
-"""A model with NAOSD's methods and nothing to train: blurs in the latent, so tiles see only their neighbourhood."""
+"""A model with NAOSD's methods and nothing to train: blurs in the latent, so tiles see only their
+neighbourhood.
+"""
 
 import torch
 from torch import nn
@@ -30,7 +32,9 @@ class FakeModel(nn.Module):
         self.largest = max(self.largest, x.shape[2], x.shape[3])
         return functional.avg_pool2d(x, 4) + 0.01 * noise
 
-    def inject(self, z: torch.Tensor, noise: torch.Tensor, t_add: int | None = None) -> torch.Tensor:
+    def inject(
+        self, z: torch.Tensor, noise: torch.Tensor, t_add: int | None = None
+    ) -> torch.Tensor:
         self.seen_t_add = t_add
         return add_noise(z, noise, self.t_add if t_add is None else t_add)
 

@@ -10,7 +10,9 @@ from gdpo.upscale.color import adain_color_fix, color_fix, wavelet_color_fix
 def _pair(height: int = 23, width: int = 41) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     image = torch.rand(2, 3, height, width, generator=generator, dtype=torch.float64)
-    reference = 0.3 + 0.4 * torch.rand(2, 3, height, width, generator=generator, dtype=torch.float64)
+    reference = 0.3 + 0.4 * torch.rand(
+        2, 3, height, width, generator=generator, dtype=torch.float64
+    )
     return image, reference
 
 
@@ -43,7 +45,9 @@ def test_adain_takes_over_mean_and_deviation_of_each_channel() -> None:
 
 def test_wavelet_is_the_high_band_of_the_image_on_the_low_band_of_the_reference() -> None:
     image, reference = _pair()
-    torch.testing.assert_close(wavelet_color_fix(image, reference), _decompose(image)[0] + _decompose(reference)[1])
+    torch.testing.assert_close(
+        wavelet_color_fix(image, reference), _decompose(image)[0] + _decompose(reference)[1]
+    )
 
 
 @pytest.mark.parametrize("kind", ["none", "adain", "wavelet"])

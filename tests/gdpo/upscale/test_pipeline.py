@@ -1,4 +1,6 @@
-"""Sizes, seeds and seams: with a fake model that looks only at its neighbourhood, and once with the real classes."""
+"""Sizes, seeds and seams: with a fake model that looks only at its neighbourhood, and once with the
+real classes.
+"""
 
 from typing import Any
 
@@ -19,8 +21,12 @@ def _photo(height: int, width: int) -> Any:
     return np.kron(coarse, np.ones((4, 4, 1)))[:height, :width].astype(np.uint8)
 
 
-@pytest.mark.parametrize(("length", "tile", "overlap"), [(8, 8, 2), (24, 12, 4), (100, 12, 4), (50, 48, 12), (74, 24, 8)])
-def test_tiles_cover_the_axis_and_their_weights_sum_to_one(length: int, tile: int, overlap: int) -> None:
+@pytest.mark.parametrize(
+    ("length", "tile", "overlap"), [(8, 8, 2), (24, 12, 4), (100, 12, 4), (50, 48, 12), (74, 24, 8)]
+)
+def test_tiles_cover_the_axis_and_their_weights_sum_to_one(
+    length: int, tile: int, overlap: int
+) -> None:
     axis = plan(length, tile, overlap, 2)
     assert axis.length == length and axis.side == min(tile, length)
     assert all(start % 2 == 0 for start in axis.starts)
@@ -53,7 +59,9 @@ def test_a_window_cuts_pixels_by_its_factor() -> None:
 @pytest.mark.parametrize("scale", [4, 2.5])
 def test_the_output_has_exactly_the_scaled_size(size: tuple[int, int], scale: float) -> None:
     out = upscale(FakeModel(), _photo(*size), scale=scale)  # type: ignore[arg-type]
-    assert out.shape == (round(size[0] * scale), round(size[1] * scale), 3) and out.dtype == np.uint8
+    assert (
+        out.shape == (round(size[0] * scale), round(size[1] * scale), 3) and out.dtype == np.uint8
+    )
 
 
 @pytest.mark.parametrize("color_fix", ["none", "adain", "wavelet"])
@@ -114,7 +122,9 @@ class Words:
         ({"tagger": Words(), "words": "a lighthouse,"}, "40 by 24, a lighthouse, sharp"),
     ],
 )
-def test_tags_are_of_the_enlarged_photograph_and_come_first(options: dict[str, Any], prompt: str) -> None:
+def test_tags_are_of_the_enlarged_photograph_and_come_first(
+    options: dict[str, Any], prompt: str
+) -> None:
     seen: list[list[str]] = []
     told: list[str] = []
     model = FakeModel()
@@ -139,7 +149,9 @@ def test_bad_arguments_are_named(options: dict[str, Any], says: str) -> None:
 def test_the_real_classes_run_tiled_and_whole_alike() -> None:
     torch.manual_seed(0)
     tokenizer = tiny_tokenizer()
-    model = NAOSD(tiny_unet(), tiny_autoencoder(), tiny_text_encoder(tokenizer), tokenizer, prompt="sharp")
+    model = NAOSD(
+        tiny_unet(), tiny_autoencoder(), tiny_text_encoder(tokenizer), tokenizer, prompt="sharp"
+    )
     photo = _photo(9, 30)
     whole = upscale(model, photo, tile=512)
     assert whole.shape == (36, 120, 3)

@@ -1,4 +1,6 @@
-"""`gdpo-sr ablate` on tiny inputs: what is planned, run once, written, left out, refused, and survived."""
+"""`gdpo-sr ablate` on tiny inputs: what is planned, run once, written, left out, refused, and
+survived.
+"""
 
 import json
 import multiprocessing
@@ -34,13 +36,23 @@ from tasks.tools import ablate
 from tests import tiny
 
 REPO = Path(__file__).parents[3]
-COST = {"groups": 3, "steps": 3, "batch": 2, "lr": 1e-3, "noises": 2, "pretrain_steps": 2, "processes": 2}
+COST = {
+    "groups": 3,
+    "steps": 3,
+    "batch": 2,
+    "lr": 1e-3,
+    "noises": 2,
+    "pretrain_steps": 2,
+    "processes": 2,
+}
 CHECKPOINTS = {"finetune": {"checkpoint_every": 1}, "pretrain": {"checkpoint_every": 1}}
 ROWS = {"5": 8, "6": 5, "7": 4, "9": 4, "11": 4, "options": 7}  # NAOSD among them
 
 
 def configured(**changes: Any) -> Config:
-    return Config.model_validate({**tiny.settings(**CHECKPOINTS).model_dump(), "ablate": {**COST, **changes}})
+    return Config.model_validate(
+        {**tiny.settings(**CHECKPOINTS).model_dump(), "ablate": {**COST, **changes}}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +78,9 @@ def in_this_process(do: Callable[[Job, Path], None]) -> Iterator[list[Job]]:
     """Jobs are done by `do`, with one thread; the list of those that were."""
     did: list[Job] = []
 
-    def run_all(jobs: Sequence[Job], root: Path, processes: int, done: Callable[[Job], None]) -> None:
+    def run_all(
+        jobs: Sequence[Job], root: Path, processes: int, done: Callable[[Job], None]
+    ) -> None:
         for job in jobs:
             if not (root / job.output).exists():
                 do(job, root)
@@ -91,7 +105,10 @@ def fabricated(job: Job, root: Path) -> None:
         return really(job, root)
     rng = numpy_generator(job.fingerprint)
     scores = [{m: rng.normal(5, 1, 2).tolist() for m in job.sources["metrics"]} for _ in range(3)]
-    images = [{"id": f"{i}", "source": "made", "detail_share": 0.5, "scores": one} for i, one in enumerate(scores)]
+    images = [
+        {"id": f"{i}", "source": "made", "detail_share": 0.5, "scores": one}
+        for i, one in enumerate(scores)
+    ]
     path = root / job.output
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({"images": images, "last": None}))
@@ -108,7 +125,9 @@ def here() -> Iterator[list[Job]]:
 @pytest.fixture(scope="module")
 def straight(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Job]]:
     """A root after `ablate 7` in one process, left in peace, and what was done."""
-    root = Path(shutil.copytree(finished, tmp_path_factory.mktemp("straight") / "root", symlinks=True))
+    root = Path(
+        shutil.copytree(finished, tmp_path_factory.mktemp("straight") / "root", symlinks=True)
+    )
     with pytest.MonkeyPatch.context() as patch, in_this_process(really) as did:
         patch.chdir(root)
         assert cli.main(["ablate", "7"]) == 0
@@ -121,10 +140,22 @@ def reports(root: Path, name: str = "reports/ablate") -> dict[str, bytes]:
 
 def test_the_sample_profile_plans_21_configurations_with_controls(sample_config: Config) -> None:
     plan = ablate.plan(sample_config, list(ABLATIONS), {"metrics": {}})
-    assert len(plan.then) == 21 * sample_config.ablate.repeats * 2 == len({job.fingerprint for job in plan.then})
-    kinds = [(job.kind, job.config.rollout.candidates, job.config.rollout.group) for job in plan.first]
-    sets = [("rollouts", mode, size) for mode, size in (("noise", 8), ("action", 6), ("guidance", 6), ("t_add", 6))]
-    assert kinds[:5] == [*sets, ("naosd", "noise", 6)] and [kind[0] for kind in kinds[5:]] == ["pretrain"] * 12
+    assert (
+        len(plan.then)
+        == 21 * sample_config.ablate.repeats * 2
+        == len({job.fingerprint for job in plan.then})
+    )
+    kinds = [
+        (job.kind, job.config.rollout.candidates, job.config.rollout.group) for job in plan.first
+    ]
+    sets = [
+        ("rollouts", mode, size)
+        for mode, size in (("noise", 8), ("action", 6), ("guidance", 6), ("t_add", 6))
+    ]
+    assert (
+        kinds[:5] == [*sets, ("naosd", "noise", 6)]
+        and [kind[0] for kind in kinds[5:]] == ["pretrain"] * 12
+    )
     gdpo = [table[ABLATIONS[key].gdpo] for key, table in plan.rows.items() if key != "fig7"]
     assert all(one == gdpo[0] for one in gdpo)
 
@@ -135,17 +166,29 @@ def test_a_fingerprint_names_what_a_run_depends_on(sample_config: Config) -> Non
     gdpo, half = runs["GDPO"][0][0], runs["half the rollouts"][0][0]
     assert gdpo.config == half.config and gdpo.fingerprint != half.fingerprint
     assert len({job.fingerprint for job in (*runs["GDPO"][0], *runs["GDPO"][1])}) == 6
-    other = ablate.plan(sample_config, ["options"], {"metrics": {}, "naosd": "another"}).rows["options"]["GDPO"][0][0]
+    other = ablate.plan(sample_config, ["options"], {"metrics": {}, "naosd": "another"}).rows[
+        "options"
+    ]["GDPO"][0][0]
     assert other.fingerprint != gdpo.fingerprint
-    slower = sample_config.model_copy(update={"ablate": sample_config.ablate.model_copy(update={"processes": 7})})
-    assert ablate.plan(slower, ["options"], {"metrics": {}}).rows["options"]["GDPO"][0][0].fingerprint == gdpo.fingerprint
+    slower = sample_config.model_copy(
+        update={"ablate": sample_config.ablate.model_copy(update={"processes": 7})}
+    )
+    assert (
+        ablate.plan(slower, ["options"], {"metrics": {}}).rows["options"]["GDPO"][0][0].fingerprint
+        == gdpo.fingerprint
+    )
 
 
-def test_words_about_the_code_are_no_part_of_its_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_words_about_the_code_are_no_part_of_its_hash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ablation_runs, "CODE", ("a.py",))
     path = tmp_path / "a.py"
     found = set()
-    for text in ('"""A."""\ndef f():\n    """Says."""\n    return 1\n', '"""B."""\ndef f():\n    return 1  # one\n'):
+    for text in (
+        '"""A."""\ndef f():\n    """Says."""\n    return 1\n',
+        '"""B."""\ndef f():\n    return 1  # one\n',
+    ):
         path.write_text(text)
         found.add(ablation_runs.code(tmp_path))
     assert len(found) == 1
@@ -157,10 +200,18 @@ def test_every_table_is_written_and_its_runs_are_shared(
     root: Path, here: list[Job], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["ablate"]) == 0
-    names = {f"{table.name}.{suffix}" for table in ABLATIONS.values() for suffix in ("md", "csv", "html", "svg")}
+    names = {
+        f"{table.name}.{suffix}"
+        for table in ABLATIONS.values()
+        for suffix in ("md", "csv", "html", "svg")
+    }
     assert set(reports(root)) == {*names, "index.md", "results.json"}
     content = json.loads(reports(root)["results.json"])
-    assert content["images"] == 3 and content["photographs"] == 1 and content["fine_tunings"] == len(here) - 4 - 1 - 12
+    assert (
+        content["images"] == 3
+        and content["photographs"] == 1
+        and content["fine_tunings"] == len(here) - 4 - 1 - 12
+    )
     for key, count in ROWS.items():
         found = content["tables"][key]["records"]
         assert len({record["row"] for record in found}) == count
@@ -187,7 +238,11 @@ def test_fewer_candidates_are_the_first_of_the_same_set(straight: tuple[Path, li
     assert len({(root / job.output).read_bytes() for job in did if job.kind == "finetune"}) == 18
     assert not list((root / "work/ablate/checkpoints").iterdir())
     content = json.loads(reports(root)["results.json"])
-    trained = [r for r in content["tables"]["7"]["records"] if r["row"] == "GDPO-SR (G=4)" and r["column"] == "PSNR"]
+    trained = [
+        r
+        for r in content["tables"]["7"]["records"]
+        if r["row"] == "GDPO-SR (G=4)" and r["column"] == "PSNR"
+    ]
     assert trained[0]["to_naosd"]["mean"] != 0 and trained[0]["to_control"]["mean"] != 0
 
 
@@ -196,7 +251,8 @@ def test_the_references_errors_are_made_anew_for_other_noises(root: Path) -> Non
         plan = ablate.plan(configured(), ["options"], ablation_runs.sources(configured(), root))
         perform(plan.first[0], root, Hooks())
         gdpo, shared, consistent = (
-            plan.rows["options"][name][0][0] for name in ("GDPO", "noise: shared", "target: consistent")
+            plan.rows["options"][name][0][0]
+            for name in ("GDPO", "noise: shared", "target: consistent")
         )
         assert gdpo.made == shared.made == consistent.made
         model = load_model(root / "models/naosd", root / "base")
@@ -205,7 +261,10 @@ def test_the_references_errors_are_made_anew_for_other_noises(root: Path) -> Non
         assert own.metrics == same.metrics and own.seeds == same.seeds and len(own.seeds) == 3
         first = [errors[0] for errors in own.reference_error]
         assert [errors[0] for errors in same.reference_error] == pytest.approx(first, rel=1e-4)
-        assert own.reference_error != same.reference_error and own.reference_error != other.reference_error
+        assert (
+            own.reference_error != same.reference_error
+            and own.reference_error != other.reference_error
+        )
 
 
 def test_groups_without_finite_scores_are_left_out_by_name(
@@ -215,27 +274,46 @@ def test_groups_without_finite_scores_are_left_out_by_name(
 
     def broken(model: Any, pairs: Any, config: Config) -> Iterator[Any]:
         for found, pair in zip(rollout(model, pairs, config), pairs, strict=True):
-            yield Skipped(pair.id, "metric psnr_y of its candidates is not finite") if pair.id in bad else found
+            yield (
+                Skipped(pair.id, "metric psnr_y of its candidates is not finite")
+                if pair.id in bad
+                else found
+            )
 
     monkeypatch.setattr(rollout_chunks, "rollout", broken)
     bad = {"pair1"}
     assert cli.main(["ablate", "7"]) == 0
     skipped = json.loads(reports(root)["results.json"])["skipped"]["noise"]
     assert [pair["id"] for pair in skipped] == ["pair1"]
-    assert "Left out of the rollouts by noise: pair1 (metric psnr_y of its" in reports(root)["index.md"].decode()
+    assert (
+        "Left out of the rollouts by noise: pair1 (metric psnr_y of its"
+        in reports(root)["index.md"].decode()
+    )
 
 
 def test_no_finite_group_at_all_is_one_line(
     root: Path, here: list[Job], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(rollout_chunks, "rollout", lambda model, pairs, config: (Skipped(p.id, "NaN") for p in pairs))
+    monkeypatch.setattr(
+        rollout_chunks,
+        "rollout",
+        lambda model, pairs, config: (Skipped(p.id, "NaN") for p in pairs),
+    )
     assert cli.main(["ablate", "7"]) == 1
-    assert "no rollout has finite scores (pair0: NaN); nothing to train on" in capsys.readouterr().err
+    assert (
+        "no rollout has finite scores (pair0: NaN); nothing to train on" in capsys.readouterr().err
+    )
 
 
-def test_rollouts_go_on_with_the_chunk_they_were_at(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rollouts_go_on_with_the_chunk_they_were_at(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = configured()
-    job = next(job for job in ablate.plan(config, ["9"], ablation_runs.sources(config, root)).first if job.kind == "rollouts")
+    job = next(
+        job
+        for job in ablate.plan(config, ["9"], ablation_runs.sources(config, root)).first
+        if job.kind == "rollouts"
+    )
     rollout, made = rollout_chunks.rollout, list[str]()
 
     def noted(model: Any, pairs: Any, config: Config) -> Any:
@@ -254,13 +332,29 @@ def test_rollouts_go_on_with_the_chunk_they_were_at(root: Path, monkeypatch: pyt
 
 
 def test_a_row_that_cannot_be_is_one_line_that_names_it(sample_config: Config) -> None:
-    """What the configuration says of GDPO need not fit a row; what a table needs is there whatever the reward is."""
+    """What the configuration says of GDPO need not fit a row; what a table needs is there whatever
+    the reward is.
+    """
     pairs = changed(sample_config, {"finetune": {"pairs": 3}})
-    assert ablate.plan(pairs, ["7"], {"metrics": {}}).rows["7"].keys() == {"GDPO-SR (G=4)", "GDPO-SR (G=6)", "GDPO-SR (G=8)"}
-    without = changed(sample_config, {"reward": {"fidelity": ["ssim_y"]}, "rollout": {"metrics": ["ssim_y", "niqe"]}})
-    assert "psnr_y" in ablate.plan(without, ["9"], {"metrics": {}}).rows["9"]["PSNR"][0][0].config.rollout.metrics
+    assert ablate.plan(pairs, ["7"], {"metrics": {}}).rows["7"].keys() == {
+        "GDPO-SR (G=4)",
+        "GDPO-SR (G=6)",
+        "GDPO-SR (G=8)",
+    }
+    without = changed(
+        sample_config,
+        {"reward": {"fidelity": ["ssim_y"]}, "rollout": {"metrics": ["ssim_y", "niqe"]}},
+    )
+    assert (
+        "psnr_y"
+        in ablate.plan(without, ["9"], {"metrics": {}})
+        .rows["9"]["PSNR"][0][0]
+        .config.rollout.metrics
+    )
     one_side = changed(sample_config, {"reward": {"perception": []}})
-    with pytest.raises(ValueError, match=r"^ablate 6, row ARF w/ NR: .*fidelity and perception are both empty") as error:
+    with pytest.raises(
+        ValueError, match=r"^ablate 6, row ARF w/ NR: .*fidelity and perception are both empty"
+    ) as error:
         ablate.plan(one_side, ["6"], {"metrics": {}})
     assert "\n" not in str(error.value)
 
@@ -272,18 +366,29 @@ def test_what_is_missing_is_one_line_that_says_which_command_makes_it(
     shutil.rmtree(root / path)
     assert cli.main(["ablate", "5"]) == 1
     said = capsys.readouterr().err
-    assert said.startswith(f"gdpo-sr: {path}") and "`dvc repro select` makes" in said and said.count("\n") == 1
+    assert (
+        said.startswith(f"gdpo-sr: {path}")
+        and "`dvc repro select` makes" in said
+        and said.count("\n") == 1
+    )
 
 
-def test_unknown_tables_and_parameters_are_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_tables_and_parameters_are_refused(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main(["ablate", "8"])
-    assert ended.value.code == 2 and "no ablation '8'; there is 5, 6, 7, 9, 11, fig7, options" in capsys.readouterr().err
+    assert (
+        ended.value.code == 2
+        and "no ablation '8'; there is 5, 6, 7, 9, 11, fig7, options" in capsys.readouterr().err
+    )
     assert cli.main(["ablate", "5", "--set", "ablate.repeats=2"]) == 2
     assert "ablate.repeats" in capsys.readouterr().err
 
 
-def test_without_a_gpu_it_says_so(root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_gpu_it_says_so(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert cli.main(["ablate", "5", "--set", "allow_cpu=false"]) == 3
     assert capsys.readouterr().err.startswith("gdpo-sr: ablate needs a GPU")
@@ -306,7 +411,10 @@ def test_a_worker_that_failed_or_is_gone_is_one_line() -> None:
     with pytest.raises(ValueError, match="rollouts: damaged"):
         ablation_pool._check(ours)
     theirs.close()
-    with pytest.raises(ValueError, match=r"a process of ablate ended before its run was done .*; the same command goes on"):
+    with pytest.raises(
+        ValueError,
+        match=r"a process of ablate ended before its run was done .*; the same command goes on",
+    ):
         ablation_pool._check(ours)
 
 
@@ -317,7 +425,11 @@ def runs(root: Path) -> int:
 def start(root: Path) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "2"}
     return subprocess.Popen(
-        [sys.executable, "-m", "tasks", "ablate", "7"], cwd=root, env=environment, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "tasks", "ablate", "7"],
+        cwd=root,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -326,7 +438,9 @@ def stopped(root: Path, number: signal.Signals, after: int) -> tuple[int, str]:
     process = start(root)
     deadline = time.monotonic() + 240
     while runs(root) < after:
-        assert process.poll() is None and time.monotonic() < deadline, "it ended, or did not get there in time"
+        assert process.poll() is None and time.monotonic() < deadline, (
+            "it ended, or did not get there in time"
+        )
         time.sleep(0.01)
     process.send_signal(number)
     return process.wait(), process.communicate()[1]

@@ -39,7 +39,10 @@ Scores = dict[str, np.ndarray]
 
 @pytest.mark.skipif(not TEXT.is_file(), reason="the paper's text is not on this machine")
 def test_every_line_of_the_tables_is_in_the_papers_text() -> None:
-    lines = {" ".join(line.replace("taddt_{add}", "t_add").split()) for line in TEXT.read_text().splitlines()}
+    lines = {
+        " ".join(line.replace("taddt_{add}", "t_add").split())
+        for line in TEXT.read_text().splitlines()
+    }
     for name in ("_TABLE_5", "_TABLE_6", "_TABLE_7", "_TABLE_9", "_TABLE_11"):
         for line in getattr(ablation, name).strip().splitlines():
             assert line in lines, f"{name}: {line}"
@@ -67,24 +70,40 @@ def test_rows_are_the_papers_and_valid_configurations(key: str, sample_config: C
         changed(start, row.changes)
     printed = [name for name in ABLATIONS[key].printed if name != ablation.NAOSD]
     assert [row.name for row in found if row.name in printed] == printed
-    assert (key == "fig7") == (not found) and (key == "fig7" or ABLATIONS[key].gdpo in [row.name for row in found])
+    assert (key == "fig7") == (not found) and (
+        key == "fig7" or ABLATIONS[key].gdpo in [row.name for row in found]
+    )
 
 
 def test_gdpo_is_one_configuration_in_every_table(sample_config: Config) -> None:
     start = base(sample_config)
     made = [
-        changed(start, row.changes) for key, table in ABLATIONS.items() for row in rows(key, start) if row.name == table.gdpo
+        changed(start, row.changes)
+        for key, table in ABLATIONS.items()
+        for row in rows(key, start)
+        if row.name == table.gdpo
     ]
     assert len(made) == 6 and all(one == start for one in made)
 
 
 def test_options_set_one_key_the_other_way(sample_config: Config) -> None:
     start = base(sample_config)
-    assert (start.rollout.noise, start.rollout.target, start.finetune.omega) == ("shared", "consistent", 500.0)
+    assert (start.rollout.noise, start.rollout.target, start.finetune.omega) == (
+        "shared",
+        "consistent",
+        500.0,
+    )
     assert [row.name for row in rows("options", start)] == [
-        "GDPO", "noise: own", "target: added", "omega: 5000", "half the rollouts", "half the batch",
-    ]  # fmt: skip
-    other = changed(start, {"rollout": {"noise": "own", "target": "added"}, "finetune": {"omega": 1.0}})
+        "GDPO",
+        "noise: own",
+        "target: added",
+        "omega: 5000",
+        "half the rollouts",
+        "half the batch",
+    ]
+    other = changed(
+        start, {"rollout": {"noise": "own", "target": "added"}, "finetune": {"omega": 1.0}}
+    )
     assert [row.name for row in rows("options", other)][1:5] == [
         "noise: shared",
         "target: consistent",
@@ -94,7 +113,10 @@ def test_options_set_one_key_the_other_way(sample_config: Config) -> None:
 
 
 def test_a_stand_in_is_used_only_where_the_papers_metric_is_not_evaluated() -> None:
-    plain, whole = tiny.settings(), tiny.settings(evaluate={"metrics": list(paper.METRICS.values())})
+    plain, whole = (
+        tiny.settings(),
+        tiny.settings(evaluate={"metrics": list(paper.METRICS.values())}),
+    )
     for column, own in paper.METRICS.items():
         metrics = metric_of(column, plain), metric_of(column, whole)
         if column == "FID":
@@ -102,9 +124,17 @@ def test_a_stand_in_is_used_only_where_the_papers_metric_is_not_evaluated() -> N
         elif column in ("PSNR", "SSIM"):
             assert metrics == (own, own)
         else:
-            assert metrics == (ablation.STAND_INS[column], own) and is_stand_in(column, metrics[0] or "")
-    assert heading("LPIPS", "gmsd") == "LPIPS ↓ (ours: GMSD ↓)" and heading("LPIPS", "lpips_alex") == "LPIPS ↓"
-    assert heading("MUSIQ", "niqe") == "MUSIQ ↑ (ours: NIQE (own fit) ↓)" and heading("FID", None) == "FID ↓ (ours: none)"
+            assert metrics == (ablation.STAND_INS[column], own) and is_stand_in(
+                column, metrics[0] or ""
+            )
+    assert (
+        heading("LPIPS", "gmsd") == "LPIPS ↓ (ours: GMSD ↓)"
+        and heading("LPIPS", "lpips_alex") == "LPIPS ↓"
+    )
+    assert (
+        heading("MUSIQ", "niqe") == "MUSIQ ↑ (ours: NIQE (own fit) ↓)"
+        and heading("FID", None) == "FID ↓ (ours: none)"
+    )
     assert metrics_of(plain) == ["psnr_y", "ssim_y", "niqe", "piqe", "gmsd"]
 
 
@@ -145,14 +175,18 @@ def test_a_single_image_has_no_interval_and_no_difference_is_none() -> None:
         (0.1, True, 0.0, True, None),
     ],
 )
-def test_signs(ours: float, better: bool, papers: float, papers_better: bool, expected: str | None) -> None:
+def test_signs(
+    ours: float, better: bool, papers: float, papers_better: bool, expected: str | None
+) -> None:
     assert sign({"mean": ours, "distinguishable": True}, better, papers, papers_better) == expected
     unclear = sign({"mean": ours, "distinguishable": False}, better, papers, papers_better)
     assert unclear == (None if expected is None else UNCLEAR)
 
 
 def scores(config: Config, shift: float = 0.0, repeats: int = 3, seed: int = 0) -> Scores:
-    """(6 images, repeats, 4 noises): the same noise for all rows of a seed, shifted; higher by `shift` in every metric."""
+    """(6 images, repeats, 4 noises): the same noise for all rows of a seed, shifted; higher by
+    `shift` in every metric.
+    """
     rng = np.random.default_rng(seed)
     images = {metric: rng.normal(20, 1, (6, 1, 1)) for metric in metrics_of(config)}
     noise = rng.normal(0, 0.1, (6, repeats, 4))
@@ -167,68 +201,129 @@ def config() -> Config:
 def measured(config: Config, shifts: dict[str, float]) -> tuple[Scores, dict[str, Result]]:
     reference = scores(config, repeats=1)
     found = {name: Result(scores(config, shift), scores(config)) for name, shift in shifts.items()}
-    runs: list[Any] = [part for result in found.values() for part in (result.scores, result.control)]
+    runs: list[Any] = [
+        part for result in found.values() for part in (result.scores, result.control)
+    ]
     add_reward(config, reference, np.full(6, 0.3), runs)
     return reference, found
 
 
 def test_records_hold_ours_the_papers_and_the_signs(config: Config) -> None:
-    reference, found = measured(config, {"Diffusion-DPO": 0.5, "DanceGRPO": -0.5, "GDPO (ours)": 1.0, "AWM": 0.0})
+    reference, found = measured(
+        config, {"Diffusion-DPO": 0.5, "DanceGRPO": -0.5, "GDPO (ours)": 1.0, "AWM": 0.0}
+    )
     made = {(r["row"], r["column"]): r for r in records("5", config, reference, found)}
     dpo = made["Diffusion-DPO", "PSNR"]
-    assert dpo["paper"] == 25.41 and dpo["paper_to_naosd"] == 0.16 and dpo["sign_to_naosd"] == AGREES
-    assert dpo["to_control"]["mean"] == pytest.approx(0.5) and dpo["to_gdpo"]["mean"] == pytest.approx(-0.5)
+    assert (
+        dpo["paper"] == 25.41 and dpo["paper_to_naosd"] == 0.16 and dpo["sign_to_naosd"] == AGREES
+    )
+    assert dpo["to_control"]["mean"] == pytest.approx(0.5) and dpo["to_gdpo"][
+        "mean"
+    ] == pytest.approx(-0.5)
     assert dpo["paper_to_gdpo"] == -0.07 and dpo["sign_to_gdpo"] == AGREES
     # Ours is SSIM, which rises; DISTS rises too, and that is worse.
-    assert made["Diffusion-DPO", "DISTS"]["metric"] == "ssim_y" and made["Diffusion-DPO", "DISTS"]["sign_to_naosd"] == DISAGREES
-    assert made["DanceGRPO", "PSNR"]["sign_to_naosd"] == AGREES and made["DanceGRPO", "MUSIQ"]["sign_to_naosd"] == AGREES
-    assert made["AWM", "PSNR"]["sign_to_naosd"] is None and not made["AWM", "PSNR"]["to_control"]["distinguishable"]
-    assert made["NAOSD", "PSNR"]["to_naosd"] is None and made["NAOSD", REWARD]["ours"] == pytest.approx(0, abs=1e-12)
-    assert made["GDPO (ours)", "FID"]["metric"] is None and made["GDPO (ours)", "FID"]["paper"] == 112.13
-    assert made["GDPO (ours)", "PSNR"]["to_gdpo"] is None and made["GDPO (ours)", "PSNR"]["paper_to_gdpo"] is None
-    assert {verdict for _, _, verdict, _ in signs(list(made.values()))} <= {AGREES, DISAGREES, UNCLEAR}
+    assert (
+        made["Diffusion-DPO", "DISTS"]["metric"] == "ssim_y"
+        and made["Diffusion-DPO", "DISTS"]["sign_to_naosd"] == DISAGREES
+    )
+    assert (
+        made["DanceGRPO", "PSNR"]["sign_to_naosd"] == AGREES
+        and made["DanceGRPO", "MUSIQ"]["sign_to_naosd"] == AGREES
+    )
+    assert (
+        made["AWM", "PSNR"]["sign_to_naosd"] is None
+        and not made["AWM", "PSNR"]["to_control"]["distinguishable"]
+    )
+    assert made["NAOSD", "PSNR"]["to_naosd"] is None and made["NAOSD", REWARD][
+        "ours"
+    ] == pytest.approx(0, abs=1e-12)
+    assert (
+        made["GDPO (ours)", "FID"]["metric"] is None
+        and made["GDPO (ours)", "FID"]["paper"] == 112.13
+    )
+    assert (
+        made["GDPO (ours)", "PSNR"]["to_gdpo"] is None
+        and made["GDPO (ours)", "PSNR"]["paper_to_gdpo"] is None
+    )
+    assert {verdict for _, _, verdict, _ in signs(list(made.values()))} <= {
+        AGREES,
+        DISAGREES,
+        UNCLEAR,
+    }
 
 
 def test_what_training_alone_does_is_taken_out(config: Config) -> None:
     """Two rows that gain the same, one of them no more than its shuffled control."""
     reference = scores(config, repeats=1)
     gains = {"Diffusion-DPO": (0.5, 0.5), "GDPO (ours)": (0.5, 0.0)}
-    found = {row: Result(scores(config, gain), scores(config, control)) for row, (gain, control) in gains.items()}
-    add_reward(config, reference, np.full(6, 0.3), [part for r in found.values() for part in (r.scores, r.control or {})])
+    found = {
+        row: Result(scores(config, gain), scores(config, control))
+        for row, (gain, control) in gains.items()
+    }
+    add_reward(
+        config,
+        reference,
+        np.full(6, 0.3),
+        [part for r in found.values() for part in (r.scores, r.control or {})],
+    )
     made = {(r["row"], r["column"]): r for r in records("5", config, reference, found)}
     dpo, gdpo = made["Diffusion-DPO", "PSNR"], made["GDPO (ours)", "PSNR"]
-    assert dpo["to_gdpo"]["mean"] == pytest.approx(0) and dpo["control_to_gdpo"]["mean"] == pytest.approx(0.5)
-    assert dpo["beyond_controls_to_gdpo"]["mean"] == pytest.approx(-0.5) and dpo["beyond_controls_to_gdpo"]["distinguishable"]
+    assert dpo["to_gdpo"]["mean"] == pytest.approx(0) and dpo["control_to_gdpo"][
+        "mean"
+    ] == pytest.approx(0.5)
+    assert (
+        dpo["beyond_controls_to_gdpo"]["mean"] == pytest.approx(-0.5)
+        and dpo["beyond_controls_to_gdpo"]["distinguishable"]
+    )
     assert dpo["sign_to_naosd"] == gdpo["sign_to_naosd"] == AGREES
-    assert [beyond_controls(r, "to_naosd") for r in (dpo, gdpo)] == [False, True] and not beyond_controls(dpo, "to_gdpo")
+    assert [beyond_controls(r, "to_naosd") for r in (dpo, gdpo)] == [
+        False,
+        True,
+    ] and not beyond_controls(dpo, "to_gdpo")
     table = overview("5", list(made.values()), config)
-    assert texts(table, "Diffusion-DPO", "sign to NAOSD")["PSNR ↑"] == "agrees, not beyond the control"
+    assert (
+        texts(table, "Diffusion-DPO", "sign to NAOSD")["PSNR ↑"] == "agrees, not beyond the control"
+    )
     assert texts(table, "GDPO (ours)", "sign to NAOSD")["PSNR ↑"] == "agrees, beyond the control"
-    # PSNR and MUSIQ, AFINE, DISTS: each of ours in one column; 4 signs of 4 differences, of which 2 agree for GDPO.
-    assert any(note.startswith("Signs of the differences to NAOSD: ") and "8 signs, 8 measured" in note for note in table.notes)
+    # PSNR and MUSIQ, AFINE, DISTS: each of ours in one column; 4 signs of 4 differences, of which 2
+    # agree for GDPO.
+    assert any(
+        note.startswith("Signs of the differences to NAOSD: ") and "8 signs, 8 measured" in note
+        for note in table.notes
+    )
 
 
 def test_a_metric_in_two_columns_is_one_measurement(config: Config) -> None:
     reference, found = measured(config, {"ARF w/ NR": 0.5, "ARF (ours)": 0.5})
     notes = verdicts(records("6", config, reference, found))
-    assert notes[0].startswith("Signs of the differences to NAOSD: ") and notes[0].endswith("8 signs, 6 measured differences.")
+    assert notes[0].startswith("Signs of the differences to NAOSD: ") and notes[0].endswith(
+        "8 signs, 6 measured differences."
+    )
 
 
 def test_photographs_as_the_unit_widen_the_error() -> None:
-    """Two images of each photograph, alike: the error is that of half as many, sqrt(2) times as large."""
+    """Two images of each photograph, alike: the error is that of half as many, sqrt(2) times as
+    large.
+    """
     rng = np.random.default_rng(0)
     a = rng.normal(0, 1, (200, 1, 1)).repeat(2, axis=0)
     sources = [f"p{i // 2}" for i in range(400)]
-    assert photographs_widen([(a, np.zeros_like(a))], sources)[1] == pytest.approx(math.sqrt(2), rel=0.01)
+    assert photographs_widen([(a, np.zeros_like(a))], sources)[1] == pytest.approx(
+        math.sqrt(2), rel=0.01
+    )
     apart = rng.normal(0, 1, (400, 3, 2))
-    assert photographs_widen([(apart, np.zeros_like(apart))], [str(i) for i in range(400)])[1] == pytest.approx(1, rel=1e-6)
+    assert photographs_widen([(apart, np.zeros_like(apart))], [str(i) for i in range(400)])[
+        1
+    ] == pytest.approx(1, rel=1e-6)
     assert len(photographs_widen([(apart, np.zeros_like(apart))], ["one"] * 400)) == 0
 
 
 def test_what_rows_are_trained_for_is_said_where_it_is_not_the_papers(config: Config) -> None:
     reference, found = measured(config, {"PSNR": 0.5, "LPIPS": 0.5})
     notes = overview("9", records("9", config, reference, found), config).notes
-    assert any(note.startswith("The rows LPIPS and PSNR+LPIPS are trained for GMSD") for note in notes)
+    assert any(
+        note.startswith("The rows LPIPS and PSNR+LPIPS are trained for GMSD") for note in notes
+    )
     assert any(note.startswith("All rows are trained for ") for note in rewarded("6", config))
     papers = {"reward": {"perception": ["musiq"]}, "rollout": {"metrics": ["psnr_y", "musiq"]}}
     assert rewarded("6", changed(config, papers)) == []
@@ -236,9 +331,18 @@ def test_what_rows_are_trained_for_is_said_where_it_is_not_the_papers(config: Co
 
 def test_an_effect_over_repeats_alone_is_students() -> None:
     found = over_repeats(np.array([1.0, 2.0, 3.0]), np.zeros(3))
-    assert found["standard_error"] == pytest.approx(1 / math.sqrt(3)) and found["repeats"] == [1, 2, 3]
-    assert (found["low"], found["high"]) == pytest.approx((2 - 4.3026527 / math.sqrt(3), 2 + 4.3026527 / math.sqrt(3)))
-    assert not found["distinguishable"] and over_repeats(np.array([1.0, 1.1, 1.2]), np.zeros(3))["distinguishable"]
+    assert found["standard_error"] == pytest.approx(1 / math.sqrt(3)) and found["repeats"] == [
+        1,
+        2,
+        3,
+    ]
+    assert (found["low"], found["high"]) == pytest.approx(
+        (2 - 4.3026527 / math.sqrt(3), 2 + 4.3026527 / math.sqrt(3))
+    )
+    assert (
+        not found["distinguishable"]
+        and over_repeats(np.array([1.0, 1.1, 1.2]), np.zeros(3))["distinguishable"]
+    )
     assert over_repeats(np.ones(1), np.zeros(1))["low"] is None
 
 
@@ -257,7 +361,9 @@ def texts(table: Table, row: str, line: str) -> dict[str, str]:
 
 
 def test_the_overview_has_ours_and_the_control_beside_the_papers(config: Config) -> None:
-    reference, found = measured(config, {"Diffusion-DPO": 0.5, "DanceGRPO": -0.5, "GDPO (ours)": 1.0, "AWM": 0.0})
+    reference, found = measured(
+        config, {"Diffusion-DPO": 0.5, "DanceGRPO": -0.5, "GDPO (ours)": 1.0, "AWM": 0.0}
+    )
     made = records("5", config, reference, found)
     table = overview("5", made, config, ["a note"])
     assert texts(table, "DanceGRPO", "paper (− NAOSD)")["AFINE ↓ (ours: PIQE ↓)"] == "16.52 (−4.00)"
@@ -266,11 +372,17 @@ def test_the_overview_has_ours_and_the_control_beside_the_papers(config: Config)
     assert texts(table, "AWM", "control − NAOSD")["FID ↓ (ours: none)"] == "–"
     assert texts(table, "NAOSD", "ours")["Reward ↑"] == "0"
     assert {"a note", *ABLATIONS["5"].remarks} <= set(table.notes)
-    assert any(note.startswith("MUSIQ: not in evaluate.metrics") and "NIQE" in note for note in table.notes)
-    assert any(note.startswith("Disagreeing: Diffusion-DPO, DISTS to NAOSD") for note in table.notes)
+    assert any(
+        note.startswith("MUSIQ: not in evaluate.metrics") and "NIQE" in note for note in table.notes
+    )
+    assert any(
+        note.startswith("Disagreeing: Diffusion-DPO, DISTS to NAOSD") for note in table.notes
+    )
     whole = details("5", made, config)
     assert texts(whole, "Diffusion-DPO", "− GDPO, sign")["PSNR ↑"] == "agrees, beyond the control"
-    assert texts(whole, "Diffusion-DPO", "control − GDPO's control")["PSNR ↑"].startswith("+0.000 (")
+    assert texts(whole, "Diffusion-DPO", "control − GDPO's control")["PSNR ↑"].startswith(
+        "+0.000 ("
+    )
     assert texts(whole, "Diffusion-DPO", "− GDPO, beyond the controls")["PSNR ↑"].startswith("−0.5")
     assert texts(whole, "AWM", "− NAOSD, by repeat")["PSNR ↑"].count(",") == 2
     assert "NAOSD" not in {cells[0].text for cells in whole.rows}
@@ -280,21 +392,36 @@ def test_the_csv_has_every_number_unrounded(config: Config) -> None:
     reference, found = measured(config, {"GDPO (ours)": 1.0})
     made = records("5", config, reference, found)
     lines = [line.split(",") for line in to_csv(flat("5", made)).splitlines()]
-    row = dict(zip(lines[0], next(line for line in lines if line[:2] == ["GDPO (ours)", "PSNR"]), strict=True))
+    row = dict(
+        zip(
+            lines[0],
+            next(line for line in lines if line[:2] == ["GDPO (ours)", "PSNR"]),
+            strict=True,
+        )
+    )
     psnr = next(r for r in made if r["row"] == "GDPO (ours)" and r["column"] == "PSNR")
-    assert float(row["to_control.low"]) == psnr["to_control"]["low"] and row["paper"] == "25.48" and row["to_gdpo.mean"] == ""
+    assert (
+        float(row["to_control.low"]) == psnr["to_control"]["low"]
+        and row["paper"] == "25.48"
+        and row["to_gdpo.mean"] == ""
+    )
 
 
 def test_one_sentence_says_what_matters(config: Config) -> None:
     reference, found = measured(config, {"GDPO": 0.5, "noise: shared": 0.5, "omega: 5000": -0.5})
     said = what_matters(records("options", config, reference, found))
     assert (
-        said.startswith("Against GDPO and beyond the controls the reward changes with omega: 5000 (")
+        said.startswith(
+            "Against GDPO and beyond the controls the reward changes with omega: 5000 ("
+        )
         and "not distinguishable are noise: shared" in said
     )
     reference, found = measured(config, {"GDPO": 0.5, "noise: shared": 0.5})
     said = what_matters(records("options", config, reference, found))
-    assert said.startswith("Beyond the controls none is distinguishable from GDPO in the reward at this scale: noise: shared (")
+    assert said.startswith(
+        "Beyond the controls none is distinguishable from GDPO in the reward at this scale: "
+        "noise: shared ("
+    )
 
 
 def test_figure_7_holds_the_claims_of_the_text_against_ours(config: Config) -> None:
@@ -303,24 +430,31 @@ def test_figure_7_holds_the_claims_of_the_text_against_ours(config: Config) -> N
     for factor, setting in zip((1, 2, 4, 2), paper.FIGURE_7, strict=True):
         same = scores(config)
         spread = {
-            m: v.mean(axis=2, keepdims=True) * (1 - factor / 100) + factor * (v - v.mean(axis=2, keepdims=True))
+            m: v.mean(axis=2, keepdims=True) * (1 - factor / 100)
+            + factor * (v - v.mean(axis=2, keepdims=True))
             for m, v in same.items()
         }
         found[f"({setting[0]}, {setting[1]})"] = Result(spread)
     runs = [result.scores for result in found.values()]
     add_reward(config, reference, np.full(6, 0.3), runs)
     made, claims = figure_7(config, reference, found)
-    assert [c["row"] for c in claims] == ["(250, 250)"] * 6 + ["(500, 500)"] * 6 + ["(250, 100)"] * 6
-    # Every metric falls here and its range grows: PSNR as the paper says, and NIQE, which is better lower, as MUSIQ rises.
-    # The last setting is the second here, and neither is better.
+    assert [c["row"] for c in claims] == ["(250, 250)"] * 6 + ["(500, 500)"] * 6 + [
+        "(250, 100)"
+    ] * 6
+    # Every metric falls here and its range grows: PSNR as the paper says, and NIQE, which is better
+    # lower, as MUSIQ rises. The last setting is the second here, and neither is better.
     of_images = [c["sign"] for c in claims if c["of"] != "of the set's mean"]
     assert of_images == [AGREES] * 11 + [UNCLEAR] and claims[-1]["against"] == "(250, 250)"
     of_the_set = [c for c in claims if c["of"] == "of the set's mean"]
-    assert len(of_the_set) == 6 and all(len(c["repeats"]) == 3 and c["mean"] > 0 for c in of_the_set)
+    assert len(of_the_set) == 6 and all(
+        len(c["repeats"]) == 3 and c["mean"] > 0 for c in of_the_set
+    )
     by_row = {(r["row"], r["metric"]): r for r in made}
     assert by_row["(250, 250)", "psnr_y"]["range_of_an_image"] == pytest.approx(
         2 * by_row["(100, 100)", "psnr_y"]["range_of_an_image"]
     )
     first, second = figure_7_tables(made, claims, config)
     assert [cells[0].text for cells in first.rows] == [f"({a}, {d})" for a, d in paper.FIGURE_7]
-    assert second.rows[0][1].text == "the range of PSNR is larger" and not math.isnan(made[0]["range"])
+    assert second.rows[0][1].text == "the range of PSNR is larger" and not math.isnan(
+        made[0]["range"]
+    )

@@ -1,4 +1,6 @@
-"""Great Expectations as used here: what fails is said in one line, and the pages are whole without a network."""
+"""Great Expectations as used here: what fails is said in one line, and the pages are whole without
+a network.
+"""
 
 import math
 import os
@@ -43,8 +45,15 @@ def test_what_holds_gets_a_page_and_the_same_one_every_time(tmp_path, monkeypatc
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     suites = [
-        _suite(expect_rows(1), expect("values_to_be_between", "rank", min_value=0, max_value=5), name="first"),
-        _suite(expect("values_to_be_in_set", "id", "The id must be known.", value_set=["a", "b"]), name="second"),
+        _suite(
+            expect_rows(1),
+            expect("values_to_be_between", "rank", min_value=0, max_value=5),
+            name="first",
+        ),
+        _suite(
+            expect("values_to_be_in_set", "id", "The id must be known.", value_set=["a", "b"]),
+            name="second",
+        ),
     ]
     validate(suites, tmp_path / "docs", tmp_path / "failed")
     validate(suites, tmp_path / "again/docs", tmp_path / "failed")
@@ -52,16 +61,32 @@ def test_what_holds_gets_a_page_and_the_same_one_every_time(tmp_path, monkeypatc
     assert set(pages) == {"docs/first.html", "docs/index.html", "docs/second.html"}
     assert pages == tiny.tree(tmp_path / "again/docs")
     assert not (tmp_path / "failed").exists() and os.environ["GX_ANALYTICS_ENABLED"] == "false"
-    assert b"The id must be known." in pages["docs/second.html"] and b"first.html" in pages["docs/index.html"]
+    assert (
+        b"The id must be known." in pages["docs/second.html"]
+        and b"first.html" in pages["docs/index.html"]
+    )
 
 
 def test_a_page_needs_no_network_and_tells_nothing_of_the_machine(tmp_path):
-    """No script, no address, no path, no time; small; and a style for every state that an icon font showed."""
-    _message(tmp_path, expect("values_to_be_unique", "id"), expect("values_to_not_be_null", "no_column"), expect_rows(1))
+    """No script, no address, no path, no time; small; and a style for every state that an icon font
+    showed.
+    """
+    _message(
+        tmp_path,
+        expect("values_to_be_unique", "id"),
+        expect("values_to_not_be_null", "no_column"),
+        expect_rows(1),
+    )
     for page in (tmp_path / "failed").iterdir():
         text = page.read_text()
-        assert not re.search(r"<script|<link|<img|https?:|localStorage|newsletter|@import|url\(", text), page
-        assert str(tmp_path) not in text and str(Path(__file__).parents[3]) not in text and "site-packages" not in text
+        assert not re.search(
+            r"<script|<link|<img|https?:|localStorage|newsletter|@import|url\(", text
+        ), page
+        assert (
+            str(tmp_path) not in text
+            and str(Path(__file__).parents[3]) not in text
+            and "site-packages" not in text
+        )
         assert not re.search(r"\b20\d\d-?\d\d-?\d\d", text)
         assert page.stat().st_size < 50_000
     text = (tmp_path / "failed/rows.html").read_text()
@@ -74,17 +99,27 @@ def test_a_page_needs_no_network_and_tells_nothing_of_the_machine(tmp_path):
     [
         (
             expect("values_to_be_unique", "id"),
-            r"expect_column_values_to_be_unique\(column=id\) fails in 2 of 3 rows, such as \[id b, source y\]; \[id b, ",
+            r"expect_column_values_to_be_unique\(column=id\) fails in 2 of 3 rows, such as \[id "
+            r"b, source y\]; \[id b, ",
         ),
         (expect("values_to_match_regex", "id", regex="^a$"), r"regex=\^a\$\) fails in 2 of 3 rows"),
-        (expect("values_to_be_in_set", "is_new", "No patch is in both.", value_set=[True]), r"No patch is in both\..* 1 of 3"),
+        (
+            expect("values_to_be_in_set", "is_new", "No patch is in both.", value_set=[True]),
+            r"No patch is in both\..* 1 of 3",
+        ),
         (
             expect("values_to_not_be_null", "source"),
             r"column=source\) fails in 1 of 3 rows, such as \[id b, source nan\]",
         ),
-        (expect("values_to_not_be_null", "score"), r"not_be_null\(column=score\) fails in 1 of 3 rows"),
+        (
+            expect("values_to_not_be_null", "score"),
+            r"not_be_null\(column=score\) fails in 1 of 3 rows",
+        ),
         (expect_rows(10, 20), r"min_value=10, max_value=20\) fails, observed is 3"),
-        (expect("values_to_be_unique", "other"), r'cannot be evaluated: .*column "other".* does not exist'),
+        (
+            expect("values_to_be_unique", "other"),
+            r'cannot be evaluated: .*column "other".* does not exist',
+        ),
         (expect("values_to_be_null", "source"), re.escape(f"such as [id a, source {EVIL}]")),
     ],
 )
@@ -95,7 +130,9 @@ def test_what_fails_is_said_with_the_table_and_some_rows(tmp_path, expectation, 
     message = _message(tmp_path, expect_rows(1), expectation)
     assert re.search(says, message), message
     assert message.startswith("data/some.parquet: ") and "\n" not in message
-    assert message.endswith(f"no output was replaced, {tmp_path / 'failed/index.html'} has the details")
+    assert message.endswith(
+        f"no output was replaced, {tmp_path / 'failed/index.html'} has the details"
+    )
     assert tiny.tree(tmp_path / "docs") == before
 
 
@@ -108,13 +145,20 @@ def test_values_from_outside_are_escaped_on_the_page(tmp_path):
 
 def test_all_failures_are_counted(tmp_path):
     """The message has the first."""
-    message = _message(tmp_path, expect("values_to_be_unique", "id"), expect_rows(9), expect("values_to_be_null", "id"))
+    message = _message(
+        tmp_path,
+        expect("values_to_be_unique", "id"),
+        expect_rows(9),
+        expect("values_to_be_null", "id"),
+    )
     assert "unique" in message and "(and 2 more)" in message
 
 
 @pytest.mark.parametrize("what", ["values_to_be_unique", "values_to_not_be_null"])
 def test_an_empty_table_meets_what_is_asked_of_rows(tmp_path, what):
     """A part without photographs has no patches."""
-    suite = Suite("rows", "data/none.parquet", TABLE.slice(0, 0), ["id"], [expect_rows(0), expect(what, "id")])
+    suite = Suite(
+        "rows", "data/none.parquet", TABLE.slice(0, 0), ["id"], [expect_rows(0), expect(what, "id")]
+    )
     validate([suite], tmp_path / "docs", tmp_path / "failed")
     assert (tmp_path / "docs/rows.html").is_file()

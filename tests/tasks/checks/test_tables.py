@@ -1,4 +1,6 @@
-"""The suites: whole tables pass, and each kind of damage is found by the expectation that is for it."""
+"""The suites: whole tables pass, and each kind of damage is found by the expectation that is for
+it.
+"""
 
 import hashlib
 import json
@@ -28,7 +30,16 @@ def _digest(text: str) -> str:
 def _photos(root: Path, part: str, names: list[str]) -> None:
     (root / "data/photos").mkdir(parents=True, exist_ok=True)
     rows = [
-        {"name": n, "source": "s", "file": n, "resize": None, "sha256": _digest(n), "height": 64, "width": 48} for n in names
+        {
+            "name": n,
+            "source": "s",
+            "file": n,
+            "resize": None,
+            "sha256": _digest(n),
+            "height": 64,
+            "width": 48,
+        }
+        for n in names
     ]
     pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), root / f"data/photos/{part}.parquet")
 
@@ -36,15 +47,24 @@ def _photos(root: Path, part: str, names: list[str]) -> None:
 def _pairs(photos: list[str]) -> list[Pair]:
     """Three of each photograph."""
     hr = np.zeros((32, 32, 3), np.uint8)
-    return [Pair(f"{p}-{i}", p, Box(8 * i, 4 * i, 32, 32), hr, hr[::4, ::4], {}, 0.5) for p in photos for i in range(3)]
+    return [
+        Pair(f"{p}-{i}", p, Box(8 * i, 4 * i, 32, 32), hr, hr[::4, ::4], {}, 0.5)
+        for p in photos
+        for i in range(3)
+    ]
 
 
 def _candidates(id_: str) -> dict[str, Any]:
     metrics = {"psnr_y": [20.0, 21.0, 22.0], "ssim_y": [0.5, 0.6, 0.7]}
     return {
-        "id": id_, "prompt": "", "detail_share": 0.4, "metrics": metrics, "seeds": [1, 2, 3],
-        "noise_seeds": [[4, 5, 6], [7, 8, 9]], "reference_error": [[0.1, 0.2, 0.3], [0.3, 0.2, 0.1]],
-    }  # fmt: skip
+        "id": id_,
+        "prompt": "",
+        "detail_share": 0.4,
+        "metrics": metrics,
+        "seeds": [1, 2, 3],
+        "noise_seeds": [[4, 5, 6], [7, 8, 9]],
+        "reference_error": [[0.1, 0.2, 0.3], [0.3, 0.2, 0.1]],
+    }
 
 
 @pytest.fixture
@@ -58,11 +78,13 @@ def root(tmp_path: Path) -> Path:
     pairs = _pairs(trained)
     patches = pa.table(
         {
-            "id": [p.id for p in pairs], "source": [p.source for p in pairs],
-            "score": np.arange(len(pairs), dtype=float), "detail_share": [0.05] + [0.5] * (len(pairs) - 1),
+            "id": [p.id for p in pairs],
+            "source": [p.source for p in pairs],
+            "score": np.arange(len(pairs), dtype=float),
+            "detail_share": [0.05] + [0.5] * (len(pairs) - 1),
             "hash": pa.array(range(len(pairs)), pa.uint64()),
         }
-    )  # fmt: skip
+    )
     scores = choose(patches, RULE, higher_is_better=False)
     for folder in ("selected", "rollouts/00"):
         (tmp_path / "data" / folder).mkdir(parents=True)
@@ -80,9 +102,13 @@ def _selected(root: Path) -> list[str]:
 
 CHECKS = {
     "degrade": lambda root: check_pairs(root / "data/shards/train/00", "00", root, CONFIG.degrade),
-    "held out": lambda root: check_pairs(root / "data/shards/evaluation", "evaluation", root, CONFIG.degrade),
+    "held out": lambda root: check_pairs(
+        root / "data/shards/evaluation", "evaluation", root, CONFIG.degrade
+    ),
     "select": lambda root: check_selection(root / "data/selected", root, RULE),
-    "rollout": lambda root: check_rollouts(root / "data/rollouts/00", "00", root, CONFIG.rollout, _selected(root)),
+    "rollout": lambda root: check_rollouts(
+        root / "data/rollouts/00", "00", root, CONFIG.rollout, _selected(root)
+    ),
 }
 FILES = {
     "degrade": "data/shards/train/00/00000.parquet",
@@ -134,7 +160,13 @@ def _metrics(**changes: list[float]) -> dict[str, list[float]]:
         ("degrade", "degrade", "box", [0, 20, 32, 32], "box_is_inside"),
         ("degrade", "degrade", "box", [-1, 0, 32, 32], r"column=top"),
         ("degrade", "degrade", "box", [0, 0, 32, 16], r"column=width"),
-        ("degrade", "degrade", "detail_share", 1.5, r"column=detail_share, min_value=0.0, max_value=1.0\) fails in 1 of 9"),
+        (
+            "degrade",
+            "degrade",
+            "detail_share",
+            1.5,
+            r"column=detail_share, min_value=0.0, max_value=1.0\) fails in 1 of 9",
+        ),
         ("degrade", "degrade", "detail_share", None, r"not_be_null\(column=detail_share"),
         ("degrade", "degrade", "tags", "a cat", r"to_be_null\(column=tags\) fails in 1 of 9"),
         ("select", "scores", "id", "a-0", r"scores\.parquet: .*unique\(column=id"),
@@ -150,15 +182,39 @@ def _metrics(**changes: list[float]) -> dict[str, list[float]]:
         ("select", "manifest", "detail_share", 0.09, r"column=detail_share, min_value=0.1"),
         ("rollout", "rollout", "id", "a-1", r"unique\(column=id"),
         ("rollout", "rollout", "id", "a-0", "is_selected"),
-        ("rollout", "rollout", "", None, r"row_count.*min_value=6, max_value=6\) fails, observed is 5"),
+        (
+            "rollout",
+            "rollout",
+            "",
+            None,
+            r"row_count.*min_value=6, max_value=6\) fails, observed is 5",
+        ),
         ("rollout", "rollout", "prompt", None, r"not_be_null\(column=prompt"),
         ("rollout", "rollout", "seeds", [1, 2], r"column=candidates"),
         ("rollout", "rollout", "noise_seeds", [[1, 2, 3]], r"column=noises"),
         ("rollout", "rollout", "reference_error", [[0.1, 0.2, 0.3]], r"column=errors_of_noises"),
         ("rollout", "rollout", "metrics", _metrics(psnr_y=[20.0, 21.0]), r"column=psnr_y_values"),
-        ("rollout", "rollout", "metrics", _metrics(psnr_y=[20.0, 21.0, float("inf")]), r"column=psnr_y_most"),
-        ("rollout", "rollout", "metrics", _metrics(ssim_y=[0.1, float("nan"), 0.2]), r"column=ssim_y_least"),
-        ("rollout", "rollout", "reference_error", [[0.1, -0.2, 0.3], [0.3, 0.2, 0.1]], r"column=reference_error_least"),
+        (
+            "rollout",
+            "rollout",
+            "metrics",
+            _metrics(psnr_y=[20.0, 21.0, float("inf")]),
+            r"column=psnr_y_most",
+        ),
+        (
+            "rollout",
+            "rollout",
+            "metrics",
+            _metrics(ssim_y=[0.1, float("nan"), 0.2]),
+            r"column=ssim_y_least",
+        ),
+        (
+            "rollout",
+            "rollout",
+            "reference_error",
+            [[0.1, -0.2, 0.3], [0.3, 0.2, 0.1]],
+            r"column=reference_error_least",
+        ),
     ],
 )
 def test_damage_is_found_by_the_expectation_for_it(root, stage, table, column, value, found):
@@ -178,7 +234,9 @@ def test_a_score_beside_the_words_no_score_is_found(root):
 def test_a_patch_or_photograph_of_the_evaluation_is_found(root):
     """A patch by its id, a photograph by its content, whatever its name."""
     write_shards(root / "data/shards/evaluation", _pairs(["b"]), 1.0)
-    with pytest.raises(ValueError, match=r"patch_is_new.* fails in 2 of 6 rows, such as \[id b-0, source b"):
+    with pytest.raises(
+        ValueError, match=r"patch_is_new.* fails in 2 of 6 rows, such as \[id b-0, source b"
+    ):
         CHECKS["select"](root)
     write_shards(root / "data/shards/evaluation", _pairs(["x"]), 1.0)
     _photos(root, "evaluation", ["c"])
@@ -188,7 +246,10 @@ def test_a_patch_or_photograph_of_the_evaluation_is_found(root):
 
 def test_quota_and_count_are_those_of_the_rule(root):
     """A selection made with other values does not pass."""
-    for changes, found in (({"max_per_photo": 1}, "column=patches_of_photograph"), ({"count": 5}, "max_value=5")):
+    for changes, found in (
+        ({"max_per_photo": 1}, "column=patches_of_photograph"),
+        ({"count": 5}, "max_value=5"),
+    ):
         with pytest.raises(ValueError, match=found):
             check_selection(root / "data/selected", root, RULE.model_copy(update=changes))
     check_selection(root / "data/selected", root, RULE.model_copy(update={"count": None}))
@@ -214,13 +275,18 @@ def test_tags_are_there_when_they_were_asked_for(root):
 
 def _leave_out(root: Path, skipped: dict[str, str]) -> None:
     path = root / FILES["rollout"]
-    pq.write_table(pq.read_table(path).replace_schema_metadata({"skipped": json.dumps(skipped)}), path)
+    pq.write_table(
+        pq.read_table(path).replace_schema_metadata({"skipped": json.dumps(skipped)}), path
+    )
 
 
 def test_a_pair_that_is_said_to_be_left_out_has_no_group_and_is_on_the_page(root):
     """Groups and pairs left out are together those of the part."""
     _leave_out(root, {"b-1": "<a pixel> is not finite"})
-    with pytest.raises(ValueError, match=r"row_count.*A group for each of 5 pairs; 1 left out \(b-1: .*observed is 6"):
+    with pytest.raises(
+        ValueError,
+        match=r"row_count.*A group for each of 5 pairs; 1 left out \(b-1: .*observed is 6",
+    ):
         CHECKS["rollout"](root)
     ids = _selected(root)
     _damage(root, "rollout", "", None, row=ids.index("b-1"))
@@ -233,11 +299,15 @@ def test_a_pair_that_is_said_to_be_left_out_has_no_group_and_is_on_the_page(root
         check_rollouts(root / "data/rollouts/00", "00", root, CONFIG.rollout, [*others, "b-1"])
 
 
-@pytest.mark.parametrize("missing", ["data/photos/evaluation.parquet", "data/shards/evaluation/00000.parquet"])
+@pytest.mark.parametrize(
+    "missing", ["data/photos/evaluation.parquet", "data/shards/evaluation/00000.parquet"]
+)
 def test_a_missing_or_damaged_file_is_named(root, missing):
     """What the checks compare with comes from other stages."""
     (root / missing).write_bytes(b"no Parquet")
-    with pytest.raises(ValueError, match=rf"{missing}: damaged .*run the stage that writes it again"):
+    with pytest.raises(
+        ValueError, match=rf"{missing}: damaged .*run the stage that writes it again"
+    ):
         CHECKS["select"](root)
     (root / missing).unlink()
     with pytest.raises(ValueError, match="no such file; run the stage"):

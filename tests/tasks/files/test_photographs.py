@@ -19,7 +19,9 @@ from tests.tasks.photos import config, photo, rows, write
 
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A server whose `bucket` holds faces/00000.png .. 00011.png and a text, listed five keys at a time."""
+    """A server whose `bucket` holds faces/00000.png .. 00011.png and a text, listed five keys at a
+    time.
+    """
     with s3.server() as url:
         for name, value in s3.environment(url).items():
             monkeypatch.setenv(name, value)
@@ -27,7 +29,11 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         client = s3.client(url)
         client.create_bucket(Bucket="bucket")
         for i in range(12):
-            client.put_object(Bucket="bucket", Key=f"faces/{i // 5}/{i:05d}.png", Body=encode_png(photo(i, 48, 48)))
+            client.put_object(
+                Bucket="bucket",
+                Key=f"faces/{i // 5}/{i:05d}.png",
+                Body=encode_png(photo(i, 48, 48)),
+            )
         client.put_object(Bucket="bucket", Key="faces/readme.txt", Body=b"no photograph")
         yield url
     module._client.cache_clear()
@@ -38,7 +44,9 @@ def sources(*found: dict[str, object]) -> list[Photographs]:
 
 
 def test_names_of_several_sources(tmp_path: Path) -> None:
-    """The first source's names are plain; a further one's start with its folder, so a third changes none of them."""
+    """The first source's names are plain; a further one's start with its folder, so a third changes
+    none of them.
+    """
     for name in ("LSDIR/x.png", "data/FFHQ/x.png", "data/FFHQ/y.png", "data/FFHQ/z.png"):
         write_png(tmp_path / name, photo(0))
     two = sources({"path": "LSDIR"}, {"path": "data/FFHQ/", "first": 2, "resize": 32})
@@ -46,8 +54,13 @@ def test_names_of_several_sources(tmp_path: Path) -> None:
     assert [(p.name, p.resize) for p in found] == [("FFHQ__x", 32), ("FFHQ__y", 32), ("x", None)]
     assert found[0].load().shape == (32, 43, 3)
     more = listed([*two, *sources({"path": "scikit-image"})], "train", tmp_path)
-    assert {p.name for p in found} < {p.name for p in more} and "scikit-image__ihc" in {p.name for p in more}
-    with pytest.raises(ValueError, match=r"degrade\.train: the paths of all sources but the first must end in different"):
+    assert {p.name for p in found} < {p.name for p in more} and "scikit-image__ihc" in {
+        p.name for p in more
+    }
+    with pytest.raises(
+        ValueError,
+        match=r"degrade\.train: the paths of all sources but the first must end in different",
+    ):
         listed(sources({"path": "a"}, {"path": "b/x"}, {"path": "c/x"}), "train", tmp_path)
     with pytest.raises(ValueError, match=r"nowhere: no such folder \(degrade\.train\)"):
         listed(sources({"path": "LSDIR"}, {"path": "nowhere"}), "train", tmp_path)
@@ -68,12 +81,14 @@ def test_a_list_finds_its_photographs_again(tmp_path: Path) -> None:
 
 
 def test_photographs_in_s3(bucket: str, tmp_path: Path) -> None:
-    """Listed in pages, read by key, the first by name; the same pairs as from a folder of the same files."""
+    """Listed in pages, read by key, the first by name; the same pairs as from a folder of the same
+    files.
+    """
     faces = {"path": "s3://bucket/faces", "first": 3}
     found = listed(sources(faces), "train", tmp_path)
     assert [(p.name, p.path) for p in found] == [
         (f"0__{i:05d}", f"s3://bucket/faces/0/{i:05d}.png") for i in range(3)
-    ]  # fmt: skip
+    ]
     assert len(listed(sources({"path": "s3://bucket/faces"}), "train", tmp_path)) == 12
     write(tmp_path)
     for i in range(3):
@@ -87,15 +102,22 @@ def test_photographs_in_s3(bucket: str, tmp_path: Path) -> None:
     assert made[0] == made[1] and len(made[0]) == 12
 
 
-def test_what_is_wrong_with_s3_is_one_line_with_the_url(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match=r"^s3://bucket/none \(degrade\.train\): no photograph here"):
+def test_what_is_wrong_with_s3_is_one_line_with_the_url(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(
+        ValueError, match=r"^s3://bucket/none \(degrade\.train\): no photograph here"
+    ):
         listed(sources({"path": "s3://bucket/none"}), "train", tmp_path)
     with pytest.raises(ValueError, match=r"^s3://nobody/x: "):
         listed(sources({"path": "s3://nobody/x"}), "train", tmp_path)
     (found, *_) = listed(sources({"path": "s3://bucket/faces"}), "train", tmp_path)
     s3.client(bucket).delete_object(Bucket="bucket", Key="faces/0/00000.png")
     finding = examine(found, 8)
-    assert (finding.reason, finding.detail[:32]) == ("unreadable", "s3://bucket/faces/0/00000.png: t")
+    assert (finding.reason, finding.detail[:32]) == (
+        "unreadable",
+        "s3://bucket/faces/0/00000.png: t",
+    )
 
 
 def test_the_report_does_not_depend_on_where_the_repository_lies(tmp_path: Path) -> None:
@@ -106,4 +128,7 @@ def test_the_report_does_not_depend_on_where_the_repository_lies(tmp_path: Path)
         (root / "photos/train/broken.png").write_bytes(b"no image")
         index.run(config(max_failures=0.5), root, Hooks())
         reports.append((root / "reports/photographs/report.json").read_text())
-    assert reports[0] == reports[1] and "photos/train/broken.png: not a readable photograph (not an image" in reports[0]
+    assert (
+        reports[0] == reports[1]
+        and "photos/train/broken.png: not a readable photograph (not an image" in reports[0]
+    )

@@ -32,8 +32,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tagger = Tagger.from_folder(root / "models/first", dape=dape)
         rows = torch.cat([tagger.probabilities(views(index)[int(dape)]) for index in range(4)])
         medians.append(rows.quantile(0.5, dim=0))
-    limits = torch.cat([medians[0][:3], medians[1][3:]])  # three tags tell HR images apart, three the LR ones
-    (root / "ckp/ram_tag_list_threshold.txt").write_text("".join(f"{limit}\n" for limit in limits.tolist()))
+    limits = torch.cat(
+        [medians[0][:3], medians[1][3:]]
+    )  # three tags tell HR images apart, three the LR ones
+    (root / "ckp/ram_tag_list_threshold.txt").write_text(
+        "".join(f"{limit}\n" for limit in limits.tolist())
+    )
     import_tagger(source, root / "models/tagger", dape=root / "ckp/DAPE.pth")
     return root
 
@@ -50,11 +54,16 @@ def config(kind: str) -> Config:
 
 
 def found(root: Path, kind: str) -> list[str | None]:
-    return [pair.tags for pair in tags.tagged((tiny.pair(i) for i in range(4)), kind, "models/tagger", root)]
+    return [
+        pair.tags
+        for pair in tags.tagged((tiny.pair(i) for i in range(4)), kind, "models/tagger", root)
+    ]
 
 
 def test_training_pairs_are_tagged_by_the_patch_that_the_key_names(root: Path) -> None:
-    ram, with_dape = (Tagger.from_folder(root / "models/tagger", dape=dape) for dape in (False, True))
+    ram, with_dape = (
+        Tagger.from_folder(root / "models/tagger", dape=dape) for dape in (False, True)
+    )
     hr = [ram.tags(views(i)[0])[0] for i in range(4)]
     lr = [with_dape.tags(views(i)[1])[0] for i in range(4)]
     assert found(root, "hr") == hr and found(root, "lr") == lr and found(root, "none") == [None] * 4
@@ -64,20 +73,33 @@ def test_training_pairs_are_tagged_by_the_patch_that_the_key_names(root: Path) -
 def test_tags_change_nothing_else_of_a_pair(root: Path) -> None:
     (pair,) = tags.tagged(iter([tiny.pair(1)]), "hr", "models/tagger", root)
     plain = tiny.pair(1)
-    assert (pair.id, pair.degradation, pair.detail_share) == (plain.id, plain.degradation, plain.detail_share)
+    assert (pair.id, pair.degradation, pair.detail_share) == (
+        plain.id,
+        plain.degradation,
+        plain.detail_share,
+    )
     assert (pair.hr == plain.hr).all() and (pair.lr == plain.lr).all()
 
 
 def test_a_tagger_that_is_not_there_is_named_with_the_way_to_make_it(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"models/tagger/tags.json: no such file; `gdpo-sr import-weights ram_swin_large"):
+    with pytest.raises(
+        ValueError,
+        match=r"models/tagger/tags.json: no such file; `gdpo-sr import-weights ram_swin_large",
+    ):
         found(tmp_path, "hr")
     assert tags.load(None, tmp_path, dape=True) is None
 
 
-def test_evaluation_has_the_tagger_of_the_configuration_and_none_without(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluation_has_the_tagger_of_the_configuration_and_none_without(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr(sampling, "super_resolve", lambda *args, **options: seen.append(options["prompts"]))
-    monkeypatch.setattr(evaluate, "super_resolve", lambda *args, **options: seen.append(options.get("prompts")))
+    monkeypatch.setattr(
+        sampling, "super_resolve", lambda *args, **options: seen.append(options["prompts"])
+    )
+    monkeypatch.setattr(
+        evaluate, "super_resolve", lambda *args, **options: seen.append(options.get("prompts"))
+    )
     lr = views(2)[1]
     for settings in (config("none"), tiny.settings()):
         evaluate.upscalers(settings, root, {"naosd": tiny.model()})["naosd"](lr, [(0, "a")])

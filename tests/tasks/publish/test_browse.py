@@ -26,7 +26,9 @@ class NoRedirect(HTTPRedirectHandler):
         return None
 
 
-def test_the_browser_serves_two_folders_and_nothing_else(address: str, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_browser_serves_two_folders_and_nothing_else(
+    address: str, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = publish(finished)
     store = Store.at("s3://gdpo-sr")
     store.write("dvc/secret", b"not shown")
@@ -44,12 +46,19 @@ def test_the_browser_serves_two_folders_and_nothing_else(address: str, finished:
         with urlopen(f"{base}/runs/{run}/") as answer:
             assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
             assert answer.read() == b"<title>the report</title>"
-        for path in ("/dvc/secret", "/runs/../dvc/secret", "/runs/%2e%2e/dvc/secret", "/runs/none/index.html"):
+        for path in (
+            "/dvc/secret",
+            "/runs/../dvc/secret",
+            "/runs/%2e%2e/dvc/secret",
+            "/runs/none/index.html",
+        ):
             assert status(base + path) == 404
         with pytest.raises(HTTPError, match="302") as caught:
             build_opener(NoRedirect).open(f"{base}/runs/{run}/model/large.safetensors")
         caught.value.close()
         link = caught.value.headers["Location"]
-        assert re.match(rf"{address}/gdpo-sr/runs/{run}/model/large.safetensors\?.*X-Amz-Signature=", link)
+        assert re.match(
+            rf"{address}/gdpo-sr/runs/{run}/model/large.safetensors\?.*X-Amz-Signature=", link
+        )
         assert status(f"{base}/runs/{run}/index.html", data=b"written") == 501
         server.shutdown()

@@ -1,4 +1,6 @@
-"""What a published run consists of: the outputs that are asked for, whole, and nothing beside or behind them."""
+"""What a published run consists of: the outputs that are asked for, whole, and nothing beside or
+behind them.
+"""
 
 import json
 from pathlib import Path
@@ -9,7 +11,9 @@ from tasks.publish import contents
 from tests.tasks.published import OUTS, SUMMARY
 
 
-@pytest.mark.parametrize("out", ["params.yaml", "reports", "reports/../params.yaml", "models/gdpo2", "/etc/hosts", ""])
+@pytest.mark.parametrize(
+    "out", ["params.yaml", "reports", "reports/../params.yaml", "models/gdpo2", "/etc/hosts", ""]
+)
 def test_no_other_path_is_part_of_a_run(finished: Path, out: str) -> None:
     with pytest.raises(ValueError, match="no output that a run consists of"):
         list(contents.files(finished, [*OUTS, out]))
@@ -29,9 +33,12 @@ def test_links_and_dot_files_stay_out(finished: Path, tmp_path: Path) -> None:
     linked = ["reports/linked", "reports/linked/sub", "reports/page.html"]
     assert dict(contents.files(finished, [*OUTS, *linked])) == whole
     assert set(whole) == {
-        "index.html", "evaluate/sample/summary.json", "evaluate/sample/per_image.parquet",
-        "evaluate/sample/images/000-x/gdpo.png", "model/adapters.safetensors",
-    }  # fmt: skip
+        "index.html",
+        "evaluate/sample/summary.json",
+        "evaluate/sample/per_image.parquet",
+        "evaluate/sample/images/000-x/gdpo.png",
+        "model/adapters.safetensors",
+    }
 
 
 def test_the_thumbnail_without_a_model_gdpo_is_of_the_last_one(finished: Path) -> None:

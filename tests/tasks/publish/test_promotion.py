@@ -1,4 +1,6 @@
-"""Promotion against an S3 server: the pointer, the cards and lists of models, and runs that are gone or of other versions."""
+"""Promotion against an S3 server: the pointer, the cards and lists of models, and runs that are
+gone or of other versions.
+"""
 
 import json
 import re
@@ -27,8 +29,12 @@ def test_the_models_page_is_there_before_the_first_promotion(address: str, finis
     assert run in page(store, "models/index.html")
 
 
-def test_a_worker_that_may_not_write_models_publishes(address: str, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with s3.proxy(address, lambda method, path: 403 if method == "PUT" and "/models/" in path else None) as url:
+def test_a_worker_that_may_not_write_models_publishes(
+    address: str, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with s3.proxy(
+        address, lambda method, path: 403 if method == "PUT" and "/models/" in path else None
+    ) as url:
         use(monkeypatch, url)
         run = publish(finished)
     store = Store.at("s3://gdpo-sr")
@@ -37,7 +43,11 @@ def test_a_worker_that_may_not_write_models_publishes(address: str, finished: Pa
 
 
 def test_promotion_moves_the_pointer_and_lists_the_models(
-    address: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    address: str,
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     runs = [publish(finished), publish(finished, hours=1)]
     monkeypatch.chdir(tmp_path)
@@ -56,7 +66,9 @@ def test_promotion_moves_the_pointer_and_lists_the_models(
     assert "commit promoted/sample/per_image.parquet" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("missing", ["/models/20261121T020000Z-01234567.html", "/models/index.html"])
+@pytest.mark.parametrize(
+    "missing", ["/models/20261121T020000Z-01234567.html", "/models/index.html"]
+)
 def test_promoting_again_completes_what_is_missing_and_writes_nothing_else(
     address: str, finished: Path, monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
@@ -77,7 +89,9 @@ def test_promoting_again_completes_what_is_missing_and_writes_nothing_else(
     with s3.proxy(address, note) as url:
         use(monkeypatch, url)
         for hours in (1, 2):
-            assert publication.promote("s3://gdpo-sr", run, NOW + timedelta(hours=hours))["run"] == run
+            assert (
+                publication.promote("s3://gdpo-sr", run, NOW + timedelta(hours=hours))["run"] == run
+            )
         assert len([path for path in writes(asked) if path.endswith(missing)]) == 1
         assert run in page(store, "models/index.html")
         assert "GDPO-SR beats NAOSD" in page(store, f"models/{run}.html")
@@ -92,7 +106,9 @@ def test_promoting_again_completes_what_is_missing_and_writes_nothing_else(
 def test_a_card_goes_with_the_run_that_is_promoted_meanwhile(
     address: str, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another run is promoted and listed when the pages that call ours the latest are on their way."""
+    """Another run is promoted and listed when the pages that call ours the latest are on their
+    way.
+    """
     runs = [publish(finished, hours) for hours in range(2)]
     came: list[str] = []
 
@@ -108,10 +124,14 @@ def test_a_card_goes_with_the_run_that_is_promoted_meanwhile(
     assert came
     assert 'class="latest"' not in page(store, f"models/{runs[0]}.html")
     assert 'class="latest"' in page(store, f"models/{runs[1]}.html")
-    assert page(store, "models/index.html").index(runs[1]) < page(store, "models/index.html").index(runs[0])
+    assert page(store, "models/index.html").index(runs[1]) < page(store, "models/index.html").index(
+        runs[0]
+    )
 
 
-@pytest.mark.parametrize("name", ["model/adapters.safetensors", "evaluate/sample/per_image.parquet"])
+@pytest.mark.parametrize(
+    "name", ["model/adapters.safetensors", "evaluate/sample/per_image.parquet"]
+)
 def test_a_file_that_is_not_the_published_one_is_not_promoted(
     address: str, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
@@ -124,19 +144,26 @@ def test_a_file_that_is_not_the_published_one_is_not_promoted(
     assert f"s3://gdpo-sr/runs/{run}/{name}: not the file that was published" in said
     assert said.count("\n") == 1
     assert publication.promoted(store) == ([], None)
-    s3.client(address).put_object(Bucket="gdpo-sr", Key=f"runs/{run}/evaluate/sample/per_image.parquet", Body=b"other")
+    s3.client(address).put_object(
+        Bucket="gdpo-sr", Key=f"runs/{run}/evaluate/sample/per_image.parquet", Body=b"other"
+    )
     with pytest.raises(ValueError, match=r"per_image\.parquet: not the file that was published"):
         publication.bring_scores(store, publication.manifest_of(store, run), tmp_path / "scores")
     assert not list(tmp_path.glob("scores/sample/*"))
 
 
-def test_a_run_that_is_not_whole_is_not_promoted(address: str, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_is_not_whole_is_not_promoted(
+    address: str, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(["promote", "20991231T000000Z-nothing"]) == 1
     assert "there is no whole run '20991231T000000Z-nothing'" in capsys.readouterr().err
     run = publish(finished)
     client = s3.client(address)
     client.put_object(
-        Bucket="gdpo-sr", Key=f"runs/{run}/model/adapters.safetensors", Body=b"other", Metadata={"sha256": "0" * 64}
+        Bucket="gdpo-sr",
+        Key=f"runs/{run}/model/adapters.safetensors",
+        Body=b"other",
+        Metadata={"sha256": "0" * 64},
     )
     assert cli.main(["promote", run]) == 1
     assert "adapters.safetensors: damaged" in capsys.readouterr().err
@@ -148,7 +175,9 @@ def delete(store: Store, under: str) -> None:
         store.delete(key)
 
 
-def test_a_promoted_run_that_is_gone_is_said_to_be_and_stops_nothing(address: str, finished: Path) -> None:
+def test_a_promoted_run_that_is_gone_is_said_to_be_and_stops_nothing(
+    address: str, finished: Path
+) -> None:
     gone, run = publish(finished, commit="abcdef0123456789"), publish(finished, hours=1)
     publication.promote("s3://gdpo-sr", gone, NOW)
     store = Store.at("s3://gdpo-sr")
@@ -158,7 +187,9 @@ def test_a_promoted_run_that_is_gone_is_said_to_be_and_stops_nothing(address: st
     text = page(store, "models/index.html")
     first, second = re.findall(r"<li>.*?</li>", text, flags=re.DOTALL)
     assert f'href="{run}.html"' in first and 'class="latest"' in first
-    assert gone in second and "abcdef012345" in second and NOW.isoformat(timespec="seconds") in second
+    assert (
+        gone in second and "abcdef012345" in second and NOW.isoformat(timespec="seconds") in second
+    )
     assert "gone" in second and "href" not in second and "src" not in second
     assert store.tag(f"models/{gone}.html") is None
     delete(store, "models/index.html")
@@ -170,20 +201,37 @@ def test_a_promoted_run_that_is_gone_is_said_to_be_and_stops_nothing(address: st
 
 
 @pytest.mark.parametrize(
-    "without", [("kind",), ("date",), ("commit",), ("profile",), ("verdict",), ("table",),
-                ("kind", "date", "commit", "profile", "verdict", "table")],
+    "without",
+    [
+        ("kind",),
+        ("date",),
+        ("commit",),
+        ("profile",),
+        ("verdict",),
+        ("table",),
+        ("kind", "date", "commit", "profile", "verdict", "table"),
+    ],
     ids="-".join,
-)  # fmt: skip
-def test_a_run_of_another_version_is_listed_with_what_it_has(address: str, finished: Path, without: Sequence[str]) -> None:
+)
+def test_a_run_of_another_version_is_listed_with_what_it_has(
+    address: str, finished: Path, without: Sequence[str]
+) -> None:
     old, store = publish(finished, commit="abcdef0123456789"), Store.at("s3://gdpo-sr")
     manifest = publication.manifest_of(store, old)
-    shown = {"commit": "abcdef012345", "profile": "profile sample", "verdict": "GDPO-SR beats NAOSD", "kind": "train ·"}
+    shown = {
+        "commit": "abcdef012345",
+        "profile": "profile sample",
+        "verdict": "GDPO-SR beats NAOSD",
+        "kind": "train ·",
+    }
     left = {name: value for name, value in manifest.items() if name not in without}
     store.write(f"runs/{old}/manifest.json", json.dumps({**left, "newer": "field"}).encode())
     run = publish(finished, hours=1, commit="0" * 40)
     entry = re.findall(r"<li>.*?</li>", page(store, "runs/index.html"), flags=re.DOTALL)[1]
     assert f'href="{old}/index.html"' in entry and "5 files" in entry
-    assert {name: text in entry for name, text in shown.items()} == {name: name not in without for name in shown}
+    assert {name: text in entry for name, text in shown.items()} == {
+        name: name not in without for name in shown
+    }
     for promoted in (old, run):
         publication.promote("s3://gdpo-sr", promoted, NOW)
     assert f'href="{old}.html"' in page(store, "models/index.html")
@@ -195,12 +243,26 @@ def test_a_run_of_another_version_is_listed_with_what_it_has(address: str, finis
 @pytest.mark.parametrize(
     "content",
     [
-        b"[]", b"[1]", b'"x"', b"7", b"null", b"{}", b"{", b"\xff", b'{"run": "RUN"}', b'{"files": {}}',
-        b'{"run": "RUN", "files": []}', b'{"run": "RUN", "files": {"x": {}}}', b'{"run": "RUN", "files": {"x": 1}}',
-        b'{"run": "another", "files": {}}', b'{"run": 1, "files": {}}',
+        b"[]",
+        b"[1]",
+        b'"x"',
+        b"7",
+        b"null",
+        b"{}",
+        b"{",
+        b"\xff",
+        b'{"run": "RUN"}',
+        b'{"files": {}}',
+        b'{"run": "RUN", "files": []}',
+        b'{"run": "RUN", "files": {"x": {}}}',
+        b'{"run": "RUN", "files": {"x": 1}}',
+        b'{"run": "another", "files": {}}',
+        b'{"run": 1, "files": {}}',
     ],
-)  # fmt: skip
-def test_a_run_whose_manifest_lacks_what_every_reader_needs_is_in_no_list(address: str, finished: Path, content: bytes) -> None:
+)
+def test_a_run_whose_manifest_lacks_what_every_reader_needs_is_in_no_list(
+    address: str, finished: Path, content: bytes
+) -> None:
     store, broken = Store.at("s3://gdpo-sr"), "20991231T000000Z-broken"
     store.write(f"runs/{broken}/manifest.json", content.replace(b"RUN", broken.encode()))
     run = publish(finished)
@@ -229,5 +291,11 @@ def test_of_two_who_promote_at_once_one_is_told(address: str, finished: Path) ->
         thread.join()
     won = [run for run in runs if results[run] == run]
     entries, _ = publication.promoted(Store.at("s3://gdpo-sr"))
-    assert sorted(entry["run"] for entry in entries) == sorted(won)  # nobody who was told "promoted" is missing
-    assert won and all("somebody promoted another run just now" in str(results[run]) for run in runs if run not in won)
+    assert sorted(entry["run"] for entry in entries) == sorted(
+        won
+    )  # nobody who was told "promoted" is missing
+    assert won and all(
+        "somebody promoted another run just now" in str(results[run])
+        for run in runs
+        if run not in won
+    )

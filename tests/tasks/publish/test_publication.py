@@ -25,18 +25,26 @@ def test_a_run_is_its_report_its_model_and_a_manifest_of_both(address: str, fini
     assert manifest["kind"] == "train"
     assert "GDPO-SR beats NAOSD on the reward" in manifest["verdict"]
     assert set(manifest["files"]) == {
-        "index.html", "evaluate/sample/summary.json", "evaluate/sample/per_image.parquet",
-        "evaluate/sample/images/000-x/gdpo.png", "model/adapters.safetensors",
-    }  # fmt: skip
+        "index.html",
+        "evaluate/sample/summary.json",
+        "evaluate/sample/per_image.parquet",
+        "evaluate/sample/images/000-x/gdpo.png",
+        "model/adapters.safetensors",
+    }
     for name, file in manifest["files"].items():
         assert (
-            s3.client(address).head_object(Bucket="gdpo-sr", Key=f"runs/{run}/{name}")["Metadata"]["sha256"] == file["sha256"]
+            s3.client(address).head_object(Bucket="gdpo-sr", Key=f"runs/{run}/{name}")["Metadata"][
+                "sha256"
+            ]
+            == file["sha256"]
         )
 
 
 def test_the_list_has_the_newest_first_and_only_whole_runs(address: str, finished: Path) -> None:
     first, second = publish(finished), "20261122T020000Z-second"
-    publication.publish(finished, "s3://gdpo-sr", second, outs=OUTS, kind="nightly", commit=HOSTILE, when=NOW)
+    publication.publish(
+        finished, "s3://gdpo-sr", second, outs=OUTS, kind="nightly", commit=HOSTILE, when=NOW
+    )
     store = Store.at("s3://gdpo-sr")
     store.write("runs/20991231T000000Z-broken/index.html", b"no manifest")
     publication.list_runs(store)
@@ -51,12 +59,20 @@ def test_the_list_has_the_newest_first_and_only_whole_runs(address: str, finishe
 
 def test_a_name_that_leaves_the_folder_is_refused(address: str, finished: Path) -> None:
     with pytest.raises(ValueError, match="cannot name a run"):
-        publication.publish(finished, "s3://gdpo-sr", "../models", outs=OUTS, kind="train", commit="c", when=NOW)
+        publication.publish(
+            finished, "s3://gdpo-sr", "../models", outs=OUTS, kind="train", commit="c", when=NOW
+        )
 
 
-def test_what_is_no_output_of_the_pipeline_is_not_published(address: str, finished: Path, tmp_path: Path) -> None:
+def test_what_is_no_output_of_the_pipeline_is_not_published(
+    address: str, finished: Path, tmp_path: Path
+) -> None:
     """Last night's comparison, and the scores of a benchmark that the pipeline no longer has."""
-    for name in ("against/sample.json", "evaluate/oldbench/per_image.parquet", "evaluate/sample.old/per_image.parquet"):
+    for name in (
+        "against/sample.json",
+        "evaluate/oldbench/per_image.parquet",
+        "evaluate/sample.old/per_image.parquet",
+    ):
         path = finished / "reports" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"left over")
@@ -64,8 +80,14 @@ def test_what_is_no_output_of_the_pipeline_is_not_published(address: str, finish
     store = Store.at("s3://gdpo-sr")
     assert [key for key in store.keys("runs/") if "against" in key or "old" in key] == []
     manifest = publication.promote("s3://gdpo-sr", run, NOW)
-    assert {name.partition("/")[0] for name in manifest["files"]} == {"index.html", "evaluate", "model"}
-    assert publication.bring_scores(store, manifest, tmp_path) == [tmp_path / "sample/per_image.parquet"]
+    assert {name.partition("/")[0] for name in manifest["files"]} == {
+        "index.html",
+        "evaluate",
+        "model",
+    }
+    assert publication.bring_scores(store, manifest, tmp_path) == [
+        tmp_path / "sample/per_image.parquet"
+    ]
 
 
 def test_nothing_is_published_when_an_output_is_not_there(address: str, finished: Path) -> None:
@@ -75,23 +97,32 @@ def test_nothing_is_published_when_an_output_is_not_there(address: str, finished
     assert list(Store.at("s3://gdpo-sr").keys()) == []
 
 
-def test_an_interrupted_upload_is_in_no_list(address: str, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_upload_is_in_no_list(
+    address: str, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(store_module, "ATTEMPTS", 1)
-    with s3.proxy(address, lambda method, path: 403 if method == "PUT" and "adapters" in path else None) as url:
+    with s3.proxy(
+        address, lambda method, path: 403 if method == "PUT" and "adapters" in path else None
+    ) as url:
         use(monkeypatch, url)
         with pytest.raises(OSError, match=r"adapters\.safetensors: the upload broke off"):
             publish(finished)
     use(monkeypatch, address)
     assert publication.manifests(Store.at("s3://gdpo-sr")) == []
     run = publish(finished)
-    assert [manifest["run"] for manifest in publication.manifests(Store.at("s3://gdpo-sr"))] == [run]
+    assert [manifest["run"] for manifest in publication.manifests(Store.at("s3://gdpo-sr"))] == [
+        run
+    ]
 
 
 def test_the_address_holds_no_credentials(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store.at("s3://gdpo-sr/sr")
     assert publication.address(store, "runs/x/index.html") == "s3://gdpo-sr/sr/runs/x/index.html"
     monkeypatch.setenv("GDPO_GATEWAY", "https://results.example.org/sr/")
-    assert publication.address(store, "runs/x/index.html") == "https://results.example.org/sr/runs/x/index.html"
+    assert (
+        publication.address(store, "runs/x/index.html")
+        == "https://results.example.org/sr/runs/x/index.html"
+    )
     monkeypatch.setenv("GDPO_GATEWAY", f"https://me:{s3.SECRET}@results.example.org")
     with pytest.raises(ValueError, match="GDPO_GATEWAY: has a user or password") as caught:
         publication.address(store, "runs/x/index.html")
@@ -103,7 +134,9 @@ def test_the_address_holds_no_credentials(address: str, monkeypatch: pytest.Monk
 def test_of_two_that_list_at_once_both_are_listed(
     address: str, finished: Path, monkeypatch: pytest.MonkeyPatch, ignored: str, others: int
 ) -> None:
-    """Another run is published and listed when the list without it is on its way; before that, `others` were."""
+    """Another run is published and listed when the list without it is on its way; before that,
+    `others` were.
+    """
     runs = [publish(finished, hours) for hours in range(others)]
     came: list[str] = []
 
@@ -182,7 +215,9 @@ def test_a_name_is_claimed_before_anything_is_written_below_it(
 def test_an_interrupted_publication_goes_on_under_its_name(
     address: str, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with s3.proxy(address, lambda method, path: 403 if method == "PUT" and "manifest" in path else None) as url:
+    with s3.proxy(
+        address, lambda method, path: 403 if method == "PUT" and "manifest" in path else None
+    ) as url:
         use(monkeypatch, url)
         with pytest.raises(PermissionError, match=r"manifest\.json"):
             publish(finished)

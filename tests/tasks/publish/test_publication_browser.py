@@ -1,4 +1,6 @@
-"""The bucket in a real browser, by `gdpo-sr browse`: from the runs to a report and its pages, from the models to a card."""
+"""The bucket in a real browser, by `gdpo-sr browse`: from the runs to a report and its pages, from
+the models to a card.
+"""
 
 import shutil
 import threading
@@ -26,7 +28,9 @@ from tests import s3
 from tests.tasks import fabricated
 from tests.tasks.stages.test_report_browser import BROWSER, DRIVER, _screen, browser, driver  # noqa: F401 (fixtures)
 
-pytestmark = pytest.mark.skipif(not (BROWSER and DRIVER), reason="needs Debian's packages chromium and chromium-driver")
+pytestmark = pytest.mark.skipif(
+    not (BROWSER and DRIVER), reason="needs Debian's packages chromium and chromium-driver"
+)
 
 RUNS = ("20261120T020000Z-first", "20261121T020000Z-second")
 HOSTILE = "<script>alert('x')</script>"
@@ -50,7 +54,9 @@ def base(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Iterator[str]:
         s3.client(url).create_bucket(Bucket="gdpo-sr")
         outs = ["models/gdpo", *(f"reports/{path.name}" for path in (place / "reports").iterdir())]
         for run in RUNS:
-            publication.publish(place, "s3://gdpo-sr", run, outs=outs, kind="train", commit=HOSTILE, when=when)
+            publication.publish(
+                place, "s3://gdpo-sr", run, outs=outs, kind="train", commit=HOSTILE, when=when
+            )
         publication.promote("s3://gdpo-sr", RUNS[0], when)
         with browse.server(Store.at("s3://gdpo-sr"), 0) as server:
             threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -1,4 +1,6 @@
-"""The nightly comparison with the promoted run: exit codes, what is said first, and what is refused."""
+"""The nightly comparison with the promoted run: exit codes, what is said first, and what is
+refused.
+"""
 
 import json
 import sys
@@ -20,25 +22,41 @@ NOW = "reports/evaluate/sample/per_image.parquet"
 LATEST = "promoted/sample/per_image.parquet"
 
 
-def write(path: Path, shift: dict[str, float], noises: int = 4, images: int = 12, **origin: Any) -> None:
+def write(
+    path: Path, shift: dict[str, float], noises: int = 4, images: int = 12, **origin: Any
+) -> None:
     """A run: bicubic is always the same, gdpo is shifted by some of a metric's spread."""
     rng = np.random.default_rng(0)
     base = {"psnr_y": rng.normal(25, 2, images), "niqe": rng.normal(7, 1, images)}
     noise = {metric: rng.normal(0, 0.05, (images, 64)) for metric in base}
-    quirk = {metric: np.random.default_rng(len(str(shift))).normal(0, 0.01, images) for metric in base}
+    quirk = {
+        metric: np.random.default_rng(len(str(shift))).normal(0, 0.01, images) for metric in base
+    }
     rows = [
         {
-            "image": f"photo-{i}", "model": model, "noise": n,
-            **{m: base[m][i] + (noise[m][i, n] + shift.get(m, 0.0) + quirk[m][i] if model == "gdpo" else 0) for m in base},
+            "image": f"photo-{i}",
+            "model": model,
+            "noise": n,
+            **{
+                m: base[m][i]
+                + (noise[m][i, n] + shift.get(m, 0.0) + quirk[m][i] if model == "gdpo" else 0)
+                for m in base
+            },
         }
         for model, count in (("bicubic", 1), ("gdpo", noises))
         for i in range(images)
         for n in range(count)
-    ]  # fmt: skip
+    ]
     known = {
-        "benchmark": "sample", "seed": 0, "noises": noises, "color_fix": "wavelet", "precision": "bf16", "commit": "abc",
-        "metrics": METRICS, "weights": {"gdpo": "w"},
-    }  # fmt: skip
+        "benchmark": "sample",
+        "seed": 0,
+        "noises": noises,
+        "color_fix": "wavelet",
+        "precision": "bf16",
+        "commit": "abc",
+        "metrics": METRICS,
+        "weights": {"gdpo": "w"},
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {key: json.dumps(value) for key, value in {**known, **origin}.items()}
     pq.write_table(pa.Table.from_pylist(rows).replace_schema_metadata(metadata), path)
@@ -70,7 +88,10 @@ def test_the_worst_regression_is_named_first(tmp_path: Path, sample_config: Conf
 
 @pytest.mark.parametrize("shift", [{}, {"psnr_y": 0.3, "niqe": -0.2}], ids=["the same", "better"])
 def test_no_regression_ends_in_0(
-    tmp_path: Path, sample_config: Config, shift: dict[str, float], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    sample_config: Config,
+    shift: dict[str, float],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     write(tmp_path / NOW, shift)
     write(tmp_path / LATEST, {})
@@ -79,14 +100,18 @@ def test_no_regression_ends_in_0(
     assert "no regression, 12 images" in capsys.readouterr().err.splitlines()[0]
 
 
-def test_a_change_within_the_interval_is_no_regression(tmp_path: Path, sample_config: Config) -> None:
+def test_a_change_within_the_interval_is_no_regression(
+    tmp_path: Path, sample_config: Config
+) -> None:
     write(tmp_path / NOW, {"psnr_y": -0.001})
     write(tmp_path / LATEST, {})
     code, found = check(sample_config, tmp_path)
     assert code == 0 and found["metrics"][0]["low"] < 0 < found["metrics"][0]["high"]
 
 
-def test_only_noises_that_both_runs_have_are_compared(tmp_path: Path, sample_config: Config) -> None:
+def test_only_noises_that_both_runs_have_are_compared(
+    tmp_path: Path, sample_config: Config
+) -> None:
     write(tmp_path / NOW, {}, noises=2)
     write(tmp_path / LATEST, {}, noises=6)
     code, found = check(sample_config, tmp_path)
@@ -96,14 +121,21 @@ def test_only_noises_that_both_runs_have_are_compared(tmp_path: Path, sample_con
 def test_another_run_is_a_file_or_its_folder(tmp_path: Path, sample_config: Config) -> None:
     write(tmp_path / NOW, {})
     write(tmp_path / "old/per_image.parquet", {})
-    assert check(sample_config, tmp_path, "old")[0] == check(sample_config, tmp_path, "old/per_image.parquet")[0] == 0
+    assert (
+        check(sample_config, tmp_path, "old")[0]
+        == check(sample_config, tmp_path, "old/per_image.parquet")[0]
+        == 0
+    )
     with pytest.raises(ValueError, match=r"nowhere: no per_image.parquet there"):
         check(sample_config, tmp_path, "nowhere")
 
 
 def test_without_a_promoted_run_one_line_says_so(tmp_path: Path, sample_config: Config) -> None:
     write(tmp_path / NOW, {})
-    with pytest.raises(ValueError, match=r"promoted/sample/per_image.parquet: no promoted run of this benchmark yet"):
+    with pytest.raises(
+        ValueError,
+        match=r"promoted/sample/per_image.parquet: no promoted run of this benchmark yet",
+    ):
         check(sample_config, tmp_path)
     assert not (tmp_path / "reports/against").exists()
 
@@ -113,7 +145,10 @@ def test_without_a_promoted_run_one_line_says_so(tmp_path: Path, sample_config: 
     [
         ({"benchmark": "realsr"}, "benchmark is realsr, in this run sample"),
         ({"color_fix": "adain"}, "color_fix is adain"),
-        ({"metrics": {**METRICS, "niqe": "other"}}, "niqe is of version other, in this run gdpo; niqe.mat sha256 1"),
+        (
+            {"metrics": {**METRICS, "niqe": "other"}},
+            "niqe is of version other, in this run gdpo; niqe.mat sha256 1",
+        ),
         ({"images": 11}, "of other images, models or metrics"),
     ],
 )
@@ -131,7 +166,9 @@ def test_a_damaged_file_is_named(tmp_path: Path, sample_config: Config) -> None:
     write(tmp_path / NOW, {})
     (tmp_path / "promoted/sample").mkdir(parents=True)
     (tmp_path / LATEST).write_bytes(b"no parquet")
-    with pytest.raises(ValueError, match=r"promoted/sample/per_image.parquet: not a file of the evaluate stage"):
+    with pytest.raises(
+        ValueError, match=r"promoted/sample/per_image.parquet: not a file of the evaluate stage"
+    ):
         check(sample_config, tmp_path)
     pq.write_table(pa.table({"x": [1]}), tmp_path / LATEST)
     with pytest.raises(ValueError, match="no column image, model or noise"):

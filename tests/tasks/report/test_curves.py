@@ -1,4 +1,6 @@
-"""The figures about training: the order of the batches is finetune's own, and nothing is shown that does not fit its log."""
+"""The figures about training: the order of the batches is finetune's own, and nothing is shown that
+does not fit its log.
+"""
 
 import json
 from pathlib import Path
@@ -22,10 +24,17 @@ def logged(root: Path, seed: int = SEED, repeat: int = 0) -> Path:
     """A made-up run whose log has the spread of the groups that finetune's loop visits."""
     fabricated.outputs(root)
     spread = curves.read_groups(root, REWARD)["reward"].std(axis=1, ddof=1)
-    settings = SimpleNamespace(rollout=SimpleNamespace(noises=2), finetune=SimpleNamespace(repeat=repeat))
+    settings = SimpleNamespace(
+        rollout=SimpleNamespace(noises=2), finetune=SimpleNamespace(repeat=repeat)
+    )
     loop: Any = SimpleNamespace(source=spread, seed=seed, config=settings)
     rows = [
-        {"step": s, "reward_spread": np.mean([spread[_Run._visit(loop, s * BATCH + i)[0]] for i in range(BATCH)])}
+        {
+            "step": s,
+            "reward_spread": np.mean(
+                [spread[_Run._visit(loop, s * BATCH + i)[0]] for i in range(BATCH)]
+            ),
+        }
         for s in range(STEPS)
     ]
     log = root / "reports/finetune/gdpo/metrics.jsonl"
@@ -42,18 +51,30 @@ def shown(root: Path, seed: int = SEED, **settings: int) -> list[dict[str, str]]
 def test_groups_are_those_of_all_parts_in_the_order_of_their_ids(tmp_path: Path) -> None:
     fabricated.outputs(tmp_path)
     groups = curves.read_groups(tmp_path, REWARD)
-    assert list(groups) == ["reward", "psnr_y", "niqe"] and {values.shape for values in groups.values()} == {(30, 6)}
-    assert groups["reward"][0].std() == 0 and groups["reward"].min() == 0 and groups["reward"].max() == pytest.approx(1)
+    assert list(groups) == ["reward", "psnr_y", "niqe"] and {
+        values.shape for values in groups.values()
+    } == {(30, 6)}
+    assert (
+        groups["reward"][0].std() == 0
+        and groups["reward"].min() == 0
+        and groups["reward"].max() == pytest.approx(1)
+    )
     best = groups["reward"][1].argmax()
     fidelity, perception = groups["psnr_y"][1], -groups["niqe"][1]
     parts = [(values - values.min()) / np.ptp(values) for values in (fidelity, perception)]
-    assert groups["reward"][1, best] == pytest.approx(0.6 * parts[0][best] + 0.4 * parts[1][best], abs=1e-6)
+    assert groups["reward"][1, best] == pytest.approx(
+        0.6 * parts[0][best] + 0.4 * parts[1][best], abs=1e-6
+    )
 
 
 def test_batches_show_reward_and_metrics_of_the_groups_that_were_visited(tmp_path: Path) -> None:
     run = logged(tmp_path)
     found = shown(run)
-    assert [figure["alt"].split(" over ")[0] for figure in found] == ["Reward", "PSNR-Y", "NIQE (own fit)"]
+    assert [figure["alt"].split(" over ")[0] for figure in found] == [
+        "Reward",
+        "PSNR-Y",
+        "NIQE (own fit)",
+    ]
     assert all((run / figure["url"]).is_file() for figure in found)
 
 
@@ -67,11 +88,27 @@ def test_batches_of_another_order_are_not_shown(tmp_path: Path) -> None:
 
 
 def test_values_of_a_training_have_titles(tmp_path: Path) -> None:
-    keys = ("loss", "weighted_error_difference", "reward", "reward_spread", "psnr_y", "psnr_y_spread", "new_value")
+    keys = (
+        "loss",
+        "weighted_error_difference",
+        "reward",
+        "reward_spread",
+        "psnr_y",
+        "psnr_y_spread",
+        "new_value",
+    )
     fabricated._lines(tmp_path / "reports/finetune/gdpo/metrics.jsonl", 5, keys)
     (tmp_path / "assets/figures").mkdir(parents=True)
     found = curves.trainings(tmp_path, tmp_path / "assets", "finetune", {"gdpo": "finetune/gdpo"})
-    titles = ["Loss", "Weighted error difference", "Reward", "Spread of Reward", "PSNR-Y", "Spread of PSNR-Y", "new value"]
+    titles = [
+        "Loss",
+        "Weighted error difference",
+        "Reward",
+        "Spread of Reward",
+        "PSNR-Y",
+        "Spread of PSNR-Y",
+        "new value",
+    ]
     assert [figure["alt"].split(" over ")[0] for figure in found] == titles
     assert found[4]["note"] == "mean of the step’s candidates" and found[6]["note"] == ""
 
@@ -85,8 +122,13 @@ def test_epochs_follow_each_other_without_a_gap() -> None:
 def test_ranks_say_what_the_reward_pays_for(tmp_path: Path) -> None:
     (tmp_path / "figures").mkdir()
     reward = np.array([[0.0, 1.0, 0.5], [1.0, 0.0, 0.5]])
-    found = curves.rollouts(tmp_path, {"reward": reward, "psnr_y": 10 * reward, "niqe": np.zeros((2, 3))})
-    assert found["ranks"][1]["alt"] == "PSNR-Y by rank, relative to the group’s mean: best candidate +5, worst -5"
+    found = curves.rollouts(
+        tmp_path, {"reward": reward, "psnr_y": 10 * reward, "niqe": np.zeros((2, 3))}
+    )
+    assert (
+        found["ranks"][1]["alt"]
+        == "PSNR-Y by rank, relative to the group’s mean: best candidate +5, worst -5"
+    )
     assert (found["groups"], found["group"], found["without_spread"]) == (2, 3, 0)
 
 

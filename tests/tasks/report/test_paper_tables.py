@@ -21,7 +21,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     out = tmp_path / "reports/evaluate/realsr"
     out.mkdir(parents=True)
     rows = [
-        {"image": image, "model": model, "noise": noise, "psnr_y": 24.0 + noise + (image == "b"), "reward": 0.0}
+        {
+            "image": image,
+            "model": model,
+            "noise": noise,
+            "psnr_y": 24.0 + noise + (image == "b"),
+            "reward": 0.0,
+        }
         for model in ("naosd", "gdpo")
         for image in ("a", "b")
         for noise in (1, 0)
@@ -34,7 +40,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "naosd": {f"{a},{d}": {"psnr_y": [25.0, 26.0]} for a, d in paper.FIGURE_7},
     }
     (tmp_path / "benchmarks/results").mkdir(parents=True)
-    (tmp_path / "benchmarks/results/sweep.json").write_text(json.dumps({"results": {"realsr": sweep}}))
+    (tmp_path / "benchmarks/results/sweep.json").write_text(
+        json.dumps({"results": {"realsr": sweep}})
+    )
     return tmp_path
 
 
@@ -44,20 +52,55 @@ def cells(folder: Path, name: str) -> list[list[str]]:
 
 
 def test_ours_come_from_what_was_evaluated(folder: Path) -> None:
-    assert ["RealSR", "GDPO-SR", "ours", "24.50", "–", "–", "100.00", "–", "–", "–", "–", "–"] in cells(folder, "table-1")
-    assert ["RealSR", "NAOSD", "ours", "25.00", "–", "–", "115.00", "–", "–", "–", "–", "–"] in cells(folder, "table-8")
-    assert ["realsr", "(500, 500)", "ours", "1.0000", "25.5000", "–", "–"] in cells(folder, "figure-7")
+    assert [
+        "RealSR",
+        "GDPO-SR",
+        "ours",
+        "24.50",
+        "–",
+        "–",
+        "100.00",
+        "–",
+        "–",
+        "–",
+        "–",
+        "–",
+    ] in cells(folder, "table-1")
+    assert [
+        "RealSR",
+        "NAOSD",
+        "ours",
+        "25.00",
+        "–",
+        "–",
+        "115.00",
+        "–",
+        "–",
+        "–",
+        "–",
+        "–",
+    ] in cells(folder, "table-8")
+    assert ["realsr", "(500, 500)", "ours", "1.0000", "25.5000", "–", "–"] in cells(
+        folder, "figure-7"
+    )
 
 
 def test_a_sweep_of_other_weights_says_so(folder: Path) -> None:
     path = folder / "benchmarks/results/sweep.json"
     content = json.loads(path.read_text())
     summary = folder / "reports/evaluate/realsr/summary.json"
-    summary.write_text(json.dumps({"origin": {"weights": {"naosd": "1", "gdpo": "2", "control": "3"}}}))
-    for weights, said in (({"naosd": "1", "gdpo": "2", "control": "0"}, False), ({"naosd": "1", "gdpo": "0"}, True)):
+    summary.write_text(
+        json.dumps({"origin": {"weights": {"naosd": "1", "gdpo": "2", "control": "3"}}})
+    )
+    for weights, said in (
+        ({"naosd": "1", "gdpo": "2", "control": "0"}, False),
+        ({"naosd": "1", "gdpo": "0"}, True),
+    ):
         path.write_text(json.dumps({**content, "origin": {"realsr": {"weights": weights}}}))
         for table in paper_tables(folder):
-            assert any("other weights" in note for note in table.notes) == (said and table.name in ("table-10", "figure-7"))
+            assert any("other weights" in note for note in table.notes) == (
+                said and table.name in ("table-10", "figure-7")
+            )
 
 
 def test_printed_as_text_and_as_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,7 +113,11 @@ def test_printed_as_text_and_as_json(folder: Path, capsys: pytest.CaptureFixture
 def test_written_in_three_formats_from_one_source(folder: Path) -> None:
     assert cli.main(["tables", "--out", "made"]) == 0
     names = {path.name for path in (folder / "made").iterdir()}
-    assert names == {f"{table.name}.{suffix}" for table in paper_tables(folder) for suffix in ("md", "csv", "html")}
+    assert names == {
+        f"{table.name}.{suffix}"
+        for table in paper_tables(folder)
+        for suffix in ("md", "csv", "html")
+    }
     found = list(csv.reader(io.StringIO((folder / "made/table-3.csv").read_text())))
     assert found[4][:4] == ["RealSR", "DP2O-SR", "paper", "22.39"]
     for suffix in ("md", "html"):
@@ -81,7 +128,9 @@ def test_written_in_three_formats_from_one_source(folder: Path) -> None:
 def test_a_damaged_file_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "benchmarks/results/sweep.json").write_text("{}")
     assert cli.main(["tables"]) == 1
-    assert capsys.readouterr().err.startswith("gdpo-sr: benchmarks/results/sweep.json: damaged ('results')")
+    assert capsys.readouterr().err.startswith(
+        "gdpo-sr: benchmarks/results/sweep.json: damaged ('results')"
+    )
     (folder / "benchmarks/results/sweep.json").unlink()
     (folder / "reports/evaluate/realsr/per_image.parquet").write_bytes(b"x")
     assert cli.main(["tables"]) == 1

@@ -12,20 +12,26 @@ TEXT = Path(__file__).parents[4] / "shared/paper/gdpo-sr.txt"
 
 
 def found(
-    runs: list[Run] | None = None, sweeps: dict[str, Sweep] | None = None, inference: list[dict[str, object]] | None = None
+    runs: list[Run] | None = None,
+    sweeps: dict[str, Sweep] | None = None,
+    inference: list[dict[str, object]] | None = None,
 ) -> dict[str, Table]:
     return {table.name: table for table in tables(runs or [], sweeps or {}, inference or [])}
 
 
 def rows(table: Table, **wanted: str) -> list[dict[str, str]]:
-    texts = [dict(zip(table.header, (cell.text for cell in row), strict=True)) for row in table.rows]
+    texts = [
+        dict(zip(table.header, (cell.text for cell in row), strict=True)) for row in table.rows
+    ]
     return [row for row in texts if all(row[key] == value for key, value in wanted.items())]
 
 
 @pytest.mark.skipif(not TEXT.is_file(), reason="the paper's text is not on this machine")
 def test_every_line_of_the_tables_is_in_the_papers_text() -> None:
     lines = set(TEXT.read_text().splitlines())
-    ends = {" ".join(line.split()[1:]) for line in lines} | lines  # the dataset may stand before the method
+    ends = {
+        " ".join(line.split()[1:]) for line in lines
+    } | lines  # the dataset may stand before the method
     for name in ("_TABLE_1", "_TABLE_2", "_TABLE_3", "_TABLE_8", "_TABLE_12"):
         for line in getattr(paper, name).strip().splitlines():
             assert line.startswith("=") or line in ends, f"{name}: {line}"
@@ -42,13 +48,24 @@ def test_the_tables_agree_about_gdpo_sr() -> None:
     for number in (2, 3, 12):
         for dataset, methods in paper.TABLES[number].results.items():
             assert methods[paper.OURS] == main[dataset][paper.OURS]
-    middle = {column: value for column, value in main["RealSR"][paper.OURS].items() if column != "FID"}
+    middle = {
+        column: value for column, value in main["RealSR"][paper.OURS].items() if column != "FID"
+    }
     assert paper.TABLES[10].results["RealSR"]["250"] == middle
 
 
 def test_tables_have_the_papers_shape() -> None:
     made = found()
-    assert list(made) == ["table-1", "table-2", "table-3", "table-4", "figure-7", "table-8", "table-10", "table-12"]
+    assert list(made) == [
+        "table-1",
+        "table-2",
+        "table-3",
+        "table-4",
+        "figure-7",
+        "table-8",
+        "table-10",
+        "table-12",
+    ]
     counts = {number: len(rows(made[f"table-{number}"], From="paper")) for number in paper.TABLES}
     assert counts == {1: 6, 2: 21, 3: 4, 8: 2, 10: 3, 12: 12}
     assert rows(made["table-3"], Dataset="RealSR", Method="DP2O-SR")[0]["AFINE ↓"] == "8.654"
@@ -60,16 +77,25 @@ def test_without_a_run_every_cell_of_ours_is_empty_and_says_why() -> None:
     for name, table in found().items():
         for row in rows(table, From="ours") if "From" in table.header else []:
             assert set(list(row.values())[3:]) == {"–"}, name
-    assert "RealSR: nothing of ours, the benchmark realsr was not evaluated." in found()["table-1"].notes
+    assert (
+        "RealSR: nothing of ours, the benchmark realsr was not evaluated."
+        in found()["table-1"].notes
+    )
     assert any("benchmarks/inference.py" in note for note in found()["table-4"].notes)
     assert any("benchmarks/sweep.py" in note for note in found()["figure-7"].notes)
-    assert any("benchmarks/sweep.py --benchmark realsr" in note for note in found()["table-10"].notes)
+    assert any(
+        "benchmarks/sweep.py --benchmark realsr" in note for note in found()["table-10"].notes
+    )
 
 
 def test_tables_say_which_of_our_metrics_stand_in_the_papers_columns() -> None:
     for name in ("table-1", "table-2", "table-3", "table-8", "table-10", "table-12"):
         note = next(note for note in found()[name].notes if "Our names of the columns" in note)
-        assert "maniqa_pipal" in note and "lpips_alex" in note and ("fid" in note) == (name != "table-10")
+        assert (
+            "maniqa_pipal" in note
+            and "lpips_alex" in note
+            and ("fid" in note) == (name != "table-10")
+        )
 
 
 @pytest.fixture
@@ -85,7 +111,10 @@ def realsr() -> Run:
 
 def test_one_noise_in_table_1_and_all_in_table_8(realsr: Run) -> None:
     made = found([realsr])
-    gdpo = {name: rows(made[name], Dataset="RealSR", Method="GDPO-SR", From="ours")[0] for name in ("table-1", "table-8")}
+    gdpo = {
+        name: rows(made[name], Dataset="RealSR", Method="GDPO-SR", From="ours")[0]
+        for name in ("table-1", "table-8")
+    }
     assert (gdpo["table-1"]["PSNR ↑"], gdpo["table-1"]["FID ↓"]) == ("25.20", "111.00")
     assert (gdpo["table-8"]["PSNR ↑"], gdpo["table-8"]["FID ↓"]) == ("25.30", "111.50")
     assert gdpo["table-1"]["SSIM ↑"] == "–"
@@ -95,9 +124,14 @@ def test_one_noise_in_table_1_and_all_in_table_8(realsr: Run) -> None:
 def test_a_peers_row_of_ours_stands_below_the_papers(realsr: Run) -> None:
     made = found([realsr])["table-2"]
     pair = rows(made, Dataset="RealSR", Method="OSEDiff")
-    assert [row["From"] for row in pair] == ["paper", "ours"] and [row["PSNR ↑"] for row in pair] == ["25.15", "25.10"]
+    assert [row["From"] for row in pair] == ["paper", "ours"] and [
+        row["PSNR ↑"] for row in pair
+    ] == ["25.15", "25.10"]
     assert not rows(made, Dataset="RealSR", Method="SeeSR", From="ours")
-    assert any("no outputs of StableSR, DiffBIR, SeeSR, PASD, InvSR were given" in note for note in made.notes)
+    assert any(
+        "no outputs of StableSR, DiffBIR, SeeSR, PASD, InvSR were given" in note
+        for note in made.notes
+    )
 
 
 def test_the_best_is_the_best_of_its_source(realsr: Run) -> None:
@@ -110,7 +144,10 @@ def test_the_best_is_the_best_of_its_source(realsr: Run) -> None:
 def test_a_benchmark_the_paper_has_not_is_a_block_of_its_own() -> None:
     sample = Run("sample", 8, {"naosd": {"psnr_y": [27.0] * 8}, "gdpo": {"psnr_y": [27.1] * 8}})
     made = found([sample])
-    assert [row["Method"] for row in rows(made["table-1"], Dataset="sample")] == ["NAOSD", "GDPO-SR"]
+    assert [row["Method"] for row in rows(made["table-1"], Dataset="sample")] == [
+        "NAOSD",
+        "GDPO-SR",
+    ]
     assert not rows(made["table-2"], Dataset="sample")
 
 
@@ -121,9 +158,16 @@ def test_sweeps_fill_table_10_and_figure_7() -> None:
     }
     made = found(sweeps={"realsr": sweep})
     ours = rows(made["table-10"], From="ours")
-    assert [row["PSNR ↑"] for row in ours] == ["25.15", "25.25", "25.35"] and ours[0]["Method"] == "GDPO-SR (t_add=150)"
+    assert [row["PSNR ↑"] for row in ours] == ["25.15", "25.25", "25.35"] and ours[0][
+        "Method"
+    ] == "GDPO-SR (t_add=150)"
     ranges = {row["(t_add, t_diff)"]: row["PSNR-Y range"] for row in rows(made["figure-7"])}
-    assert ranges == {"(100, 100)": "0.1000", "(250, 250)": "0.2500", "(500, 500)": "0.5000", "(250, 100)": "0.2500"}
+    assert ranges == {
+        "(100, 100)": "0.1000",
+        "(250, 250)": "0.2500",
+        "(500, 500)": "0.5000",
+        "(250, 100)": "0.2500",
+    }
     assert "MUSIQ: not computed (evaluate.metrics)." in made["figure-7"].notes
 
 

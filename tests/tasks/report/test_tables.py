@@ -31,8 +31,12 @@ def summary(gain: float, images: int = 12) -> dict[str, Any]:
         "photographs": 3,
         "noises": 8,
         "reward": {"fidelity": ["psnr_y"], "perception": ["niqe"]},
-        "metrics": {metric: {"higher_is_better": higher} for metric, higher in fabricated.HIGHER.items()},
-        **summarise(fabricated.scores(images, 8, gain), fabricated.HIGHER, fabricated.PAIRS, unit_of="naosd"),
+        "metrics": {
+            metric: {"higher_is_better": higher} for metric, higher in fabricated.HIGHER.items()
+        },
+        **summarise(
+            fabricated.scores(images, 8, gain), fabricated.HIGHER, fabricated.PAIRS, unit_of="naosd"
+        ),
     }
 
 
@@ -44,13 +48,20 @@ def test_the_best_of_a_column_follows_the_direction_of_the_metric() -> None:
 
 
 def test_distances_of_sets_are_columns_with_their_spread_over_noises() -> None:
-    table = models_table({**summary(2.0), "sets": {"fid": {"bicubic": [40.0], "naosd": [20.0, 22.0], "gdpo": [19.0, 19.0]}}})
+    table = models_table(
+        {
+            **summary(2.0),
+            "sets": {"fid": {"bicubic": [40.0], "naosd": [20.0, 22.0], "gdpo": [19.0, 19.0]}},
+        }
+    )
     assert table.header[-1] == "FID ↓" and "FID: of all images together" in table.caption
     texts = {row[0].text: (row[-1].text, row[-1].best) for row in table.rows}
     assert texts == {
-        "Bicubic": ("40.00 ± –", False), "NAOSD": ("21.00 ± 1.00", False), "GDPO-SR": ("19.00 ± 0.00", True),
+        "Bicubic": ("40.00 ± –", False),
+        "NAOSD": ("21.00 ± 1.00", False),
+        "GDPO-SR": ("19.00 ± 0.00", True),
         "Control": ("–", False),
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("table", [models_table, differences_table])
@@ -89,7 +100,10 @@ def test_verdict_of_a_gain_and_of_none() -> None:
 def test_a_gain_that_the_control_shares_is_called_so() -> None:
     scores = fabricated.scores(12, 8, 2.0)
     scores["control"] = scores["gdpo"]
-    shared = {**summary(2.0), **summarise(scores, fabricated.HIGHER, fabricated.PAIRS, unit_of="naosd")}
+    shared = {
+        **summary(2.0),
+        **summarise(scores, fabricated.HIGHER, fabricated.PAIRS, unit_of="naosd"),
+    }
     assert headline(shared) == "GDPO-SR beats NAOSD on the reward, but not its control"
     assert not claims(shared)[2].holds
 
@@ -119,11 +133,18 @@ def test_the_three_formats_say_the_same() -> None:
 def test_markup_in_texts_stays_text() -> None:
     table = Table("<i>", ["<b>", "|"], [[Cell("<script>"), Cell("a|b", 1.0)]])
     html = to_html(table)
-    assert "<script>" not in html and "&lt;script&gt;" in html and "<b>" not in html and "<i>" not in html
+    assert (
+        "<script>" not in html
+        and "&lt;script&gt;" in html
+        and "<b>" not in html
+        and "<i>" not in html
+    )
     assert "a\\|b" in to_markdown(table)
 
 
-@pytest.mark.parametrize(("value", "text"), [(-0.001, "0.00"), (-1.239, "−1.24"), (2.0, "2.00"), (None, "–")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(-0.001, "0.00"), (-1.239, "−1.24"), (2.0, "2.00"), (None, "–")]
+)
 def test_numbers(value: float | None, text: str) -> None:
     assert number(value, 2) == text
 

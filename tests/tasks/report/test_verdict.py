@@ -19,9 +19,13 @@ from tests.tasks import fabricated
 NAMES = [f"{i}" for i in range(12)]
 
 
-def _summary(gain_: float = 3.0, pairs: list[tuple[str, str]] = fabricated.PAIRS) -> dict[str, object]:
+def _summary(
+    gain_: float = 3.0, pairs: list[tuple[str, str]] = fabricated.PAIRS
+) -> dict[str, object]:
     return {
-        "metrics": {metric: {"higher_is_better": higher} for metric, higher in fabricated.HIGHER.items()},
+        "metrics": {
+            metric: {"higher_is_better": higher} for metric, higher in fabricated.HIGHER.items()
+        },
         "reward": {"fidelity": ["psnr_y"], "perception": ["niqe"]},
         **summarise(fabricated.scores(12, 8, gain_), fabricated.HIGHER, pairs, unit_of="naosd"),
     }
@@ -30,7 +34,10 @@ def _summary(gain_: float = 3.0, pairs: list[tuple[str, str]] = fabricated.PAIRS
 def _means(gain_: float = 3.0) -> dict[str, dict[str, dict[str, float]]]:
     values = fabricated.scores(12, 8, gain_)
     return {
-        model: {name: {m: float(v[i].mean()) for m, v in metrics.items()} for i, name in enumerate(NAMES)}
+        model: {
+            name: {m: float(v[i].mean()) for m, v in metrics.items()}
+            for i, name in enumerate(NAMES)
+        }
         for model, metrics in values.items()
     }
 
@@ -53,38 +60,65 @@ def test_a_gain_that_the_control_has_too_is_none() -> None:
     scores = fabricated.scores(12, 8, 3.0)
     summary = {
         **_summary(),
-        **summarise({**scores, "control": scores["gdpo"]}, fabricated.HIGHER, fabricated.PAIRS, unit_of="naosd"),
+        **summarise(
+            {**scores, "control": scores["gdpo"]},
+            fabricated.HIGHER,
+            fabricated.PAIRS,
+            unit_of="naosd",
+        ),
     }
     assert headline(summary) == "GDPO-SR beats NAOSD on the reward, but not its control"
 
 
 def test_models_that_were_not_evaluated_are_not_judged() -> None:
     alone = _summary(pairs=[("naosd", "bicubic")])
-    assert headline(alone) == "GDPO-SR and NAOSD are not compared" and claims(alone) == [] and gain(alone) == "not measured"
+    assert (
+        headline(alone) == "GDPO-SR and NAOSD are not compared"
+        and claims(alone) == []
+        and gain(alone) == "not measured"
+    )
     uncontrolled = _summary(pairs=[("gdpo", "naosd")])
-    assert headline(uncontrolled) == "GDPO-SR beats NAOSD on the reward" and len(claims(uncontrolled)) == 3
+    assert (
+        headline(uncontrolled) == "GDPO-SR beats NAOSD on the reward"
+        and len(claims(uncontrolled)) == 3
+    )
 
 
 def test_what_changed_has_an_interval_around_the_difference() -> None:
     now, before = _means(3.0), _means(1.0)
     found = changes(now, before, fabricated.HIGHER)
-    assert (found.images, found.of, [row["metric"] for row in found.rows]) == (12, 12, ["psnr_y", "niqe"])
+    assert (found.images, found.of, [row["metric"] for row in found.rows]) == (
+        12,
+        12,
+        ["psnr_y", "niqe"],
+    )
     psnr = found.rows[0]
-    expected = np.mean([now["gdpo"][name]["psnr_y"] - before["gdpo"][name]["psnr_y"] for name in NAMES])
-    assert psnr["mean"] == pytest.approx(expected) and psnr["low"] <= expected <= psnr["high"] and psnr["verdict"] == "better"
+    expected = np.mean(
+        [now["gdpo"][name]["psnr_y"] - before["gdpo"][name]["psnr_y"] for name in NAMES]
+    )
+    assert (
+        psnr["mean"] == pytest.approx(expected)
+        and psnr["low"] <= expected <= psnr["high"]
+        and psnr["verdict"] == "better"
+    )
     assert change_sentence(found).startswith("GDPO-SR over 12 images: PSNR-Y better, +0.400")
     assert [row[-1].text for row in changes_table(_summary(), found).rows] == ["better", "better"]
 
 
 def test_an_equal_run_changes_nothing() -> None:
     found = changes(_means(), _means(), fabricated.HIGHER)
-    assert {row["verdict"] for row in found.rows} == {"not significant"} and {row["mean"] for row in found.rows} == {0.0}
+    assert {row["verdict"] for row in found.rows} == {"not significant"} and {
+        row["mean"] for row in found.rows
+    } == {0.0}
     assert change_sentence(found) == "GDPO-SR over 12 images: no metric differs significantly."
 
 
 def _without(run: ImageMeans, metric: str) -> ImageMeans:
     return {
-        model: {name: {m: v for m, v in values.items() if m != metric} for name, values in images.items()}
+        model: {
+            name: {m: v for m, v in values.items() if m != metric}
+            for name, values in images.items()
+        }
         for model, images in run.items()
     }
 
@@ -96,7 +130,10 @@ def test_only_images_with_the_same_input_and_metrics_of_both_runs_are_compared()
     found = changes(_means(), before, fabricated.HIGHER)
     assert (found.images, found.of) == (10, 12)
     assert "over 10 images (of 12; the others cannot be compared)" in change_sentence(found)
-    assert [row["metric"] for row in changes(_means(), _without(_means(1.0), "niqe"), fabricated.HIGHER).rows] == ["psnr_y"]
+    assert [
+        row["metric"]
+        for row in changes(_means(), _without(_means(1.0), "niqe"), fabricated.HIGHER).rows
+    ] == ["psnr_y"]
 
 
 def test_runs_that_share_nothing_are_said_to() -> None:

@@ -10,7 +10,9 @@ from tasks.run import provenance as origin
 
 def git(folder: Path, *arguments: str) -> str:
     command = ["git", "-c", "user.name=t", "-c", "user.email=t@t", *arguments]
-    return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(
+        command, cwd=folder, check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 @pytest.fixture
@@ -33,7 +35,11 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_commit_is_the_last_that_changed_the_code(repository: Path) -> None:
     found = origin.commit(repository)
-    assert found == git(repository, "rev-parse", "HEAD~1") == git(repository, "log", "-1", "--format=%H", "--", *origin.CODE)
+    assert (
+        found
+        == git(repository, "rev-parse", "HEAD~1")
+        == git(repository, "log", "-1", "--format=%H", "--", *origin.CODE)
+    )
 
 
 @pytest.mark.parametrize("change", ["edited", "new", "deleted"])

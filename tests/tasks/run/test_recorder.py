@@ -21,8 +21,12 @@ from tasks.run.training import write_history
 COST = {"seconds", "samples_per_s", "memory_gb"}
 
 
-def train(folder: Path, steps: int, stop_after: int | None = None, **told: Any) -> list[dict[str, Any]]:
-    """A loop of `steps` on its way through a Recorder, asked to stop after a step; the rows of its live file."""
+def train(
+    folder: Path, steps: int, stop_after: int | None = None, **told: Any
+) -> list[dict[str, Any]]:
+    """A loop of `steps` on its way through a Recorder, asked to stop after a step; the rows of its
+    live file.
+    """
 
     def step(number: int) -> dict[str, float]:
         time.sleep(0.01)
@@ -30,7 +34,9 @@ def train(folder: Path, steps: int, stop_after: int | None = None, **told: Any) 
 
     with Recorder(folder, "pretrain", steps, **told) as recorder:
         asked = iter(range(1, steps + 1))
-        hooks = Hooks(log=recorder.log, should_stop=recorder.timed(lambda: next(asked) == stop_after))
+        hooks = Hooks(
+            log=recorder.log, should_stop=recorder.timed(lambda: next(asked) == stop_after)
+        )
         try:
             history = Loop(folder, steps, {}, "same", 100, hooks).run(step)
         except Stopped:
@@ -61,14 +67,20 @@ def test_other_stages_have_values_alone(tmp_path: Path) -> None:
     assert all(row.keys() == {"step", "of", "loss"} for row in train(tmp_path, 3))
 
 
-def test_memory_is_that_of_the_gpu_where_one_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_that_of_the_gpu_where_one_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 2_345_678_901)
     assert train(tmp_path, 2, samples=8)[1]["memory_gb"] == 2.346
 
 
-def test_cost_and_tracker_are_those_of_the_training_stages(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the command: both reach the live file and TensorBoard; reports and other stages know nothing of them."""
+def test_cost_and_tracker_are_those_of_the_training_stages(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the command: both reach the live file and TensorBoard; reports and other stages know
+    nothing of them.
+    """
 
     def run(config: Config, root: Path, hooks: Hooks, *name: str) -> None:
         loop = Loop(root / "checkpoints", config.pretrain.steps, {}, "same", 100, hooks)
@@ -83,14 +95,19 @@ def test_cost_and_tracker_are_those_of_the_training_stages(root: Path, tmp_path:
     for stage, trains in (("pretrain", True), ("select", False)):
         monkeypatch.setitem(cli.STAGES, stage, (module.__name__, "", ""))
         assert cli.main([stage, *options]) == 0
-        rows = [json.loads(line) for line in (tmp_path / "work" / stage / "metrics.jsonl").read_text().splitlines()]
+        rows = [
+            json.loads(line)
+            for line in (tmp_path / "work" / stage / "metrics.jsonl").read_text().splitlines()
+        ]
         assert [row.keys() >= COST for row in rows] == [False, trains, trains]
         assert (tmp_path / "work" / stage / "tensorboard").is_dir() == trains
         reported = (tmp_path / "reports/metrics.jsonl").read_text().splitlines()
         assert [json.loads(line).keys() for line in reported] == [{"step", "loss"}] * 3
 
 
-def test_the_first_process_alone_has_a_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_process_alone_has_a_tracker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tasks.run.recorder.current", lambda: World(rank=1))
     with Recorder(tmp_path / "work", "pretrain", 3, samples=8, track="tensorboard"):
         pass

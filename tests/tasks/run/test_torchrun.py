@@ -1,4 +1,6 @@
-"""The training stages on several processes: the real command, real torchrun, gloo, and real signals."""
+"""The training stages on several processes: the real command, real torchrun, gloo, and real
+signals.
+"""
 
 import json
 import os
@@ -22,7 +24,9 @@ from tests import tiny
 from tests.tasks.forks import Forks
 
 SHARED = {"batch": 3, "optimizer": {"lr": 1e-4}}  # three over two processes: shares of one and two
-CONFIG = tiny.settings(pretrain={"steps": 4, **SHARED}, finetune={"steps": 60, "checkpoint_every": 7, **SHARED})
+CONFIG = tiny.settings(
+    pretrain={"steps": 4, **SHARED}, finetune={"steps": 60, "checkpoint_every": 7, **SHARED}
+)
 TWO = ("--set", "pretrain.gpus=2", "--set", "finetune.gpus=2")
 CHECKPOINT = "work/finetune/gdpo/checkpoint.pt"
 
@@ -55,14 +59,18 @@ def agree(one: Path, two: Path, stage: str, model: str, run: str) -> None:
     file = {"pretrain": "naosd.safetensors", "finetune": "gdpo.safetensors"}[stage]
     a, b = (weights(root / "models" / model, file) for root in (one, two))
     assert float((a - b).norm() / a.norm()) < 1e-5
-    rows = [(root / "reports" / run / "metrics.jsonl").read_text().splitlines() for root in (one, two)]
+    rows = [
+        (root / "reports" / run / "metrics.jsonl").read_text().splitlines() for root in (one, two)
+    ]
     assert len(rows[0]) == len(rows[1]) == getattr(CONFIG, stage).steps
     for line, other in zip(*rows, strict=True):
         assert smooth(line) == pytest.approx(smooth(other), rel=1e-3, abs=1e-6)
 
 
 def smooth(line: str) -> dict[str, float]:
-    """A step's values without those that rounding alone decides while policy and reference are still equal."""
+    """A step's values without those that rounding alone decides while policy and reference are
+    still equal.
+    """
     rounded = ("implicit_accuracy", "weighted_error_difference", "error_change")
     return {name: value for name, value in json.loads(line).items() if name not in rounded}
 
@@ -109,7 +117,9 @@ def started(root: Path, forks: Forks) -> int:
     return process
 
 
-def test_stopped_on_its_way_it_ends_in_the_same_bytes(prepared: Path, straight: Path, tmp_path: Path, forks: Forks) -> None:
+def test_stopped_on_its_way_it_ends_in_the_same_bytes(
+    prepared: Path, straight: Path, tmp_path: Path, forks: Forks
+) -> None:
     """SIGTERM, and once more: 143 and one checkpoint. The second start finishes."""
     root = Path(shutil.copytree(prepared, tmp_path / "root", symlinks=True))
     before = tiny.tree(root / "models", root / "reports")
@@ -119,23 +129,31 @@ def test_stopped_on_its_way_it_ends_in_the_same_bytes(prepared: Path, straight: 
     assert forks.wait() == 143
     steps = torch.load(root / CHECKPOINT, weights_only=True)["step"]
     assert 3 <= steps < 60
-    line = f"gdpo-sr: stopped at step {steps}, checkpoint in {CHECKPOINT}; the same command resumes\n"
+    line = (
+        f"gdpo-sr: stopped at step {steps}, checkpoint in {CHECKPOINT}; the same command resumes\n"
+    )
     assert (root / "stderr.txt").read_text() == line
     assert [path.name for path in root.rglob("*checkpoint*")] == ["checkpoint.pt"]
     assert tiny.tree(root / "models", root / "reports") == before
 
     forks.start(root, "finetune", *TWO)
     assert forks.wait() == 0
-    assert tiny.tree(root / "models", root / "reports") == tiny.tree(straight / "models", straight / "reports")
+    assert tiny.tree(root / "models", root / "reports") == tiny.tree(
+        straight / "models", straight / "reports"
+    )
     assert not (root / CHECKPOINT).exists()
 
 
-def test_a_killed_rank_ends_the_stage_and_a_killed_stage_its_ranks(prepared: Path, tmp_path: Path, forks: Forks) -> None:
+def test_a_killed_rank_ends_the_stage_and_a_killed_stage_its_ranks(
+    prepared: Path, tmp_path: Path, forks: Forks
+) -> None:
     root = Path(shutil.copytree(prepared, tmp_path / "root", symlinks=True))
     os.kill(below(started(root, forks))[-1], signal.SIGKILL)
     assert forks.wait() == 1
     said = (root / "stderr.txt").read_text().splitlines()[-1]
-    assert "finetune: one of its 2 processes ended with code" in said and said.endswith("resumes from the last checkpoint")
+    assert "finetune: one of its 2 processes ended with code" in said and said.endswith(
+        "resumes from the last checkpoint"
+    )
 
     process = started(root, forks)
     ranks = below(process)
@@ -145,7 +163,9 @@ def test_a_killed_rank_ends_the_stage_and_a_killed_stage_its_ranks(prepared: Pat
     wait_for(lambda: not any(Path(f"/proc/{rank}").exists() for rank in ranks))
 
 
-def test_with_one_gpu_torchrun_is_not_started(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_one_gpu_torchrun_is_not_started(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = Path(shutil.copytree(prepared, tmp_path / "root", symlinks=True))
     monkeypatch.chdir(root)
     monkeypatch.setattr(torchrun, "start", lambda *_: pytest.fail("one process needs no torchrun"))

@@ -1,4 +1,6 @@
-"""TensorBoard and Weights & Biases: every step once, no start without them, no end because of them."""
+"""TensorBoard and Weights & Biases: every step once, no start without them, no end because of
+them.
+"""
 
 import json
 import os
@@ -76,31 +78,53 @@ def test_tensorboard_shows_every_step_once_after_a_resume(tmp_path: Path) -> Non
             ]
 
 
-def test_wandb_gets_a_run_of_the_stage_and_its_values_alone(tmp_path: Path, wandb: FakeWandb) -> None:
+def test_wandb_gets_a_run_of_the_stage_and_its_values_alone(
+    tmp_path: Path, wandb: FakeWandb
+) -> None:
     assert record(tmp_path / "work", 2, "wandb") == [0, 1]
     settings = wandb.asked.pop("settings")
-    assert wandb.asked == {"project": "gdpo-sr", "name": "finetune gdpo", "dir": str(tmp_path / "work")}
+    assert wandb.asked == {
+        "project": "gdpo-sr",
+        "name": "finetune gdpo",
+        "dir": str(tmp_path / "work"),
+    }
     assert settings["disable_git"] and settings["disable_code"] and settings["console"] == "off"
-    assert wandb.rows == [(0, {"loss": 1.0, "grad_norm": 2.0}), (1, {"loss": 0.5, "grad_norm": 2.0})]
+    assert wandb.rows == [
+        (0, {"loss": 1.0, "grad_norm": 2.0}),
+        (1, {"loss": 0.5, "grad_norm": 2.0}),
+    ]
     assert wandb.exit_code == 0
     assert os.environ["WANDB_ERROR_REPORTING"] == "false"
 
 
 def test_wandb_is_told_that_a_stage_did_not_end(tmp_path: Path, wandb: FakeWandb) -> None:
-    with pytest.raises(ValueError, match="diverged"), Recorder(tmp_path, "finetune gdpo", track="wandb"):
+    with (
+        pytest.raises(ValueError, match="diverged"),
+        Recorder(tmp_path, "finetune gdpo", track="wandb"),
+    ):
         raise ValueError("diverged")
     assert wandb.exit_code == 1
 
 
-def test_a_tracker_that_is_not_installed_is_an_error_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tracker_that_is_not_installed_is_an_error_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(BadParams, match=r"track: wandb is not installed here .*; pip install wandb, or set track: none"):
+    with pytest.raises(
+        BadParams,
+        match=r"track: wandb is not installed here .*; pip install wandb, or set track: none",
+    ):
         record(tmp_path, 2, "wandb")
 
 
-def test_a_tracker_that_does_not_start_is_an_error_before_the_work(tmp_path: Path, wandb: FakeWandb) -> None:
+def test_a_tracker_that_does_not_start_is_an_error_before_the_work(
+    tmp_path: Path, wandb: FakeWandb
+) -> None:
     wandb.broken = "init"
-    with pytest.raises(BadParams, match=r"track: wandb does not start \(init:\nthe service is gone\); set track: none"):
+    with pytest.raises(
+        BadParams,
+        match=r"track: wandb does not start \(init:\nthe service is gone\); set track: none",
+    ):
         record(tmp_path, 2, "wandb")
     assert not (tmp_path / "metrics.jsonl").exists()
 
@@ -111,7 +135,10 @@ def test_a_tracker_that_fails_later_costs_one_line(
 ) -> None:
     wandb.broken = broken
     assert record(tmp_path, 4, "wandb") == [0, 1, 2, 3]
-    line = f"track: wandb failed ({broken}: the service is gone); going on without it, {tmp_path}/metrics.jsonl is whole"
+    line = (
+        f"track: wandb failed ({broken}: the service is gone); going on without it, "
+        f"{tmp_path}/metrics.jsonl is whole"
+    )
     assert capsys.readouterr().err == f"gdpo-sr: {line}\n"
 
 
@@ -124,13 +151,19 @@ def test_a_full_disk_ends_tensorboard_and_not_the_stage(
     monkeypatch.setattr(SummaryWriter, "add_scalar", full)
     assert record(tmp_path, 3, "tensorboard") == [0, 1, 2]
     said = capsys.readouterr().err
-    assert "track: tensorboard failed ([Errno 28] No space left on device); going on" in said and said.count("\n") == 1
+    assert (
+        "track: tensorboard failed ([Errno 28] No space left on device); going on" in said
+        and said.count("\n") == 1
+    )
 
 
 def test_the_real_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
-    secrets = {"WANDB_API_KEY": "0123456789abcdef" * 2 + "5ecret42", "AWS_SECRET_ACCESS_KEY": "another5ecret"}
+    secrets = {
+        "WANDB_API_KEY": "0123456789abcdef" * 2 + "5ecret42",
+        "AWS_SECRET_ACCESS_KEY": "another5ecret",
+    }
     for name, value in secrets.items():
         monkeypatch.setenv(name, value)
     for name in ("CONFIG", "CACHE", "DATA"):
@@ -140,4 +173,6 @@ def test_the_real_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     content = run.read_bytes()
     assert all(text in content for text in (b"gdpo-sr", b"finetune gdpo", b"grad_norm"))
     written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
-    assert not [name for name, value in secrets.items() if any(value.encode() in file for file in written)]
+    assert not [
+        name for name, value in secrets.items() if any(value.encode() in file for file in written)
+    ]

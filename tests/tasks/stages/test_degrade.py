@@ -1,4 +1,6 @@
-"""Stage degrade on a folder of small photographs: the pairs, and that parts and processes change none of them."""
+"""Stage degrade on a folder of small photographs: the pairs, and that parts and processes change
+none of them.
+"""
 
 import json
 import shutil
@@ -28,7 +30,9 @@ def _run(root: Path, **changes: object) -> None:
 
 
 def test_pairs_of_both_splits(root: Path) -> None:
-    """Sliding windows and centred tiles, LR at a quarter, the enlargement stated, replayable from what is stored."""
+    """Sliding windows and centred tiles, LR at a quarter, the enlargement stated, replayable from
+    what is stored.
+    """
     _run(root)
     train, held = Shards(root / "data/shards/train"), Shards(root / "data/shards/evaluation")
     assert len(train) == 2 * 2 * 3 and len(set(train.ids)) == 12
@@ -36,17 +40,33 @@ def test_pairs_of_both_splits(root: Path) -> None:
     photos = {"a": photo(0), "b": photo(1), "c": photo(1000, 72, 72)}
     for pair in [*train.stream(0, 0), *held.stream(0, 0)]:
         top, left, height, width = pair.box
-        np.testing.assert_array_equal(pair.hr, photos[pair.source][top : top + height, left : left + width])
-        assert pair.hr.shape == (32, 32, 3) and pair.lr.shape == (8, 8, 3) and 0 <= pair.detail_share <= 1
-        np.testing.assert_array_equal(low_resolution(pair.hr.astype(np.float32) / 255, pair.degradation), pair.lr)
+        np.testing.assert_array_equal(
+            pair.hr, photos[pair.source][top : top + height, left : left + width]
+        )
+        assert (
+            pair.hr.shape == (32, 32, 3)
+            and pair.lr.shape == (8, 8, 3)
+            and 0 <= pair.detail_share <= 1
+        )
+        np.testing.assert_array_equal(
+            low_resolution(pair.hr.astype(np.float32) / 255, pair.degradation), pair.lr
+        )
     assert {pair.degradation["enlarge"] for pair in held.stream(0, 0)} == {"bicubic"}
     assert {pair.degradation["enlarge"] for pair in train.stream(0, 0)} > {"bicubic"}
-    assert json.loads((root / "reports/degrade/00/report.json").read_text()) == {"photographs": 2, "pairs": 12}
-    assert json.loads((root / "reports/degrade/evaluation/report.json").read_text()) == {"photographs": 1, "pairs": 4}
+    assert json.loads((root / "reports/degrade/00/report.json").read_text()) == {
+        "photographs": 2,
+        "pairs": 12,
+    }
+    assert json.loads((root / "reports/degrade/evaluation/report.json").read_text()) == {
+        "photographs": 1,
+        "pairs": 4,
+    }
 
 
 def test_same_bytes_again_and_patches_do_not_depend_on_their_neighbours(root: Path) -> None:
-    """A second run repeats every byte; another photograph changes no pair of the others; another version does."""
+    """A second run repeats every byte; another photograph changes no pair of the others; another
+    version does.
+    """
     _run(root)
     first, before = files(root / "data"), rows(root / "data/shards/train")
     _run(root)
@@ -61,7 +81,9 @@ def test_same_bytes_again_and_patches_do_not_depend_on_their_neighbours(root: Pa
 
 
 def test_another_epoch_degrades_the_same_patches_anew(root: Path) -> None:
-    """Ids, crops and HR bytes stay, every LR image is another one; the first epoch again gives the first bytes."""
+    """Ids, crops and HR bytes stay, every LR image is another one; the first epoch again gives the
+    first bytes.
+    """
     _run(root)
     before, first = (
         rows(root / "data/shards/train"),
@@ -77,18 +99,28 @@ def test_another_epoch_degrades_the_same_patches_anew(root: Path) -> None:
 
 @pytest.mark.parametrize("count", [2, 5])
 def test_the_union_does_not_depend_on_the_number_of_parts(tmp_path: Path, count: int) -> None:
-    """1, 2 and 5 parts, in any order, one of them with no photograph: the same rows by hash, in the same order."""
+    """1, 2 and 5 parts, in any order, one of them with no photograph: the same rows by hash, in the
+    same order.
+    """
     write(tmp_path, 4)
     _run(tmp_path)
-    whole, order = rows(tmp_path / "data/shards/train"), Shards(tmp_path / "data/shards/train").order(0, 0)
+    whole, order = (
+        rows(tmp_path / "data/shards/train"),
+        Shards(tmp_path / "data/shards/train").order(0, 0),
+    )
     ids = Shards(tmp_path / "data/shards/train").ids
-    shutil.rmtree(tmp_path / "data/shards/train/00")  # DVC removes the outputs of what is no stage any more
+    shutil.rmtree(
+        tmp_path / "data/shards/train/00"
+    )  # DVC removes the outputs of what is no stage any more
     settings = config(parts=[f"part-{i}" for i in range(count)])
     index.run(settings, tmp_path, Hooks())
     for part in reversed(settings.degrade.parts):
         degrade.run(settings, tmp_path, Hooks(), part)
     assert rows(tmp_path / "data/shards/train") == whole and len(whole) == 24
-    counts = [json.loads(path.read_text()) for path in (tmp_path / "reports/degrade").glob("part-*/report.json")]
+    counts = [
+        json.loads(path.read_text())
+        for path in (tmp_path / "reports/degrade").glob("part-*/report.json")
+    ]
     assert sum(one["pairs"] for one in counts) == 24
     if count == 5:
         assert {"photographs": 0, "pairs": 0} in counts
@@ -97,11 +129,15 @@ def test_the_union_does_not_depend_on_the_number_of_parts(tmp_path: Path, count:
 
 
 def test_the_first_of_a_source_resized(tmp_path: Path) -> None:
-    """A second source has its own names; `first` goes by name; `resize` makes every photograph one size."""
+    """A second source has its own names; `first` goes by name; `resize` makes every photograph one
+    size.
+    """
     write(tmp_path)
     for i in range(3):
         write_png(tmp_path / f"faces/FFHQ/{i:05d}.png", photo(10 + i, 96, 128))
-    _run(tmp_path, train=[{"path": "photos/train"}, {"path": "faces/FFHQ", "first": 2, "resize": 32}])
+    _run(
+        tmp_path, train=[{"path": "photos/train"}, {"path": "faces/FFHQ", "first": 2, "resize": 32}]
+    )
     pairs = list(Shards(tmp_path / "data/shards/train").stream(0, 0))
     assert {pair.source for pair in pairs} == {"a", "b", "FFHQ__00000", "FFHQ__00001"}
     assert sum(pair.source == "FFHQ__00000" for pair in pairs) == 1  # 32 x 43
@@ -111,7 +147,9 @@ def test_a_photograph_that_changed_since_it_was_indexed_is_named(root: Path) -> 
     """Also one that is gone, and a list that is."""
     index.run(config(), root, Hooks())
     write_png(root / "photos/train/b.png", photo(5))
-    with pytest.raises(ValueError, match=r"b\.png: has changed since it was indexed; run the index stage again"):
+    with pytest.raises(
+        ValueError, match=r"b\.png: has changed since it was indexed; run the index stage again"
+    ):
         degrade.run(config(), root, Hooks(), "00")
     (root / "photos/train/b.png").unlink()
     with pytest.raises(ValueError, match=r"b\.png: not a readable photograph"):
@@ -119,7 +157,9 @@ def test_a_photograph_that_changed_since_it_was_indexed_is_named(root: Path) -> 
     (root / "data/photos/00.parquet").write_bytes(b"PAR1")
     with pytest.raises(ValueError, match=r"00\.parquet: damaged or missing list of photographs"):
         degrade.run(config(), root, Hooks(), "00")
-    with pytest.raises(ValueError, match=r"degrade\.parts has no part '07'; there is 00, evaluation"):
+    with pytest.raises(
+        ValueError, match=r"degrade\.parts has no part '07'; there is 00, evaluation"
+    ):
         degrade.run(config(), root, Hooks(), "07")
     assert not (root / "data/shards/train/00").exists()
 
@@ -133,5 +173,7 @@ def test_stopping_keeps_what_was_there(root: Path) -> None:
     with pytest.raises(Stopped):
         degrade.run(config(shard_mb=0.001, version=5), root, hooks)
     after = files(root)
-    assert {k: v for k, v in after.items() if "evaluation" in k} == {k: v for k, v in before.items() if "evaluation" in k}
+    assert {k: v for k, v in after.items() if "evaluation" in k} == {
+        k: v for k, v in before.items() if "evaluation" in k
+    }
     assert {k.partition("/")[0] for k in after} == {k.partition("/")[0] for k in before}

@@ -1,4 +1,6 @@
-"""Stage index: the lists that degrade works on, and what is said about the photographs that are in none."""
+"""Stage index: the lists that degrade works on, and what is said about the photographs that are in
+none.
+"""
 
 import json
 from pathlib import Path
@@ -21,7 +23,10 @@ def root(tmp_path: Path) -> Path:
 
 
 def _lists(root: Path) -> dict[str, list[str]]:
-    return {path.stem: pq.read_table(path)["name"].to_pylist() for path in sorted((root / "data/photos").iterdir())}
+    return {
+        path.stem: pq.read_table(path)["name"].to_pylist()
+        for path in sorted((root / "data/photos").iterdir())
+    }
 
 
 def test_every_photograph_is_in_one_list(root: Path) -> None:
@@ -30,12 +35,21 @@ def test_every_photograph_is_in_one_list(root: Path) -> None:
     assert list(lists) == [*PARTS, "evaluation"] and lists["evaluation"] == ["c"]
     names = [f"p{i:02d}" for i in range(12)]
     assert sorted(lists["00"] + lists["01"] + lists["02"]) == names
-    assert all(lists[part] == [name for name in names if part_of(name, PARTS) == part] for part in PARTS)
+    assert all(
+        lists[part] == [name for name in names if part_of(name, PARTS) == part] for part in PARTS
+    )
     report = json.loads((root / "reports/photographs/report.json").read_text())
-    assert report["train"]["photographs"] == {"used": 12} and report["train"]["sources"] == {"photos/train": 12}
+    assert report["train"]["photographs"] == {"used": 12} and report["train"]["sources"] == {
+        "photos/train": 12
+    }
     assert report["train"]["parts"] == {part: len(lists[part]) for part in PARTS}
     row = pq.read_table(root / "data/photos/evaluation.parquet").to_pylist()[0]
-    assert (row["source"], row["file"], row["height"], row["width"]) == ("photos/held", "c.png", 72, 72)
+    assert (row["source"], row["file"], row["height"], row["width"]) == (
+        "photos/held",
+        "c.png",
+        72,
+        72,
+    )
 
 
 def test_new_photographs_move_none_of_the_others(root: Path) -> None:
@@ -79,7 +93,9 @@ def test_the_same_folder_for_both_is_refused(root: Path) -> None:
 def test_nothing_usable_is_an_error(root: Path) -> None:
     with pytest.raises(ValueError, match=r"c\.png: 72x72 pixels, a patch needs 96x96"):
         index.run(config(evaluation_crop=96), root, Hooks())
-    with pytest.raises(ValueError, match=r"degrade\.evaluation: none of 1 photographs can be used; .*72x72"):
+    with pytest.raises(
+        ValueError, match=r"degrade\.evaluation: none of 1 photographs can be used; .*72x72"
+    ):
         index.run(config(evaluation_crop=96, max_failures=1.0), root, Hooks())
 
 
@@ -89,12 +105,18 @@ def test_stopping_keeps_what_was_there(root: Path, monkeypatch: pytest.MonkeyPat
     before = files(root)
     calls: list[int] = []
     with pytest.raises(Stopped):
-        index.run(config(parts=PARTS), root, Hooks(should_stop=lambda: calls.append(1) is None and len(calls) > 3))
+        index.run(
+            config(parts=PARTS),
+            root,
+            Hooks(should_stop=lambda: calls.append(1) is None and len(calls) > 3),
+        )
     assert files(root) == before
 
 
 @pytest.mark.parametrize("readers", [1, 3])
-def test_the_number_of_readers_changes_nothing(root: Path, monkeypatch: pytest.MonkeyPatch, readers: int) -> None:
+def test_the_number_of_readers_changes_nothing(
+    root: Path, monkeypatch: pytest.MonkeyPatch, readers: int
+) -> None:
     index.run(config(), root, Hooks())
     before = files(root)
     monkeypatch.setattr(index, "READERS", readers)

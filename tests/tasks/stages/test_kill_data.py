@@ -1,5 +1,6 @@
-"""SIGKILL in the middle of index and of degrade (which writes shards): nothing half-written is visible, and the next run
-makes the same bytes. Real processes; a kill lands where the scratch folder shows that the work has begun."""
+"""SIGKILL in the middle of index and of degrade (which writes shards): nothing half-written is
+visible, and the next run makes the same bytes. Real processes; a kill lands where the scratch
+folder shows that the work has begun."""
 
 import os
 import re
@@ -17,7 +18,10 @@ from tests.tasks.forks import Forks
 from tests.tasks.photos import config, files, photo
 
 COMMANDS = {"index": ("index",), "degrade": ("degrade", "--part", "00")}
-OUTPUTS = {"index": ("data/photos", "reports/photographs"), "degrade": ("data/shards/train/00", "reports/degrade/00")}
+OUTPUTS = {
+    "index": ("data/photos", "reports/photographs"),
+    "degrade": ("data/shards/train/00", "reports/degrade/00"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +51,18 @@ def scratch(root: Path, stage: str) -> list[Path]:
 
 def visible(root: Path) -> set[str]:
     """Every file but those in folders with a leading dot, the log and the photographs."""
-    return {name for name in files(root) if not re.search(r"(^|/)\.|^(photos|work)/|^stderr|^params", name)}
+    return {
+        name
+        for name in files(root)
+        if not re.search(r"(^|/)\.|^(photos|work)/|^stderr|^params", name)
+    }
 
 
 @pytest.mark.parametrize("stage", COMMANDS)
 @pytest.mark.parametrize("delay", [0.0, 0.2])
-def test_killed_in_the_middle(finished: Path, tmp_path: Path, forks: Forks, stage: str, delay: float) -> None:
+def test_killed_in_the_middle(
+    finished: Path, tmp_path: Path, forks: Forks, stage: str, delay: float
+) -> None:
     root = tmp_path / "place"
     shutil.copytree(finished, root)
     for output in OUTPUTS[stage]:
@@ -60,7 +70,9 @@ def test_killed_in_the_middle(finished: Path, tmp_path: Path, forks: Forks, stag
     before = visible(root)
     process = forks.start(root, *COMMANDS[stage])
     deadline = time.monotonic() + 60
-    while not scratch(root, stage) and not set(visible(root)) - before and time.monotonic() < deadline:
+    while (
+        not scratch(root, stage) and not set(visible(root)) - before and time.monotonic() < deadline
+    ):
         time.sleep(0.001)
     time.sleep(delay)
     os.kill(process, signal.SIGKILL)
@@ -78,7 +90,11 @@ def test_killed_in_the_middle(finished: Path, tmp_path: Path, forks: Forks, stag
     for output in OUTPUTS[stage]:
         assert files(root / output) == files(finished / output)
     assert scratch(root, stage) == []
-    assert len(Shards(root / "data/shards/train")) == len(Shards(finished / "data/shards/train")) == 350
+    assert (
+        len(Shards(root / "data/shards/train"))
+        == len(Shards(finished / "data/shards/train"))
+        == 350
+    )
 
 
 def test_parts_side_by_side_in_one_folder(finished: Path, tmp_path: Path, forks: Forks) -> None:

@@ -1,4 +1,6 @@
-"""The evaluate stage in real processes: terminated, killed and started again, it ends in the bytes of a run left in peace."""
+"""The evaluate stage in real processes: terminated, killed and started again, it ends in the bytes
+of a run left in peace.
+"""
 
 import json
 import os
@@ -24,8 +26,15 @@ def root(tmp_path: Path, tiny_base: Path) -> Path:
     root.mkdir()
     (root / "base").symlink_to(tiny_base)
     write_shards(root / "data/shards/evaluation", (tiny.pair(i) for i in range(IMAGES)), 1.0)
-    settings = {"models": {"naosd": "base", "gdpo": "base"}, "noises": 8, "batch": 3, "metrics": ["psnr_y", "ssim_y"]}
-    (root / "params.yaml").write_text(json.dumps(tiny.settings(evaluate=settings).model_dump() | {"allow_cpu": True}))
+    settings = {
+        "models": {"naosd": "base", "gdpo": "base"},
+        "noises": 8,
+        "batch": 3,
+        "metrics": ["psnr_y", "ssim_y"],
+    }
+    (root / "params.yaml").write_text(
+        json.dumps(tiny.settings(evaluate=settings).model_dump() | {"allow_cpu": True})
+    )
     return root
 
 
@@ -40,7 +49,9 @@ def wait_for(root: Path, images: int) -> None:
         time.sleep(0.002)
 
 
-def test_terminated_and_killed_it_ends_in_the_same_bytes(root: Path, tmp_path: Path, forks: Forks) -> None:
+def test_terminated_and_killed_it_ends_in_the_same_bytes(
+    root: Path, tmp_path: Path, forks: Forks
+) -> None:
     straight = Path(shutil.copytree(root, tmp_path / "straight", symlinks=True))
     forks.start(straight, "evaluate", "--benchmark", "sample")
     assert forks.wait() == 0, (straight / "stderr.txt").read_text()

@@ -1,5 +1,6 @@
-"""SIGKILL and SIGTERM in the middle of rollout: whole chunks are kept and not made again, nothing half-written is visible,
-and the run that finishes makes the bytes of one that was left alone. Real processes; a signal is sent when a chunk is there."""
+"""SIGKILL and SIGTERM in the middle of rollout: whole chunks are kept and not made again, nothing
+half-written is visible, and the run that finishes makes the bytes of one that was left alone. Real
+processes; a signal is sent when a chunk is there."""
 
 import json
 import os
@@ -58,7 +59,9 @@ def wait_for(happened: Callable[[], bool]) -> None:
         time.sleep(0.001)
 
 
-def test_killed_and_killed_again_it_makes_no_chunk_twice(root: Path, finished: Path, forks: Forks) -> None:
+def test_killed_and_killed_again_it_makes_no_chunk_twice(
+    root: Path, finished: Path, forks: Forks
+) -> None:
     seen: dict[str, int] = {}
     for wanted in (1, 6):
         process = forks.start(root, *PART)
@@ -76,10 +79,15 @@ def test_killed_and_killed_again_it_makes_no_chunk_twice(root: Path, finished: P
     assert outputs(root) == outputs(finished)
     assert not (root / CHUNKS).exists() and not list((root / "data").rglob(".*"))
     live = (root / "work/rollout/00/metrics.jsonl").read_text()
-    assert live == (finished / "work/rollout/00/metrics.jsonl").read_text() and live.count("\n") == PAIRS
+    assert (
+        live == (finished / "work/rollout/00/metrics.jsonl").read_text()
+        and live.count("\n") == PAIRS
+    )
 
 
-def test_terminated_it_says_where_it_stopped_and_how_to_go_on(root: Path, finished: Path, forks: Forks) -> None:
+def test_terminated_it_says_where_it_stopped_and_how_to_go_on(
+    root: Path, finished: Path, forks: Forks
+) -> None:
     process = forks.start(root, *PART)
     wait_for(lambda: len(kept(root)) >= 2)
     os.kill(process, signal.SIGTERM)

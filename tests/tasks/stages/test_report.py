@@ -1,4 +1,6 @@
-"""The report: complete, self-contained, the same bytes every time, and safe from the names of photographs."""
+"""The report: complete, self-contained, the same bytes every time, and safe from the names of
+photographs.
+"""
 
 import json
 from html.parser import HTMLParser
@@ -15,12 +17,21 @@ from tasks.report.gallery import spread
 from tasks.stages import report
 from tests.tasks import fabricated
 
-PAGES = ("index", "pages/benchmark-sample", "pages/tables", "pages/training", "pages/data", "pages/provenance")
+PAGES = (
+    "index",
+    "pages/benchmark-sample",
+    "pages/tables",
+    "pages/training",
+    "pages/data",
+    "pages/provenance",
+)
 MOST_BYTES = 15_000_000
 
 
 class Page(HTMLParser):
-    """What a browser would see: addresses, element ids, texts, and what a reader without eyes misses."""
+    """What a browser would see: addresses, element ids, texts, and what a reader without eyes
+    misses.
+    """
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -68,7 +79,9 @@ def test_every_address_is_relative_and_exists(built: Path, name: str) -> None:
         if address == "data:,":
             continue
         target = file.parent / unquote(path) if path else file
-        assert not path.startswith("/") and target.resolve().is_relative_to((built / "reports").resolve()), address
+        assert not path.startswith("/") and target.resolve().is_relative_to(
+            (built / "reports").resolve()
+        ), address
         assert target.is_file(), address
         assert not anchor or anchor in Page(target.read_text(encoding="utf-8")).ids, address
     assert "http" not in _text(built, name)
@@ -118,7 +131,11 @@ def test_a_damaged_promoted_run_is_named(tmp_path: Path, sample_config: Config) 
 
 
 def test_nothing_is_written_outside_the_report(built: Path) -> None:
-    written = {path.relative_to(built / "reports").parts[0] for path in (built / "reports").rglob("*") if path.is_file()}
+    written = {
+        path.relative_to(built / "reports").parts[0]
+        for path in (built / "reports").rglob("*")
+        if path.is_file()
+    }
     inputs = {"evaluate", "pretrain", "finetune", "degrade", "photographs", "data-docs"}
     assert written == {"index.html", "pages", "assets"} | inputs
     assert not [path for path in (built / "reports").iterdir() if path.name.startswith(".")]
@@ -126,14 +143,18 @@ def test_nothing_is_written_outside_the_report(built: Path) -> None:
 
 def test_the_figures_follow_the_readers_colour_scheme_and_load_nothing(built: Path) -> None:
     files = sorted((built / "reports/assets/figures").rglob("*.svg"))
-    assert len(files) == 1 + 2 + 2 + 2 * 3  # differences, pretrain, finetune, rank and spread of reward and metrics
+    assert (
+        len(files) == 1 + 2 + 2 + 2 * 3
+    )  # differences, pretrain, finetune, rank and spread of reward and metrics
     for file in files:
         svg = file.read_text()
         assert "prefers-color-scheme:dark" in svg and "var(--ink)" in svg
         assert "#010203" not in svg and "<script" not in svg
 
 
-def test_the_same_inputs_give_the_same_bytes(built: Path, tmp_path: Path, sample_config: Config) -> None:
+def test_the_same_inputs_give_the_same_bytes(
+    built: Path, tmp_path: Path, sample_config: Config
+) -> None:
     fabricated.outputs(tmp_path)
     fabricated.promote(tmp_path, gain=1.0)
     report.run(sample_config, tmp_path, Hooks())
@@ -143,8 +164,12 @@ def test_the_same_inputs_give_the_same_bytes(built: Path, tmp_path: Path, sample
         assert (tmp_path / file.relative_to(built)).read_bytes() == file.read_bytes(), file
 
 
-def test_the_report_of_the_sample_profile_stays_small(tmp_path: Path, sample_config: Config) -> None:
-    """Even if nothing in its pictures could be compressed: as many and as large as the sample profile's."""
+def test_the_report_of_the_sample_profile_stays_small(
+    tmp_path: Path, sample_config: Config
+) -> None:
+    """Even if nothing in its pictures could be compressed: as many and as large as the sample
+    profile's.
+    """
     side, count = sample_config.degrade.evaluation_crop, 14
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
@@ -156,24 +181,43 @@ def test_the_report_of_the_sample_profile_stays_small(tmp_path: Path, sample_con
         {f"{i}/{view}": noise for i in range(count) for view in views},
     )
     report.run(sample_config, tmp_path, Hooks())
-    made = [tmp_path / "reports/index.html", *(p for n in ("pages", "assets") for p in (tmp_path / "reports" / n).rglob("*"))]
+    made = [
+        tmp_path / "reports/index.html",
+        *(p for n in ("pages", "assets") for p in (tmp_path / "reports" / n).rglob("*")),
+    ]
     assert 5_000_000 < sum(path.stat().st_size for path in made if path.is_file()) < MOST_BYTES
 
 
-def test_a_missing_input_is_named_and_nothing_is_left(tmp_path: Path, sample_config: Config) -> None:
+def test_a_missing_input_is_named_and_nothing_is_left(
+    tmp_path: Path, sample_config: Config
+) -> None:
     fabricated.outputs(tmp_path)
     (tmp_path / "reports/finetune/control/metrics.jsonl").unlink()
     with pytest.raises(ValueError, match=r"reports/finetune/control/metrics.jsonl: missing"):
         report.run(sample_config, tmp_path, Hooks())
-    assert {path.name for path in (tmp_path / "reports").iterdir()}.isdisjoint({"assets", "pages", "index.html"})
+    assert {path.name for path in (tmp_path / "reports").iterdir()}.isdisjoint(
+        {"assets", "pages", "index.html"}
+    )
 
 
 def test_nested_values_become_readable_lines() -> None:
-    content = {"a": {"b": 0, "c": 0.12345}, "note": "", "list": [], "rows": [{}, {}], "row": [{}], "many": list(range(13))}
+    content = {
+        "a": {"b": 0, "c": 0.12345},
+        "note": "",
+        "list": [],
+        "rows": [{}, {}],
+        "row": [{}],
+        "many": list(range(13)),
+    }
     assert sections.flat(json.loads(json.dumps(content))) == [
-        ("a / b", "0"), ("a / c", "0.1235"), ("note", "none"), ("list", "none"), ("rows", "2 entries"), ("row", "1 entry"),
+        ("a / b", "0"),
+        ("a / c", "0.1235"),
+        ("note", "none"),
+        ("list", "none"),
+        ("rows", "2 entries"),
+        ("row", "1 entry"),
         ("many", "13 entries"),
-    ]  # fmt: skip
+    ]
 
 
 def test_the_outermost_level_is_never_shortened() -> None:
@@ -181,7 +225,11 @@ def test_the_outermost_level_is_never_shortened() -> None:
 
 
 def test_reasons_are_sorted_and_shared() -> None:
-    assert sections.reasons({"b": 1, "a": 1, "c": 2}) == [("c", 2, 50.0), ("a", 1, 25.0), ("b", 1, 25.0)]
+    assert sections.reasons({"b": 1, "a": 1, "c": 2}) == [
+        ("c", 2, 50.0),
+        ("a", 1, 25.0),
+        ("b", 1, 25.0),
+    ]
     assert sections.reasons({}) == []
 
 

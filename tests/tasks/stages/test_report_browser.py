@@ -1,6 +1,8 @@
-"""The report in a real browser: Debian's chromium, driven by selenium; opened as files, and once behind a prefix.
+"""The report in a real browser: Debian's chromium, driven by selenium; opened as files, and once
+behind a prefix.
 
-The names in it try to break out of the page (tests/tasks/fabricated.py). `.ci/run` installs browser and driver.
+The names in it try to break out of the page (tests/tasks/fabricated.py). `.ci/run` installs browser
+and driver.
 """
 
 import json
@@ -31,10 +33,25 @@ from tasks.stages import report
 from tests.tasks import fabricated
 
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-PAGES = ("index", "pages/benchmark-sample", "pages/tables", "pages/training", "pages/data", "pages/provenance")
-FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars")
+PAGES = (
+    "index",
+    "pages/benchmark-sample",
+    "pages/tables",
+    "pages/training",
+    "pages/data",
+    "pages/provenance",
+)
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--hide-scrollbars",
+)
 
-pytestmark = pytest.mark.skipif(not (BROWSER and DRIVER), reason="needs Debian's packages chromium and chromium-driver")
+pytestmark = pytest.mark.skipif(
+    not (BROWSER and DRIVER), reason="needs Debian's packages chromium and chromium-driver"
+)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +102,11 @@ def _open(browser: Any, site: Path, page: str = "index") -> None:
 
 def _requests(browser: Any) -> list[str]:
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    return [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    return [
+        event["params"]["request"]["url"]
+        for event in events
+        if event["method"] == "Network.requestWillBeSent"
+    ]
 
 
 def _cut(browser: Any) -> float:
@@ -93,11 +114,17 @@ def _cut(browser: Any) -> float:
     clip = "return getComputedStyle(document.getElementById('left-image')).clipPath"
     frame = browser.find_element(By.ID, "frame")
     hidden = browser.execute_script(clip).removeprefix("inset(").split()[1]
-    return 100 - (float(hidden[:-1]) if hidden.endswith("%") else 100 * float(hidden[:-2]) / frame.rect["width"])
+    return 100 - (
+        float(hidden[:-1])
+        if hidden.endswith("%")
+        else 100 * float(hidden[:-2]) / frame.rect["width"]
+    )
 
 
 def _pixels(browser: Any) -> np.ndarray:
-    return np.asarray(Image.open(BytesIO(browser.get_screenshot_as_png())).convert("RGB"), dtype=np.float64)
+    return np.asarray(
+        Image.open(BytesIO(browser.get_screenshot_as_png())).convert("RGB"), dtype=np.float64
+    )
 
 
 def test_the_slider_follows_the_mouse(browser: Any, site: Path) -> None:
@@ -105,7 +132,9 @@ def test_the_slider_follows_the_mouse(browser: Any, site: Path) -> None:
     divider = browser.find_element(By.ID, "divider")
     before, width = _pixels(browser), divider.rect["width"]
     assert _cut(browser) == pytest.approx(50, abs=1)
-    ActionChains(browser).move_to_element(divider).click_and_hold().move_by_offset(int(0.3 * width), 0).release().perform()
+    ActionChains(browser).move_to_element(divider).click_and_hold().move_by_offset(
+        int(0.3 * width), 0
+    ).release().perform()
     assert _cut(browser) == pytest.approx(80, abs=4)
     assert np.abs(_pixels(browser) - before).max() > 50  # another part of the pictures is seen
 
@@ -121,33 +150,49 @@ def test_the_slider_follows_the_keys_and_says_where_it_is(browser: Any, site: Pa
     assert _cut(browser) == pytest.approx(0, abs=0.5)
 
 
-def test_views_and_images_are_chosen_by_keyboard_and_hostile_names_stay_text(browser: Any, site: Path) -> None:
+def test_views_and_images_are_chosen_by_keyboard_and_hostile_names_stay_text(
+    browser: Any, site: Path
+) -> None:
     _open(browser, site)
     browser.find_element(By.ID, "left").send_keys("Low")
     assert "/lr.webp" in browser.find_element(By.ID, "left-image").get_attribute("src")
     for index, name in enumerate(fabricated.NAMES):
         button = browser.find_elements(By.CSS_SELECTOR, ".thumbs button")[index]
         button.send_keys(Keys.ENTER)
-        assert button.get_attribute("aria-pressed") == "true" and button.get_attribute("title") == name
+        assert (
+            button.get_attribute("aria-pressed") == "true" and button.get_attribute("title") == name
+        )
         assert browser.find_element(By.ID, "image-name").get_property("textContent") == name
         picture = browser.find_element(By.ID, "right-image")
-        assert picture.get_attribute("alt") == f"{name}, GDPO-SR" and f"/{index:03d}-image/gdpo.webp" in picture.get_attribute(
-            "src"
+        assert picture.get_attribute(
+            "alt"
+        ) == f"{name}, GDPO-SR" and f"/{index:03d}-image/gdpo.webp" in picture.get_attribute("src")
+    assert (
+        browser.execute_script(
+            "return document.querySelectorAll('img[src=x], .thumbs script, h3 script').length"
         )
-    assert browser.execute_script("return document.querySelectorAll('img[src=x], .thumbs script, h3 script').length") == 0
+        == 0
+    )
 
 
 def test_tables_sort_by_mouse_and_by_keyboard(browser: Any, site: Path) -> None:
     _open(browser, site, "pages/benchmark-sample")
     table = browser.find_element(By.CSS_SELECTOR, "#differences table")
     head = table.find_elements(By.CSS_SELECTOR, "thead th")[2]
-    order = "return [...arguments[0].tBodies[0].rows].map(row => Number(row.cells[2].dataset.value))"
+    order = (
+        "return [...arguments[0].tBodies[0].rows].map(row => Number(row.cells[2].dataset.value))"
+    )
     unsorted = browser.execute_script(order, table)
     assert unsorted not in (sorted(unsorted), sorted(unsorted, reverse=True))
     button = head.find_element(By.TAG_NAME, "button")
-    browser.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", button)
+    browser.execute_script(
+        "arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", button
+    )
     button.click()
-    assert browser.execute_script(order, table) == sorted(unsorted) and head.get_attribute("aria-sort") == "ascending"
+    assert (
+        browser.execute_script(order, table) == sorted(unsorted)
+        and head.get_attribute("aria-sort") == "ascending"
+    )
     button.send_keys(Keys.SPACE)
     assert browser.execute_script(order, table) == sorted(unsorted, reverse=True)
     assert head.get_attribute("aria-sort") == "descending"
@@ -160,17 +205,24 @@ def test_a_cell_without_a_measurement_sorts_last_both_ways(browser: Any, site: P
     _open(browser, site, "pages/tables")
     table = browser.find_element(By.CSS_SELECTOR, "#table-1 table")
     button = table.find_elements(By.CSS_SELECTOR, "thead button")[3]
-    order = "return [...arguments[0].tBodies[0].rows].map(row => Number(row.cells[3].dataset.value ?? NaN))"
+    order = (
+        "return [...arguments[0].tBodies[0].rows].map(row => "
+        "Number(row.cells[3].dataset.value ?? NaN))"
+    )
     for sign in (1, -1):
         button.send_keys(Keys.ENTER)
-        values = np.array([np.nan if found is None else found for found in browser.execute_script(order, table)])
+        values = np.array(
+            [np.nan if found is None else found for found in browser.execute_script(order, table)]
+        )
         count = int(np.isfinite(values).sum())
         assert 0 < count < len(values) and np.isfinite(values[:count]).all()
         assert (np.diff(sign * values[:count]) >= 0).all()
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_a_page_loads_everything_and_asks_for_nothing_else(browser: Any, site: Path, page: str) -> None:
+def test_a_page_loads_everything_and_asks_for_nothing_else(
+    browser: Any, site: Path, page: str
+) -> None:
     _open(browser, site, page)
     broken = browser.execute_async_script(
         """const [done] = arguments, pictures = [...document.images];
@@ -179,23 +231,36 @@ def test_a_page_loads_everything_and_asks_for_nothing_else(browser: Any, site: P
           () => done(pictures.filter((picture) => !picture.naturalWidth).map((picture) => picture.src)));"""
     )
     assert broken == []
-    links = [link.get_property("href") for link in browser.find_elements(By.CSS_SELECTOR, "a[href]")]
+    links = [
+        link.get_property("href") for link in browser.find_elements(By.CSS_SELECTOR, "a[href]")
+    ]
     assert len(links) >= 6
     for url in (*links, *_requests(browser)):
         if not url.startswith("data:"):
             path = Path(unquote(urlsplit(url).path))
-            assert urlsplit(url).scheme == "file" and path.is_file() and path.is_relative_to(site), url
+            assert (
+                urlsplit(url).scheme == "file" and path.is_file() and path.is_relative_to(site)
+            ), url
     assert browser.get_log("browser") == []
     assert not alert_is_present()(browser)
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_a_page_fits_phones_and_is_drawn_in_both_colour_schemes(browser: Any, site: Path, page: str) -> None:
+def test_a_page_fits_phones_and_is_drawn_in_both_colour_schemes(
+    browser: Any, site: Path, page: str
+) -> None:
     means = {}
-    for width, height, dark in ((320, 640, False), (400, 800, True), (1280, 800, False), (1280, 800, True)):
+    for width, height, dark in (
+        (320, 640, False),
+        (400, 800, True),
+        (1280, 800, False),
+        (1280, 800, True),
+    ):
         _screen(browser, width, height, dark=dark)
         _open(browser, site, page)
-        size = browser.execute_script("const e = document.documentElement; return [e.scrollWidth, e.clientWidth]")
+        size = browser.execute_script(
+            "const e = document.documentElement; return [e.scrollWidth, e.clientWidth]"
+        )
         assert size == [width, width]
         pixels = _pixels(browser)
         assert pixels.std() > 8
@@ -203,7 +268,9 @@ def test_a_page_fits_phones_and_is_drawn_in_both_colour_schemes(browser: Any, si
     assert means[1280, True] < 64 < 192 < means[1280, False]
 
 
-def test_the_site_works_behind_a_prefix(browser: Any, site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_site_works_behind_a_prefix(
+    browser: Any, site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(SimpleHTTPRequestHandler, "log_message", lambda *_: None)
     handler = partial(SimpleHTTPRequestHandler, directory=str(site.parent))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:

@@ -25,28 +25,49 @@ ROOT = Path(__file__).parents[3]
 
 def _config(**changes) -> Config:
     values = YAML(typ="safe").load(ROOT / "params.yaml")
-    values["select"] = {"count": 3, "score": "niqe", "min_detail": 0.1, "max_per_photo": 10, **changes}
+    values["select"] = {
+        "count": 3,
+        "score": "niqe",
+        "min_detail": 0.1,
+        "max_per_photo": 10,
+        **changes,
+    }
     return Config.model_validate(values)
 
 
 def _pair(i: int) -> Pair:
-    """Pair i: brightness falls with i, so the stand-in prefers later ones; pairs 0 and 1 are flat."""
+    """Pair i: brightness falls with i, so the stand-in prefers later ones; pairs 0 and 1 are
+    flat.
+    """
     rng = np.random.default_rng(i)
-    hr = np.kron(rng.integers(0, 100, (8, 8, 3)), np.ones((4, 4, 1))).astype(np.uint8) + np.uint8(100 - 10 * i)
-    return Pair(f"p{i}", f"photo{i % 2}", Box(0, 0, 32, 32), hr, hr[::4, ::4], {}, 0.0 if i < 2 else 0.5)
+    hr = np.kron(rng.integers(0, 100, (8, 8, 3)), np.ones((4, 4, 1))).astype(np.uint8) + np.uint8(
+        100 - 10 * i
+    )
+    return Pair(
+        f"p{i}", f"photo{i % 2}", Box(0, 0, 32, 32), hr, hr[::4, ::4], {}, 0.0 if i < 2 else 0.5
+    )
 
 
 def write_photos(root: Path, part: str, names: list[str], content: str = "") -> None:
-    """The list that `index` leaves; a photograph's content hash is that of its name, or of `content`."""
+    """The list that `index` leaves; a photograph's content hash is that of its name, or of
+    `content`.
+    """
     (root / "data/photos").mkdir(parents=True, exist_ok=True)
     rows = [
         {
-            "name": name, "source": "photos", "file": f"{name}.png", "resize": None, "height": 32, "width": 32,
+            "name": name,
+            "source": "photos",
+            "file": f"{name}.png",
+            "resize": None,
+            "height": 32,
+            "width": 32,
             "sha256": hashlib.sha256((content or name).encode()).hexdigest(),
         }
         for name in names
-    ]  # fmt: skip
-    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), root / "data/photos" / f"{part}.parquet")
+    ]
+    pq.write_table(
+        pa.Table.from_pylist(rows, schema=SCHEMA), root / "data/photos" / f"{part}.parquet"
+    )
 
 
 def write_inputs(root: Path) -> None:
@@ -64,7 +85,9 @@ def root(tmp_path, monkeypatch) -> Path:
     write_inputs(tmp_path)
     monkeypatch.setattr(select, "BATCH", 3)
     monkeypatch.setattr(select, "higher_is_better", lambda name: False)
-    monkeypatch.setattr(select, "score", lambda names, image: {names[0]: image.double().mean((1, 2, 3))})
+    monkeypatch.setattr(
+        select, "score", lambda names, image: {names[0]: image.double().mean((1, 2, 3))}
+    )
     return tmp_path
 
 
@@ -82,7 +105,11 @@ def test_selection_is_written(root):
     assert manifest["id"] == [f"p{i}" for i in best] and manifest["detail_share"] == [0.5] * 3
     report = json.loads((root / "data/selected/report.json").read_text())
     assert report["reasons"] == {"count is reached": 3, "selected": 3, "too little detail": 2}
-    assert report["selected"] == 3 and report["note"] == "" and sum(report["photographs"].values()) == 3
+    assert (
+        report["selected"] == 3
+        and report["note"] == ""
+        and sum(report["photographs"].values()) == 3
+    )
     assert [step for step, _ in logged] == [3, 6, 8]
     assert not (root / "work/select/scored").exists()
     docs = root / "reports/data-docs/select"
@@ -113,7 +140,9 @@ def test_missing_shards_and_stopping(root, tmp_path):
 
 
 def _run(root: Path, stop_after: int | None = None, **changes) -> list[int]:
-    """Run the stage; returns the numbers of finished patches it logged. stop_after: of these, then stop."""
+    """Run the stage; returns the numbers of finished patches it logged. stop_after: of these, then
+    stop.
+    """
     logged: list[int] = []
     stop = lambda: stop_after is not None and len(logged) >= stop_after  # noqa: E731
     hooks = Hooks(log=lambda step, _: logged.append(step), should_stop=stop)
@@ -133,7 +162,9 @@ def test_a_stopped_run_goes_on_where_it_was(root, tmp_path_factory):
     assert _run(root, stop_after=2) == [3, 6]
     assert (root / "work/select/scored/000000000.parquet").is_file()
     assert _run(root) == [8]
-    assert tiny.tree(root / "data/selected", root / "reports") == tiny.tree(whole / "data/selected", whole / "reports")
+    assert tiny.tree(root / "data/selected", root / "reports") == tiny.tree(
+        whole / "data/selected", whole / "reports"
+    )
 
 
 def test_a_killed_run_loses_what_it_had_not_kept(root, monkeypatch):
@@ -161,7 +192,9 @@ def test_what_was_kept_for_other_inputs_is_not_used(root, monkeypatch, change, l
     """Another file behind the metric, or another set of pairs."""
     _run(root, stop_after=1)
     if change == "metric":
-        monkeypatch.setattr(select, "versions", lambda names: dict.fromkeys(names, "niqe.mat sha256 0123"))
+        monkeypatch.setattr(
+            select, "versions", lambda names: dict.fromkeys(names, "niqe.mat sha256 0123")
+        )
     else:
         write_shards(root / "data/shards/train", (_pair(i) for i in range(1, 8)), 0.01)
     assert _run(root) == logged
@@ -196,11 +229,15 @@ def test_difficulty_scores_the_results_of_naosd(tiny_base, tmp_path):
 
 
 def test_a_photograph_of_the_evaluation_fails_the_stage(root):
-    """By its content, under another name; the selection there was stays, the page says what failed."""
+    """By its content, under another name; the selection there was stays, the page says what
+    failed.
+    """
     _run(root)
     before = tiny.tree(root / "data/selected", root / "reports")
     write_photos(root, "evaluation", ["held"], content="photo1")
-    with pytest.raises(ValueError, match=r"photograph_is_new.*fails in 2 of 3 rows, such as .*source photo1"):
+    with pytest.raises(
+        ValueError, match=r"photograph_is_new.*fails in 2 of 3 rows, such as .*source photo1"
+    ):
         _run(root)
     assert tiny.tree(root / "data/selected", root / "reports") == before
     assert "photograph_is_new" in (root / "work/select/data-docs/manifest.html").read_text()

@@ -1,4 +1,6 @@
-"""The stages pretrain, rollout and finetune on tiny inputs: what they write, refuse, and survive."""
+"""The stages pretrain, rollout and finetune on tiny inputs: what they write, refuse, and
+survive.
+"""
 
 import json
 import os
@@ -25,8 +27,14 @@ from tasks.stages import finetune, pretrain, rollout
 from tests import tiny
 from tests.tasks.forks import Forks
 
-STAGES: dict[str, Callable[[Config, Path, Hooks], None]] = {"pretrain": pretrain.run, "finetune": finetune.run}
-CHECKPOINT = {"pretrain": "work/pretrain/checkpoint.pt", "finetune": "work/finetune/gdpo/checkpoint.pt"}
+STAGES: dict[str, Callable[[Config, Path, Hooks], None]] = {
+    "pretrain": pretrain.run,
+    "finetune": finetune.run,
+}
+CHECKPOINT = {
+    "pretrain": "work/pretrain/checkpoint.pt",
+    "finetune": "work/finetune/gdpo/checkpoint.pt",
+}
 
 
 @pytest.fixture(scope="module")
@@ -54,15 +62,22 @@ def history(path: Path) -> list[dict[str, float]]:
 
 def test_pretrain_leaves_a_model_and_its_history(finished: Path) -> None:
     assert set(outputs(finished)) == {
-        "models/naosd/model.json", "models/naosd/naosd.safetensors", "reports/pretrain/metrics.jsonl",
-        "reports/data-docs/rollout/00/index.html", "reports/data-docs/rollout/00/groups.html",
-    }  # fmt: skip
-    assert [row["step"] for row in history(finished / "reports/pretrain/metrics.jsonl")] == list(range(6))
+        "models/naosd/model.json",
+        "models/naosd/naosd.safetensors",
+        "reports/pretrain/metrics.jsonl",
+        "reports/data-docs/rollout/00/index.html",
+        "reports/data-docs/rollout/00/groups.html",
+    }
+    assert [row["step"] for row in history(finished / "reports/pretrain/metrics.jsonl")] == list(
+        range(6)
+    )
     assert not (finished / CHECKPOINT["pretrain"]).exists()
     model = load_model(finished / "models/naosd")
     assert (model.t_add, model.t_diff, model.prompt) == (250, 100, "sharp")
     card = json.loads((finished / "models/naosd/model.json").read_text())
-    assert card["base"] == "../../base" and card["adapters"] == [{"file": "naosd.safetensors", "rank": 2, "alpha": 4}]
+    assert card["base"] == "../../base" and card["adapters"] == [
+        {"file": "naosd.safetensors", "rank": 2, "alpha": 4}
+    ]
 
 
 def test_the_same_parameters_give_the_same_bytes(root: Path) -> None:
@@ -73,15 +88,24 @@ def test_the_same_parameters_give_the_same_bytes(root: Path) -> None:
 
 def test_pretrain_starts_from_the_adapters_of_init(root: Path) -> None:
     shutil.copytree(root / "models/naosd", root / "init")
-    pretrain.run(tiny.settings(pretrain={"init": "init", "steps": 1, "optimizer": {"lr": 1e-12}}), root, Hooks())
-    before, after = (load_file(root / name / "naosd.safetensors") for name in ("init", "models/naosd"))
+    pretrain.run(
+        tiny.settings(pretrain={"init": "init", "steps": 1, "optimizer": {"lr": 1e-12}}),
+        root,
+        Hooks(),
+    )
+    before, after = (
+        load_file(root / name / "naosd.safetensors") for name in ("init", "models/naosd")
+    )
     assert all(torch.allclose(before[name], after[name], atol=1e-8) for name in before)
 
 
 def test_an_init_that_does_not_fit_is_named(root: Path) -> None:
     shutil.copytree(root / "models/naosd", root / "init")
     other = {"init": "init", "lora": {"rank": 3, "alpha": 4}}
-    with pytest.raises(ValueError, match=r"pretrain.lora must be \{'rank': 2, 'alpha': 4\}, that of pretrain.init init"):
+    with pytest.raises(
+        ValueError,
+        match=r"pretrain.lora must be \{'rank': 2, 'alpha': 4\}, that of pretrain.init init",
+    ):
         pretrain.run(tiny.settings(pretrain=other), root, Hooks())
     with pytest.raises(ValueError, match=r"nowhere/model.json: no such file"):
         pretrain.run(tiny.settings(pretrain={"init": "nowhere"}), root, Hooks())
@@ -99,7 +123,9 @@ def test_finetune_leaves_a_chain_and_the_control_another(root: Path) -> None:
         assert not list((root / "work").rglob("checkpoint.pt"))
         load_model(root / "models" / name)
     assert {key: value for key, value in outputs(root).items() if key in naosd} == naosd
-    trained = [load_file(root / "models" / name / "gdpo.safetensors") for name in ("gdpo", "control")]
+    trained = [
+        load_file(root / "models" / name / "gdpo.safetensors") for name in ("gdpo", "control")
+    ]
     assert any(not torch.equal(trained[0][name], trained[1][name]) for name in trained[0])
     reference = load_file(root / "models/naosd/naosd.safetensors")
     chained = load_file(root / "models/gdpo/naosd.safetensors")
@@ -125,18 +151,36 @@ def foreign_manifest(root: Path) -> None:
 @pytest.mark.parametrize(
     ("stage", "change", "says"),
     [
-        (pretrain, remove("data/shards/train"), r"data/shards/train: no shards here; run the degrade stage"),
-        (pretrain, cut("data/shards/train/00000.parquet"), r"00000.parquet: damaged or missing shard"),
+        (
+            pretrain,
+            remove("data/shards/train"),
+            r"data/shards/train: no shards here; run the degrade stage",
+        ),
+        (
+            pretrain,
+            cut("data/shards/train/00000.parquet"),
+            r"00000.parquet: damaged or missing shard",
+        ),
         (pretrain, remove("base"), r"base/unet/.*safetensors: no such file; model.base must be"),
         (rollout, remove("data/selected"), r"manifest.parquet: no such file; run the select stage"),
-        (rollout, foreign_manifest, r"manifest.parquet: patch stranger is not in data/shards/train"),
+        (
+            rollout,
+            foreign_manifest,
+            r"manifest.parquet: patch stranger is not in data/shards/train",
+        ),
         (rollout, cut("data/selected/manifest.parquet"), r"manifest.parquet: damaged manifest"),
         (rollout, remove("models/naosd"), r"models/naosd: no such model folder"),
         (rollout, cut("models/naosd/naosd.safetensors"), r"naosd.safetensors: unreadable adapters"),
-        (finetune, remove("data/rollouts"), r"data/rollouts: no rollouts here; run the rollout stage"),
+        (
+            finetune,
+            remove("data/rollouts"),
+            r"data/rollouts: no rollouts here; run the rollout stage",
+        ),
     ],
 )
-def test_missing_and_damaged_inputs_are_named(root: Path, stage: Any, change: Callable[[Path], None], says: str) -> None:
+def test_missing_and_damaged_inputs_are_named(
+    root: Path, stage: Any, change: Callable[[Path], None], says: str
+) -> None:
     change(root)
     before = outputs(root)
     with pytest.raises(ValueError, match=says):
@@ -167,7 +211,10 @@ def test_online_needs_the_pairs_and_no_rollouts(root: Path) -> None:
     assert (root / "models/gdpo/model.json").is_file()
     for gone, stage in (("data/selected", "select"), ("data/shards", "degrade")):
         shutil.move(root / gone, root / "gone")
-        with pytest.raises(ValueError, match=rf"{gone}.*run the {stage} stage, or `dvc pull select degrade` \(finetune.rollo"):
+        with pytest.raises(
+            ValueError,
+            match=rf"{gone}.*run the {stage} stage, or `dvc pull select degrade` \(finetune.rollo",
+        ):
             finetune.run(config, root, Hooks())
         shutil.move(root / "gone", root / gone)
 
@@ -193,14 +240,22 @@ def test_a_checkpoint_of_other_parameters_or_inputs_is_not_resumed(root: Path, s
     def stop(config: Config) -> None:
         seen: list[int] = []
         with pytest.raises(Stopped):
-            run(config, root, Hooks(log=lambda step, _: seen.append(step), should_stop=lambda: len(seen) == 3))
+            run(
+                config,
+                root,
+                Hooks(log=lambda step, _: seen.append(step), should_stop=lambda: len(seen) == 3),
+            )
         assert (root / CHECKPOINT[stage]).exists()
 
     def first_step(config: Config) -> int:
         """The step that a run computes first: those before are only logged again, at once."""
         computed: list[int] = []
         with pytest.raises(Stopped) as stopped:
-            run(config, root, Hooks(log=lambda step, _: computed.append(step), should_stop=lambda: True))
+            run(
+                config,
+                root,
+                Hooks(log=lambda step, _: computed.append(step), should_stop=lambda: True),
+            )
         return stopped.value.step - 1
 
     stop(config)
@@ -261,9 +316,15 @@ def lines(path: Path) -> int:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_terminated_and_killed_it_ends_in_the_same_bytes(root: Path, tmp_path: Path, forks: Forks, stage: str) -> None:
-    """SIGTERM early: 143 and a checkpoint. SIGKILL later, between checkpoints. The third start finishes."""
-    config = tiny.settings(**{stage: {"steps": 24, "checkpoint_every": 5, "optimizer": {"lr": 1e-4}}})
+def test_terminated_and_killed_it_ends_in_the_same_bytes(
+    root: Path, tmp_path: Path, forks: Forks, stage: str
+) -> None:
+    """SIGTERM early: 143 and a checkpoint. SIGKILL later, between checkpoints. The third start
+    finishes.
+    """
+    config = tiny.settings(
+        **{stage: {"steps": 24, "checkpoint_every": 5, "optimizer": {"lr": 1e-4}}}
+    )
     (root / "params.yaml").write_text(json.dumps(config.model_dump()))
     straight = Path(shutil.copytree(root, tmp_path / "straight", symlinks=True))
     forks.start(straight, stage)
@@ -278,7 +339,10 @@ def test_terminated_and_killed_it_ends_in_the_same_bytes(root: Path, tmp_path: P
     steps = torch.load(root / CHECKPOINT[stage], weights_only=True)["step"]
     assert 3 <= steps < 24 and outputs(root) == before
     said = (root / "stderr.txt").read_text()
-    assert f"stopped at step {steps}, checkpoint in {CHECKPOINT[stage]}; the same command resumes" in said
+    assert (
+        f"stopped at step {steps}, checkpoint in {CHECKPOINT[stage]}; the same command resumes"
+        in said
+    )
 
     changed = (root / CHECKPOINT[stage]).stat().st_mtime_ns
     process = forks.start(root, stage)

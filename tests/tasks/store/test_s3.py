@@ -1,4 +1,6 @@
-"""The store, over HTTP against an S3 server: whole objects or none, checked reads, and writes only if nobody was first."""
+"""The store, over HTTP against an S3 server: whole objects or none, checked reads, and writes only
+if nobody was first.
+"""
 
 import hashlib
 import threading
@@ -65,7 +67,9 @@ def test_a_large_file_goes_in_parts(address: str, tmp_path: Path) -> None:
 
 def test_a_damaged_object_is_refused_and_leaves_no_file(address: str, tmp_path: Path) -> None:
     store = Store.at("s3://bucket")
-    s3.client(address).put_object(Bucket="bucket", Key="x", Body=b"other", Metadata={"sha256": "0" * 64})
+    s3.client(address).put_object(
+        Bucket="bucket", Key="x", Body=b"other", Metadata={"sha256": "0" * 64}
+    )
     with pytest.raises(ValueError, match=r"s3://bucket/x: damaged, its SHA-256 is"):
         store.read("x")
     with pytest.raises(ValueError, match=r"s3://bucket/x: damaged"):
@@ -126,7 +130,10 @@ def test_a_server_without_conditions_moves_no_pointer(
         use(monkeypatch, url)
         store = Store.at("s3://bucket")
         for _ in range(2):
-            with pytest.raises(ValueError, match="ignores conditional writes, so two promotions could overwrite each other"):
+            with pytest.raises(
+                ValueError,
+                match="ignores conditional writes, so two promotions could overwrite each other",
+            ):
                 swap(store, "pointer", b"one", None)
         assert list(store.keys()) == []
         swap_or_look(store, "name", b"one", None)
@@ -135,10 +142,16 @@ def test_a_server_without_conditions_moves_no_pointer(
         assert store.read("name") == b"one"
 
 
-def test_a_server_that_refuses_every_write_is_not_one_without_conditions(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with s3.proxy(address, lambda method, path: "refuse content-" if method == "PUT" else None) as url:
+def test_a_server_that_refuses_every_write_is_not_one_without_conditions(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with s3.proxy(
+        address, lambda method, path: "refuse content-" if method == "PUT" else None
+    ) as url:
         use(monkeypatch, url)
-        with pytest.raises(OSError, match=r"^s3://bucket/name: the store refused \(NotImplemented\)"):
+        with pytest.raises(
+            OSError, match=r"^s3://bucket/name: the store refused \(NotImplemented\)"
+        ):
             swap_or_look(Store.at("s3://bucket"), "name", b"one", None)
 
 
@@ -159,8 +172,12 @@ def test_the_server_is_tried_once(address: str, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("lost", range(5))
-def test_a_write_whose_answer_was_lost_is_ours(address: str, monkeypatch: pytest.MonkeyPatch, lost: int) -> None:
-    """Of the probe's four writes and ours, each in turn is done and not answered; the client writes it again."""
+def test_a_write_whose_answer_was_lost_is_ours(
+    address: str, monkeypatch: pytest.MonkeyPatch, lost: int
+) -> None:
+    """Of the probe's four writes and ours, each in turn is done and not answered; the client writes
+    it again.
+    """
     seen: list[str] = []
 
     def fault(method: str, path: str) -> str | None:
@@ -192,7 +209,10 @@ def test_a_tag_is_of_one_content(address: str) -> None:
     assert store.tag("x") == store.tag_if_holds("x", b"one") == store.fetch("x")[1]
     assert store.tag_if_holds("x", b"two") is None
     s3.client(address).put_object(
-        Bucket="bucket", Key="x", Body=b"damaged", Metadata={"sha256": hashlib.sha256(b"two").hexdigest()}
+        Bucket="bucket",
+        Key="x",
+        Body=b"damaged",
+        Metadata={"sha256": hashlib.sha256(b"two").hexdigest()},
     )
     assert store.tag_if_holds("x", b"two") is None
 
@@ -205,7 +225,9 @@ def test_not_allowed_is_told_from_away(address: str, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("wrong", [503, 500, "cut"])
-def test_faults_that_pass_are_not_noticed(address: str, monkeypatch: pytest.MonkeyPatch, wrong: int | str) -> None:
+def test_faults_that_pass_are_not_noticed(
+    address: str, monkeypatch: pytest.MonkeyPatch, wrong: int | str
+) -> None:
     content = b"content " * 1000
     left = {"GET": 2, "PUT": 1}
 
@@ -223,7 +245,9 @@ def test_faults_that_pass_are_not_noticed(address: str, monkeypatch: pytest.Monk
     assert left == {"GET": 0, "PUT": 0}
 
 
-def test_a_store_that_stays_away_is_one_line_without_the_secret(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_stays_away_is_one_line_without_the_secret(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "ATTEMPTS", 2)
     with s3.proxy(address, lambda method, path: 503) as url:
         use(monkeypatch, url)
@@ -250,7 +274,9 @@ def test_a_password_in_the_endpoint_is_not_shown(
         with pytest.raises((OSError, ValueError), match="AWS_ENDPOINT_URL") as caught:
             ask()
         assert "\n" not in str(caught.value)
-        assert s3.SECRET not in "".join(traceback.format_exception(caught.value))  # what Prefect logs
+        assert s3.SECRET not in "".join(
+            traceback.format_exception(caught.value)
+        )  # what Prefect logs
 
 
 @pytest.mark.parametrize("there", [(), ("AWS_ACCESS_KEY_ID",)])
@@ -262,13 +288,19 @@ def test_credentials_that_are_not_there_are_asked_for(
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
         monkeypatch.setenv(name, str(tmp_path / "none"))
-    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it remembers the credentials of the tests before
+    monkeypatch.setattr(
+        boto3, "DEFAULT_SESSION", None
+    )  # it remembers the credentials of the tests before
     module._client.cache_clear()
-    with pytest.raises(PermissionError, match=r"^s3://bucket[/x]*: set AWS_ACCESS_KEY_ID and AWS_SECRET"):
+    with pytest.raises(
+        PermissionError, match=r"^s3://bucket[/x]*: set AWS_ACCESS_KEY_ID and AWS_SECRET"
+    ):
         Store.at("s3://bucket").read("x")
 
 
-def test_a_broken_upload_is_not_visible(address: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_broken_upload_is_not_visible(
+    address: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "large").write_bytes(bytes(20_000_000))
 
     def second_part(method: str, path: str) -> int | None:

@@ -1,4 +1,6 @@
-"""The tool `cost`: its text, its JSON and its refusals, on a small model; the figures are tested in tests/gdpo/model."""
+"""The tool `cost`: its text, its JSON and its refusals, on a small model; the figures are tested in
+tests/gdpo/model.
+"""
 
 import json
 from pathlib import Path
@@ -22,10 +24,17 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return capsys.readouterr().out
 
 
-def test_json_holds_whole_numbers_that_add_up(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_holds_whole_numbers_that_add_up(
+    folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     result = json.loads(run(capsys, "--model", folder, "--size", "32", "--json"))
     assert result["step"] == "infer"
-    assert [row["name"] for row in result["components"]] == ["text encoder", "VAE encoder", "UNet", "VAE decoder"]
+    assert [row["name"] for row in result["components"]] == [
+        "text encoder",
+        "VAE encoder",
+        "UNet",
+        "VAE decoder",
+    ]
     for key, value in result["total"].items():
         assert isinstance(value, int)
         assert value == sum(row[key] for row in result["components"]) > 0
@@ -36,7 +45,13 @@ def test_json_holds_whole_numbers_that_add_up(folder: str, capsys: pytest.Captur
 def test_text_has_a_line_per_component(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
     lines = run(capsys, "--model", folder, "--size", "32").splitlines()
     assert lines[0] == f"{folder} at 32x32, inference"
-    assert [line.split("  ")[0] for line in lines[2:]] == ["text encoder", "VAE encoder", "UNet", "VAE decoder", "total"]
+    assert [line.split("  ")[0] for line in lines[2:]] == [
+        "text encoder",
+        "VAE encoder",
+        "UNet",
+        "VAE decoder",
+        "total",
+    ]
 
 
 def test_table_4_stands_beside_the_full_model(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,7 +62,10 @@ def test_table_4_stands_beside_the_full_model(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("gdpo.cost.count.inference", lambda *_: found)
     monkeypatch.setattr("gdpo.cost.count.dape_macs", lambda _: 30_000_000_000)
     result: dict[str, Any] = tool.inference(Full(), 512)  # type: ignore[arg-type]
-    assert result["published"]["ours_counted_the_same_way"] == {"parameters": 1_761_000_000, "macs": 2_269_000_000_000}
+    assert result["published"]["ours_counted_the_same_way"] == {
+        "parameters": 1_761_000_000,
+        "macs": 2_269_000_000_000,
+    }
     assert result["published"]["difference"] == [-0.0051, -0.0004]
     text = tool.describe({"model": "sd2.1", "size": 512, "step": "infer", **result})
     assert "1.761 B (-0.5%), 2.269 T (-0.0%)" in text
@@ -55,7 +73,10 @@ def test_table_4_stands_beside_the_full_model(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_step_is_summed_by_column() -> None:
-    parts = [Part("a", Macs(2 * 10**12), {"x": 1, "y": 3}), Part("b", Macs(10**12, 10**12), {"x": 2, "y": 0})]
+    parts = [
+        Part("a", Macs(2 * 10**12), {"x": 1, "y": 3}),
+        Part("b", Macs(10**12, 10**12), {"x": 2, "y": 0}),
+    ]
     result = tool.training(parts)
     assert result["total"] == {"x": 6 * 10**12, "y": 6 * 10**12}
     lines = tool.describe({"model": "m", "size": 8, "step": "rl", **result}).splitlines()
@@ -67,9 +88,15 @@ def test_a_step_is_summed_by_column() -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--model", "nowhere"], "nowhere/unet/config.json: no such file; --model is sd2.1 or a diffusers folder"),
+        (
+            ["--model", "nowhere"],
+            "nowhere/unet/config.json: no such file; --model is sd2.1 or a diffusers folder",
+        ),
         (["--size", "33"], "--size must be a positive multiple of 8 for this model, got 33"),
-        (["--size", "32", "--step", "rl"], "--size must be at least 224 for --step rl: MANIQA scores crops of that side"),
+        (
+            ["--size", "32", "--step", "rl"],
+            "--size must be at least 224 for --step rl: MANIQA scores crops of that side",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(
@@ -79,7 +106,9 @@ def test_what_is_wrong_is_said_in_one_line(
     assert capsys.readouterr().err == f"gdpo-sr: {says}\n"
 
 
-def test_a_broken_configuration_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_broken_configuration_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet/config.json").write_text("{")
     assert cli.main(["cost", "--model", str(tmp_path)]) == 1

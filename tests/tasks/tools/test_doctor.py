@@ -14,15 +14,25 @@ from tasks.tools import doctor
 from tests import tiny
 
 PAPER_WEIGHTS = {
-    "LPIPS_v0.1_vgg-a78928a0.pth", "vgg16-397923af.pth", "musiq_koniq_ckpt-e95806b9.pth", "ckpt_koniq10k.pt",
-    "LPIPS_v0.1_alex-df73285e.pth", "alexnet-owt-7be5be79.pth", "DISTS_weights-f5e65c96.pth", "MANIQA_PIPAL-ae6d356b.pth",
-    "RN50.pt", "afine.pth", "pt_inception-2015-12-05-6726825d.pth",
-}  # fmt: skip
+    "LPIPS_v0.1_vgg-a78928a0.pth",
+    "vgg16-397923af.pth",
+    "musiq_koniq_ckpt-e95806b9.pth",
+    "ckpt_koniq10k.pt",
+    "LPIPS_v0.1_alex-df73285e.pth",
+    "alexnet-owt-7be5be79.pth",
+    "DISTS_weights-f5e65c96.pth",
+    "MANIQA_PIPAL-ae6d356b.pth",
+    "RN50.pt",
+    "afine.pth",
+    "pt_inception-2015-12-05-6726825d.pth",
+}
 
 
 @pytest.fixture
 def place(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with the parameters, the paper profile and pyproject.toml; an empty folder of weights."""
+    """A working folder with the parameters, the paper profile and pyproject.toml; an empty folder
+    of weights.
+    """
     for name in ("params.yaml", "profiles/paper.yaml", "pyproject.toml"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(root / name, tmp_path / name)
@@ -44,7 +54,9 @@ def complete(place: Path) -> None:
     """Everything the paper profile asks for, as small files."""
     config = params.load(place / "params.yaml", "paper")
     folders = [source.path for source in (*config.degrade.train, *config.degrade.evaluation)]
-    folders += [folder for pairs in config.evaluate.pairs.values() for folder in (pairs.lr, pairs.hr)]
+    folders += [
+        folder for pairs in config.evaluate.pairs.values() for folder in (pairs.lr, pairs.hr)
+    ]
     for folder in folders:
         (place / folder).mkdir(parents=True)
         (place / folder / "a.png").write_bytes(b"png")
@@ -59,48 +71,79 @@ def complete(place: Path) -> None:
             Path(artefact.path).write_bytes(b"weights")
 
 
-def test_the_paper_profile_on_a_bare_machine(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_paper_profile_on_a_bare_machine(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     code, result = check(capsys, "--profile", "paper")
     assert code == 1
     assert not result["ok"]
     rows = by_name(result)
-    assert {name for name, row in rows.items() if name.endswith((".pth", ".pt")) and row["state"] == "MISSING"} == PAPER_WEIGHTS
-    assert rows["ckpt_koniq10k.pt"]["needed_by"] == "reward.perception (maniqa_koniq), rollout.metrics (maniqa_koniq)"
+    assert {
+        name
+        for name, row in rows.items()
+        if name.endswith((".pth", ".pt")) and row["state"] == "MISSING"
+    } == PAPER_WEIGHTS
+    assert (
+        rows["ckpt_koniq10k.pt"]["needed_by"]
+        == "reward.perception (maniqa_koniq), rollout.metrics (maniqa_koniq)"
+    )
     assert rows["ckpt_koniq10k.pt"]["licence"] == "CC BY-NC-SA 4.0"
     assert rows["diffusion_pytorch_model.safetensors"]["licence"] == "CreativeML OpenRAIL++-M"
-    assert "4e63672c03103b6c636b8fb4119ba982469b2955" in rows["diffusion_pytorch_model.safetensors"]["where"]
+    assert (
+        "4e63672c03103b6c636b8fb4119ba982469b2955"
+        in rows["diffusion_pytorch_model.safetensors"]["where"]
+    )
     assert rows["LSDIR"]["problem"] == "photos/LSDIR: no such folder (degrade.train)"
     assert rows["LR"]["state"] == rows["HR"]["state"] == "MISSING"
     assert rows["HR"]["needed_by"].startswith("evaluate.pairs.")
-    assert {rows[name]["state"] for name in ("tagger.safetensors", "dape.safetensors", "tags.json")} == {"MISSING"}
+    assert {
+        rows[name]["state"] for name in ("tagger.safetensors", "dape.safetensors", "tags.json")
+    } == {"MISSING"}
     assert rows["tagger.safetensors"]["needed_by"] == "model.tagger"
     command = "`gdpo-sr import-weights ram_swin_large_14m.pth -o models/tagger --dape DAPE.pth`"
     assert rows["tagger.safetensors"]["where"] == command
-    for name in ("ram_swin_large_14m.pth", "DAPE.pth", "ram_tag_list.txt", "ram_tag_list_threshold.txt"):
-        assert (rows[name]["state"], rows[name]["problem"]) == ("not used", "read once, to make models/tagger")
+    for name in (
+        "ram_swin_large_14m.pth",
+        "DAPE.pth",
+        "ram_tag_list.txt",
+        "ram_tag_list_threshold.txt",
+    ):
+        assert (rows[name]["state"], rows[name]["problem"]) == (
+            "not used",
+            "read once, to make models/tagger",
+        )
     assert rows["ram_swin_large_14m.pth"]["where"] == "xinyu1205/recognize_anything_model"
 
 
 def test_everything_in_place_is_ready(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     complete(place)
     code, result = check(capsys, "--profile", "paper")
-    assert (code, result["ok"]) == (0, True), [row for row in result["artefacts"] if row["state"] == "MISSING"]
+    assert (code, result["ok"]) == (0, True), [
+        row for row in result["artefacts"] if row["state"] == "MISSING"
+    ]
     assert {row["state"] for row in result["artefacts"]} == {"found", "not used"}
     assert "DAPE.pth" not in by_name(result)  # the folder made of it is whole
 
 
-def test_one_missing_or_empty_file_is_enough(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_missing_or_empty_file_is_enough(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     complete(place)
     (place / "models/sd2.1-base/tokenizer/tokenizer.json").unlink()
     (place / "weights/hub/clip/RN50.pt").write_bytes(b"")
     assert cli.main(["doctor", "--profile", "paper"]) == 1
     text = capsys.readouterr().out
-    assert "MISSING     1.1 MB  models/sd2.1-base/tokenizer/tokenizer.json  [model.base; CreativeML OpenRAIL++-M]" in text
+    assert (
+        "MISSING     1.1 MB  models/sd2.1-base/tokenizer/tokenizer.json  [model.base; CreativeML "
+        "OpenRAIL++-M]" in text
+    )
     assert "empty file" in text
     assert "not ready: 2 of" in text
 
 
-def test_a_base_of_another_prediction_type_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_base_of_another_prediction_type_is_refused(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     complete(place)
     path = place / "models/sd2.1-base/scheduler/scheduler_config.json"
     path.write_text(path.read_text().replace("epsilon", "v_prediction"))
@@ -110,13 +153,17 @@ def test_a_base_of_another_prediction_type_is_refused(place: Path, capsys: pytes
     assert "prediction_type is 'v_prediction'" in row["problem"]
 
 
-def test_weights_that_are_cut_short_are_not_called_found(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_that_are_cut_short_are_not_called_found(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     complete(place)
     path = place / "models/sd2.1-base/vae/diffusion_pytorch_model.safetensors"
     os.truncate(path, path.stat().st_size - 1)
     code, result = check(capsys, "--profile", "paper")
     bad = [row for row in result["artefacts"] if row["state"] == "BAD"]
-    assert code == 1 and [row["path"] for row in bad] == ["models/sd2.1-base/vae/diffusion_pytorch_model.safetensors"]
+    assert code == 1 and [row["path"] for row in bad] == [
+        "models/sd2.1-base/vae/diffusion_pytorch_model.safetensors"
+    ]
     assert bad[0]["problem"].startswith("damaged or cut short")
 
 
@@ -143,10 +190,14 @@ def test_the_sample_profile_needs_nothing_that_is_not_here(
     monkeypatch.chdir(root)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     code, result = check(capsys)
-    assert code == 0, [row for row in result["artefacts"] if row["state"] not in ("found", "not used")]
+    assert code == 0, [
+        row for row in result["artefacts"] if row["state"] not in ("found", "not used")
+    ]
 
 
-def test_the_weights_of_every_metric_are_listed(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_weights_of_every_metric_are_listed(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from gdpo.metrics.score import METRICS
 
     rows = by_name(check(capsys)[1])
@@ -169,11 +220,17 @@ def test_packages_that_do_not_fit_are_named(place: Path) -> None:
     assert problems[1].endswith("pyproject.toml asks for <1")
     assert problems[2].startswith("no-such-package is not installed")
     (place / "pyproject.toml").unlink()
-    assert doctor.examine(place)["problems"] == ["pyproject.toml: no such file; run this in the repository"]
+    assert doctor.examine(place)["problems"] == [
+        "pyproject.toml: no such file; run this in the repository"
+    ]
 
 
-def test_a_wrong_metric_or_profile_is_one_line(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_metric_or_profile_is_one_line(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (place / "profiles/odd.yaml").write_text("evaluate: {metrics: [beauty]}\n")
     assert cli.main(["doctor", "--profile", "odd"]) == 1
-    assert capsys.readouterr().err.startswith("gdpo-sr: evaluate.metrics: unknown metric 'beauty'; known are psnr_y")
+    assert capsys.readouterr().err.startswith(
+        "gdpo-sr: evaluate.metrics: unknown metric 'beauty'; known are psnr_y"
+    )
     assert cli.main(["doctor", "--profile", "none"]) == 2

@@ -30,14 +30,21 @@ def damage(path: Path, row: int) -> str:
 
 def test_whole_shards_exit_0(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor", "--shards"]) == 0
-    assert capsys.readouterr().out == f"18 rows in {len(shard_files(place))} shards, nothing damaged\n"
+    assert (
+        capsys.readouterr().out == f"18 rows in {len(shard_files(place))} shards, nothing damaged\n"
+    )
     assert cli.main(["doctor", "--shards", "data/shards/evaluation", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {
-        "ok": True, "shards": len(shard_files(place / "data/shards/evaluation")), "rows": 6, "damaged": []
-    }  # fmt: skip
+        "ok": True,
+        "shards": len(shard_files(place / "data/shards/evaluation")),
+        "rows": 6,
+        "damaged": [],
+    }
 
 
-def test_every_damaged_row_and_file_is_listed(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_damaged_row_and_file_is_listed(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     first, second, *_, last = shard_files(place / "data/shards/train")
     ids = [damage(first, 0), damage(last, 0)]
     second.write_bytes(second.read_bytes()[:-20])

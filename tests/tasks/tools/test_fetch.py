@@ -1,4 +1,6 @@
-"""The tool `fetch`: a folder, an S3 bucket (moto) and a hub (a server on this machine) as sources of a tiny base model."""
+"""The tool `fetch`: a folder, an S3 bucket (moto) and a hub (a server on this machine) as sources
+of a tiny base model.
+"""
 
 import hashlib
 import json
@@ -26,11 +28,17 @@ UNET, SCHEDULE = "unet/diffusion_pytorch_model.safetensors", "scheduler/schedule
 
 @pytest.fixture
 def place(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_base: Path) -> Path:
-    """A working folder with the sample's parameters, and the tiny base in mirror/ beside what nobody needs."""
+    """A working folder with the sample's parameters, and the tiny base in mirror/ beside what
+    nobody needs.
+    """
     text = (root / "params.yaml").read_text().replace("base: assets/tiny-sd", "base: models/base")
     (tmp_path / "params.yaml").write_text(text)
     shutil.copytree(tiny_base, tmp_path / "mirror")
-    for name in ("README.md", "unet/diffusion_pytorch_model.fp16.safetensors", "unet/diffusion_pytorch_model.bin"):
+    for name in (
+        "README.md",
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        "unet/diffusion_pytorch_model.bin",
+    ):
         (tmp_path / "mirror" / name).write_bytes(b"not needed")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("GDPO_DEBUG", raising=False)
@@ -55,18 +63,31 @@ def sha256(path: Path) -> str:
 
 
 def check_fetched(place: Path, source: str) -> None:
-    got = {str(path.relative_to("models/base")) for path in Path("models/base").rglob("*") if path.is_file()}
+    got = {
+        str(path.relative_to("models/base"))
+        for path in Path("models/base").rglob("*")
+        if path.is_file()
+    }
     assert UNET in got and SCHEDULE in got
-    assert not [name for name in got if name.endswith((".bin", ".md", ".part")) or "fp16" in name or ".hub" in name]
+    assert not [
+        name
+        for name in got
+        if name.endswith((".bin", ".md", ".part")) or "fp16" in name or ".hub" in name
+    ]
     load_base(Path("models/base"))
     record = json.loads(Path("models/base.source.json").read_text())
     assert record["source"] == source and record["files"].keys() == got
     for name, file in record["files"].items():
-        assert file == {"size": (place / "mirror" / name).stat().st_size, "sha256": sha256(place / "mirror" / name)}
+        assert file == {
+            "size": (place / "mirror" / name).stat().st_size,
+            "sha256": sha256(place / "mirror" / name),
+        }
     assert not list(Path("work/fetch").iterdir())
 
 
-def test_a_folder_after_one_that_is_not_there(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_after_one_that_is_not_there(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run("elsewhere", "mirror") == 0
     out, err = capsys.readouterr()
     assert err == "gdpo-sr: note: elsewhere: no such folder\n"
@@ -98,16 +119,33 @@ def remove(name: str) -> Callable[[], None]:
     [
         (
             edit(SCHEDULE, lambda c: c.update(prediction_type="v_prediction")),
-            "scheduler/scheduler_config.json: prediction_type is 'v_prediction', NAOSD needs 'epsilon' "
+            "scheduler/scheduler_config.json: prediction_type is 'v_prediction', NAOSD needs "
+            "'epsilon' "
             "(an SD2.1-base model, not the 768-v one)",
         ),
-        (edit(SCHEDULE, lambda c: c.pop("clip_sample")), "scheduler_config.json: clip_sample is True, NAOSD needs False"),
-        (remove(UNET), f"has unet/diffusion_pytorch_model.fp16.safetensors and no {UNET}; NAOSD is trained on fp32 weights"),
-        (remove("text_encoder/model.safetensors"), "has no text_encoder/model.safetensors; pickled weights are not read"),
-        (remove("tokenizer/tokenizer.json"), "has no tokenizer/vocab.json and tokenizer/merges.txt"),
+        (
+            edit(SCHEDULE, lambda c: c.pop("clip_sample")),
+            "scheduler_config.json: clip_sample is True, NAOSD needs False",
+        ),
+        (
+            remove(UNET),
+            f"has unet/diffusion_pytorch_model.fp16.safetensors and no {UNET}; NAOSD is trained "
+            "on fp32 weights",
+        ),
+        (
+            remove("text_encoder/model.safetensors"),
+            "has no text_encoder/model.safetensors; pickled weights are not read",
+        ),
+        (
+            remove("tokenizer/tokenizer.json"),
+            "has no tokenizer/vocab.json and tokenizer/merges.txt",
+        ),
         (lambda: os.truncate(f"mirror/{UNET}", 5000), "unet: cannot be loaded"),
         (edit(UNET, lambda t: t.pop("conv_in.bias")), "unet: its weights lack conv_in.bias"),
-        (edit(UNET, lambda t: t["conv_in.bias"].fill_(float("nan"))), "unet: conv_in.bias has values that are NaN"),
+        (
+            edit(UNET, lambda t: t["conv_in.bias"].fill_(float("nan"))),
+            "unet: conv_in.bias has values that are NaN",
+        ),
     ],
 )
 def test_a_source_that_will_not_do_is_refused_with_its_reason(
@@ -129,13 +167,23 @@ def test_a_hash_of_the_profile_must_be_met(place: Path, capsys: pytest.CaptureFi
     assert run("mirror", more=("--set", good)) == 0
 
 
-@pytest.mark.parametrize("source", ["hf://owner/name", "hf://owner/name@main", "hf://name@" + COMMIT, "ftp://x/y", "s3://"])
-def test_a_source_that_is_none_is_a_usage_error(place: Path, capsys: pytest.CaptureFixture[str], source: str) -> None:
+@pytest.mark.parametrize(
+    "source",
+    ["hf://owner/name", "hf://owner/name@main", "hf://name@" + COMMIT, "ftp://x/y", "s3://"],
+)
+def test_a_source_that_is_none_is_a_usage_error(
+    place: Path, capsys: pytest.CaptureFixture[str], source: str
+) -> None:
     assert run(source) == 2
-    assert "fetch.base.0: must be a folder, s3://bucket/prefix or hf://owner/name@" in capsys.readouterr().err
+    assert (
+        "fetch.base.0: must be a folder, s3://bucket/prefix or hf://owner/name@"
+        in capsys.readouterr().err
+    )
 
 
-def test_no_source_and_a_damaged_model_are_told(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_source_and_a_damaged_model_are_told(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert "is not there, and fetch.base names no source" in failure(capsys)
     assert run("mirror") == 0
     os.truncate(f"models/base/{UNET}", 100)
@@ -153,16 +201,20 @@ def bucket(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     server.start()
     host, port = server.get_host_and_port()
     for name, value in (
-        ("AWS_ENDPOINT_URL", f"http://{host}:{port}"), ("AWS_ACCESS_KEY_ID", "test"), ("AWS_SECRET_ACCESS_KEY", "test"),
+        ("AWS_ENDPOINT_URL", f"http://{host}:{port}"),
+        ("AWS_ACCESS_KEY_ID", "test"),
+        ("AWS_SECRET_ACCESS_KEY", "test"),
         ("AWS_DEFAULT_REGION", "us-east-1"),
-    ):  # fmt: skip
+    ):
         monkeypatch.setenv(name, value)
     store._client.cache_clear()
     client = boto3.client("s3")
     client.create_bucket(Bucket="weights")
     for path in (place / "mirror").rglob("*"):
         if path.is_file():
-            client.upload_file(str(path), "weights", f"sd/base/{path.relative_to(place / 'mirror')}")
+            client.upload_file(
+                str(path), "weights", f"sd/base/{path.relative_to(place / 'mirror')}"
+            )
     yield client
     server.stop()
     store._client.cache_clear()
@@ -175,11 +227,15 @@ def test_an_s3_prefix(place: Path, bucket: Any, capsys: pytest.CaptureFixture[st
 
 
 def test_a_bucket_that_is_not_there(bucket: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "s3://nobody: there is no such object or bucket (NoSuchBucket)" in failure(capsys, "s3://nobody")
+    assert "s3://nobody: there is no such object or bucket (NoSuchBucket)" in failure(
+        capsys, "s3://nobody"
+    )
 
 
 class Hub(ThreadingHTTPServer):
-    """What the hub's library asks for: the list of files, a HEAD and a GET per file. Notes every GET of a file."""
+    """What the hub's library asks for: the list of files, a HEAD and a GET per file. Notes every
+    GET of a file.
+    """
 
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), Answer)
@@ -221,7 +277,12 @@ class Answer(BaseHTTPRequestHandler):
         for path in sorted(self.server.folder.rglob("*")):
             if path.is_file():
                 size = path.stat().st_size
-                row = {"type": "file", "oid": "0", "size": size, "path": str(path.relative_to(self.server.folder))}
+                row = {
+                    "type": "file",
+                    "oid": "0",
+                    "size": size,
+                    "path": str(path.relative_to(self.server.folder)),
+                }
                 if path.suffix == ".safetensors":
                     row["lfs"] = {"oid": sha256(path), "size": size, "pointerSize": 100}
                 rows.append(row)
@@ -255,7 +316,9 @@ def test_a_hub_at_a_commit_although_everything_else_is_offline(place: Path, hub:
     source = f"hf://owner/name@{COMMIT}"
     assert run(source) == 0
     check_fetched(place, source)
-    assert len(hub.served) == len(set(hub.served)) and not [name for name in hub.served if "fp16" in name or ".bin" in name]
+    assert len(hub.served) == len(set(hub.served)) and not [
+        name for name in hub.served if "fp16" in name or ".bin" in name
+    ]
     assert constants.HF_HUB_OFFLINE
 
 
@@ -263,7 +326,9 @@ def test_a_commit_that_is_not_there(hub: Hub, capsys: pytest.CaptureFixture[str]
     assert "404" in failure(capsys, "hf://owner/name@" + "f" * 40)
 
 
-def test_a_v_prediction_base_is_refused_before_its_weights_are_fetched(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_v_prediction_base_is_refused_before_its_weights_are_fetched(
+    hub: Hub, capsys: pytest.CaptureFixture[str]
+) -> None:
     edit(SCHEDULE, lambda c: c.update(prediction_type="v_prediction"))()
     assert "prediction_type is 'v_prediction'" in failure(capsys, f"hf://owner/name@{COMMIT}")
     assert hub.served == [SCHEDULE]
@@ -290,7 +355,10 @@ def test_a_file_that_is_not_what_the_hub_lists_is_refused(
     honest = Answer.tree
 
     def other(self: Answer) -> list[dict[str, Any]]:
-        return [{**row, **({"lfs": {**row["lfs"], "oid": "1" * 64}} if "lfs" in row else {})} for row in honest(self)]
+        return [
+            {**row, **({"lfs": {**row["lfs"], "oid": "1" * 64}} if "lfs" in row else {})}
+            for row in honest(self)
+        ]
 
     monkeypatch.setattr(Answer, "tree", other)
     assert f"not {'1' * 64}" in failure(capsys, f"hf://owner/name@{COMMIT}")
@@ -299,11 +367,20 @@ def test_a_file_that_is_not_what_the_hub_lists_is_refused(
 def test_nothing_else_goes_online() -> None:
     """The only module that switches the hub's library on is this tool's."""
     root = Path(fetch.__file__).parents[1]
-    modules = [path for package in ("gdpo", "tasks", "flows") for path in (root / package).rglob("*.py")]
+    modules = [
+        path for package in ("gdpo", "tasks", "flows") for path in (root / package).rglob("*.py")
+    ]
     assert [path.name for path in modules if "HF_HUB_OFFLINE =" in path.read_text()] == ["fetch.py"]
 
 
 def test_a_name_that_leads_out_of_the_folder_is_not_taken() -> None:
-    outside = {"tokenizer/../../evil.json", "tokenizer/../unet/config.json", "tokenizer/sub/x.json", "tokenizer/a\\b.txt"}
-    found = fetch._needed({*BASE_FILES, "tokenizer/tokenizer.json", "tokenizer/merges.txt", *outside})
+    outside = {
+        "tokenizer/../../evil.json",
+        "tokenizer/../unet/config.json",
+        "tokenizer/sub/x.json",
+        "tokenizer/a\\b.txt",
+    }
+    found = fetch._needed(
+        {*BASE_FILES, "tokenizer/tokenizer.json", "tokenizer/merges.txt", *outside}
+    )
     assert set(found) == {*BASE_FILES, "tokenizer/tokenizer.json", "tokenizer/merges.txt"}

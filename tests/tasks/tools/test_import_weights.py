@@ -51,7 +51,9 @@ def test_there_and_back(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("out: unet/ and vae/ merged in fp32")
     UNet2DConditionModel.from_pretrained("out/unet")
     AutoencoderKL.from_pretrained("out/vae")
-    images = [output(NAOSD.from_pretrained(name)) for name in ("models/gdpo", "models/short", "out")]
+    images = [
+        output(NAOSD.from_pretrained(name)) for name in ("models/gdpo", "models/short", "out")
+    ]
     assert all(torch.allclose(image, images[0], atol=1e-5) for image in images)
 
 
@@ -67,13 +69,24 @@ def test_the_base_of_params_yaml_is_the_default(root: Path) -> None:
     [
         ("import-weights nothing.pkl -o x --base base", "nothing.pkl: no such file or folder"),
         ("import-weights naosd.pkl -o x --base nothing", "nothing: no such model folder"),
-        ("import-weights naosd.pkl -o base --base base", "base: is there already; remove it or choose another --output"),
-        ("import-weights naosd.pkl -o x --naosd base", "base/model.json: no such file; a folder in diffusers layout goes to"),
+        (
+            "import-weights naosd.pkl -o base --base base",
+            "base: is there already; remove it or choose another --output",
+        ),
+        (
+            "import-weights naosd.pkl -o x --naosd base",
+            "base/model.json: no such file; a folder in diffusers layout goes to",
+        ),
         ("export nothing -o x", "nothing: no such model folder"),
-        ("export base -o x --format lora", "base/model.json: no such file, so there are no adapters to export"),
+        (
+            "export base -o x --format lora",
+            "base/model.json: no such file, so there are no adapters to export",
+        ),
     ],
 )
-def test_a_failure_is_one_line_and_leaves_nothing(line: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failure_is_one_line_and_leaves_nothing(
+    line: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(line) == 1
     error = capsys.readouterr().err
     assert message in error and error.startswith("gdpo-sr: ") and error.count("\n") == 1
@@ -82,7 +95,9 @@ def test_a_failure_is_one_line_and_leaves_nothing(line: str, message: str, capsy
 
 def test_the_tagger_of_rams_and_dapes_files(capsys: pytest.CaptureFixture[str]) -> None:
     released_tagger.write(Path("ckp"))
-    assert run("import-weights ckp/ram_swin_large_14m.pth -o models/tagger --dape ckp/DAPE.pth") == 0
+    assert (
+        run("import-weights ckp/ram_swin_large_14m.pth -o models/tagger --dape ckp/DAPE.pth") == 0
+    )
     out, err = capsys.readouterr()
     assert out == "models/tagger: tagger made from ckp/ram_swin_large_14m.pth and ckp/DAPE.pth\n"
     assert not [line for line in err.splitlines() if line.startswith("gdpo-sr")]
@@ -97,13 +112,18 @@ def test_the_tagger_of_rams_and_dapes_files(capsys: pytest.CaptureFixture[str]) 
     [
         ("ckp/ram_swin_large_14m.pth -o x --base base", "is RAM's, which belongs on no model"),
         ("ckp/DAPE.pth -o x", "ckp/DAPE.pth: is DAPE's; give it to --dape"),
-        ("naosd.pkl -o x --dape ckp/DAPE.pth", "naosd.pkl: is not RAM's checkpoint, to which --dape"),
+        (
+            "naosd.pkl -o x --dape ckp/DAPE.pth",
+            "naosd.pkl: is not RAM's checkpoint, to which --dape",
+        ),
         ("ckp/ram_swin_large_14m.pth -o x --dape none.pth", "none.pth: no such file"),
         ("ckp/ram_swin_large_14m.pth -o base", "base: is there already"),
         ("ckp/ram_tag_list.txt -o x", "ckp/ram_tag_list.txt: "),
     ],
 )
-def test_what_does_not_fit_the_tagger_is_one_line(line: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_does_not_fit_the_tagger_is_one_line(
+    line: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     released_tagger.write(Path("ckp"))
     assert run(f"import-weights {line}") == 1
     error = [text for text in capsys.readouterr().err.splitlines() if text.startswith("gdpo-sr: ")]

@@ -1,4 +1,6 @@
-"""The tool `prior`: how photographs are split. (Its parts are tested in tests/gdpo/prior/test_train.py.)"""
+"""The tool `prior`: how photographs are split. (Its parts are tested in
+tests/gdpo/prior/test_train.py.)
+"""
 
 from pathlib import Path
 
@@ -18,9 +20,14 @@ def test_every_photograph_is_in_one_part_and_every_folder_in_every_part(tmp_path
     names = [f"{folder}/{i}.png" for folder in ("a", "b") for i in range(14)]
     photos(tmp_path, [*names, "a/notes.txt", "c/x.JPG", "c/y.webp", "c/z.jpeg"])
     parts = prior.split(tmp_path)
-    everything = [path.relative_to(tmp_path).as_posix() for paths in parts.values() for path in paths]
+    everything = [
+        path.relative_to(tmp_path).as_posix() for paths in parts.values() for path in paths
+    ]
     assert sorted(everything) == sorted([*names, "c/x.JPG", "c/y.webp", "c/z.jpeg"])
-    counts = {name: [sum(path.parent.name == folder for path in paths) for folder in "abc"] for name, paths in parts.items()}
+    counts = {
+        name: [sum(path.parent.name == folder for path in paths) for folder in "abc"]
+        for name, paths in parts.items()
+    }
     assert counts == {"train": [10, 10, 1], "choice": [2, 2, 1], "evidence": [2, 2, 1]}
 
 

@@ -23,7 +23,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Image.fromarray(photo).save(tmp_path / "photo.jpg")
     (tmp_path / "models/gdpo").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(NAOSD, "from_pretrained", classmethod(lambda cls, folder, **options: FakeModel()))
+    monkeypatch.setattr(
+        NAOSD, "from_pretrained", classmethod(lambda cls, folder, **options: FakeModel())
+    )
     return tmp_path
 
 
@@ -35,7 +37,9 @@ def _fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
 
 
 @pytest.mark.parametrize("name", ["out.png", "deep/er/out.webp", "OUT.JPG"])
-def test_a_photograph_is_enlarged_four_times(folder: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+def test_a_photograph_is_enlarged_four_times(
+    folder: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
     assert cli.main(["upscale", "photo.jpg", "-o", name]) == 0
     assert f"{name}: 56x36 in " in capsys.readouterr().out
     with Image.open(folder / name) as image:
@@ -63,25 +67,39 @@ def test_the_prompt_is_of_the_users_words_or_of_a_tagger(
     source = released_tagger.write(folder / "ckp")
     (folder / "ckp/ram_tag_list_threshold.txt").write_text("0\n" * 6)
     import_tagger(source, folder / "plain")
-    assert "plain/dape.safetensors: no such file" in _fails(capsys, "photo.jpg", "-o", "b.png", "--tagger", "plain")
+    assert "plain/dape.safetensors: no such file" in _fails(
+        capsys, "photo.jpg", "-o", "b.png", "--tagger", "plain"
+    )
     import_tagger(source, folder / "tagger", dape=folder / "ckp/DAPE.pth")
-    assert cli.main(["upscale", "photo.jpg", "-o", "b.png", "--tagger", "tagger", "--prompt", "two boats"]) == 0
+    assert (
+        cli.main(
+            ["upscale", "photo.jpg", "-o", "b.png", "--tagger", "tagger", "--prompt", "two boats"]
+        )
+        == 0
+    )
     names = ", ".join(released_tagger.NAMES)
     assert capsys.readouterr().out.endswith(f"; prompt: {names}, two boats, sharp\n")
 
 
 def test_seed_decides_the_bytes(folder: Path) -> None:
     for name, seed in (("a.png", "1"), ("b.png", "1"), ("c.png", "2")):
-        assert cli.main(["upscale", "photo.jpg", "-o", name, "--seed", seed, "--color-fix", "none"]) == 0
+        assert (
+            cli.main(["upscale", "photo.jpg", "-o", name, "--seed", seed, "--color-fix", "none"])
+            == 0
+        )
     assert (folder / "a.png").read_bytes() == (folder / "b.png").read_bytes()
     assert (folder / "a.png").read_bytes() != (folder / "c.png").read_bytes()
 
 
-def test_what_is_wrong_is_said_in_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_wrong_is_said_in_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (folder / "broken.jpg").write_bytes(b"no photograph")
     assert "nothing.jpg: no such photograph" in _fails(capsys, "nothing.jpg", "-o", "out.png")
     assert "broken.jpg" in _fails(capsys, "broken.jpg", "-o", "out.png")
-    assert "out.gif: unknown extension; use one of .png" in _fails(capsys, "photo.jpg", "-o", "out.gif")
+    assert "out.gif: unknown extension; use one of .png" in _fails(
+        capsys, "photo.jpg", "-o", "out.gif"
+    )
     assert "photograph itself" in _fails(capsys, "photo.jpg", "-o", "photo.jpg")
     assert "tile must be at least 32" in _fails(capsys, "photo.jpg", "-o", "out.png", "--tile", "8")
     missing = _fails(capsys, "photo.jpg", "-o", "out.png", "--model", "models/none")
@@ -89,7 +107,9 @@ def test_what_is_wrong_is_said_in_one_line(folder: Path, capsys: pytest.CaptureF
     assert not (folder / "out.png").exists()
 
 
-@pytest.mark.parametrize("extra", [["--t-add", "1000"], ["--t-add", "x"], ["--seed", "-1"], ["--color-fix", "lab"], []])
+@pytest.mark.parametrize(
+    "extra", [["--t-add", "1000"], ["--t-add", "x"], ["--seed", "-1"], ["--color-fix", "lab"], []]
+)
 def test_wrong_usage_exits_2(folder: Path, extra: list[str]) -> None:
     output = ["-o", "out.png"] if extra else []
     with pytest.raises(SystemExit) as caught:
