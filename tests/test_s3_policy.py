@@ -100,8 +100,10 @@ def guarded(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Guarded]:
 
 
 def test_a_worker_may_do_its_work_and_may_not_promote(
-    guarded: Guarded, finished: Path, tmp_path: Path
-) -> None:  # noqa: F811
+    guarded: Guarded,
+    finished: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
     store = Store.at("s3://gdpo-sr")
     assert publication.promoted(store) == (
         [],

@@ -205,9 +205,8 @@ class Tagger(nn.Module):
         """
         joint = (".q_proj", ".k_proj", ".v_proj")
         swin = [module for name, module in self.swin.named_modules() if name.endswith(joint)]
-        return swin + [
-            layer for block in self.head for layer in (block.cross.query, block.cross.key)
-        ]  # type: ignore[union-attr]
+        crosses: list[Any] = [block.cross for block in self.head]
+        return swin + [layer for cross in crosses for layer in (cross.query, cross.key)]
 
 
 def add_dape(layer: Any) -> None:
