@@ -127,7 +127,7 @@ def command(stage: dict[str, Any]) -> str:
 
 def stage_file(stage: dict[str, Any]) -> Path:
     """The module of a stage."""
-    return ROOT / "tasks" / f"{command(stage)}.py"
+    return ROOT / "tasks" / "stages" / f"{command(stage)}.py"
 
 
 def is_code(dep: str) -> bool:
@@ -160,7 +160,7 @@ def test_a_stage_runs_its_own_command(name: str) -> None:
     ours = command(STAGES[name])
     assert STAGES[name]["cmd"].split("--")[0].split() == ["python", "-m", "tasks", ours]
     assert name.partition("-")[0] == ours
-    assert commands[ours][0] == f"tasks.{ours}"
+    assert commands[ours][0] == f"tasks.stages.{ours}"
     assert stage_file(STAGES[name]).is_file()
 
 
