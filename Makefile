@@ -12,7 +12,7 @@ export DO_NOT_TRACK := 1
 export GX_ANALYTICS_ENABLED := false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fleet-test lint lock flow setup train profile clean
+.PHONY: help demo code test fleet-test lint lock flow setup train profile clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -44,6 +44,9 @@ train: .venv  ## fine-tune, evaluate and publish on a GPU worker of that server
 
 profile: .venv  ## make profile PROFILE=paper: write profiles/paper.yaml into params.yaml
 	python -m tasks profile $(PROFILE)
+
+code: .venv  ## rewrite code/<stage>.sha256, each stage's code dependency in dvc.yaml
+	python -m tasks.run.code
 
 lock: .venv  ## pin what pyproject.toml asks for, with hashes
 	uv pip compile --universal --python-version 3.11 --extra dev --generate-hashes --no-emit-index-url --no-header \

@@ -30,7 +30,7 @@ from gdpo.model.checkpoints import load_base
 from gdpo.model.naosd import NAOSD
 from gdpo.model.sampling import autocast
 from gdpo.prior.architecture import tiny_tokenizer
-from tasks.run.provenance import commit
+from tasks.run.code import commit
 from tasks.run.training import device
 from tasks.tools.cost import inference
 
@@ -126,7 +126,7 @@ def machine() -> dict[str, Any]:
         "device": where(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "commit": commit(),
+        "commit": commit("gdpo.model.naosd"),
     }
 
 

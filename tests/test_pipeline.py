@@ -1,27 +1,16 @@
-"""dvc.yaml against the code: commands, parameters, code dependencies, outputs.
-
-    python tests/test_pipeline.py --write      # rewrite each stage's code deps and params in
-                                               dvc.yaml from the imports
-
-The code deps of a stage are the modules of ours that tasks/<stage>.py imports, directly or through
-others. Left out: the command line itself (it changes no result), and gdpo/config.py: the values in
-params.yaml are tracked by section, while an edit to that file would rerun every stage. So after
-changing a *default* there that params.yaml does not set: `dvc repro --force STAGE`.
-"""
+"""dvc.yaml against the code: commands, code hashes, parameters, outputs."""
 
 import ast
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
 
+from tasks.run.code import closure, code_hash
+
 ROOT = Path(__file__).parents[1]
-OURS = ("gdpo", "tasks")
-PLUMBING = {"gdpo/__init__.py", "gdpo/config.py", "gdpo/fields.py", "tasks/__init__.py"}
-# tracked by itself where a stage reads nothing else of its section: a prompt changes no pair
 ALONE = "model.tagger"
 # Where a stage may run, how the base model gets here, who is told about steps, and a tool's own:
 # none changes an output.
@@ -45,57 +34,13 @@ def dvc_yaml() -> dict[str, Any]:
     return stages
 
 
-def module_file(name: str) -> Path | None:
-    """The file of a dotted module name of ours, if that is one."""
-    path = ROOT.joinpath(*name.split("."))
-    candidates = (path.with_suffix(".py"), path / "__init__.py")
-    return next((file for file in candidates if file.is_file()), None)
-
-
-def imported_files(file: Path) -> set[Path]:
-    """The files of ours that one file imports anywhere, with the packages they lie in."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module)
-            names.update(f"{node.module}.{alias.name}" for alias in node.names)
-    ours = {name for name in names if name.split(".")[0] in OURS}
-    ours |= {
-        ".".join(name.split(".")[:depth])
-        for name in ours
-        for depth in range(1, name.count(".") + 1)
-    }
-    return {found for name in ours if (found := module_file(name))}
-
-
-def closure(file: Path) -> list[str]:
-    """Every file of ours that `file` needs, itself included; no plumbing, no __init__.py that is
-    only a text.
-    """
-    done: set[Path] = set()
-    todo = {file}
-    while todo:
-        current = todo.pop()
-        done.add(current)
-        if current.relative_to(ROOT).as_posix() not in PLUMBING:
-            todo |= imported_files(current) - done
-    names = {
-        path.relative_to(ROOT).as_posix()
-        for path in done
-        if len(ast.parse(path.read_text()).body) > 1
-    }
-    return sorted((names | {file.relative_to(ROOT).as_posix()}) - PLUMBING)
-
-
 def sections(file: Path) -> list[str]:
     """The sections a stage reads: `config.<section>` in every module of its closure that knows the
     whole `Config`.
     """
     read: set[str] = set()
-    for name in closure(file):
-        nodes = list(ast.walk(ast.parse((ROOT / name).read_text())))
+    for path in closure(f"tasks.stages.{file.stem}"):
+        nodes = list(ast.walk(ast.parse(path.read_text())))
         imported = [
             node
             for node in nodes
@@ -131,8 +76,8 @@ def stage_file(stage: dict[str, Any]) -> Path:
 
 
 def is_code(dep: str) -> bool:
-    """Whether a dependency is one of our modules."""
-    return dep.endswith(".py")
+    """Whether a dependency is the hash of a stage's code."""
+    return dep.startswith("code/")
 
 
 def filled(stage: dict[str, Any], paths: list[str]) -> list[str]:
@@ -171,13 +116,32 @@ def test_every_stage_command_is_in_dvc_yaml() -> None:
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_code_dependencies_are_the_import_closure(name: str) -> None:
-    listed = [dep for dep in STAGES[name]["deps"] if is_code(dep)]
-    expected = closure(stage_file(STAGES[name]))
-    text = "\n".join(f"      - {dep}" for dep in expected)
-    assert listed == expected, (
-        f"dvc.yaml, stage {name}; `python tests/test_pipeline.py --write`, or list:\n{text}"
-    )
+def test_the_code_dependency_is_the_hash_of_what_the_stage_imports(name: str) -> None:
+    path = f"code/{command(STAGES[name])}.sha256"
+    assert [dep for dep in STAGES[name]["deps"] if is_code(dep)] == [path]
+    expected = code_hash(f"tasks.stages.{command(STAGES[name])}")
+    assert (ROOT / path).read_text() == f"{expected}\n", f"{path} is not up to date; run: make code"
+
+
+def test_params_yaml_states_every_key(sample_config: Any) -> None:
+    """DVC compares the values in params.yaml; a default that is not there could change unseen."""
+
+    def missing(values: dict[str, Any], stated: dict[str, Any], at: str = "") -> list[str]:
+        names = []
+        for key, value in values.items():
+            if key not in stated:
+                names.append(f"{at}{key}")
+            elif isinstance(value, dict) and isinstance(stated[key], dict):
+                names += missing(value, stated[key], f"{at}{key}.")
+        return names
+
+    stated = YAML(typ="safe", pure=True).load(ROOT / "params.yaml")
+    values = {name: sample_config.model_dump()[name] for name in SECTIONS}
+    assert not missing(values, stated)
+
+
+def test_dvc_yaml_fits_on_a_page() -> None:
+    assert len((ROOT / "dvc.yaml").read_text().splitlines()) <= 150
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -248,31 +212,3 @@ def test_the_committed_ledger_knows_no_output_that_is_not_made() -> None:
     locked = {out["path"] for entry in lock.values() for out in entry["outs"]}
     made = {out for stage in STAGES.values() for out in outs(stage)}
     assert locked == made
-
-
-def write() -> None:
-    """Rewrite code deps and params of every stage in dvc.yaml; data deps, comments and everything
-    else stay.
-    """
-    yaml = YAML()
-    yaml.preserve_quotes = True
-    yaml.width = 4096
-    yaml.indent(mapping=2, sequence=4, offset=2)
-    document = yaml.load(ROOT / "dvc.yaml")
-    for name, stage in document["stages"].items():
-        if not stage_file(stage).is_file():
-            print(f"{name}: no {stage_file(stage)} yet")
-            continue
-        data = [dep for dep in stage.get("deps", []) if not is_code(dep)]
-        values = {"deps": closure(stage_file(stage)) + data, "params": sections(stage_file(stage))}
-        place = list(stage).index("cmd") + 1
-        for offset, (key, value) in enumerate(values.items()):
-            stage.pop(key, None)
-            stage.insert(place + offset, key, value)
-    yaml.dump(document, ROOT / "dvc.yaml")
-
-
-if __name__ == "__main__":
-    if sys.argv[1:] != ["--write"]:
-        sys.exit("usage: python tests/test_pipeline.py --write")
-    write()

@@ -13,8 +13,6 @@ computes with one thread (or on a GPU of its own), in
 a process that starts nothing else: how many run at once changes no bit of a result.
 """
 
-import ast
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -43,35 +41,12 @@ from gdpo.train.loop import Hooks, Stopped
 from tasks.ablate.rows import metrics_of
 from tasks.files.chunks import Chunks, groups, skipped
 from tasks.files.rollouts import pairs_at_once, prompts_of
-from tasks.run.provenance import fingerprint
+from tasks.run.code import code_hash
+from tasks.run.fingerprint import fingerprint
 from tasks.run.training import device
 from tasks.stages.evaluate import open_pairs, upscalers
 
 WORK = Path("work/ablate")
-REPOSITORY = Path(__file__).resolve().parents[2]
-# What a run's numbers come from; the tables and the command line around it are no part of them.
-CODE = (
-    "gdpo/data",
-    "gdpo/model",
-    "gdpo/preference",
-    "gdpo/pretrain",
-    "gdpo/rewards",
-    "gdpo/upscale",
-    "gdpo/checks.py",
-    "gdpo/config.py",
-    "gdpo/fields.py",
-    "gdpo/images.py",
-    "gdpo/training.py",
-    "gdpo/train/world.py",
-    "gdpo/evaluate/benchmark.py",
-    "gdpo/evaluate/pairs.py",
-    "tasks/ablate/runs.py",
-    "tasks/stages/evaluate.py",
-    "tasks/files/chunks.py",
-    "tasks/files/rollouts.py",
-    "tasks/runs.py",
-    "tasks/files/tags.py",
-)
 LIBRARIES = (
     "torch",
     "diffusers",
@@ -152,7 +127,7 @@ def sources(config: Config, root: Path) -> dict[str, Any]:
     pairs, folders = open_pairs(config, root, config.evaluate.benchmarks[0], metrics)
     init = config.pretrain.init
     return {
-        "code": code(),
+        "code": code_hash(__name__),
         "libraries": {name: metadata.version(name) for name in LIBRARIES},
         "metrics": versions(metrics),
         "base": base_hashes(root / config.model.base),
@@ -166,25 +141,6 @@ def sources(config: Config, root: Path) -> dict[str, Any]:
         "selected": fingerprint({}, [root / "data/selected"]),
         "held_out": pairs.fingerprint() if isinstance(pairs, Shards) else fingerprint({}, folders),
     }
-
-
-def code(repository: Path = REPOSITORY) -> str:
-    """A hash of the syntax trees of CODE without docstrings: what is said about the code changes no
-    result.
-    """
-    digest = hashlib.sha256()
-    for place in CODE:
-        path = repository / place
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            tree = ast.parse(file.read_text(encoding="utf-8"))
-            for node in ast.walk(tree):
-                if (
-                    isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
-                    and ast.get_docstring(node) is not None
-                ):
-                    node.body = node.body[1:]
-            digest.update(f"{file.relative_to(repository).as_posix()} {ast.dump(tree)}".encode())
-    return digest.hexdigest()
 
 
 def perform(job: Job, root: Path, hooks: Hooks) -> None:

@@ -27,7 +27,7 @@ from gdpo.data.shards import Pair, Shards, shard_files
 from gdpo.metrics.score import missing, versions
 from gdpo.preference.errors import check_group
 from gdpo.preference.group import SCHEMA_VERSION, Group, from_row, schema
-from tasks.run.provenance import fingerprint
+from tasks.run.fingerprint import fingerprint
 
 AGAIN = "run the rollout stage again"
 # Settings that mean something for one kind of candidates only, and those that change no group.

@@ -39,7 +39,8 @@ from tasks.files.evaluation import (
     is_current,
     write_results,
 )
-from tasks.run.provenance import fingerprint, origin
+from tasks.run.fingerprint import fingerprint
+from tasks.run.provenance import origin
 from tasks.run.training import device
 
 SAMPLE = "sample"

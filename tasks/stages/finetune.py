@@ -13,7 +13,7 @@ from gdpo.preference.loop import finetune
 from gdpo.train.loop import Hooks
 from gdpo.train.world import current
 from tasks.files.rollouts import Rollouts, Selected, header
-from tasks.run.provenance import fingerprint
+from tasks.run.fingerprint import fingerprint
 from tasks.run.training import device, write_history
 
 

@@ -10,7 +10,7 @@ from gdpo.model.checkpoints import base_hashes, load_base, read_adapters, save_m
 from gdpo.pretrain.loop import pretrain
 from gdpo.train.loop import Hooks
 from gdpo.train.world import current
-from tasks.run.provenance import fingerprint
+from tasks.run.fingerprint import fingerprint
 from tasks.run.training import device, write_history
 
 

@@ -30,7 +30,7 @@ from gdpo.train.loop import Hooks, Stopped
 from tasks.checks.tables import check_rollouts
 from tasks.files.chunks import Chunks, groups, skipped
 from tasks.files.rollouts import Selected, header, plan, ranks
-from tasks.run.provenance import fingerprint
+from tasks.run.fingerprint import fingerprint
 from tasks.run.training import device
 
 

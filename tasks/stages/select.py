@@ -25,7 +25,7 @@ from gdpo.files import written_aside
 from gdpo.metrics.score import check_available, higher_is_better, score, versions
 from gdpo.train.loop import Hooks, Stopped
 from tasks.checks.tables import check_selection
-from tasks.run.provenance import fingerprint
+from tasks.run.fingerprint import fingerprint
 from tasks.run.training import device
 
 BATCH = 32

@@ -21,7 +21,7 @@ from gdpo.config import Config
 from gdpo.data.shards import write_shards
 from gdpo.model.checkpoints import load_model, read_adapters
 from gdpo.train.loop import Hooks, Stopped
-from tasks.run.provenance import fingerprint
+from tasks.run.fingerprint import fingerprint
 from tasks.run.training import write_history
 from tasks.stages import finetune, pretrain, rollout
 from tests import tiny

@@ -1,0 +1,110 @@
+"""The code of a stage: its import closure, the hash of what it computes, and its last commit."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tasks.run import code
+
+STAGE = "tasks.stages.one"
+FILES = {
+    "gdpo/__init__.py": "",
+    "gdpo/shared.py": "VALUE = 1\n",
+    "gdpo/other.py": "VALUE = 2\n",
+    "gdpo/config.py": "class Config: ...\n",
+    "tasks/__init__.py": "",
+    "tasks/store/s3.py": "BUCKET = 1\n",
+    "tasks/stages/one.py": (
+        '"""Stage."""\n\nfrom gdpo import shared\nfrom gdpo.config import Config\n\n\n'
+        "def run():\n    from tasks.store.s3 import BUCKET\n    return shared.VALUE, BUCKET, Config\n"
+    ),
+}
+
+
+def git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-c", "user.name=t", "-c", "user.email=t@t", *arguments]
+    return subprocess.run(
+        command, cwd=folder, check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout with one stage, whose second commit changes nothing of its code."""
+    for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    for path, text in FILES.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-q", "-m", "code")
+    (tmp_path / "dvc.lock").write_text("hashes\n")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-q", "-m", "lock")
+    return tmp_path
+
+
+def test_the_closure_follows_imports_and_leaves_out_what_changes_no_byte(repository: Path) -> None:
+    files = [path.relative_to(repository).as_posix() for path in code.closure(STAGE, repository)]
+    assert files == ["gdpo/__init__.py", "gdpo/shared.py", "tasks/stages/one.py"]
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "changed"),
+    [
+        ("gdpo/shared.py", "VALUE = 3\n", True),
+        ("gdpo/shared.py", '"""A docstring."""\n\n# and a comment\nVALUE   =  1\n', False),
+        ("gdpo/other.py", "VALUE = 3\n", False),
+        ("gdpo/config.py", "class Config: key = 1\n", False),
+        ("tasks/store/s3.py", "BUCKET = 2\n", False),
+        ("tasks/stages/one.py", FILES["tasks/stages/one.py"].replace("return", "yield"), True),
+    ],
+)
+def test_the_hash_is_one_of_what_the_code_does(
+    repository: Path, path: str, text: str, changed: bool
+) -> None:
+    before = code.code_hash(STAGE, repository)
+    (repository / path).write_text(text)
+    assert (code.code_hash(STAGE, repository) != before) == changed
+
+
+def test_a_docstring_alone_in_a_body_counts_as_an_empty_body(repository: Path) -> None:
+    (repository / "gdpo/shared.py").write_text('VALUE = 1\n\n\ndef none():\n    """One."""\n')
+    before = code.code_hash(STAGE, repository)
+    (repository / "gdpo/shared.py").write_text('VALUE = 1\n\n\ndef none():\n    """Two."""\n')
+    assert code.code_hash(STAGE, repository) == before
+
+
+def test_writing_keeps_one_file_per_stage(repository: Path) -> None:
+    (repository / "code").mkdir()
+    (repository / "code/gone.sha256").write_text("0\n")
+    code.write(repository)
+    assert {path.name: path.read_text() for path in (repository / "code").iterdir()} == {
+        "one.sha256": code.code_hash(STAGE, repository) + "\n"
+    }
+
+
+def test_the_commit_is_the_last_that_changed_the_code(repository: Path) -> None:
+    assert code.commit(STAGE, repository) == git(repository, "rev-parse", "HEAD~1")
+
+
+def test_the_commit_of_an_edited_file_says_so(repository: Path) -> None:
+    before = code.commit(STAGE, repository)
+    (repository / "gdpo/other.py").write_text("VALUE = 4\n")
+    assert code.commit(STAGE, repository) == before
+    (repository / "gdpo/shared.py").write_text("VALUE = 3\n")
+    assert code.commit(STAGE, repository) == f"{before}+changes"
+
+
+def test_outside_a_checkout_the_commit_is_unknown(repository: Path) -> None:
+    (repository / ".git").rename(repository / "away")
+    assert code.commit(STAGE, repository) == "unknown"
+    git(repository, "init", "-q")
+    assert code.commit(STAGE, repository) == "unknown"  # no commit yet
+
+
+def test_a_module_that_is_not_there_is_named(repository: Path) -> None:
+    with pytest.raises(ValueError, match=r"tasks\.stages\.two: no such module"):
+        code.closure("tasks.stages.two", repository)
