@@ -38,7 +38,7 @@ from flows.dvc.run import StageFailed, commit_of, repro
 from flows.heartbeat import Alive
 from flows.publish import publish
 from flows.workplace import ROOT, Ledger, read_ledger, write_ledger
-from tasks.__main__ import GPU_STAGES
+from tasks.commands import STAGES
 
 POLL_S = 2.0
 PATIENCE_S = 600.0
@@ -70,12 +70,18 @@ def pipeline(
     publish(root, share=fan_out)
 
 
+def _needs_gpu(stage: str) -> bool:
+    """Whether a stage of dvc.yaml, such as degrade-evaluation or rollout@00, runs a network."""
+    command = stage.partition("@")[0].partition("-")[0]
+    return command in STAGES and STAGES[command].needs_gpu
+
+
 def _fan_out(root: Path, edges: dict[str, set[str]], commit: str, cpu: str, gpu: str) -> None:
     fleet = _Fleet(root, commit)
     futures: dict[str, PrefectFuture[None]] = {}
     try:
         for stage, inputs in edges.items():
-            deployment = gpu if stage.partition("@")[0] in GPU_STAGES else cpu
+            deployment = gpu if _needs_gpu(stage) else cpu
             waits = [futures[name] for name in inputs]
             futures[stage] = dispatch.submit(
                 stage, sorted(inputs), deployment, fleet, wait_for=waits

@@ -26,77 +26,13 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from tasks.commands import STAGES, TOOLS, Stage
 from tasks.run import torchrun
 
 if TYPE_CHECKING:
     from gdpo.config import Config
     from gdpo.train.loop import Stopped
 
-# name -> module, help, the --set of the example
-STAGES = {
-    "index": (
-        "tasks.stages.index",
-        "find the photographs that can be used, share them out",
-        "degrade.parts=[a,b]",
-    ),
-    "degrade": (
-        "tasks.stages.degrade",
-        "photographs -> LR-HR pairs in Parquet shards",
-        "degrade.shard_mb=8.0",
-    ),
-    "pretrain": (
-        "tasks.stages.pretrain",
-        "train NAOSD: LoRA on UNet and VAE encoder",
-        "pretrain.steps=10",
-    ),
-    "select": ("tasks.stages.select", "choose the patches worth a rollout", "select.count=64"),
-    "rollout": (
-        "tasks.stages.rollout",
-        "make and score G candidates per LR image",
-        "rollout.group=4",
-    ),
-    "finetune": (
-        "tasks.stages.finetune",
-        "GDPO on the rollouts, or its shuffled control",
-        "finetune.omega=5000.0",
-    ),
-    "evaluate": (
-        "tasks.stages.evaluate",
-        "compare the models on held-out photographs",
-        "evaluate.noises=16",
-    ),
-    "report": ("tasks.stages.report", "write reports/index.html", "seed=0"),
-}
-# A stage's option that says which of its outputs to make (dvc.yaml runs it once for each).
-CHOICE = {"degrade": "part", "rollout": "part", "finetune": "run", "evaluate": "benchmark"}
-# Those whose models need a GPU at full size; `allow_cpu` lets them run without.
-GPU_STAGES = ("pretrain", "select", "rollout", "finetune", "evaluate")
-# name -> module, help
-TOOLS = {
-    "upscale": ("tasks.tools.upscale", "super-resolve a photograph x4"),
-    "score": ("tasks.tools.score", "score a folder of images against references"),
-    "import-weights": (
-        "tasks.tools.import_weights",
-        "released .pkl files or merged folders -> a model folder",
-    ),
-    "export": ("tasks.tools.export", "a model folder -> merged diffusers folder, or LoRA file"),
-    "cost": ("tasks.tools.cost", "count parameters and MACs of a model"),
-    "fetch": ("tasks.tools.fetch", "the base model, from the first source that has it"),
-    "doctor": ("tasks.tools.doctor", "check that this machine has what a profile needs"),
-    "prior": ("tasks.tools.prior", "train the tiny prior that ships in assets/tiny-sd"),
-    "summary": ("tasks.report.summary", "print the table of the last evaluation"),
-    "ablate": (
-        "tasks.tools.ablate",
-        "run the paper's ablations, every row beside its shuffled control",
-    ),
-    "tables": (
-        "tasks.report.paper_tables",
-        "print or write the paper's tables, our figures beside the paper's",
-    ),
-    "promote": ("tasks.publish.promote", "make a published run the promoted one"),
-    "browse": ("tasks.publish.browse", "look through the published runs and models in a browser"),
-    "profile": ("tasks.tools.profile", "write the values of profiles/NAME.yaml into params.yaml"),
-}
 NEEDS_GPU = 3
 
 
@@ -110,21 +46,20 @@ def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
         epilog="example: gdpo-sr upscale photo.jpg -o out.png",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (_, text, setting) in STAGES.items():
-        example = f"example: gdpo-sr {name} --set {setting}"
-        _add_stage_arguments(
-            commands.add_parser(name, help=text, description=text, epilog=example), name
-        )
-    for name, (module, text) in TOOLS.items():
-        command = commands.add_parser(name, help=text, description=text)
+    for name, stage in STAGES.items():
+        example = f"example: gdpo-sr {name} --set {stage.example}"
+        command = commands.add_parser(name, help=stage.help, description=stage.help, epilog=example)
+        _add_stage_arguments(command, stage)
+    for name, tool in TOOLS.items():
+        command = commands.add_parser(name, help=tool.help, description=tool.help)
         if name == chosen:
-            tool = importlib.import_module(module)
-            command.epilog = f"example: {tool.EXAMPLE}"
-            tool.add_arguments(command)
+            module = importlib.import_module(tool.module)
+            command.epilog = f"example: {module.EXAMPLE}"
+            module.add_arguments(command)
     return parser
 
 
-def _add_stage_arguments(parser: argparse.ArgumentParser, name: str) -> None:
+def _add_stage_arguments(parser: argparse.ArgumentParser, stage: Stage) -> None:
     parser.add_argument(
         "--params", type=Path, default="params.yaml", metavar="FILE", help="default: params.yaml"
     )
@@ -138,34 +73,21 @@ def _add_stage_arguments(parser: argparse.ArgumentParser, name: str) -> None:
         metavar="KEY=VALUE",
         help="lay one value over the parameters, as YAML",
     )
-    if name == "degrade":
+    choice = stage.choice
+    if choice is not None:
         parser.add_argument(
-            "--part",
-            metavar="NAME",
-            help="one of degrade.parts, or evaluation; default: all of them",
+            f"--{choice.option}",
+            choices=choice.values or None,
+            default=choice.values[0] if choice.values else None,
+            metavar=None if choice.values else "NAME",
+            help=choice.help,
         )
-    if name == "rollout":
+    if stage.compares:
         parser.add_argument(
-            "--part", metavar="NAME", help="one of rollout.parts; default: all of them"
-        )
-    if name == "evaluate":
-        parser.add_argument(
-            "--benchmark",
-            metavar="NAME",
-            help="sample, or one of evaluate.pairs; default: the first",
-        )
-        parser.add_argument(
-            *("--against",),
+            "--against",
             metavar="RUN",
             help="then compare with a run: latest (the promoted one), or a per_image.parquet; "
             "exit code 4 on a regression",
-        )
-    if name == "finetune":
-        parser.add_argument(
-            "--run",
-            choices=["gdpo", "control"],
-            default="gdpo",
-            help="control: advantages shuffled inside each group",
         )
 
 
@@ -180,7 +102,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     stop = StopFlag()
     args = build_parser(argv[0] if argv else None).parse_args(argv)
     if args.command in TOOLS:
-        return _in_one_line(lambda: int(importlib.import_module(TOOLS[args.command][0]).main(args)))
+        return _in_one_line(
+            lambda: int(importlib.import_module(TOOLS[args.command].module).main(args))
+        )
     with stop:
         return _in_one_line(lambda: _run_stage(args, stop, argv))
 
@@ -211,8 +135,9 @@ def _run_stage(args: argparse.Namespace, stop: "StopFlag", argv: Sequence[str]) 
     from tasks import params
 
     config = params.load(args.params, args.profile, args.set)
-    wanted = getattr(getattr(config, args.command, None), "gpus", 1)
-    if args.command in GPU_STAGES and not config.allow_cpu and (found := _gpus()) < wanted:
+    stage = STAGES[args.command]
+    wanted: int = getattr(config, args.command).gpus if stage.trains else 1
+    if stage.needs_gpu and not config.allow_cpu and (found := _gpus()) < wanted:
         return _fail_without_gpu(args, wanted, found)
     if torchrun.is_rank():
         with torchrun.rank(stop) as should_stop:
@@ -226,25 +151,23 @@ def _run_here(args: argparse.Namespace, config: "Config", should_stop: Callable[
     from gdpo.train.world import current
     from tasks.run.recorder import Recorder
 
-    run: Callable[..., None] = importlib.import_module(STAGES[args.command][0]).run
-    chosen = getattr(args, CHOICE.get(args.command, ""), None)
+    stage = STAGES[args.command]
+    run: Callable[..., None] = importlib.import_module(stage.module).run
+    chosen = getattr(args, stage.choice.option) if stage.choice else None
     against = getattr(args, "against", None)
     names = [chosen] if chosen else []
     root = Path.cwd()
     work = root.joinpath("work", args.command, *names)
-    settings: Any = getattr(config, args.command, None)
-    training = hasattr(settings, "steps")
-    told = (
-        {"total": settings.steps, "samples": settings.batch, "track": config.track}
-        if training
-        else {}
-    )
+    progress: dict[str, Any] = {}
+    if stage.trains:
+        section: Any = getattr(config, args.command)
+        progress = {"total": section.steps, "samples": section.batch, "track": config.track}
     if against:
         from tasks.report.against import check, place
 
         place(config, root, chosen, against)  # what is not there is said before the work
     try:
-        with Recorder(work, " ".join([args.command, *names]), **told) as recorder:
+        with Recorder(work, " ".join([args.command, *names]), **progress) as recorder:
             if current().any(should_stop()):
                 raise Stopped(0)
             options = {"keep": True} if against else {}

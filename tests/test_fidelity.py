@@ -178,11 +178,7 @@ def test_the_paper_profile_hides_no_value_of_the_sample() -> None:
     def keys(tree: dict[str, Any], prefix: str = "") -> set[str]:
         found = set()
         for key, value in tree.items():
-            found |= (
-                keys(value, f"{prefix}{key}.")
-                if isinstance(value, dict) and value
-                else {prefix + key}
-            )
+            found |= keys(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key}
         return found
 
     profile = params.read(ROOT / "profiles/paper.yaml")

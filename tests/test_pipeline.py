@@ -100,17 +100,17 @@ STAGES = dvc_yaml()
 
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_runs_its_own_command(name: str) -> None:
-    from tasks.__main__ import STAGES as commands
+    from tasks.commands import STAGES as commands
 
     ours = command(STAGES[name])
     assert STAGES[name]["cmd"].split("--")[0].split() == ["python", "-m", "tasks", ours]
     assert name.partition("-")[0] == ours
-    assert commands[ours][0] == f"tasks.stages.{ours}"
+    assert commands[ours].module == f"tasks.stages.{ours}"
     assert stage_file(STAGES[name]).is_file()
 
 
 def test_every_stage_command_is_in_dvc_yaml() -> None:
-    from tasks.__main__ import STAGES as commands
+    from tasks.commands import STAGES as commands
 
     assert list(commands) == list(dict.fromkeys(command(stage) for stage in STAGES.values()))
 

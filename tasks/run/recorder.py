@@ -5,7 +5,7 @@ and then, and a tracker.
                                                    never a DVC output
 
 The file is opened for writing at the first value. A resumed loop replays its history through `log`
-(gdpo.training.Loop), so the file is whole again after an interruption. The metrics under reports/
+(gdpo.train.loop.Loop), so the file is whole again after an interruption. The metrics under reports/
 are another matter: a stage writes them when it is done. What a step cost is noted here alone, since
 no two runs agree about it:
 
@@ -39,7 +39,7 @@ LINE_EVERY_S = 10.0
 
 
 class Recorder:
-    """`log` for gdpo.training.Hooks; use as a context manager.
+    """`log` for gdpo.train.loop.Hooks; use as a context manager.
 
     total: the number of steps, where it is known; samples: in each step of a training loop; track:
     none, or the tracker that the first process sends its values to. Entering raises BadParams where

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -38,7 +39,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Run], None]:
         module = ModuleType("a_fake_stage")
         module.run = run  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, module.__name__, module)
-        monkeypatch.setitem(cli.STAGES, stage, (module.__name__, "", ""))
+        monkeypatch.setitem(cli.STAGES, stage, replace(cli.STAGES[stage], module=module.__name__))
 
     return put
 
@@ -139,7 +140,7 @@ def test_a_mistake_of_ours_keeps_its_traceback(
         cli.main(["select"])
 
 
-@pytest.mark.parametrize("stage", cli.GPU_STAGES)
+@pytest.mark.parametrize("stage", [name for name, stage in cli.STAGES.items() if stage.needs_gpu])
 def test_a_stage_that_needs_a_gpu_exits_3_with_the_two_commands(
     folder: Path,
     fake: Callable[[str, Run], None],

@@ -74,7 +74,7 @@ WRITER = """
 import os, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from gdpo.training import written_aside
+from gdpo.files import written_aside
 with written_aside(Path(sys.argv[1])) as part:
     part.write_text("half")
     print("writing", flush=True)

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -93,7 +94,7 @@ def test_cost_and_tracker_are_those_of_the_training_stages(
     monkeypatch.chdir(tmp_path)
     options = ["--set", "track=tensorboard", "--set", "pretrain.steps=3", "--set", "allow_cpu=true"]
     for stage, trains in (("pretrain", True), ("select", False)):
-        monkeypatch.setitem(cli.STAGES, stage, (module.__name__, "", ""))
+        monkeypatch.setitem(cli.STAGES, stage, replace(cli.STAGES[stage], module=module.__name__))
         assert cli.main([stage, *options]) == 0
         rows = [
             json.loads(line)

@@ -366,7 +366,7 @@ def test_a_file_that_is_not_what_the_hub_lists_is_refused(
 
 def test_nothing_else_goes_online() -> None:
     """The only module that switches the hub's library on is this tool's."""
-    root = Path(fetch.__file__).parents[1]
+    root = Path(fetch.__file__).parents[2]
     modules = [
         path for package in ("gdpo", "tasks", "flows") for path in (root / package).rglob("*.py")
     ]
