@@ -45,10 +45,10 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def sample_config() -> Any:
-    """The configuration in params.yaml as it stands."""
+    """The parameters of the tests, tests/params.yaml."""
     from tasks.params import load
 
-    return load(ROOT / "params.yaml")
+    return load(ROOT / "tests/params.yaml")
 
 
 @pytest.fixture(autouse=True)

@@ -78,7 +78,7 @@ def test_all_differences_between_paper_and_code_are_covered() -> None:
 
 
 def test_the_tiny_section_has_every_value_of_params_that_is_not_the_papers(paper: Config) -> None:
-    sample = dict(leaves(params.load(ROOT / "params.yaml")))
+    sample = dict(leaves(params.load(ROOT / "tests/params.yaml")))
     different = {key for key, value in leaves(paper) if sample[key] != value}
     assert different - named(TINY) == set(), (
         "add the reason to docs/fidelity.md, section Tiny scale"
@@ -182,4 +182,4 @@ def test_the_paper_profile_hides_no_value_of_the_sample() -> None:
         return found
 
     profile = params.read(ROOT / "profiles/paper.yaml")
-    assert keys(params.read(ROOT / "params.yaml")) - keys(profile) == set()
+    assert keys(params.read(ROOT / "tests/params.yaml")) - keys(profile) == set()

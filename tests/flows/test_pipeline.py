@@ -48,7 +48,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
         subprocess.run(command, cwd=tmp_path, check=True)
     (tmp_path / "made.json").write_text(json.dumps(SUMMARY))
-    shutil.copy(Path(__file__).parents[2] / "params.yaml", tmp_path)
+    shutil.copy(Path(__file__).parents[2] / "tests/params.yaml", tmp_path)
     (tmp_path / "dvc.yaml").write_text("""
 stages:
   last:

@@ -21,7 +21,7 @@ def config(**changes: Any) -> Config:
     """The sample configuration with small crops and photographs from photos/train and
     photos/held.
     """
-    values = YAML(typ="safe", pure=True).load(ROOT / "params.yaml")
+    values = YAML(typ="safe", pure=True).load(ROOT / "tests/params.yaml")
     values["degrade"] = {
         "train": [{"path": "photos/train"}],
         "evaluation": [{"path": "photos/held"}],

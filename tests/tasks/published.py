@@ -49,7 +49,7 @@ def finished(root: Path, tmp_path: Path) -> Path:
     (place / "models/gdpo").mkdir(parents=True)
     (place / "models/gdpo/adapters.safetensors").write_bytes(b"weights")
     shutil.copytree(root / "profiles", place / "profiles")
-    shutil.copy(root / "params.yaml", place)
+    shutil.copy(root / "tests/params.yaml", place)
     return place
 
 

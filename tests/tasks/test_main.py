@@ -25,7 +25,7 @@ Run = Callable[..., None]
 @pytest.fixture
 def folder(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with the sample params.yaml."""
-    shutil.copy(root / "params.yaml", tmp_path)
+    shutil.copy(root / "tests/params.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("GDPO_DEBUG", raising=False)
     return tmp_path

@@ -12,7 +12,7 @@ from tasks.params import BadParams
 @pytest.fixture
 def file(root: Path, tmp_path: Path) -> Path:
     """A copy of params.yaml that a test may spoil."""
-    return Path(shutil.copy(root / "params.yaml", tmp_path))
+    return Path(shutil.copy(root / "tests/params.yaml", tmp_path))
 
 
 def changed(file: Path, old: str, new: str) -> Path:
@@ -37,7 +37,7 @@ def message(file: Path, **layers: object) -> str:
 
 
 def test_the_shipped_file_is_valid(root: Path) -> None:
-    config = params.load(root / "params.yaml")
+    config = params.load(root / "tests/params.yaml")
     assert config.model.base == "assets/tiny-sd"
 
 

@@ -41,10 +41,10 @@ def base(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Iterator[str]:
     """The address of a served bucket with two runs of a made-up pipeline, one of them promoted."""
     place = tmp_path_factory.mktemp("published")
     fabricated.outputs(place)
-    report.run(load(root / "params.yaml"), place, Hooks())
+    report.run(load(root / "tests/params.yaml"), place, Hooks())
     (place / "models/gdpo").mkdir(parents=True, exist_ok=True)
     (place / "models/gdpo/adapters.safetensors").write_bytes(b"weights")
-    shutil.copy(root / "params.yaml", place)
+    shutil.copy(root / "tests/params.yaml", place)
     shutil.copytree(root / "profiles", place / "profiles")
     when = datetime(2026, 11, 21, 2, tzinfo=UTC)
     with pytest.MonkeyPatch.context() as patch, s3.server() as url:

@@ -184,7 +184,7 @@ def test_the_command_evaluates_what_is_not_there_and_then_compares(
         calls.append((*names, options))
         write(folder / NOW, {"psnr_y": -0.5})
 
-    (tmp_path / "params.yaml").write_text((root / "params.yaml").read_text())
+    (tmp_path / "params.yaml").write_text((root / "tests/params.yaml").read_text())
     monkeypatch.chdir(tmp_path)
     stage = ModuleType("tasks.stages.evaluate")
     monkeypatch.setattr(stage, "run", run, raising=False)

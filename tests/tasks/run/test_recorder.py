@@ -90,7 +90,7 @@ def test_cost_and_tracker_are_those_of_the_training_stages(
     module = ModuleType("a_fake_stage")
     module.run = run  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    shutil.copy(root / "params.yaml", tmp_path)
+    shutil.copy(root / "tests/params.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
     options = ["--set", "track=tensorboard", "--set", "pretrain.steps=3", "--set", "allow_cpu=true"]
     for stage, trains in (("pretrain", True), ("select", False)):

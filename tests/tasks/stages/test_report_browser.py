@@ -62,7 +62,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Path:
     folder = tmp_path_factory.mktemp("site")
     fabricated.outputs(folder)
     fabricated.promote(folder, gain=1.0)
-    report.run(load(root / "params.yaml"), folder, Hooks())
+    report.run(load(root / "tests/params.yaml"), folder, Hooks())
     return folder / "reports"
 
 

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def _config(**changes) -> Config:
-    values = YAML(typ="safe").load(ROOT / "params.yaml")
+    values = YAML(typ="safe").load(ROOT / "tests/params.yaml")
     values["select"] = {
         "count": 3,
         "score": "niqe",

@@ -33,7 +33,8 @@ def place(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with the parameters, the paper profile and pyproject.toml; an empty folder
     of weights.
     """
-    for name in ("params.yaml", "profiles/paper.yaml", "pyproject.toml"):
+    shutil.copy(root / "tests/params.yaml", tmp_path)
+    for name in ("profiles/paper.yaml", "pyproject.toml"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(root / name, tmp_path / name)
     monkeypatch.chdir(tmp_path)

@@ -31,7 +31,11 @@ def place(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_base
     """A working folder with the sample's parameters, and the tiny base in mirror/ beside what
     nobody needs.
     """
-    text = (root / "params.yaml").read_text().replace("base: assets/tiny-sd", "base: models/base")
+    text = (
+        (root / "tests/params.yaml")
+        .read_text()
+        .replace("base: assets/tiny-sd", "base: models/base")
+    )
     (tmp_path / "params.yaml").write_text(text)
     shutil.copytree(tiny_base, tmp_path / "mirror")
     for name in (

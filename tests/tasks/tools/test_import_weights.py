@@ -58,7 +58,7 @@ def test_there_and_back(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_base_of_params_yaml_is_the_default(root: Path) -> None:
-    text = (root / "params.yaml").read_text().replace("base: assets/tiny-sd", "base: base")
+    text = (root / "tests/params.yaml").read_text().replace("base: assets/tiny-sd", "base: base")
     Path("params.yaml").write_text(text)
     assert run("import-weights naosd.pkl -o models/naosd") == 0
     assert NAOSD.from_pretrained("models/naosd").t_add == 250
