@@ -5,11 +5,10 @@ nothing was chosen on.
 
 Of each photograph in FOLDER the central 384 x 384 pixels are used (four tiles). Per seed, every
 stage from degrade to evaluate runs in its own folder under work/evidence, with the values of
-params.yaml. The unit of every test is the
-photograph: tiles and noises of one photograph are averaged first. GDPO-SR is compared with NAOSD
-and with a control trained on the same rollouts with advantages shuffled inside each group; "pooled"
-averages the seeds of a photograph before the test. Writes benchmarks/results/evidence.json and
-evidence.md; exits 1 when a claim does not hold.
+params.yaml. The unit of every test is the photograph: tiles and noises of one photograph are
+averaged first. GDPO-SR is compared with NAOSD and with a control trained on the same rollouts with
+advantages shuffled inside each group; "pooled" averages the seeds of a photograph before the test.
+Writes benchmarks/results/evidence.json and evidence.md; exits 1 when a claim does not hold.
 """
 
 import argparse

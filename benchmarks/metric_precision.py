@@ -7,12 +7,11 @@ under bf16 autocast.
     2 of MANIQA's 20 crops
 
 A group is G outputs of the shipped NAOSD for one patch of a photograph, by different noises: what a
-rollout scores. For each
-metric: the share of groups whose order changes, whose best and whose worst candidate changes, and
-the error of bf16 against the spread it has to resolve, |bf16 - fp32| within the group over the
-standard deviation of fp32 within the group (roots of mean squares; a shift that all candidates
-share is no error). A metric whose files are not there is built from random weights, and
-the row says so: it then shows how the arithmetic rounds, not how far trained outputs lie apart.
+rollout scores. For each metric: the share of groups whose order changes, whose best and whose worst
+candidate changes, and the error of bf16 against the spread it has to resolve, |bf16 - fp32| within
+the group over the standard deviation of fp32 within the group (roots of mean squares; a shift that
+all candidates share is no error). A metric whose files are not there is built from random weights,
+and the row says so: it then shows how the arithmetic rounds, not how far trained outputs lie apart.
 
 Writes benchmarks/results/metric_precision.json; docs/fidelity.md quotes it.
 """

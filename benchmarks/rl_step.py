@@ -11,9 +11,9 @@ rollouts.
     cached      the same from the rollouts that the stage stores
 
 A step is one LR image with G = 6 candidates, as on each GPU of the release. The three take turns in
-one process, medians are
-compared: of the processor time of one thread on a CPU, so that a busy machine disturbs little, of
-wall time on a GPU. Random weights (benchmarks/rl_variants.py) take the time of trained ones. On a
+one process, medians are compared: of the processor time of one thread on a CPU, so that a busy
+machine disturbs little, of wall time on a GPU. Random weights (benchmarks/rl_variants.py) take the
+time of trained ones. On a
 CPU everything is fp32 and the reward PSNR and NIQE: MANIQA would dominate the first two alike.
 Memory is measured in a process of its own for each.
 

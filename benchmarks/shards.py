@@ -5,8 +5,8 @@ PNG files.
 
 Both read in the shuffled order of `Shards.order`, split over two workers; the ratio is shards over
 loose files. Random crops of the photographs in FOLDER, by default those that ship with
-scikit-image. Processor time per pair is given beside the
-rate: a busy machine changes it less. Writes benchmarks/results/shards.json.
+scikit-image. Processor time per pair is given beside the rate: a busy machine changes it less.
+Writes benchmarks/results/shards.json.
 """
 
 import argparse

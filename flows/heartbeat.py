@@ -1,8 +1,7 @@
 """A run that is marked crashed and is alive takes that back.
 
 The automation that marks dead runs (flows/setup.py) goes by heartbeats. A server that was away for
-longer than its window
-has heard none of anybody: the moment it is back it marks the living as well.
+longer than its window has heard none of anybody: the moment it is back it marks the living as well.
 """
 
 import time
@@ -15,7 +14,7 @@ from prefect.states import Running
 EVERY_S = 15.0
 
 
-class Alive:
+class Heartbeat:
     """The flow run that it is made in: `update` now and then, from any thread. A server that is
     away is asked the next time.
     """
@@ -36,6 +35,6 @@ class Alive:
             if state is not None and state.is_crashed():
                 client.set_flow_run_state(
                     self._run,
-                    Running(message="it is alive; the server had not heard of it"),
+                    Running(message="heartbeats resumed after a server outage"),
                     force=True,
                 )

@@ -35,7 +35,7 @@ from flows.dvc.faults import is_network_fault
 from flows.dvc.graph import graph
 from flows.dvc.lock import leave_ledger
 from flows.dvc.run import StageFailed, commit_of, repro
-from flows.heartbeat import Alive
+from flows.heartbeat import Heartbeat
 from flows.publish import publish
 from flows.workplace import ROOT, Ledger, read_ledger, write_ledger
 from tasks.commands import STAGES
@@ -104,7 +104,7 @@ class _Fleet:
         self.root, self.commit = root, commit
         self.running: dict[UUID, str] = {}
         self.cancelled = False
-        self.alive = Alive()
+        self.alive = Heartbeat()
         self._ledger = threading.Lock()
 
     def entries(self, stages: list[str]) -> Ledger:
@@ -159,7 +159,7 @@ def dispatch(stage: str, inputs: list[str], deployment: str, fleet: _Fleet) -> N
     # another.
     key = f"{runtime.flow_run.id}-{runtime.flow_run.run_count}-{stage}"
     try:
-        run = patiently(
+        run = retry_while_offline(
             lambda: cast(
                 FlowRun,
                 run_deployment(
@@ -187,7 +187,7 @@ def dispatch(stage: str, inputs: list[str], deployment: str, fleet: _Fleet) -> N
         del fleet.running[run.id]
     if not state.is_completed():
         raise StageFailed(f"stage {stage}: {state.name}: {state.message}")
-    fleet.add(patiently(state.result))
+    fleet.add(retry_while_offline(state.result))
 
 
 def _wait(run: UUID, fleet: _Fleet) -> "State[Ledger]":
@@ -199,7 +199,7 @@ def _wait(run: UUID, fleet: _Fleet) -> "State[Ledger]":
     with get_client(sync_client=True) as client:
         while True:
             fleet.alive.update()
-            state = patiently(lambda: client.read_flow_run(run).state)
+            state = retry_while_offline(lambda: client.read_flow_run(run).state)
             now = time.monotonic()
             crashed_at = (crashed_at or now) if state is not None and state.is_crashed() else None
             if (
@@ -212,7 +212,7 @@ def _wait(run: UUID, fleet: _Fleet) -> "State[Ledger]":
             time.sleep(POLL_S)
 
 
-def patiently(call: Callable[[], T]) -> T:
+def retry_while_offline(call: Callable[[], T]) -> T:
     """What `call` returns, tried again while the Prefect server or S3 is away, for ten minutes."""
     end = time.monotonic() + PATIENCE_S
     while True:

@@ -6,10 +6,8 @@
                                                 bucket
 
 On the GPU pool only the stages below run; what they read is pulled, and refused if it was made with
-other code or
-parameters: `gdpo-pipeline/head` makes it, and leaves its ledger in the bucket by the commit. So
-does this, by the id of
-its run: the evaluation that follows may run in another clone.
+other code or parameters: `gdpo-pipeline/head` makes it, and leaves its ledger in the bucket by the
+commit. So does this, by the id of its run: the evaluation that follows may run in another clone.
 """
 
 from prefect import flow, runtime

@@ -10,7 +10,6 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from gdpo.fields import (
-    Above,
     AroundOne,
     BaseSource,
     ColorFix,
@@ -22,11 +21,12 @@ from gdpo.fields import (
     Part,
     Parts,
     Positive,
+    PositiveRange,
     Precision,
+    Probabilities3,
+    Probabilities6,
     Quality,
     Share,
-    Six,
-    Three,
     Timestep,
     Timesteps,
 )
@@ -74,34 +74,36 @@ class Fetch(Section):
     )
 
 
-class Stage(Section):
+class DegradationOrder(Section):
     """The first order of the degradation (Real-ESRGAN; defaults: the values shipped with the GDPO
     release).
     """
 
     blur_prob: Share = 1.0
     sinc_prob: Share = 0.1
-    blur_sigma: Above = [0.2, 3.0]
-    resize_prob: Three = Field([0.2, 0.7, 0.1], description="probabilities of up, down, keep")
+    blur_sigma: PositiveRange = [0.2, 3.0]
+    resize_prob: Probabilities3 = Field(
+        [0.2, 0.7, 0.1], description="probabilities of up, down, keep"
+    )
     resize_range: AroundOne = [0.3, 1.5]
     gaussian_noise_prob: Share = Field(0.5, description="otherwise Poisson noise")
-    noise_range: Above = Field([1.0, 15.0], description="sigma of Gaussian noise, in 1/255")
-    poisson_scale_range: Above = [0.05, 2.0]
+    noise_range: PositiveRange = Field([1.0, 15.0], description="sigma of Gaussian noise, in 1/255")
+    poisson_scale_range: PositiveRange = [0.05, 2.0]
     gray_noise_prob: Share = 0.4
     jpeg_range: Quality = Field(
         [60.0, 95.0], description="JPEG quality, rounded to a whole number when drawn"
     )
 
 
-class SecondStage(Stage):
+class SecondOrder(DegradationOrder):
     """The second order: its own defaults, so that setting one key leaves the others as released."""
 
     blur_prob: Share = 0.5
-    blur_sigma: Above = [0.2, 1.5]
-    resize_prob: Three = [0.3, 0.4, 0.3]
+    blur_sigma: PositiveRange = [0.2, 1.5]
+    resize_prob: Probabilities3 = [0.3, 0.4, 0.3]
     resize_range: AroundOne = [0.6, 1.2]
-    noise_range: Above = [1.0, 12.0]
-    poisson_scale_range: Above = [0.05, 1.0]
+    noise_range: PositiveRange = [1.0, 12.0]
+    poisson_scale_range: PositiveRange = [0.05, 1.0]
     jpeg_range: Quality = Field([60.0, 100.0], description="quality of the last JPEG")
 
 
@@ -112,7 +114,7 @@ class Degradation(Section):
 
     scale: Count = 4
     kernel_sizes: OddSizes = [7, 9, 11, 13, 15, 17, 19, 21]
-    kernel_prob: Six = Field(
+    kernel_prob: Probabilities6 = Field(
         [0.45, 0.25, 0.12, 0.03, 0.12, 0.03],
         description="iso, aniso, generalized iso/aniso, plateau iso/aniso",
     )
@@ -120,8 +122,8 @@ class Degradation(Section):
     betap_range: AroundOne = [1.0, 2.0]
     final_sinc_prob: Share = 0.8
     second_prob: Share = 1.0
-    first: Stage = Stage()
-    second: SecondStage = SecondStage()
+    first: DegradationOrder = DegradationOrder()
+    second: SecondOrder = SecondOrder()
 
 
 class Photographs(Section):
@@ -306,7 +308,7 @@ class Rollout(Section):
         description="what differs within a group (Table 11); action: also a Gaussian around z_SR, "
         "for dance_grpo",
     )
-    guidance_range: Above = Field(
+    guidance_range: PositiveRange = Field(
         [1.0, 2.0], description="candidates guidance: its scale, in equal steps over the group"
     )
     t_add_range: Timesteps = Field(

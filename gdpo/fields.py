@@ -87,11 +87,15 @@ def _parts(names: list[str]) -> list[str]:
 BaseSource = Annotated[str, Field(min_length=1), AfterValidator(_base_source)]
 Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Range = Annotated[list[float], Field(min_length=2, max_length=2), AfterValidator(_ordered)]
-Above = Annotated[Range, AfterValidator(_positive)]
+PositiveRange = Annotated[Range, AfterValidator(_positive)]
 AroundOne = Annotated[Range, AfterValidator(_around_one)]
 Quality = Annotated[Range, AfterValidator(_jpeg_quality)]
 Timesteps = Annotated[list[int], Field(min_length=2, max_length=2), AfterValidator(_timesteps)]
 OddSizes = Annotated[list[int], Field(min_length=1), AfterValidator(_odd)]
-Three = Annotated[list[float], Field(min_length=3, max_length=3), AfterValidator(_sums_to_one)]
-Six = Annotated[list[float], Field(min_length=6, max_length=6), AfterValidator(_sums_to_one)]
+Probabilities3 = Annotated[
+    list[float], Field(min_length=3, max_length=3), AfterValidator(_sums_to_one)
+]
+Probabilities6 = Annotated[
+    list[float], Field(min_length=6, max_length=6), AfterValidator(_sums_to_one)
+]
 Parts = Annotated[list[str], Field(min_length=1), AfterValidator(_parts)]

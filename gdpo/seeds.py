@@ -34,7 +34,7 @@ def numpy_generator(*key: int | str) -> np.random.Generator:
     return np.random.default_rng(seed_of(*key))
 
 
-def draws(seeds: list[int], shape: tuple[int, ...], count: int = 1) -> torch.Tensor:
+def seeded_noise(seeds: list[int], shape: tuple[int, ...], count: int = 1) -> torch.Tensor:
     """Standard normal noise (count, len(seeds), *shape), column i from a generator of its own,
     seeded with seeds[i]: independent of batching and of rank.
     """

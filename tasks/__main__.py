@@ -168,11 +168,11 @@ def _run_here(args: argparse.Namespace, config: "Config", should_stop: Callable[
         place(config, root, chosen, against)  # what is not there is said before the work
     try:
         with Recorder(work, " ".join([args.command, *names]), **progress) as recorder:
-            if current().any(should_stop()):
+            if current().any_rank(should_stop()):
                 raise Stopped(0)
             options = {"keep": True} if against else {}
             own = Hooks(log=recorder.log, should_stop=recorder.timed(should_stop))
-            hooks = own if current().leads else Hooks(should_stop=should_stop)
+            hooks = own if current().is_main else Hooks(should_stop=should_stop)
             run(config, root, hooks, *names, **options)
     except Stopped as stopped:
         return torchrun.ended(torchrun.STOPPED, _stopped_line(stopped, root, work))

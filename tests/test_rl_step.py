@@ -18,7 +18,7 @@ from gdpo.preference.group import Group
 from gdpo.preference.loop import _Run
 from gdpo.preference.rollout import rollout
 from gdpo.rewards.detail import detail_share
-from gdpo.seeds import draws
+from gdpo.seeds import seeded_noise
 from tests import tiny
 
 CONFIG = tiny.settings(
@@ -42,8 +42,8 @@ def as_released(group: Group) -> tuple[Released, float, dict[str, torch.Tensor]]
     released = Released(tiny.model(), CONFIG.reward, CONFIG.finetune, group=3)
     away(released.policy)
     shape = tuple(group.latents.mean.shape[1:])
-    noise, posterior = draws(group.seeds, shape, 3)[:2]
-    again, added = draws(group.noise_seeds[0], shape, 2)
+    noise, posterior = seeded_noise(group.seeds, shape, 3)[:2]
+    again, added = seeded_noise(group.noise_seeds[0], shape, 2)
     order = iter([posterior[:1], noise, again, added])
     gradients: dict[str, torch.Tensor] = {}
     released.optimizer.register_step_pre_hook(

@@ -15,7 +15,7 @@ import pytest
 
 from tasks.publish import publication
 from tasks.store import s3 as store_module
-from tasks.store.conditional import honoured
+from tasks.store.conditional import supports_cas
 from tasks.store.s3 import Store
 from tests import s3
 from tests.guide import shell
@@ -129,7 +129,7 @@ def test_a_worker_may_do_its_work_and_may_not_promote(
     } <= guarded.seen
     guarded.become("promoter")
     guarded.refused.clear()
-    honoured.cache_clear()
+    supports_cas.cache_clear()
     publication.promote("s3://gdpo-sr", run, NOW)
     guarded.become("worker")
     known, _ = publication.promoted(store)

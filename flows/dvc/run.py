@@ -29,7 +29,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task, exponential_backoff
 
 from flows.dvc.faults import is_network_fault
-from flows.heartbeat import Alive
+from flows.heartbeat import Heartbeat
 from flows.progress import Progress
 from tasks.store.s3 import sha256_of
 
@@ -218,7 +218,7 @@ def pull(stage: str, inputs: Sequence[str], root: Path) -> None:
     remote.
     """
     if inputs:
-        run_dvc(["pull", "--force", *inputs], root, get_run_logger().info, Alive().update)
+        run_dvc(["pull", "--force", *inputs], root, get_run_logger().info, Heartbeat().update)
 
 
 @task(task_run_name="{stage}", cache_policy=NO_CACHE, **RETRIES)
@@ -227,13 +227,12 @@ def repro(stage: str, root: Path, *, share: bool = False) -> None:
     is not run again.
 
     share: take the outputs from the remote if somebody has run the same stage on the same inputs.
-    DVC asks for them before
-    the stage begins: a fault of the remote is tried again, one of the stage is a `StageBroke` and
-    is not.
+    DVC asks for them before the stage begins: a fault of the remote is tried again, one of the
+    stage is a `StageBroke` and is not.
     """
     logger = get_run_logger()
     begun = False
-    alive = Alive()
+    alive = Heartbeat()
 
     def on_line(line: str) -> None:
         nonlocal begun
@@ -257,4 +256,4 @@ def repro(stage: str, root: Path, *, share: bool = False) -> None:
 @task(task_run_name="push {stage}", tags=[TRANSFER_TAG], cache_policy=NO_CACHE, **RETRIES)
 def push(stage: str, root: Path) -> None:
     """Send the outputs of a stage, and DVC's record of the run, to the remote."""
-    run_dvc(["push", "--run-cache", stage], root, get_run_logger().info, Alive().update)
+    run_dvc(["push", "--run-cache", stage], root, get_run_logger().info, Heartbeat().update)

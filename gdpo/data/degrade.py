@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from gdpo.checks import check_picture
-from gdpo.config import Degradation, Stage
+from gdpo.config import Degradation, DegradationOrder
 from gdpo.data.kernels import Draw, between, draw_final_sinc, draw_kernel, kernel, pick
 from gdpo.data.operations import (
     MODES,
@@ -76,7 +76,7 @@ def draw(config: Degradation, rng: np.random.Generator) -> Draw:
     return drawn
 
 
-def _draw_stage(config: Degradation, stage: Stage, rng: np.random.Generator) -> Draw:
+def _draw_stage(config: Degradation, stage: DegradationOrder, rng: np.random.Generator) -> Draw:
     blurred = rng.random() < stage.blur_prob
     return {
         "blur": draw_kernel(config, stage, rng) if blurred else None,
@@ -85,14 +85,14 @@ def _draw_stage(config: Degradation, stage: Stage, rng: np.random.Generator) -> 
     }
 
 
-def _draw_resize(stage: Stage, rng: np.random.Generator) -> Draw:
+def _draw_resize(stage: DegradationOrder, rng: np.random.Generator) -> Draw:
     low, high = stage.resize_range
     direction = pick(rng, ("up", "down", "keep"), stage.resize_prob)
     scale = {"up": rng.uniform(1, high), "down": rng.uniform(low, 1), "keep": 1.0}[direction]
     return {"scale": scale, "mode": MODES[rng.integers(3)]}
 
 
-def _draw_noise(stage: Stage, rng: np.random.Generator) -> Draw:
+def _draw_noise(stage: DegradationOrder, rng: np.random.Generator) -> Draw:
     """The kind and strength of the noise, and the seed its values come from."""
     gaussian = rng.random() < stage.gaussian_noise_prob
     return {
@@ -103,7 +103,7 @@ def _draw_noise(stage: Stage, rng: np.random.Generator) -> Draw:
     }
 
 
-def _draw_quality(stage: Stage, rng: np.random.Generator) -> int:
+def _draw_quality(stage: DegradationOrder, rng: np.random.Generator) -> int:
     return round(between(rng, stage.jpeg_range))
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from scipy.special import j1
 
-from gdpo.config import Degradation, Stage
+from gdpo.config import Degradation, DegradationOrder
 
 Draw = dict[str, Any]
 KINDS = ("iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso")
@@ -33,7 +33,7 @@ def between(rng: np.random.Generator, ends: list[float]) -> float:
     return rng.uniform(ends[0], ends[1])
 
 
-def draw_kernel(config: Degradation, stage: Stage, rng: np.random.Generator) -> Draw:
+def draw_kernel(config: Degradation, stage: DegradationOrder, rng: np.random.Generator) -> Draw:
     """Parameters of one blur kernel: a sinc with probability `stage.sinc_prob`, otherwise one of
     `KINDS`.
     """

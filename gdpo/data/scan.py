@@ -2,7 +2,7 @@
 
     examine(photo, min_side) -> Finding     size and content hash, or what is wrong; photographs do
                                             not touch each other
-    census(findings, ...)    -> Census      duplicates, the share of failures, what is held out
+    scan(findings, ...)      -> Scan        duplicates, the share of failures, what is held out
 
 unreadable, not RGB, too small      failures; more than a set share of them stops the stage
 duplicate, same name                the pixels of an earlier one; a file that differs in its suffix
@@ -38,7 +38,7 @@ class Finding:
 
 
 @dataclass
-class Census:
+class Scan:
     """The photographs to use, and who was skipped and why."""
 
     used: list[Finding] = field(default_factory=list)
@@ -85,19 +85,19 @@ def examine(photo: Photo, min_side: int) -> Finding:
     )
 
 
-def census(
+def scan(
     findings: Iterable[Finding],
     total: int,
     max_failures: float,
     held_out: Mapping[str, str] | None = None,
-) -> Census:
+) -> Scan:
     """Sort `total` findings, in the order given, into the used and the skipped.
 
     More failures than the share `max_failures` are a ValueError that names the first. So is a
     photograph whose pixels are among `held_out` (content hash -> name), before or after resizing:
     it must not be trained on.
     """
-    found, names, hashes = Census(), dict[str, Photo](), dict[str, str]()
+    found, names, hashes = Scan(), dict[str, Photo](), dict[str, str]()
     first, failures = "", 0
     for finding in findings:
         reason, detail = finding.reason, finding.detail

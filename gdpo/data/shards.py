@@ -7,10 +7,9 @@
     shards[i], shards.ids[i], shards.order(seed, epoch)[i]
 
 Pairs are numbered by photograph and place in it, whatever part and file they lie in, and an order
-is a shuffle of all
-these numbers: it depends on the pairs, not on how many parts made them. A pair is read without its
-neighbours (gdpo/data/rows.py), so a full shuffle costs what reading in sequence does, on a disk
-that seeks quickly.
+is a shuffle of all these numbers: it depends on the pairs, not on how many parts made them. A pair
+is read without its neighbours (gdpo/data/rows.py), so a full shuffle costs what reading in sequence
+does, on a disk that seeks quickly.
 """
 
 import hashlib
@@ -165,8 +164,8 @@ class Shards:
         same arguments.
 
         Rank r of `world` gets a contiguous part; parts differ by at most one in length. A process
-        that reads with
-        several workers counts them in: worker w of W on rank r is rank r W + w of world x W.
+        that reads with several workers counts them in: worker w of W on rank r is rank r W + w of
+        world x W.
         """
         order = numpy_generator(seed, "order", epoch).permutation(len(self))
         return [

@@ -115,7 +115,7 @@ def named(files: Iterable[str], where: str) -> list[tuple[str, str]]:
     """(name, file) of the image files among paths with `/`, sorted. A name is the path without
     suffix, `__` for `/`.
 
-    Files that differ in their suffix only get the same name; the census takes the first of them.
+    Files that differ in their suffix only get the same name; the scan takes the first of them.
     ValueError if there is no image file, saying `where`.
     """
     places = [PurePosixPath(file) for file in files]

@@ -7,10 +7,9 @@ without the suffix.
     pairs.peer(i)       {method: its output for the pair}, uint8 images of the HR image's size
 
 The rule for sizes: the LR image is what the model gets enlarged bicubically to the size of the HR
-image, whatever the
-factor is: 4 as in training, more where the LR image is smaller, 1 (nothing to do) where it has been
-enlarged already. Both sides must grow by the same factor of 1 or more, to within a pixel of the HR
-image.
+image, whatever the factor is: 4 as in training, more where the LR image is smaller, 1 (nothing to
+do) where it has been enlarged already. Both sides must grow by the same factor of 1 or more, to
+within a pixel of the HR image.
 """
 
 from collections.abc import Iterator, Mapping

@@ -57,8 +57,7 @@ def niqe(image: torch.Tensor, pristine: Pristine) -> torch.Tensor:
     """NIQE of each image, float64 B; lower is better.
 
     image: BCHW RGB in [0, 1], sides >= the block. An image without a textured block (all black,
-    say) has no
-    statistics: its features count as zero, which gives a large finite value.
+    say) has no statistics: its features count as zero, which gives a large finite value.
     """
     features = block_features(image, pristine.block)
     mu_0, cov_0 = (torch.from_numpy(part).to(features) for part in (pristine.mu, pristine.cov))

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from gdpo.checks import check_image
 from gdpo.fields import ColorFix, Precision
 from gdpo.model.naosd import NAOSD
-from gdpo.seeds import Key, draws, seed_of
+from gdpo.seeds import Key, seed_of, seeded_noise
 from gdpo.upscale.color import color_fix as fix_color
 
 
@@ -42,7 +42,7 @@ def pad_to_multiple(x: torch.Tensor, multiple: int) -> torch.Tensor:
 
 def draw_noise(keys: list[Key], shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
     """(noise, posterior noise), each (len(keys), *shape): row i from the generator of keys[i]."""
-    both = draws([seed_of(*key) for key in keys], shape, 2)
+    both = seeded_noise([seed_of(*key) for key in keys], shape, 2)
     return both[0], both[1]
 
 
@@ -61,10 +61,9 @@ def super_resolve(
     1].
 
     keys: one per sample, seeds of its noise. prompts: one per sample; None: the model's default
-    prompt. per_image: samples of
-    each LR image, which is encoded once: they share one sample of its posterior, the first key's
-    (released code, RL stage). Sides that are no multiple of `model.multiple` are padded and cropped
-    back. Errors: ValueError naming the argument.
+    prompt. per_image: samples of each LR image, which is encoded once: they share one sample of its
+    posterior, the first key's (released code, RL stage). Sides that are no multiple of
+    `model.multiple` are padded and cropped back. Errors: ValueError naming the argument.
     """
     check_image("lr", lr)
     for name, values in (("keys", keys), ("prompts", keys if prompts is None else prompts)):

@@ -21,7 +21,7 @@ from gdpo.config import Config
 from gdpo.model.naosd import NAOSD
 from gdpo.model.sampling import autocast, pad_to_multiple
 from gdpo.model.schedule import predict_x0
-from gdpo.seeds import draws
+from gdpo.seeds import seeded_noise
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def candidates(
     settings, device = config.rollout, next(model.parameters()).device
     height, width = lr.shape[-2:]
     x = pad_to_multiple(lr, model.multiple).to(device) * 2 - 1
-    noise, posterior, xi = draws(seeds, model.latent_shape(*x.shape[-2:]), 3).to(device)
+    noise, posterior, xi = seeded_noise(seeds, model.latent_shape(*x.shape[-2:]), 3).to(device)
     steps = torch.linspace(0, 1, settings.group).repeat(len(lr))
     if settings.candidates in ("guidance", "t_add"):
         noise = noise[:: settings.group].repeat_interleave(settings.group, 0)

@@ -26,12 +26,12 @@ from gdpo.model.naosd import NAOSD
 from gdpo.model.sampling import autocast
 from gdpo.model.schedule import add_noise, alphas_cumprod
 from gdpo.preference.group import Group
-from gdpo.seeds import draws
+from gdpo.seeds import seeded_noise
 
 
 @dataclass(frozen=True)
-class Problem:
-    """What one forward pass of the UNet is asked: noisy latents (G, c, h, w), the targets of
+class NoiseTarget:
+    """Input and target of one noise prediction: noisy latents (G, c, h, w), the targets of
     eps_hat, and m's unit.
     """
 
@@ -39,9 +39,9 @@ class Problem:
     target: torch.Tensor
     unit: float = 1.0
 
-    def part(self, members: slice) -> "Problem":
+    def part(self, members: slice) -> "NoiseTarget":
         """The same for some of the candidates."""
-        return Problem(self.z_noisy[members], self.target[members], self.unit)
+        return NoiseTarget(self.z_noisy[members], self.target[members], self.unit)
 
 
 def consistent_target(z_noisy: torch.Tensor, z: torch.Tensor, t_diff: int) -> torch.Tensor:
@@ -81,13 +81,13 @@ def check_group(group: Group) -> None:
             raise ValueError(f"group {group.id}: {name} of its candidates is not finite")
 
 
-def problem(model: NAOSD, group: Group, config: Rollout, visit: int) -> Problem:
-    """The problem of a group's candidates on the device of its latents; all its draws follow from
-    the group's seeds.
+def noise_target(model: NAOSD, group: Group, config: Rollout, noise_index: int) -> NoiseTarget:
+    """Input and target of a group's candidates on the device of its latents; all its draws follow
+    from the group's seeds.
 
-    visit: which of the stored noises (0..K-1). The draws come from noise_seeds[visit]: first the
-    sample of each posterior, then the noise, with `noise: shared` the first candidate's for all.
-    ValueError for a model that injects no noise (OSEDiff).
+    noise_index: which of the stored noises (0..K-1). The draws come from noise_seeds[noise_index]:
+    first the sample of each posterior, then the noise, with `noise: shared` the first candidate's
+    for all. ValueError for a model that injects no noise (OSEDiff).
     """
     if model.t_add is None:
         raise ValueError(
@@ -97,36 +97,42 @@ def problem(model: NAOSD, group: Group, config: Rollout, visit: int) -> Problem:
     mean, std, lr = group.latents.mean.float(), group.latents.std.float(), group.latents.lr
     shape = tuple(mean.shape[1:])
     if lr is not None:
-        state = draws(group.seeds, shape, 3)[0].to(mean, non_blocking=True)
+        state = seeded_noise(group.seeds, shape, 3)[0].to(mean, non_blocking=True)
         z_noisy = add_noise(lr.float().expand_as(mean), state, model.t_add)
         abar = float(alphas_cumprod()[model.t_diff])
-        return Problem(z_noisy, consistent_target(z_noisy, mean, model.t_diff), (1 - abar) / abar)
-    posterior, noise = draws(group.noise_seeds[visit], shape, 2).to(mean, non_blocking=True)
+        return NoiseTarget(
+            z_noisy, consistent_target(z_noisy, mean, model.t_diff), (1 - abar) / abar
+        )
+    posterior, noise = seeded_noise(group.noise_seeds[noise_index], shape, 2).to(
+        mean, non_blocking=True
+    )
     if config.noise == "shared":
         noise = noise[:1].expand_as(noise)
     z = mean + std * posterior
     z_noisy = add_noise(z, noise, model.t_add)
-    return Problem(
+    return NoiseTarget(
         z_noisy, noise if config.target == "added" else consistent_target(z_noisy, z, model.t_diff)
     )
 
 
-def predict(model: NAOSD, asked: Problem, prompt: torch.Tensor, config: Rollout) -> torch.Tensor:
+def predict(
+    model: NAOSD, batch: NoiseTarget, prompt: torch.Tensor, config: Rollout
+) -> torch.Tensor:
     """eps_hat (G, c, h, w) in float64 by the role in use, in the precision of the rollouts."""
-    with autocast(config.precision, asked.z_noisy.device.type):
-        return model.predict_noise(asked.z_noisy, prompt).double()
+    with autocast(config.precision, batch.z_noisy.device.type):
+        return model.predict_noise(batch.z_noisy, prompt).double()
 
 
-def squared(difference: torch.Tensor, asked: Problem) -> torch.Tensor:
+def squared(difference: torch.Tensor, batch: NoiseTarget) -> torch.Tensor:
     """mean over a candidate's latent of difference^2, in m's unit: (G,) float64."""
-    return asked.unit * difference.square().mean(dim=(1, 2, 3))
+    return batch.unit * difference.square().mean(dim=(1, 2, 3))
 
 
 def noise_errors(
-    model: NAOSD, group: Group, prompt: torch.Tensor, config: Rollout, visit: int
+    model: NAOSD, group: Group, prompt: torch.Tensor, config: Rollout, noise_index: int
 ) -> torch.Tensor:
     """m_G, float64, of the role in use, with gradient where gradients are on. ValueError as
-    `problem`.
+    `noise_target`.
     """
-    asked = problem(model, group, config, visit)
-    return squared(predict(model, asked, prompt, config) - asked.target.double(), asked)
+    batch = noise_target(model, group, config, noise_index)
+    return squared(predict(model, batch, prompt, config) - batch.target.double(), batch)

@@ -9,11 +9,11 @@
 
 A group is one forward pass of G latents, as in the rollout stage, so m and r come from the same
 kernels; groups are accumulated within a step, and shared out whole over the processes of a run
-(gdpo.train.world). `rollouts: online` makes each group
-when it is visited: in the first epoch the very one the stage stores, later ones anew. With
-`sampler: policy` the policy makes it, and what an objective calls the old policy is the present
-one. With `micro_batch` the objective's derivatives with respect to the group's errors are taken
-first, and the backward passes then go over a few candidates each: the same gradient.
+(gdpo.train.world). `rollouts: online` makes each group when it is visited: in the first epoch the
+very one the stage stores, later ones anew. With `sampler: policy` the policy makes it, and what an
+objective calls the old policy is the present one. With `micro_batch` the objective's derivatives
+with respect to the group's errors are taken first, and the backward passes then go over a few
+candidates each: the same gradient.
 
 The control run shuffles the advantages inside each group: whatever it gains is not preference. The
 device is waited for twice per step, for the norm of the gradient and for the values to log.
@@ -32,7 +32,7 @@ from gdpo.config import Config
 from gdpo.data.shards import Pair
 from gdpo.model.checkpoints import Adapters
 from gdpo.model.naosd import NAOSD
-from gdpo.preference.errors import Problem, check_group, predict, problem, squared
+from gdpo.preference.errors import NoiseTarget, check_group, noise_target, predict, squared
 from gdpo.preference.group import Group, Skipped, reward_of
 from gdpo.preference.objectives import objective_loss
 from gdpo.preference.rollout import rollout
@@ -130,7 +130,7 @@ class _Run:
             for group in self.optimizer.param_groups:
                 group["lr"] = settings.optimizer.lr * cosine(step, settings.steps)
         self.optimizer.zero_grad(set_to_none=False)
-        with self.world.together():
+        with self.world.collective():
             rows = [
                 self._position(step * settings.batch + i) for i in self.world.share(settings.batch)
             ]
@@ -178,17 +178,17 @@ class _Run:
         errors = {"policy": 0.0, "reference": 0.0}
         if self._seen is not None:
             group, noise = self._seen
-            asked = problem(self.model, self._on_device(group), self.config.rollout, noise)
+            batch = noise_target(self.model, self._on_device(group), self.config.rollout, noise)
             with self.model.unet_roles.use("policy"):
                 eps_hat = predict(
-                    self.model, asked, self._prompt(group.prompt), self.config.rollout
+                    self.model, batch, self._prompt(group.prompt), self.config.rollout
                 )
-            errors["policy"] = float(squared(eps_hat - asked.target.double(), asked).mean())
+            errors["policy"] = float(squared(eps_hat - batch.target.double(), batch).mean())
             errors["reference"] = sum(group.reference_error[noise]) / len(group.seeds)
         totals = self.world.add(errors)
         _check_error(totals["policy"], totals["reference"])
 
-    def _visit(self, position: int) -> tuple[int, int, int]:
+    def _noise_index(self, position: int) -> tuple[int, int, int]:
         """(index of the group, epoch, which of its stored noises) at a position of the endless,
         per-epoch shuffled order.
         """
@@ -205,16 +205,16 @@ class _Run:
         metrics = [
             f"{name}{what}"
             for name in ("reward", *self.config.rollout.metrics)
-            for what in ("", "_spread")
+            for what in ("", "_std")
         ]
-        return [*LEARNT, *metrics, "zero_spread", "skipped"]
+        return [*LEARNT, *metrics, "frac_reward_zero_std", "skipped"]
 
     def _position(self, position: int) -> torch.Tensor:
         """One group's share of the step: its gradient stays in the parameters. Its values by
         `_names`, not waited for.
         """
-        index, epoch, visit = self._visit(position)
-        group, noise = self._group(index, epoch, visit)
+        index, epoch, noise_index = self._noise_index(position)
+        group, noise = self._group(index, epoch, noise_index)
         if isinstance(group, Skipped):
             logging.getLogger(__name__).warning(
                 "%s is left out of this step: %s", group.id, group.reason
@@ -235,31 +235,33 @@ class _Run:
         known = torch.tensor([*spread, float(not any(advantage)), 0.0], dtype=torch.float64)
         return torch.cat([learnt, known.to(self.device, non_blocking=True)])
 
-    def _group(self, index: int, epoch: int, visit: int) -> tuple[Group | Skipped, int]:
-        """The group as stored, or made now with no other noise than that of this visit; and which
-        of its noises that is.
+    def _group(self, index: int, epoch: int, noise_index: int) -> tuple[Group | Skipped, int]:
+        """The group as stored, or made now with no other noise than that of this noise_index; and
+        which of its noises that is.
         """
         found = self.source[index]
         if isinstance(found, Group):
-            return found, visit
+            return found, noise_index
         role = "policy" if self.config.finetune.sampler == "policy" else None
         return next(
-            rollout(self.model, [found], self.config, draw=epoch, role=role, visits=[visit])
+            rollout(
+                self.model, [found], self.config, draw=epoch, role=role, noise_indices=[noise_index]
+            )
         ), 0
 
-    def _learn(self, group: Group, advantage: list[float], visit: int) -> torch.Tensor:
+    def _learn(self, group: Group, advantage: list[float], noise_index: int) -> torch.Tensor:
         """Forward and backward of one group; the values of `LEARNT`."""
         settings = self.config.finetune
-        self._seen = group, visit
-        asked = problem(self.model, self._on_device(group), self.config.rollout, visit)
+        self._seen = group, noise_index
+        batch = noise_target(self.model, self._on_device(group), self.config.rollout, noise_index)
         prompt = self._prompt(group.prompt)
-        known = torch.tensor([group.reference_error[visit], advantage], dtype=torch.float64)
+        known = torch.tensor([group.reference_error[noise_index], advantage], dtype=torch.float64)
         reference, advantages = known.to(self.device, non_blocking=True)[:, None]
         size = len(advantage)
         chunk = min(settings.micro_batch or size, size)
         with torch.set_grad_enabled(chunk == size):
             parts = [
-                self._errors(asked.part(slice(i, i + chunk)), prompt) for i in range(0, size, chunk)
+                self._errors(batch.part(slice(i, i + chunk)), prompt) for i in range(0, size, chunk)
             ]
         policy, distance = (torch.cat(column)[None] for column in zip(*parts, strict=True))
         if chunk < size:
@@ -273,7 +275,7 @@ class _Run:
         if chunk == size:
             (loss / settings.batch).backward()
         else:
-            self._backward(loss / settings.batch, policy, distance, asked, prompt, chunk)
+            self._backward(loss / settings.batch, policy, distance, batch, prompt, chunk)
         with torch.no_grad():
             change = policy - reference
             weighted = (advantages * change).sum()
@@ -284,25 +286,27 @@ class _Run:
     def _on_device(self, group: Group) -> Group:
         return Group(**{**vars(group), "latents": group.latents.to(self.device)})
 
-    def _errors(self, asked: Problem, prompt: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _errors(
+        self, batch: NoiseTarget, prompt: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """(m, d): the policy's errors, and for `nft` its mean squared distance from the old
         policy's predictions.
         """
         with self.model.unet_roles.use("policy"):
-            eps_hat = predict(self.model, asked, prompt, self.config.rollout)
-        error = squared(eps_hat - asked.target.double(), asked)
+            eps_hat = predict(self.model, batch, prompt, self.config.rollout)
+        error = squared(eps_hat - batch.target.double(), batch)
         if self.config.finetune.objective != "nft" or self.config.finetune.sampler == "policy":
             return error, torch.zeros_like(error)
         with self.model.unet_roles.use(None), torch.no_grad():
-            old = predict(self.model, asked, prompt, self.config.rollout)
-        return error, squared(eps_hat - old, asked)
+            old = predict(self.model, batch, prompt, self.config.rollout)
+        return error, squared(eps_hat - old, batch)
 
     def _backward(
         self,
         loss: torch.Tensor,
         policy: torch.Tensor,
         distance: torch.Tensor,
-        asked: Problem,
+        batch: NoiseTarget,
         prompt: torch.Tensor,
         chunk: int,
     ) -> None:
@@ -313,7 +317,7 @@ class _Run:
         slopes = [torch.zeros_like(policy[0]) if slope is None else slope[0] for slope in found]
         for i in range(0, len(slopes[0]), chunk):
             members = slice(i, i + chunk)
-            both = zip(self._errors(asked.part(members), prompt), slopes, strict=True)
+            both = zip(self._errors(batch.part(members), prompt), slopes, strict=True)
             torch.stack(
                 [(errors * slope[members]).sum() for errors, slope in both]
             ).sum().backward()

@@ -179,9 +179,8 @@ def dgpo_loss(
 ) -> Tensor:
     """The DGPO loss, a scalar. Slope beta/(2G) A_i / B.
 
-        L = mean_b -log sigmoid(-beta/G * sum_i A_i (m_i - r_i))
-        no gradient to a candidate whose ratio exp(o_i - m_i) exceeds 1 + clip (A_i > 0) or lies
-        below 1 - clip (A_i <= 0)
+        L = mean_b -log sigmoid(-beta/G * sum_i A_i (m_i - r_i)) no gradient to a candidate whose
+        ratio exp(o_i - m_i) exceeds 1 + clip (A_i > 0) or lies below 1 - clip (A_i <= 0)
 
     Unclipped it is `gdpo_loss` with omega/2 = beta/G.
     Source: DGPO (arXiv 2510.08425) and its released code, whose gradient, the sigmoid times the
@@ -216,9 +215,8 @@ def nft_loss(
         L = mean_bi p_i |v+ - target|^2 / root+ + (1 - p_i) |v- - target|^2 / root-
 
     With c = (m + r - d)/2, the mean product of both errors, |v+ - target|^2 = mix^2 m + 2 mix (1 -
-    mix) c + (1 - mix)^2 r,
-    and so on: no vector is needed. root: the square root of the branch, at least 1e-5, without
-    gradient.
+    mix) c + (1 - mix)^2 r, and so on: no vector is needed. root: the square root of the branch, at
+    least 1e-5, without gradient.
     Source: DiffusionNFT (arXiv 2509.16117) and its released code, which divides by the mean
     absolute error in x0 where this has the root, and multiplies the loss by 5/mix; left out: its KL
     term. A group of equal scores is left out here only: by p = 1/2 it would pull the policy back to

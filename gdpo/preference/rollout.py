@@ -41,19 +41,20 @@ def rollout(
     *,
     draw: int = 0,
     role: str | None = None,
-    visits: Sequence[int] | None = None,
+    noise_indices: Sequence[int] | None = None,
 ) -> Iterator[Group | Skipped]:
     """The groups of a few pairs of one size, computed together: len(pairs) * G candidates in one
     forward pass.
 
     model: NAOSD, its adapters merged. role: who makes the candidates; the reference errors are the
     frozen model's all the same. draw: which set of candidates; 0 is what the rollout stage stores,
-    the loop takes others in later epochs. visits: which of the K noises get seeds and errors;
+    the loop takes others in later epochs. noise_indices: which of the K noises get seeds and
+    errors;
     default: all. A pair whose scores or errors are not finite comes as `Skipped`, the others are
     not touched by it. The device is waited for once, when all of this is computed.
     """
     size = config.rollout.group
-    groups, whole, metrics, errors = _computed(model, pairs, config, draw, role, visits)
+    groups, whole, metrics, errors = _computed(model, pairs, config, draw, role, noise_indices)
     values = torch.stack(
         [value.double().view(len(pairs), size).to(errors.device) for value in metrics.values()], 1
     )
@@ -77,7 +78,7 @@ def _computed(
     config: Config,
     draw: int,
     role: str | None,
-    visits: Sequence[int] | None,
+    noise_indices: Sequence[int] | None,
 ) -> tuple[list[Group], torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
     """(groups without metrics and errors, whose pixels are all finite (B), {metric: B*G}, errors
     (B, K, G)), on the device.
@@ -98,7 +99,7 @@ def _computed(
     )
     latents = _latents(model, made, config)
     shares = detail_share(hr, settings.grayscale).tolist()
-    kept = range(settings.noises) if visits is None else visits
+    kept = range(settings.noises) if noise_indices is None else noise_indices
     groups = []
     for b, pair in enumerate(pairs):
         noise_seeds = [
@@ -127,8 +128,11 @@ def _errors(model: NAOSD, groups: list[Group], config: Config) -> torch.Tensor:
     found = []
     with model.unet_roles.use(None):
         for group in groups:
-            prompt, visits = model.embed([group.prompt]), range(len(group.noise_seeds))
-            found += [noise_errors(model, group, prompt, config.rollout, visit) for visit in visits]
+            prompt, noise_indices = model.embed([group.prompt]), range(len(group.noise_seeds))
+            found += [
+                noise_errors(model, group, prompt, config.rollout, noise_index)
+                for noise_index in noise_indices
+            ]
     return torch.stack(found).view(len(groups), -1, config.rollout.group)
 
 

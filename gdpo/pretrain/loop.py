@@ -119,11 +119,11 @@ class _Run:
         """One generator step and one step of the fake score; returns the values to log."""
         keys: list[Key] = [(self.config.seed, "pretrain", step, i) for i in self.positions]
         self._schedule(step)
-        with self.world.together():
+        with self.world.collective():
             z, prompt, values = self._losses(step, keys)
             self._backward(values["loss"], self.optimizer)
         norm = self._update(self.policy, self.optimizer)
-        with self.world.together():
+        with self.world.collective():
             values["fake_loss"] = self._fake_loss(z.detach().float(), prompt, keys)
             self._backward(values["fake_loss"], self.optimizer_fake)
         fake_norm = self._update(self.fake, self.optimizer_fake)

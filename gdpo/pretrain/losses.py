@@ -3,9 +3,8 @@
     L = lambda_pixel * pixel + lambda_perceptual * perceptual + lambda_vsd * VSD
 
 The release computes MSE where the paper prints L1, and LPIPS-VGG with weight 2. `structure_loss` is
-the perceptual term
-that needs no downloaded weights: 1 - SSIM over three scales, plus the L1 distance of image
-gradients.
+the perceptual term that needs no downloaded weights: 1 - SSIM over three scales, plus the L1
+distance of image gradients.
 """
 
 import functools

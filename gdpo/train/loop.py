@@ -135,8 +135,8 @@ class Loop:
         """Write the checkpoint aside, then rename it; when this returns in any process, it is
         there.
         """
-        with self.world.together():
-            if self.world.leads:
+        with self.world.collective():
+            if self.world.is_main:
                 self._write(step)
 
     def _write(self, step: int) -> None:
@@ -156,7 +156,7 @@ class Loop:
         Raises `Stopped` (after a checkpoint) when asked to stop, and `Diverged` when a returned
         value is not finite.
         """
-        with self.world.together():
+        with self.world.collective():
             first = self.resume()
         for row in self.history:
             self.hooks.log(int(row["step"]), row)
@@ -171,7 +171,7 @@ class Loop:
             self.history.append({"step": float(step), **values})
             self.hooks.log(step, self.history[-1])
             done = step + 1
-            stopping = self.world.any(self.hooks.should_stop())
+            stopping = self.world.any_rank(self.hooks.should_stop())
             due = done % self.checkpoint_every == 0
             if not (stopping or due or done == self.steps):
                 continue

@@ -1,19 +1,17 @@
-"""The processes that share one training step: which samples are this one's, and what all must agree
-on.
+"""The processes that share one training step: data parallelism without a wrapper around the model.
 
-    rank, size      0..size-1, and how many; rank 0 alone logs and writes. size 1: no process group,
-                    nothing is exchanged
-    share(batch)    positions of this rank's samples in the step's batch: a contiguous run; shares
-                    may differ by one
-    add_gradients   the sum over the ranks, in each of them. A loss is weighted by its part of the
-                    whole batch before its
-    add             backward pass, so that the sum is the whole batch's; logged values likewise
-    any, together   a flag raised in one is raised in all, what fails in one fails in all: none
-                    waits for a rank that is gone
+    rank, size      0..size-1, and how many processes; rank 0 alone logs and writes
+    share(batch)    positions of this rank's samples in the batch: a contiguous run, sizes differ by
+                    at most one
+    add_gradients   sums the gradients over the ranks. Each rank weights its loss by its part of the
+                    batch, so the sum is the gradient of the whole batch
+    add             sums named values over the ranks, for logging
+    any_rank        whether a flag is raised on any rank
+    collective      barrier; re-raises the first rank's error on all ranks
 
-No wrapper around the model: the adapters are 4 M parameters, and one sum of their gradients per
-step is all there is to it. Noise comes from generators keyed by (seed, step, sample), so it does
-not depend on size, and size changes rounding alone.
+With size 1 there is no process group and nothing is exchanged. The adapters have 4 M parameters, so
+one all-reduce per step is cheap. Noise comes from generators keyed by (seed, step, sample) and does
+not depend on size: size changes nothing but rounding.
 """
 
 import os
@@ -41,7 +39,7 @@ class World:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the process that logs and writes."""
         return self.rank == 0
 
@@ -73,15 +71,13 @@ class World:
         dist.all_reduce(total)
         return dict(zip(values, total.tolist(), strict=True))
 
-    def any(self, flag: bool) -> bool:
+    def any_rank(self, flag: bool) -> bool:
         """Whether the flag is raised in any rank."""
         return self.add({"flag": float(flag)})["flag"] > 0
 
     @contextmanager
-    def together(self) -> Iterator[None]:
-        """What is done inside has been done by all ranks at the end; a ValueError or OSError in one
-        is raised in all.
-        """
+    def collective(self) -> Iterator[None]:
+        """Barrier; re-raises the first rank's ValueError or OSError on all ranks."""
         if self.size == 1:
             yield
             return
@@ -90,7 +86,7 @@ class World:
             yield
         except (ValueError, OSError) as error:
             own = error
-        if not self.any(own is not None):
+        if not self.any_rank(own is not None):
             return
         told: list[tuple[bool, str] | None] = [None] * self.size
         dist.all_gather_object(

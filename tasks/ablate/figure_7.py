@@ -63,8 +63,8 @@ def _ranges(scores_IRN: Array) -> Array:
 
 
 # What the paper's text says: (setting, against which, column, "range" or whether it rises). That
-# the last setting balances
-# is read as: more of a range and more perception than the first, more fidelity than the second.
+# the last setting balances is read as: more of a range and more perception than the first, more
+# fidelity than the second.
 CLAIMS: list[tuple[int, int, str, str]] = [
     *(
         (setting, 0, column, what)

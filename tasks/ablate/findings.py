@@ -57,8 +57,7 @@ def effect(a_IRN: Array, b_IRN: Array) -> Record:
     differ.
 
     Keys: mean, standard_error, low, high (None with a single image or repeat), p, distinguishable
-    (the interval leaves out 0),
-    and repeats: the mean of each.
+    (the interval leaves out 0), and repeats: the mean of each.
     """
     difference_IR = a_IRN.mean(axis=2) - b_IRN.mean(axis=2)
     parts = [difference_IR.mean(axis=1), difference_IR.mean(axis=0)]  # over images, over repeats

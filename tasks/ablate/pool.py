@@ -2,8 +2,8 @@
 
 A job's result does not depend on how many run beside it: each computes in a process that has one
 thread, and reads nothing that another one writes at the same time. A worker whose parent is gone,
-even by SIGKILL, stops after the step it is at, with a
-checkpoint: it sees that it has another parent, or that its pipe has ended.
+even by SIGKILL, stops after the step it is at, with a checkpoint: it sees that it has another
+parent, or that its pipe has ended.
 """
 
 import logging

@@ -9,8 +9,8 @@
 
 A run is named by a hash of everything it depends on, its own configuration, weights, data, code and
 metrics, so tables share runs, and a second command goes on where the first was ended. Every run
-computes with one thread (or on a GPU of its own), in
-a process that starts nothing else: how many run at once changes no bit of a result.
+computes with one thread (or on a GPU of its own), in a process that starts nothing else: how many
+run at once changes no bit of a result.
 """
 
 import json
@@ -64,8 +64,8 @@ class Job:
 
     config: of this very run. sources: `sources()`, part of every fingerprint. noise_seed: of the
     evaluation, the same for all runs, whatever seed they are trained with. made: the rollouts that
-    `finetune` reads, control: whether it shuffles their
-    advantages, every: it trains on every so many-th group.
+    `finetune` reads, control: whether it shuffles their advantages, every: it trains on every so
+    many-th group.
     """
 
     kind: str
@@ -305,7 +305,7 @@ def _with_errors(model: NAOSD, group: Group, config: Config) -> Group:
     there = replace(group, latents=group.latents.to(next(model.parameters()).device))
     prompt = model.embed([group.prompt])
     errors = [
-        noise_errors(model, there, prompt, config.rollout, visit).tolist()
-        for visit in range(config.rollout.noises)
+        noise_errors(model, there, prompt, config.rollout, noise_index).tolist()
+        for noise_index in range(config.rollout.noises)
     ]
     return replace(group, reference_error=errors)

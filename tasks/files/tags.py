@@ -8,8 +8,7 @@ evaluated.
                          --tagger`
 
 The folder of the tagger is no dependency in dvc.yaml, where nothing may be null. After putting
-another tagger into the
-same folder: `dvc repro --force`.
+another tagger into the same folder: `dvc repro --force`.
 """
 
 from collections.abc import Iterator

@@ -13,8 +13,8 @@ promoted.
                                 manifests
 
 A run without a whole manifest was interrupted, and is in no list; a promoted one that was deleted
-is listed as gone. All links
-are relative: the pages work through a static gateway, behind a prefix, and by `gdpo-sr browse`.
+is listed as gone. All links are relative: the pages work through a static gateway, behind a prefix,
+and by `gdpo-sr browse`.
 Everything but the pointer works on a server without conditional writes.
 """
 

@@ -36,7 +36,7 @@ LOGGED = {  # key of metrics.jsonl: title, what it means
         "mean of m − r; above 0: the policy denoises worse than NAOSD",
     ),
     "policy_error": ("Noise error", "mean of m, the policy’s"),
-    "zero_spread": ("Groups without spread", "share of the batch that teaches nothing"),
+    "frac_reward_zero_std": ("Groups without spread", "share of the batch that teaches nothing"),
     "skipped": ("Groups left out", "candidates made in the loop whose scores are not finite"),
     "grad_norm": ("Gradient norm", "before clipping"),
     "pixel": ("Pixel loss", "mean squared error against the original"),
@@ -45,7 +45,7 @@ LOGGED = {  # key of metrics.jsonl: title, what it means
     "fake_loss": ("Fake score’s loss", "noise prediction on NAOSD’s outputs"),
     "fake_grad_norm": ("Fake score’s gradient norm", "before clipping"),
 }
-GROUP_MEAN, PREFERRED, SPREAD = "mean of the group", "highest reward of the group", "_spread"
+GROUP_MEAN, PREFERRED, SPREAD = "mean of the group", "highest reward of the group", "_std"
 
 Figure = dict[str, str]
 Groups = dict[str, np.ndarray]  # "reward" and every metric: (groups, candidates)

@@ -2,8 +2,8 @@
 dark mode.
 
 The same input gives the same bytes (no date, salted ids). Ink and grid are drawn in marker colours,
-which become CSS
-variables: the browser resolves them for the reader's colour scheme, also inside <img>.
+which become CSS variables: the browser resolves them for the reader's colour scheme, also inside
+<img>.
 """
 
 import io

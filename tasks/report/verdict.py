@@ -197,10 +197,9 @@ def changes(
     """`model` in this run minus `model` in an earlier run, paired by image.
 
     Compared are the images that both runs have under one name and for which bicubic enlargement
-    scores the same in
-    both: so neither another photograph, another degradation nor another version of a metric passes
-    for a change of the model. Metrics that only one run has are left out, and so is the reward,
-    whose unit is each run's own NAOSD.
+    scores the same in both: so neither another photograph, another degradation nor another version
+    of a metric passes for a change of the model. Metrics that only one run has are left out, and so
+    is the reward, whose unit is each run's own NAOSD.
     """
     metrics = [
         metric

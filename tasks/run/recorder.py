@@ -123,8 +123,8 @@ class Recorder:
 
     def __enter__(self) -> "Recorder":
         if self.track != "none":
-            with (world := current()).together():
-                if world.leads:
+            with (world := current()).collective():
+                if world.is_main:
                     self._tracking = Tracking(self.track, self.path.parent, self.name)
         return self
 

@@ -50,7 +50,7 @@ def run(config: Config, root: Path, hooks: Hooks, name: str = "gdpo") -> None:
         hooks=hooks,
         pairs=pairs or [],
     )
-    if not current().leads:
+    if not current().is_main:
         return
     write_history(root / "reports/finetune" / name, history)
     chain = [*read_adapters(naosd), adapters]

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from gdpo.config import Config, Photographs
-from gdpo.data.scan import Census, Finding, census, examine
+from gdpo.data.scan import Finding, Scan, examine, scan
 from gdpo.data.sources import Photo, Split, part_of
 from gdpo.files import written_aside
 from gdpo.train.loop import Hooks, Stopped
@@ -32,8 +32,8 @@ def run(config: Config, root: Path, hooks: Hooks) -> None:
     """Write the lists and the report. ValueError naming the photograph or key on bad input; then
     nothing is written.
     """
-    held_out = _census(config, "evaluation", root, hooks, None)
-    trained = _census(config, "train", root, hooks, held_out)
+    held_out = _scan(config, "evaluation", root, hooks, None)
+    trained = _scan(config, "train", root, hooks, held_out)
     parts: dict[str, list[Finding]] = {name: [] for name in config.degrade.parts}
     for found in trained.used:
         parts[part_of(found.photo.name, config.degrade.parts)].append(found)
@@ -53,15 +53,13 @@ def run(config: Config, root: Path, hooks: Hooks) -> None:
         (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
-def _census(
-    config: Config, split: Split, root: Path, hooks: Hooks, held_out: Census | None
-) -> Census:
+def _scan(config: Config, split: Split, root: Path, hooks: Hooks, held_out: Scan | None) -> Scan:
     sources, side = config.degrade.train, config.degrade.crop
     if split == "evaluation":
         sources, side = config.degrade.evaluation, config.degrade.evaluation_crop
     photos = listed(sources, split, root)
     findings = _examined(photos, side, hooks)
-    found = census(
+    found = scan(
         findings, len(photos), config.degrade.max_failures, held_out.hashes() if held_out else None
     )
     if not found.used:
@@ -83,7 +81,7 @@ def _examined(photos: Sequence[Photo], min_side: int, hooks: Hooks) -> Iterator[
             hooks.log(start + len(batch), {"photographs": float(start + len(batch))})
 
 
-def _described(found: Census, sources: Sequence[Photographs], root: Path) -> dict[str, object]:
+def _described(found: Scan, sources: Sequence[Photographs], root: Path) -> dict[str, object]:
     """One split of the report: the same wherever the repository lies, as every output must be."""
     skipped = [
         {**row, "detail": row["detail"].replace(f"{root}{os.sep}", "")} for row in found.skipped

@@ -50,7 +50,7 @@ def run(config: Config, root: Path, hooks: Hooks) -> None:
         fingerprint=name,
         hooks=hooks,
     )
-    if not current().leads:
+    if not current().is_main:
         return
     write_history(root / "reports/pretrain", history)
     model = config.model

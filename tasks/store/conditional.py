@@ -25,7 +25,7 @@ def swap(store: Store, key: str, data: bytes, tag: str | None) -> None:
     `Conflict` if somebody was first, unless with the same bytes. ValueError on a server without
     conditional writes.
     """
-    if not honoured(store):
+    if not supports_cas(store):
         raise ValueError(
             f"{store.url()}: this server ignores conditional writes, so two promotions could "
             "overwrite each other; promote on "
@@ -38,7 +38,7 @@ def swap_or_look(store: Store, key: str, data: bytes, tag: str | None) -> None:
     """`swap`; on a server without conditional writes, a look and then a write: somebody may come
     between the two.
     """
-    if honoured(store):
+    if supports_cas(store):
         store.put_if(key, data, _condition(tag))
     elif store.tag(key) == tag or store.tag_if_holds(key, data):
         store.write(key, data)
@@ -61,7 +61,7 @@ def refresh(store: Store, key: str, make: Callable[[], bytes]) -> None:
             return
         with suppress(Conflict):
             swap_or_look(store, key, page, tag)
-            if honoured(store):
+            if supports_cas(store):
                 return
     raise Conflict(
         f"{store.url(key)}: others wrote it {TRIES} times while it was made; run the same again"
@@ -69,7 +69,7 @@ def refresh(store: Store, key: str, make: Callable[[], bytes]) -> None:
 
 
 @cache
-def honoured(store: Store) -> bool:
+def supports_cas(store: Store) -> bool:
     """Whether the server refuses writes whose If-None-Match or If-Match fails, and no others: tried
     once per store.
     """

@@ -2,8 +2,7 @@
 this working copy.
 
     with Fleet(folder, quick) as fleet:
-        fleet.worker("one", "cpu")
-        run = fleet.start("gdpo-stage/cpu", stage="degrade@00")
+        fleet.worker("one", "cpu") run = fleet.start("gdpo-stage/cpu", stage="degrade@00")
         fleet.finished(run)
 
 Everything is a process of its own and speaks HTTP, as on real hosts. Used by

@@ -11,7 +11,7 @@ from prefect.states import Cancelling, Completed, Crashed, Running, State
 from flows import heartbeat as alive
 from flows import pipeline
 from flows.dvc import run as repro
-from flows.heartbeat import Alive
+from flows.heartbeat import Heartbeat
 
 
 class Client:
@@ -69,7 +69,7 @@ def test_only_a_crash_is_taken_back(
 ) -> None:
     client = Client(state)
     monkeypatch.setattr(alive, "get_client", client)
-    run = Alive()
+    run = Heartbeat()
     clock["s"] += alive.EVERY_S
     run.update()
     assert client.states == [state] and client.asked == 1
@@ -87,7 +87,7 @@ def test_a_server_that_is_away_is_asked_again(
     client = Client(Crashed())
     client.away = True
     monkeypatch.setattr(alive, "get_client", client)
-    run = Alive()
+    run = Heartbeat()
     clock["s"] += alive.EVERY_S
     run.update()
     client.away = False
@@ -102,7 +102,7 @@ def test_without_a_run_nobody_is_asked(
     monkeypatch.delenv("PREFECT__FLOW_RUN_ID")
     client = Client(Crashed())
     monkeypatch.setattr(alive, "get_client", client)
-    run = Alive()
+    run = Heartbeat()
     clock["s"] += 1000
     run.update()
     assert client.asked == 0

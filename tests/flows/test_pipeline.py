@@ -25,7 +25,7 @@ from prefect.testing.utilities import prefect_test_harness
 
 from flows import pipeline as module
 from flows.dvc.run import StageFailed
-from flows.pipeline import _Fleet, patiently, pipeline
+from flows.pipeline import _Fleet, pipeline, retry_while_offline
 from flows.stage import run_stage
 from tasks.report import summary
 from tests.tasks.fabricated import SMALL
@@ -203,14 +203,14 @@ def test_a_server_that_is_away_is_waited_for_but_not_for_ever(
             raise faults.pop(0)
         return 7
 
-    assert patiently(call) == 7
+    assert retry_while_offline(call) == 7
     faults = [StageFailed("stage first: Failed")]
     with pytest.raises(StageFailed):
-        patiently(call)
+        retry_while_offline(call)
     faults = [httpx.ConnectError("") for _ in range(3)]
     monkeypatch.setattr(module, "PATIENCE_S", -1.0)
     with pytest.raises(httpx.ConnectError):
-        patiently(call)
+        retry_while_offline(call)
     assert len(faults) == 2
 
 

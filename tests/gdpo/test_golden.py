@@ -2,9 +2,9 @@
 tests/golden/.
 
 A change that should not change the arithmetic must leave them alone. Two machines differ in the
-last bits of their
-kernels, and 20 steps amplify that: measured over instruction sets and thread counts the values
-agree to 1e-4, so 1e-3 relative is asked for here. (Two runs on one machine are bit-identical:
+last bits of their kernels, and 20 steps amplify that: measured over instruction sets and thread
+counts the values agree to 1e-4, so 1e-3 relative is asked for here. (Two runs on one machine are
+bit-identical:
 test_loop.py of pretrain/ and preference/.)
 
     python -m tests.gdpo.test_golden --write      after a change that is meant to change them

@@ -10,7 +10,7 @@ import torch
 from ruamel.yaml import YAML
 from scipy import stats
 
-from gdpo.config import Degradation, Stage
+from gdpo.config import Degradation, DegradationOrder
 from gdpo.data.degrade import apply, degrade, draw, low_resolution, patch_generator
 from gdpo.data.kernels import kernel
 from gdpo.data.operations import blur, jpeg, resize_by, resize_to
@@ -189,7 +189,7 @@ def test_defaults_are_the_released_values():
     """The GDPO release's params_GDPO.yml, and keys that are left out of a stage keep that stage's
     values.
     """
-    assert CONFIG.first == Stage()
+    assert CONFIG.first == DegradationOrder()
     assert CONFIG.second.model_dump() == {
         "blur_prob": 0.5,
         "sinc_prob": 0.1,

@@ -8,7 +8,7 @@ from scipy.integrate import quad
 from scipy.special import j0
 from scipy.stats import multivariate_normal
 
-from gdpo.config import Degradation, Stage
+from gdpo.config import Degradation, DegradationOrder
 from gdpo.data.kernels import KINDS, draw_final_sinc, draw_kernel, kernel
 
 
@@ -77,7 +77,7 @@ def test_draw_kernel_shares_and_ranges():
     """Kinds come with the configured probabilities (within 4 standard errors), values lie inside
     their ranges.
     """
-    config, stage, rng = Degradation(), Stage(), np.random.default_rng(0)
+    config, stage, rng = Degradation(), DegradationOrder(), np.random.default_rng(0)
     drawn = [draw_kernel(config, stage, rng) for _ in range(6000)]
     sincs = [k for k in drawn if k["kind"] == "sinc"]
     shares = {"sinc": stage.sinc_prob}

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from gdpo.data.scan import Census, census, content_hash, examine
+from gdpo.data.scan import Scan, content_hash, examine, scan
 from gdpo.data.sources import Photo, photographs
 from gdpo.images import encode_png, resize_bicubic, write_png
 
@@ -34,14 +34,14 @@ def folder(tmp_path):
     return tmp_path
 
 
-def _census(folder, allowed: float = 0.5) -> Census:
+def _scan(folder, allowed: float = 0.5) -> Scan:
     photos = photographs("photos", "train", folder)
-    return census((examine(photo, 16) for photo in photos), len(photos), allowed)
+    return scan((examine(photo, 16) for photo in photos), len(photos), allowed)
 
 
 def test_census_has_every_reason(folder):
     """Used ones once, with size and hash; skipped ones with the reason and the file."""
-    found = _census(folder)
+    found = _scan(folder)
     assert [(f.photo.name, f.height, f.width, f.sha256) for f in found.used] == [
         ("b", 20, 24, content_hash(_image(0))),
         ("deep__a", 20, 24, content_hash(_image(3))),
@@ -75,22 +75,22 @@ def test_census_has_every_reason(folder):
 def test_too_many_failures_name_the_first_bad_file(folder, allowed):
     """Three of seven fail (copies and names are no failures): 0.43 is enough, less is not."""
     with pytest.raises(ValueError, match=r"broken\.jpg.*degrade\.max_failures"):
-        _census(folder, allowed)
-    assert len(_census(folder, 0.43).used) == 2
+        _scan(folder, allowed)
+    assert len(_scan(folder, 0.43).used) == 2
 
 
 def test_evaluation_photographs_may_not_be_trained_on():
     """The same pixels under another name are found, also when one side was resized; both names are
     given.
     """
-    held_out = census([examine(_photo("cat", 1), 16)], 1, 0.0).hashes()
+    held_out = scan([examine(_photo("cat", 1), 16)], 1, 0.0).hashes()
     for resize in (None, 16):
         with pytest.raises(ValueError, match=r"a\.png: is the evaluation photograph cat too"):
-            census([examine(_photo("a", 1, resize), 16)], 1, 1.0, held_out)
+            scan([examine(_photo("a", 1, resize), 16)], 1, 1.0, held_out)
     small = Photo("a", "a.png", read=lambda: encode_png(resize_bicubic(_image(1), (16, 19))))
-    resized = census([examine(_photo("cat", 1, 16), 16)], 1, 0.0).hashes()
+    resized = scan([examine(_photo("cat", 1, 16), 16)], 1, 0.0).hashes()
     with pytest.raises(ValueError, match="evaluation photograph cat too"):
-        census([examine(small, 16)], 1, 1.0, resized)
+        scan([examine(small, 16)], 1, 1.0, resized)
 
 
 def test_size_counts_after_resizing():
@@ -118,7 +118,7 @@ def test_a_name_that_is_no_text_and_a_link_to_nothing_are_listed(tmp_path):
     write_png(tmp_path / "x.png", _image(1))
     (tmp_path / "x.png").rename(tmp_path / os.fsdecode(b"photos/b\xff.png"))
     (tmp_path / "photos/gone.png").symlink_to("nowhere.png")
-    found = _census(tmp_path, 1.0)
+    found = _scan(tmp_path, 1.0)
     assert [one.photo.name for one in found.used] == ["a"]
     assert [(row["name"], row["reason"]) for row in found.skipped] == [
         ("b\\udcff", "unreadable"),

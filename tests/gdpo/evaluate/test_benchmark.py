@@ -8,7 +8,7 @@ from gdpo.config import Reward
 from gdpo.data.shards import Box, Pair, enlarge
 from gdpo.evaluate.benchmark import Key, evaluate_image, noise_keys, rewards, stack
 from gdpo.evaluate.statistics import within_image_std
-from gdpo.seeds import draws, seed_of
+from gdpo.seeds import seed_of, seeded_noise
 
 
 @pytest.fixture
@@ -24,7 +24,8 @@ def pair() -> Pair:
 def noisy(lr_up_BCHW: torch.Tensor, keys: list[Key]) -> torch.Tensor:
     """A model: the input plus a little noise from the keys."""
     return (
-        lr_up_BCHW + 0.02 * draws([seed_of(*key) for key in keys], tuple(lr_up_BCHW.shape[1:]))[0]
+        lr_up_BCHW
+        + 0.02 * seeded_noise([seed_of(*key) for key in keys], tuple(lr_up_BCHW.shape[1:]))[0]
     ).clamp(0, 1)
 
 

@@ -11,9 +11,15 @@ import torch
 from gdpo.config import Lora, Rollout
 from gdpo.model.naosd import NAOSD
 from gdpo.model.schedule import add_noise, predict_x0
-from gdpo.preference.errors import check_group, consistent_target, noise_errors, predict, problem
+from gdpo.preference.errors import (
+    check_group,
+    consistent_target,
+    noise_errors,
+    noise_target,
+    predict,
+)
 from gdpo.preference.group import Group, Latents
-from gdpo.seeds import draws, torch_generator
+from gdpo.seeds import seeded_noise, torch_generator
 from tests import tiny
 
 SHAPE = (3, 4, 8, 8)
@@ -57,7 +63,7 @@ def errors(
 @pytest.mark.parametrize("target", ["added", "consistent"])
 @torch.no_grad()
 def test_the_formula(model: NAOSD, noise: str, target: str) -> None:
-    posterior, eps = draws([1, 2, 3], SHAPE[1:], 2)
+    posterior, eps = seeded_noise([1, 2, 3], SHAPE[1:], 2)
     eps = eps[:1].expand(SHAPE) if noise == "shared" else eps
     z = LATENTS.mean + LATENTS.std * posterior
     noisy = 0.673792**0.5 * z + (1 - 0.673792) ** 0.5 * eps
@@ -95,7 +101,7 @@ def test_an_actions_error_is_its_distance_from_the_models_x0(model: NAOSD) -> No
     """
     z_lr = torch.randn(SHAPE[1:], generator=torch_generator("lr"))
     action = Latents(LATENTS.mean, torch.zeros(SHAPE), z_lr)
-    z_noisy = add_noise(z_lr.expand(SHAPE), draws([7, 8, 9], SHAPE[1:], 3)[0], 250)
+    z_noisy = add_noise(z_lr.expand(SHAPE), seeded_noise([7, 8, 9], SHAPE[1:], 3)[0], 250)
     wanted = (
         (LATENTS.mean - model.denoise(z_noisy, model.embed(["sharp"]))).square().mean(dim=(1, 2, 3))
     )
@@ -213,5 +219,5 @@ def test_no_copy_to_the_device_is_waited_for(target: str, monkeypatch: pytest.Mo
     config = tiny.settings(rollout={"target": target}).rollout
     prompt = torch.zeros(1, 4, 8, device="meta")
     with tiny.Counted() as counted:
-        predict(model, problem(model, there, config, 0), prompt, config)
+        predict(model, noise_target(model, there, config, 0), prompt, config)
     assert counted.copies == 0 and seen[0].device.type == "meta"

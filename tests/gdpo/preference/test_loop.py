@@ -154,8 +154,10 @@ def test_a_repeat_differs_in_adapters_and_order_and_shares_the_rollouts(
     assert torch.equal(first.policy[name], again.policy[name]) and not torch.equal(
         first.policy[name], other.policy[name]
     )
-    assert [first._visit(i)[0] for i in range(10)] != [other._visit(i)[0] for i in range(10)]
-    assert (first._visit(0)[2], other._visit(0)[2]) == (0, 1), (
+    assert [first._noise_index(i)[0] for i in range(10)] != [
+        other._noise_index(i)[0] for i in range(10)
+    ]
+    assert (first._noise_index(0)[2], other._noise_index(0)[2]) == (0, 1), (
         "and begins with another stored noise"
     )
 
@@ -173,7 +175,7 @@ def test_only_the_unets_adapters_train_and_conv_in_stays(groups: list[Group]) ->
 
 def test_every_group_once_per_epoch_with_another_noise(groups: list[Group]) -> None:
     run = started(groups)
-    visits = [run._visit(position) for position in range(15)]
+    visits = [run._noise_index(position) for position in range(15)]
     for epoch in range(3):
         assert sorted(index for index, _, _ in visits[5 * epoch : 5 * epoch + 5]) == list(range(5))
     assert [epoch for _, epoch, _ in visits] == [0] * 5 + [1] * 5 + [2] * 5
@@ -218,7 +220,7 @@ def test_groups_without_spread_are_counted_and_pull_nowhere(
     flat = [replace(group, metrics={"psnr_y": [20.0] * 3, "ssim_y": [0.5] * 3}) for group in groups]
     run = _Run(tiny.model(), flat, configured(action, objective=objective), False)
     assert not gradient(run).any()
-    assert run.step(1)["zero_spread"] == 1.0
+    assert run.step(1)["frac_reward_zero_std"] == 1.0
 
 
 @pytest.mark.parametrize("chunk", [1, 2])
@@ -287,7 +289,7 @@ def test_online_makes_new_candidates_in_every_later_epoch(groups: list[Group]) -
 
 def test_online_makes_the_one_noise_that_the_visit_takes(groups: list[Group]) -> None:
     run = _Run(tiny.model(), PAIRS, configured({"noises": 2}, rollouts="online"), False)
-    assert run._visit(0)[2] == 0 and run._visit(5)[2] == 1
+    assert run._noise_index(0)[2] == 0 and run._noise_index(5)[2] == 1
     found, noise = run._group(1, 0, 1)
     stored_, visit = started(stored(configured({"noises": 2})))._group(1, 0, 1)
     assert isinstance(found, Group) and isinstance(stored_, Group) and (noise, visit) == (0, 1)
@@ -365,7 +367,7 @@ def test_a_group_that_cannot_be_scored_is_counted_named_and_left_out(
     for name in ("loss", "reward", "psnr_y", "policy_error"):
         assert history[0][name] == pytest.approx(others[0][name], rel=1e-6)
     run = _Run(tiny.model(), PAIRS[:2], configured(rollouts="online", steps=4, batch=1), False)
-    order = [PAIRS[run._visit(step)[0]].id for step in range(2)]
+    order = [PAIRS[run._noise_index(step)[0]].id for step in range(2)]
     for step, name in enumerate(order):
         before = {n: p.detach().clone() for n, p in run.policy.items()}
         assert run.step(step)["skipped"] == (name == "pair1")
@@ -468,12 +470,12 @@ def test_mean_and_spread_of_reward_and_metrics_are_logged(
     for name in ("psnr_y", "ssim_y"):
         values = np.array([group.metrics[name] for group in groups])
         assert row[name] == pytest.approx(values.mean(), rel=1e-6)
-        assert row[f"{name}_spread"] == pytest.approx(values.std(axis=1, ddof=1).mean(), rel=1e-6)
+        assert row[f"{name}_std"] == pytest.approx(values.std(axis=1, ddof=1).mean(), rel=1e-6)
     rewards = np.array(
         [reward_of(g.metrics, g.detail_share, configured().reward)[0] for g in groups]
     )
     assert row["reward"] == pytest.approx(rewards.mean(), rel=1e-6)
-    assert row["reward_spread"] == pytest.approx(rewards.std(axis=1, ddof=1).mean(), rel=1e-6)
+    assert row["reward_std"] == pytest.approx(rewards.std(axis=1, ddof=1).mean(), rel=1e-6)
 
 
 def test_two_runs_are_identical(groups: list[Group], tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from gdpo.preference.errors import noise_errors
 from gdpo.preference.group import Group, Skipped, from_row, reward_of, schema, subset, to_row
 from gdpo.preference.rollout import _computed, rollout
 from gdpo.rewards.detail import detail_share
-from gdpo.seeds import Key, draws, seed_of
+from gdpo.seeds import Key, seed_of, seeded_noise
 from tests import tiny
 
 CONFIG = tiny.settings()
@@ -152,7 +152,7 @@ def test_an_action_is_a_gaussian_around_the_reference(model: NAOSD) -> None:
         rollout={"candidates": "action", "sigma": 0.1}, finetune={"objective": "dance_grpo"}
     )
     (group,), (plain,) = made(model, [0], config), made(model, [0])
-    xi = draws(group.seeds, (4, 8, 8), 3)[2]
+    xi = seeded_noise(group.seeds, (4, 8, 8), 3)[2]
     wanted = 0.1**2 * xi.square().mean(dim=(1, 2, 3))
     assert group.reference_error[0] == pytest.approx(
         wanted.tolist(), rel=2e-3

@@ -14,7 +14,7 @@ import torch
 
 from gdpo.checks import check_tensor
 from gdpo.files import written_aside
-from gdpo.seeds import draws, numpy_generator, seed_of, torch_generator
+from gdpo.seeds import numpy_generator, seed_of, seeded_noise, torch_generator
 from gdpo.train.loop import Diverged, Hooks, Loop, Stopped, Tensors, cosine, grad_norm
 
 
@@ -38,10 +38,10 @@ def test_generators_follow_their_key() -> None:
 
 
 def test_noise_of_a_sample_does_not_depend_on_its_batch() -> None:
-    whole = draws([3, 1, 4, 15], (2, 3), 2)
+    whole = seeded_noise([3, 1, 4, 15], (2, 3), 2)
     assert whole.shape == (2, 4, 2, 3)
     for i, seed in enumerate((3, 1, 4, 15)):
-        assert torch.equal(whole[:, i], draws([seed], (2, 3), 2)[:, 0])
+        assert torch.equal(whole[:, i], seeded_noise([seed], (2, 3), 2)[:, 0])
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -43,13 +43,13 @@ def test_every_position_is_in_one_share_and_shares_are_even(batch: int, size: in
 
 def test_alone_nothing_is_exchanged_or_changed() -> None:
     world = current()
-    assert (world, world.leads, dist.is_initialized()) == (World(), True, False)
+    assert (world, world.is_main, dist.is_initialized()) == (World(), True, False)
     weight = torch.nn.Parameter(torch.zeros(2))
     weight.grad = torch.tensor([1.0, 2.0])
     world.add_gradients([weight])
     assert weight.grad.tolist() == [1, 2] and world.add({"a": 0.1}) == {"a": 0.1}
-    assert world.any(True) and not world.any(False)
-    with pytest.raises(OSError, match="disk"), world.together():
+    assert world.any_rank(True) and not world.any_rank(False)
+    with pytest.raises(OSError, match="disk"), world.collective():
         raise OSError("disk")
 
 
@@ -70,8 +70,8 @@ def test_sums_are_over_both(tmp_path: Path) -> None:
             and weights[2].grad is None
         )
         assert world.add({"a": 0.5, "b": float(world.rank)}) == {"a": 1, "b": 1}
-        assert world.any(world.rank == 1) and not world.any(False)
-        assert world.leads == (world.rank == 0)
+        assert world.any_rank(world.rank == 1) and not world.any_rank(False)
+        assert world.is_main == (world.rank == 0)
 
     in_two(tmp_path, check)
 
@@ -79,9 +79,9 @@ def test_sums_are_over_both(tmp_path: Path) -> None:
 @pytest.mark.parametrize("error", [ValueError("shard 7: damaged"), NotFinite("z has NaN")])
 def test_what_fails_in_one_fails_in_both(tmp_path: Path, error: ValueError) -> None:
     def check(world: World) -> None:
-        with world.together():
+        with world.collective():
             pass
-        with pytest.raises(type(error), match=str(error)), world.together():
+        with pytest.raises(type(error), match=str(error)), world.collective():
             if world.rank == 1:
                 raise error
 
@@ -96,7 +96,7 @@ def loop(folder: Path, hooks: Hooks) -> Loop:
 def test_nan_in_one_stops_both_with_the_last_good_checkpoint(tmp_path: Path) -> None:
     def check(world: World) -> None:
         def step(number: int) -> dict[str, float]:
-            with world.together():
+            with world.collective():
                 if (world.rank, number) == (1, 3):
                     raise NotFinite("z has NaN")
             return {"loss": 1.0}

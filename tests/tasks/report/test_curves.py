@@ -31,8 +31,8 @@ def logged(root: Path, seed: int = SEED, repeat: int = 0) -> Path:
     rows = [
         {
             "step": s,
-            "reward_spread": np.mean(
-                [spread[_Run._visit(loop, s * BATCH + i)[0]] for i in range(BATCH)]
+            "reward_std": np.mean(
+                [spread[_Run._noise_index(loop, s * BATCH + i)[0]] for i in range(BATCH)]
             ),
         }
         for s in range(STEPS)
@@ -92,9 +92,9 @@ def test_values_of_a_training_have_titles(tmp_path: Path) -> None:
         "loss",
         "weighted_error_difference",
         "reward",
-        "reward_spread",
+        "reward_std",
         "psnr_y",
-        "psnr_y_spread",
+        "psnr_y_std",
         "new_value",
     )
     fabricated._lines(tmp_path / "reports/finetune/gdpo/metrics.jsonl", 5, keys)

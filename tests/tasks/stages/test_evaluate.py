@@ -16,7 +16,7 @@ from gdpo.data.shards import Box, Pair, write_shards
 from gdpo.evaluate import benchmark
 from gdpo.images import read_photo, write_png
 from gdpo.metrics import fid
-from gdpo.seeds import draws, seed_of
+from gdpo.seeds import seed_of, seeded_noise
 from gdpo.train.loop import Hooks, Stopped
 from tasks.files import evaluation as evaluation_files
 from tasks.files.evaluation import folder_name, has_pictures
@@ -79,7 +79,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         model: float, lr_up_BCHW: torch.Tensor, keys: list[Any], **settings: Any
     ) -> torch.Tensor:
         assert settings == {"color_fix": "wavelet", "precision": settings["precision"]}
-        noise = draws([seed_of(*key) for key in keys], tuple(lr_up_BCHW.shape[1:]))[0].to(
+        noise = seeded_noise([seed_of(*key) for key in keys], tuple(lr_up_BCHW.shape[1:]))[0].to(
             lr_up_BCHW.device
         )
         return (lr_up_BCHW + model * noise).clamp(0, 1)

@@ -13,7 +13,7 @@ import boto3
 import pytest
 
 from tasks.store import s3 as module
-from tasks.store.conditional import honoured, swap, swap_or_look
+from tasks.store.conditional import supports_cas, swap, swap_or_look
 from tasks.store.s3 import Conflict, Store, content_type
 from tests import s3
 
@@ -32,7 +32,7 @@ def use(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     for name, value in s3.environment(url).items():
         monkeypatch.setenv(name, value)
     module._client.cache_clear()
-    honoured.cache_clear()
+    supports_cas.cache_clear()
 
 
 def raw(url: str, key: str) -> Any:
