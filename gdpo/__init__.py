@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gdpo.color import adain_color_fix, wavelet_color_fix
     from gdpo.data.degrade import degrade
     from gdpo.model.naosd import NAOSD
     from gdpo.preference.objectives import gdpo_loss
@@ -13,12 +14,11 @@ if TYPE_CHECKING:
     from gdpo.released.read import load_released_checkpoint
     from gdpo.rewards.attribute_aware import attribute_aware_reward, group_advantage
     from gdpo.rewards.detail import detail_share
-    from gdpo.upscale.color import adain_color_fix, wavelet_color_fix
 
 # Importing torch and diffusers takes seconds; `gdpo-sr --help` must not.
 _HOME = {
     "NAOSD": "gdpo.model.naosd",
-    "adain_color_fix": "gdpo.upscale.color",
+    "adain_color_fix": "gdpo.color",
     "attribute_aware_reward": "gdpo.rewards.attribute_aware",
     "degrade": "gdpo.data.degrade",
     "detail_share": "gdpo.rewards.detail",
@@ -27,7 +27,7 @@ _HOME = {
     "group_advantage": "gdpo.rewards.attribute_aware",
     "load_released_checkpoint": "gdpo.released.read",
     "vsd_loss": "gdpo.pretrain.vsd",
-    "wavelet_color_fix": "gdpo.upscale.color",
+    "wavelet_color_fix": "gdpo.color",
 }
 __all__ = [
     "NAOSD",

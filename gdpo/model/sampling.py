@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 
 from gdpo.checks import check_image
+from gdpo.color import color_fix as fix_color
 from gdpo.fields import ColorFix, Precision
 from gdpo.model.naosd import NAOSD
 from gdpo.seeds import Key, seed_of, seeded_noise
-from gdpo.upscale.color import color_fix as fix_color
 
 
 def autocast(precision: Precision, device: str) -> contextlib.AbstractContextManager[Any]:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from gdpo.checks import shapes_only
+from gdpo.color import color_fix
 from gdpo.config import Config
 from gdpo.data.shards import Pair, enlarge
 from gdpo.images import to_tensor
@@ -30,7 +31,6 @@ from gdpo.preference.errors import check_group, noise_errors
 from gdpo.preference.group import Group, Latents, Skipped
 from gdpo.rewards.detail import detail_share
 from gdpo.seeds import seed_of
-from gdpo.upscale.color import color_fix
 
 
 @torch.no_grad()

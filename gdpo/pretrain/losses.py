@@ -9,11 +9,13 @@ distance of image gradients.
 
 import functools
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+from gdpo.metrics import networks
 from gdpo.model.sources import LPIPS_VGG
 
 
@@ -75,10 +77,9 @@ def check_perceptual(kind: Literal["lpips-vgg", "structure"]) -> None:
 
 
 @functools.cache
-def _lpips() -> Any:
-    import pyiqa
-
-    return pyiqa.create_metric("lpips-vgg", as_loss=True).net
+def _lpips(device: torch.device) -> nn.Module:
+    """pyiqa's LPIPS-VGG, its weights read without pickle and without a download."""
+    return networks.build("lpips-vgg", device)
 
 
 def perceptual_loss(
@@ -89,4 +90,5 @@ def perceptual_loss(
     """
     if kind == "structure":
         return structure_loss(image, target)
-    return _lpips().to(image.device)(image * 0.5 + 0.5, target * 0.5 + 0.5).mean()
+    distance: torch.Tensor = _lpips(image.device)(image * 0.5 + 0.5, target * 0.5 + 0.5)
+    return distance.mean()

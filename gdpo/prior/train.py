@@ -8,7 +8,7 @@ on photographs.
     decoder       reconstruction + hinge adversarial term, encoder frozen
     all           AdamW, one cosine cycle, everything seeded by (seed, step)
 
-    python -m tasks prior PHOTOS assets/tiny-sd     # makes the folder that ships in assets/
+    gdpo-sr prior PHOTOS -o assets/tiny-sd     # makes the folder that ships in assets/
 
 It stands in for SD2.1-base in the sample profile, so that every later stage runs the real code on
 real photographs. The two prompts make classifier-free guidance, and with it the VSD loss, mean

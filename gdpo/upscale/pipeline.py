@@ -22,12 +22,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from gdpo.color import color_fix as fix_color
 from gdpo.images import resize_bicubic, to_tensor, to_uint8
 from gdpo.model.naosd import NAOSD
 from gdpo.model.prompts import compose, join
 from gdpo.model.sampling import draw_noise, pad_to_multiple
 from gdpo.tagger.tagger import Tagger
-from gdpo.upscale.color import color_fix as fix_color
 from gdpo.upscale.tiling import Axis, Window, blend, plan
 
 TILE = 512

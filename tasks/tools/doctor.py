@@ -13,10 +13,12 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.tools.artefact import BAD, FOUND, MISSING, UNUSED, Artefact
+from tasks.tools.doctor_data import pairs, photographs, scan
 from tasks.tools.machine import examine
 
 if TYPE_CHECKING:
@@ -24,22 +26,6 @@ if TYPE_CHECKING:
     from gdpo.model.sources import Source
 
 EXAMPLE = "gdpo-sr doctor --profile paper"
-FOUND, MISSING, BAD, UNUSED = "found", "MISSING", "BAD", "not used"
-
-
-@dataclass(frozen=True)
-class Artefact:
-    """One file or folder: which key asks for it, its state, bytes (expected ones if it is not
-    there), licence, origin.
-    """
-
-    needed_by: str
-    path: str
-    state: str
-    size: int
-    licence: str
-    where: str
-    problem: str = ""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,8 +53,6 @@ def main(args: argparse.Namespace) -> int:
     from tasks import params
 
     if args.shards is not None:
-        from tasks.tools.doctor_data import scan
-
         return scan(args.shards, args.json)
     root = Path.cwd()
     artefacts = list(needed(params.load(args.params, args.profile), root))
@@ -92,8 +76,6 @@ def needed(config: "Config", root: Path) -> Iterator[Artefact]:
     """Everything the configuration names that is not made by a stage, in the order of the
     pipeline.
     """
-    from tasks.tools.doctor_data import pairs, photographs
-
     yield from photographs(config, root)
     yield from _base(config, root)
     if config.pretrain.init is not None:

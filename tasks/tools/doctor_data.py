@@ -14,7 +14,7 @@ from gdpo.data.rows import damages
 from gdpo.data.shards import shard_files
 from gdpo.data.sources import Split
 from tasks.files.photographs import listed
-from tasks.tools.doctor import FOUND, MISSING, Artefact
+from tasks.tools.artefact import FOUND, MISSING, Artefact
 
 SPLITS: tuple[Split, ...] = ("train", "evaluation")
 

@@ -82,7 +82,9 @@ def test_lpips_gets_images_in_0_to_1_and_is_a_mean(monkeypatch: pytest.MonkeyPat
             assert float(image.detach().min()) >= 0 and float(image.detach().max()) <= 1
             return (image - target).square().mean(dim=(1, 2, 3))
 
-    monkeypatch.setattr(losses, "_lpips", Spy)
+    built = []
+    monkeypatch.setattr(losses.networks, "build", lambda *of: built.append(of) or Spy())
+    losses._lpips.cache_clear()
     a, b = images()
     found = perceptual_loss(a, b, "lpips-vgg")
     assert found.item() == pytest.approx((a - b).square().mean().item() / 4)
@@ -90,6 +92,9 @@ def test_lpips_gets_images_in_0_to_1_and_is_a_mean(monkeypatch: pytest.MonkeyPat
     assert torch.autograd.gradcheck(
         lambda x: perceptual_loss(x, b[:1, :, :2, :2], "lpips-vgg"), (small,)
     )
+    # Once, and by the loader that reads weights without pickle.
+    assert built == [("lpips-vgg", torch.device("cpu"))]
+    losses._lpips.cache_clear()
 
 
 def test_missing_weights_of_lpips_are_named_with_their_place(

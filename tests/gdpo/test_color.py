@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from gdpo.upscale.color import adain_color_fix, color_fix, wavelet_color_fix
+from gdpo.color import adain_color_fix, color_fix, wavelet_color_fix
 
 
 def _pair(height: int = 23, width: int = 41) -> tuple[torch.Tensor, torch.Tensor]:
