@@ -1,22 +1,18 @@
-"""Argument checks that several rooms share: each raises a `ValueError` of one line that names the
-argument.
+"""Argument checks: each raises a `ValueError` of one line that names the argument.
+
+Public functions check shapes and values. Code behind them does not look at values again: every look
+makes the CPU wait for the device.
 
 Shapes: B batch, C channels, H height, W width.
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from pathlib import Path
 
 import numpy as np
 import torch
 
 RANGE_TOLERANCE = 1e-6  # what pyiqa allows too: the last bit of a clamp in another precision
-
-
-_values_too = ContextVar("_values_too", default=True)
 
 
 class NotFinite(ValueError):
@@ -27,13 +23,15 @@ def check_tensor(name: str, tensor: object, shape: str) -> torch.Tensor:
     """Return `tensor` if it is a finite floating-point tensor with one dimension per letter of
     `shape`, none empty.
     """
-    found = _check_kind(name, tensor, shape)
-    if _values_too.get():
-        _limits(name, found)
+    found = check_shape(name, tensor, shape)
+    _limits(name, found)
     return found
 
 
-def _check_kind(name: str, tensor: object, shape: str) -> torch.Tensor:
+def check_shape(name: str, tensor: object, shape: str) -> torch.Tensor:
+    """Return `tensor` if it is a floating-point tensor with one dimension per letter of `shape`,
+    none empty; its values are not looked at.
+    """
     if not isinstance(tensor, torch.Tensor):
         raise ValueError(
             f"{name} must be a torch.Tensor of shape {shape}, got {type(tensor).__name__}"
@@ -45,20 +43,6 @@ def _check_kind(name: str, tensor: object, shape: str) -> torch.Tensor:
     if not tensor.is_floating_point():
         raise ValueError(f"{name} must be a floating-point tensor, got {tensor.dtype}")
     return tensor
-
-
-@contextmanager
-def shapes_only() -> Iterator[None]:
-    """Inside, `check_tensor` and `check_image` look at no values: a device would be waited for at
-    each of them.
-
-    For code that looks at what comes out in the end, such as `rollout`.
-    """
-    token = _values_too.set(False)
-    try:
-        yield
-    finally:
-        _values_too.reset(token)
 
 
 def _limits(name: str, tensor: torch.Tensor) -> tuple[float, float]:
@@ -73,13 +57,11 @@ def check_image(name: str, image: object, low: float = 0.0, high: float = 1.0) -
     """Return `image` if it is a finite floating-point RGB batch BCHW (C = 3) with values in [low,
     high].
     """
-    tensor = _check_kind(name, image, "BCHW")
+    tensor = check_shape(name, image, "BCHW")
     if tensor.shape[1] != 3:
         raise ValueError(
             f"{name} must have 3 channels (RGB) in shape BCHW, got {tuple(tensor.shape)}"
         )
-    if not _values_too.get():
-        return tensor
     least, most = _limits(name, tensor)
     if least < low - RANGE_TOLERANCE or most > high + RANGE_TOLERANCE:
         raise ValueError(

@@ -27,15 +27,16 @@ def color_fix(kind: str, image: torch.Tensor, reference: torch.Tensor) -> torch.
     """Apply the correction `kind` ("none", "adain" or "wavelet") to image BCHW and clamp the result
     to [0, 1].
 
-    reference: the enlarged low-resolution input, of the image's shape. Raises ValueError naming the
-    argument.
+    reference: the enlarged low-resolution input, of the image's shape. For images that were just
+    computed: values are not checked. Raises ValueError for an unknown kind or differing shapes.
     """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    check_same_shape("image", image, "reference", reference)
     if kind == "adain":
-        image = adain_color_fix(image, reference)
+        image = _adain(image, reference)
     elif kind == "wavelet":
-        image = wavelet_color_fix(image, reference)
+        image = _wavelet(image, reference)
     return image.clamp(0, 1)
 
 
@@ -46,6 +47,10 @@ def adain_color_fix(image: torch.Tensor, reference: torch.Tensor) -> torch.Tenso
     Raises ValueError naming the argument for a wrong shape or type, NaN, or values outside [0, 1].
     """
     _check(image, reference)
+    return _adain(image, reference)
+
+
+def _adain(image: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     if image.shape[2] * image.shape[3] == 1:
         return reference.clone()  # one pixel has a mean but no deviation
     variance, mean = torch.var_mean(image, (2, 3), keepdim=True)
@@ -60,6 +65,10 @@ def wavelet_color_fix(image: torch.Tensor, reference: torch.Tensor) -> torch.Ten
     above.
     """
     _check(image, reference)
+    return _wavelet(image, reference)
+
+
+def _wavelet(image: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     return image - lowest_band(image) + lowest_band(reference)
 
 

@@ -37,6 +37,7 @@ __all__ = [
     "missing",
     "network",
     "score",
+    "score_computed",
     "unusable",
     "versions",
 ]
@@ -130,10 +131,20 @@ def score(
     ValueError for an unknown metric, one of whole sets (fid: gdpo/metrics/fid.py), missing weights,
     a missing reference, wrong shapes, values out of range, or too small an image.
     """
-    check_available(names)
     check_image("image", image)
     if reference is not None:
         check_image("reference", reference)
+    return score_computed(names, image, reference)
+
+
+def score_computed(
+    names: Sequence[str], image: torch.Tensor, reference: torch.Tensor | None = None
+) -> dict[str, torch.Tensor]:
+    """As `score`, for images that were just computed: their values are not looked at, so a device
+    is not waited for.
+    """
+    check_available(names)
+    if reference is not None:
         check_same_shape("image", image, "reference", reference)
     for name in names:
         row = metric(name)

@@ -1,12 +1,13 @@
 """NAOSD, the noise-aware one-step diffusion super-resolver (paper Sec. 3.1), in the paper's
 symbols:
 
-    z_LR = s * sample(E(x_LR))                                       encode
-    z~   = sqrt(abar_add) z_LR + sqrt(1 - abar_add) eps              inject   (Eq. 3; t_add = 250,
-         None: z~ = z_LR)
-    e    = UNet(z~, t_diff, c)                                       denoise  (t_diff = 100)
-    z_SR = (z~ - sqrt(1 - abar_diff) e) / sqrt(abar_diff)                     (Eq. 4)
-    I_SR = clamp(D(z_SR / s), -1, 1)                                 decode
+    encode    z_LR = s * sample(E(x_LR))
+    inject    z~   = sqrt(abar_add) z_LR + sqrt(1 - abar_add) eps       (Eq. 3; t_add = 250)
+    denoise   e    = UNet(z~, t_diff, c)                                (t_diff = 100)
+              z_SR = (z~ - sqrt(1 - abar_diff) e) / sqrt(abar_diff)     (Eq. 4)
+    decode    I_SR = clamp(D(z_SR / s), -1, 1)
+
+The methods check their arguments; gdpo/model/steps.py has the formulas without checks, for loops.
 
 Every random tensor is an argument, so another implementation's noise can be replayed through it.
 """
@@ -18,9 +19,9 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 
 from gdpo.checks import check_device, check_image, check_path, check_same_shape, check_tensor
-from gdpo.model import prompts
+from gdpo.model import prompts, steps
 from gdpo.model.adapters import Roles, unet_targets, vae_targets
-from gdpo.model.schedule import add_noise, check_timestep, predict_x0
+from gdpo.model.schedule import check_timestep
 
 
 class NAOSD(nn.Module):
@@ -92,6 +93,8 @@ class NAOSD(nn.Module):
         """prompt_BLD of a list of B prompts."""
         return prompts.embed(self.tokenizer, self.text_encoder, texts)
 
+    # Checks of arguments: shapes, types and values.
+
     def _check(self, name: str, tensor: object) -> torch.Tensor:
         """Return `tensor` if it is finite, (B, C, H, W) and, where nothing casts it, of the model's
         own type.
@@ -119,12 +122,28 @@ class NAOSD(nn.Module):
             )
         return x
 
-    def posterior(self, x_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scaled mean and standard deviation of the VAE posterior of x_BCHW in [-1, 1]: two (B, c,
-        h, w) tensors.
-        """
-        posterior = self.vae.encode(self._check_image("x_BCHW", x_BCHW)).latent_dist
-        return self.scaling * posterior.mean, self.scaling * posterior.std
+    def _check_prompt(self, prompt: object, batch: int) -> None:
+        found, width = (
+            check_tensor("prompt_BLD", prompt, "BLD"),
+            int(self.unet.config.cross_attention_dim),
+        )
+        if len(found) not in (1, batch):
+            raise ValueError(f"prompt_BLD must hold 1 or {batch} prompts, got {len(found)}")
+        if found.shape[2] != width:
+            raise ValueError(
+                f"prompt_BLD must have the UNet's width {width} in shape BLD, got "
+                f"{tuple(found.shape)}"
+            )
+
+    def _check_noise(self, name: str, noise: object, x: torch.Tensor) -> torch.Tensor:
+        wanted = (len(x), *self.latent_shape(*x.shape[2:]))
+        tensor = check_tensor(name, noise, "BCHW")
+        if tensor.shape != wanted:
+            raise ValueError(
+                f"{name} must have the shape of the latent of x_BCHW, {wanted}, got "
+                f"{tuple(tensor.shape)}"
+            )
+        return tensor
 
     def encode(self, x_BCHW: torch.Tensor, noise: torch.Tensor | torch.Generator) -> torch.Tensor:
         """z_LR (B, c, h, w): a sample of the posterior of x_BCHW in [-1, 1].
@@ -133,16 +152,10 @@ class NAOSD(nn.Module):
         naming the argument.
         """
         x = self._check_image("x_BCHW", x_BCHW)
-        wanted = (len(x), *self.latent_shape(*x.shape[2:]))
         if isinstance(noise, torch.Generator):
+            wanted = (len(x), *self.latent_shape(*x.shape[2:]))
             noise = torch.randn(wanted, generator=noise, device=noise.device)
-        elif check_tensor("noise", noise, "BCHW").shape != wanted:
-            raise ValueError(
-                f"noise must have the shape of the latent of x_BCHW, {wanted}, got "
-                f"{tuple(noise.shape)}"
-            )
-        mean, std = self.posterior(x)
-        return mean + std * noise.to(mean)
+        return steps.encode(self, x, self._check_noise("noise", noise, x))
 
     def inject(
         self, z: torch.Tensor, noise: torch.Tensor, t_add: int | torch.Tensor | None = None
@@ -156,11 +169,9 @@ class NAOSD(nn.Module):
         check_same_shape(
             "noise", check_tensor("noise", noise, "BCHW"), "z", self._check_latent("z", z)
         )
-        t_add = self.t_add if t_add is None else t_add
-        if t_add is None:
-            return z
-        check_timestep("t_add", t_add)
-        return add_noise(z, noise.to(z), t_add)
+        if t_add is not None:
+            check_timestep("t_add", t_add)
+        return steps.inject(self, z, noise, t_add)
 
     def predict_noise(
         self, z_noisy: torch.Tensor, prompt: torch.Tensor, t: torch.Tensor | int | None = None
@@ -180,26 +191,13 @@ class NAOSD(nn.Module):
         """
         self._check_latent("z", z)
         self._check_prompt(prompt_BLD, len(z))
-        return predict_x0(z, self.predict_noise(z, prompt_BLD).to(z.dtype), self.t_diff)
-
-    def _check_prompt(self, prompt: object, batch: int) -> None:
-        found, width = (
-            check_tensor("prompt_BLD", prompt, "BLD"),
-            int(self.unet.config.cross_attention_dim),
-        )
-        if len(found) not in (1, batch):
-            raise ValueError(f"prompt_BLD must hold 1 or {batch} prompts, got {len(found)}")
-        if found.shape[2] != width:
-            raise ValueError(
-                f"prompt_BLD must have the UNet's width {width} in shape BLD, got "
-                f"{tuple(found.shape)}"
-            )
+        return steps.denoise(self, z, prompt_BLD)
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
         """image_BCHW in [-1, 1] from the scaled latent z. Errors: ValueError naming the
         argument.
         """
-        return self.vae.decode(self._check_latent("z", z) / self.scaling).sample.clamp(-1, 1)
+        return steps.decode(self, self._check_latent("z", z))
 
     def forward(
         self,
@@ -211,17 +209,12 @@ class NAOSD(nn.Module):
         """I_SR of x_BCHW (the LR image enlarged to full size); noise and posterior_noise are
         standard normal (B, c, h, w).
 
-        Errors: ValueError naming the argument for a wrong shape, type or range, or NaN.
+        Errors: ValueError naming the argument for a wrong shape, type or range, or NaN. Each
+        argument is checked once, intermediate results are not.
         """
         x = self._check_image("x_BCHW", x_BCHW)
         self._check_prompt(prompt_BLD, len(x))
-        wanted = (len(x), *self.latent_shape(*x.shape[2:]))
-        for name, value in (("noise", noise), ("posterior_noise", posterior_noise)):
-            if check_tensor(name, value, "BCHW").shape != wanted:
-                raise ValueError(
-                    f"{name} must have the shape of the latent of x_BCHW, {wanted}, got "
-                    f"{tuple(value.shape)}"
-                )
-        return self.decode(
-            self.denoise(self.inject(self.encode(x, posterior_noise), noise), prompt_BLD)
-        )
+        self._check_noise("noise", noise, x)
+        self._check_noise("posterior_noise", posterior_noise, x)
+        z_noisy = steps.inject(self, steps.encode(self, x, posterior_noise), noise)
+        return steps.decode(self, steps.denoise(self, z_noisy, prompt_BLD))

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from gdpo.checks import check_image
+from gdpo.checks import check_image, check_tensor
 from gdpo.color import color_fix as fix_color
 from gdpo.fields import ColorFix, Precision
+from gdpo.model import steps
 from gdpo.model.naosd import NAOSD
 from gdpo.seeds import Key, seed_of, seeded_noise
 
@@ -77,7 +78,9 @@ def super_resolve(
     noise, posterior_noise = draw_noise(keys, model.latent_shape(*x.shape[-2:]))
     prompt = model.embed([model.prompt] if prompts is None else prompts)
     with autocast(precision, device.type):
-        z = model.encode(x, posterior_noise[::per_image].to(device)).repeat_interleave(per_image, 0)
-        image = model.decode(model.denoise(model.inject(z, noise.to(device)), prompt))
+        z = steps.encode(model, x, posterior_noise[::per_image].to(device))
+        z_noisy = steps.inject(model, z.repeat_interleave(per_image, 0), noise.to(device))
+        image = steps.decode(model, steps.denoise(model, z_noisy, prompt))
     image = (image.float() * 0.5 + 0.5)[..., :height, :width]
+    check_tensor("the model's image", image, "BCHW")
     return fix_color(color_fix, image, lr.to(device).repeat_interleave(per_image, 0))

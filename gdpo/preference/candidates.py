@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 
 from gdpo.config import Config
+from gdpo.model import steps
 from gdpo.model.naosd import NAOSD
 from gdpo.model.sampling import autocast, pad_to_multiple
 from gdpo.model.schedule import predict_x0
@@ -46,30 +47,30 @@ def candidates(
     height, width = lr.shape[-2:]
     x = pad_to_multiple(lr, model.multiple).to(device) * 2 - 1
     noise, posterior, xi = seeded_noise(seeds, model.latent_shape(*x.shape[-2:]), 3).to(device)
-    steps = torch.linspace(0, 1, settings.group).repeat(len(lr))
+    fraction = torch.linspace(0, 1, settings.group).repeat(len(lr))
     if settings.candidates in ("guidance", "t_add"):
         noise = noise[:: settings.group].repeat_interleave(settings.group, 0)
     with autocast(settings.precision, device.type):
-        z_lr = model.encode(x, posterior[:: settings.group])
+        z_lr = steps.encode(model, x, posterior[:: settings.group])
         if settings.candidates == "action":
             z_lr = _stored(z_lr)
         z = z_lr.repeat_interleave(settings.group, 0)
         t_add = (
-            _between(settings.t_add_range, steps).round().long()
+            _between(settings.t_add_range, fraction).round().long()
             if settings.candidates == "t_add"
             else None
         )
-        z_noisy = model.inject(z, noise, t_add)
+        z_noisy = steps.inject(model, z, noise, t_add)
         embedded = model.embed(prompts).repeat_interleave(settings.group, 0)
         eps_hat = model.predict_noise(z_noisy, embedded)
         if settings.candidates == "guidance":
             negative = model.predict_noise(z_noisy, model.embed([config.model.negative_prompt]))
-            eps_hat = negative + _between(settings.guidance_range, steps.to(device))[
+            eps_hat = negative + _between(settings.guidance_range, fraction.to(device))[
                 :, None, None, None
             ] * (eps_hat - negative)
         z_sr = predict_x0(z_noisy, eps_hat.to(z_noisy.dtype), model.t_diff)
         action = _stored(z_sr + settings.sigma * xi) if settings.candidates == "action" else None
-        image = model.decode(z_sr if action is None else action)
+        image = steps.decode(model, z_sr if action is None else action)
     image = (image.float() * 0.5 + 0.5)[..., :height, :width]
     return Candidates(image) if action is None else Candidates(image, action, z_lr)
 

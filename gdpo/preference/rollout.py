@@ -17,12 +17,12 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from gdpo.checks import shapes_only
 from gdpo.color import color_fix
 from gdpo.config import Config
 from gdpo.data.shards import Pair, enlarge
 from gdpo.images import to_tensor
-from gdpo.metrics.score import score
+from gdpo.metrics.score import score_computed
+from gdpo.model import steps
 from gdpo.model.naosd import NAOSD
 from gdpo.model.prompts import compose
 from gdpo.model.sampling import autocast
@@ -71,7 +71,6 @@ def rollout(
         yield _finite(replace(group, metrics=raw, latents=there, reference_error=lists[len(raw) :]))
 
 
-@shapes_only()
 def _computed(
     model: NAOSD,
     pairs: list[Pair],
@@ -153,7 +152,7 @@ def _scores(
     image: torch.Tensor, lr: torch.Tensor, hr: torch.Tensor, config: Config
 ) -> dict[str, torch.Tensor]:
     fixed = color_fix(config.rollout.color_fix, image, lr.to(image.device))
-    return score(config.rollout.metrics, fixed, hr.to(image.device))
+    return score_computed(config.rollout.metrics, fixed, hr.to(image.device))
 
 
 def _latents(model: NAOSD, made: Candidates, config: Config) -> list[Latents]:
@@ -170,6 +169,6 @@ def _latents(model: NAOSD, made: Candidates, config: Config) -> list[Latents]:
         ]
     with autocast(config.rollout.precision, made.image.device.type):
         # Re-encoded with the adapted encoder, as released.
-        moments = model.posterior(made.image * 2 - 1)
+        moments = steps.posterior(model, made.image * 2 - 1)
     mean, std = (part.float().half().float().contiguous() for part in moments)
     return [Latents(*both) for both in zip(mean.split(size), std.split(size), strict=True)]

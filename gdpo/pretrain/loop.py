@@ -16,6 +16,7 @@ import torch
 from gdpo.config import Config
 from gdpo.data.shards import Shards, enlarge
 from gdpo.images import to_tensor
+from gdpo.model import steps
 from gdpo.model.adapters import Roles
 from gdpo.model.checkpoints import Adapters
 from gdpo.model.naosd import NAOSD
@@ -210,9 +211,10 @@ class _Run:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         noise, posterior_noise = draw_noise(keys, self.model.latent_shape(*lr.shape[-2:]))
         with self.model.unet_roles.use("policy"), self.model.vae_roles.use("policy"):
-            z = self.model.encode(lr, posterior_noise.to(self.device))
-            z = self.model.denoise(self.model.inject(z, noise.to(self.device)), prompt)
-        return z, self.model.decode(z)
+            z = steps.encode(self.model, lr, posterior_noise.to(self.device))
+            z_noisy = steps.inject(self.model, z, noise.to(self.device))
+            z = steps.denoise(self.model, z_noisy, prompt)
+        return z, steps.decode(self.model, z)
 
     def _noisy(
         self, z: torch.Tensor, keys: list[Key], name: str, low: int, high: int

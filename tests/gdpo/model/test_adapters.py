@@ -12,6 +12,7 @@ from torch import nn
 
 from gdpo.config import Lora
 from gdpo.cost.architectures import UNET
+from gdpo.model import steps
 from gdpo.model.adapters import RoleConv, Roles, merge_adapters, unet_targets, vae_targets
 from gdpo.model.naosd import NAOSD
 from gdpo.seeds import torch_generator
@@ -104,7 +105,7 @@ def outputs(model: NAOSD) -> torch.Tensor:
 def latents(model: NAOSD) -> torch.Tensor:
     x = torch.rand(1, 3, 32, 32, generator=torch_generator("x")) * 2 - 1
     with torch.no_grad():
-        return torch.cat(model.posterior(x))
+        return torch.cat(steps.posterior(model, x))
 
 
 def disturb(parameters: dict[str, nn.Parameter], key: str) -> None:

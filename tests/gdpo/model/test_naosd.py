@@ -1,5 +1,7 @@
 """NAOSD's forward pass against the formulas done by hand, and its arguments."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers import DDPMScheduler
@@ -118,3 +120,18 @@ def test_without_t_add_no_noise_is_injected(model: NAOSD) -> None:
     wanted = osediff.vae.decode(clean / 0.5).sample.clamp(-1, 1)
     assert float((osediff(**given) - wanted).norm() / wanted.norm()) < 1e-5
     assert torch.equal(osediff(**given), osediff(**{**given, "noise": -given["noise"]}))
+
+
+def test_each_argument_of_a_forward_pass_is_looked_at_once(
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look at values makes the CPU wait for the device."""
+    model = NAOSD.from_pretrained(tiny_base)
+    noise = torch.zeros(1, *model.latent_shape(32, 32))
+    prompt = model.embed([""])
+    looks = []
+    aminmax = torch.aminmax
+    monkeypatch.setattr(torch, "aminmax", lambda tensor: looks.append(tensor) or aminmax(tensor))
+    with torch.no_grad():
+        model(torch.zeros(1, 3, 32, 32), prompt, noise, noise)
+    assert len(looks) <= 5  # x_BCHW's range and type, the prompt, two noises

@@ -17,6 +17,7 @@ from gdpo.config import Config, Lora, Reward
 from gdpo.data.shards import enlarge
 from gdpo.images import to_tensor
 from gdpo.metrics.score import score
+from gdpo.model import steps
 from gdpo.model.naosd import NAOSD
 from gdpo.model.sampling import super_resolve
 from gdpo.preference.errors import noise_errors
@@ -61,7 +62,7 @@ def test_a_group_holds_the_scores_of_its_candidates(model: NAOSD, groups: list[G
         assert group.seeds == [seed_of(*key) for key in keys]
         assert group.lr == hashlib.sha256(pair.lr.tobytes()).hexdigest()
         with torch.no_grad():
-            mean, _ = model.posterior(image * 2 - 1)
+            mean, _ = steps.posterior(model, image * 2 - 1)
         assert torch.allclose(group.latents.mean, mean, atol=2e-3)  # rounded to fp16
 
 
@@ -277,7 +278,7 @@ def test_a_pair_with_a_score_that_is_not_finite_is_skipped_by_name(
         values["ssim_y"][4] = torch.nan
         return values
 
-    monkeypatch.setattr("gdpo.preference.rollout.score", broken)
+    monkeypatch.setattr("gdpo.preference.rollout.score_computed", broken)
     first, second = rollout(model, [tiny.pair(0), tiny.pair(1)], CONFIG)
     assert isinstance(first, Group) and first.metrics == groups[0].metrics
     assert second == Skipped("pair1", "metric ssim_y of its candidates is not finite")
@@ -286,14 +287,14 @@ def test_a_pair_with_a_score_that_is_not_finite_is_skipped_by_name(
 def test_a_pair_whose_candidates_are_not_finite_is_skipped_by_name(
     model: NAOSD, monkeypatch: Any
 ) -> None:
-    decode = model.decode
+    decode = steps.decode
 
-    def broken(z: torch.Tensor) -> torch.Tensor:
-        image = decode(z)
+    def broken(model: NAOSD, z: torch.Tensor) -> torch.Tensor:
+        image = decode(model, z)
         image[1, 0, 3, 3] = torch.nan
         return image
 
-    monkeypatch.setattr(model, "decode", broken)
+    monkeypatch.setattr("gdpo.model.steps.decode", broken)
     first, second = rollout(model, [tiny.pair(0), tiny.pair(1)], CONFIG)
     assert first == Skipped("pair0", "a pixel of its candidates is not finite")
     assert isinstance(second, Group)
@@ -313,4 +314,5 @@ def test_no_value_is_waited_for_before_all_of_a_batch_is_computed(model: NAOSD) 
     pairs = [tiny.pair(0), tiny.pair(1)]
     with tiny.Counted() as counted:
         groups, *_ = _computed(model, pairs, CONFIG, 0, None, None)
-    assert counted.calls == 0 and [group.id for group in groups] == ["pair0", "pair1"]
+    # Both ends of the HR images, which lie on the CPU, as `detail_share` checks its argument.
+    assert counted.calls == 2 and [group.id for group in groups] == ["pair0", "pair1"]
