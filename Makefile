@@ -12,7 +12,7 @@ export DO_NOT_TRACK := 1
 export GX_ANALYTICS_ENABLED := false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo code test fleet-test lint lock flow setup train profile clean
+.PHONY: help demo code test test-all fleet-test lint lock flow setup train profile clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -22,9 +22,12 @@ demo: .venv  ## run the sample pipeline (what is up to date is not run again), p
 	@python -m tasks summary
 
 # The tests' tensors are tiny: one thread for each of two processes is several times as fast as two threads for one.
-test: export OMP_NUM_THREADS := 1
-test: .venv  ## run the tests
+test test-all: export OMP_NUM_THREADS := 1
+test: .venv  ## run the quick tests (minutes on two cores)
 	python -m pytest -n 2 --dist worksteal
+
+test-all: .venv  ## run the quick tests and those with processes, servers and a browser
+	python -m pytest -n 2 --dist worksteal -m "not slow and not orchestration"
 
 fleet-test: .venv  ## run the tests against real servers and workers (a quarter of an hour)
 	python -m pytest -m orchestration

@@ -1,17 +1,18 @@
 """The nightly evaluation: the flow `gdpo-evaluate`, deployed as gdpo-evaluate/nightly.
 
-    stages it needs, up to date     dvc repro --single-item evaluate@..., report        (nothing
-                                    runs if nothing changed)
-    against the promoted run        as `python -m tasks evaluate --against FILE` does; a regression
-                                    fails the run, by name
-    publish                         runs/<date>-<commit>/ of the kind "nightly"
+    repro     dvc repro --single-item for evaluate@... and report; up-to-date stages do not run
+    publish   to runs/<date>-<commit>/, with the kind "nightly"
+    compare   with the promoted run, as `python -m tasks evaluate --against FILE` does; a regression
+              fails the flow run, and the message names the metrics
 
-It judges the models that the committed ledger (dvc.lock at HEAD) names, or the ledger of the
-training which it follows, and refuses them if they were made with other code or parameters than
-those here. The committed ledger takes the place of what this clone's last run left: at 02:00 every
-worker judges the same. It promotes nothing and touches no pointer. Without a promoted run there is
-nothing to compare with, and that is logged, not an error. A night that no worker had time for until
-the next came is skipped.
+The flow evaluates the models that the lock entries at HEAD (the committed dvc.lock) name. After a
+training it evaluates the models in the training's lock entries instead. It fails if the models were
+made with other code or parameters than this clone has. The committed dvc.lock replaces the one that
+this clone's last run left, so at 02:00 every worker evaluates the same models.
+
+The flow promotes nothing and does not write the pointer models/latest.json. Without a promoted run
+there is nothing to compare with; this is logged and is not an error. A scheduled flow run that no
+worker started before the next one was due is skipped.
 """
 
 import json
@@ -42,8 +43,8 @@ NIGHT = timedelta(days=1)
 def evaluate(after: UUID | None = None) -> "State[None] | None":
     """Bring the evaluation up to date, publish it, and fail if it is worse than the promoted run.
 
-    after: the id of the run of gdpo-train whose models are judged, wherever it ran; by default
-    those of the committed ledger.
+    after: the id of the gdpo-train flow run whose models are evaluated, on any worker. By default
+    the models in the committed dvc.lock.
     """
     if after is None:
         if is_late(FlowRunContext.get(), datetime.now(UTC)):
@@ -52,8 +53,8 @@ def evaluate(after: UUID | None = None) -> "State[None] | None":
             )
         restore_ledger(ROOT)
     else:
-        # A server that cannot reach its database for a moment does the same again, and may have
-        # done it already.
+        # The automation can create this flow run twice: a Prefect server that briefly loses its
+        # database repeats the action.
         if by_automation(FlowRunContext.get()) and (there := evaluation_of(str(after))):
             return Completed(message=f"run {after} was evaluated: {there}")
         take_ledger(ROOT, str(after))
@@ -77,8 +78,9 @@ def evaluate(after: UUID | None = None) -> "State[None] | None":
 
 
 def is_late(context: FlowRunContext | None, now: datetime) -> bool:
-    """Whether the schedule made the run, and it begins when the next is due. Not one that somebody
-    asked for, or repeats.
+    """Whether a scheduled flow run starts so late that the next one is already due.
+
+    False for flow runs that were not scheduled, and for retries.
     """
     run = context.flow_run if context else None
     if (
@@ -92,7 +94,7 @@ def is_late(context: FlowRunContext | None, now: datetime) -> bool:
 
 
 def by_automation(context: FlowRunContext | None) -> bool:
-    """Whether nobody asked for the run but the automation that evaluates trainings."""
+    """Whether an automation created the flow run, and this is its first attempt."""
     run = context.flow_run if context else None
     return (
         run is not None
@@ -103,9 +105,7 @@ def by_automation(context: FlowRunContext | None) -> bool:
 
 
 def restore_ledger(root: Path) -> None:
-    """Put the committed dvc.lock in the place of the clone's. `StageFailed` if none is
-    committed.
-    """
+    """Replace the clone's dvc.lock with the committed one. `StageFailed` if none is committed."""
     content = committed("dvc.lock", root)
     if content is None:
         raise StageFailed(
@@ -117,10 +117,9 @@ def restore_ledger(root: Path) -> None:
 
 @task(cache_policy=NO_CACHE, **RETRIES)
 def promoted_scores(root: Path) -> dict[str, Path]:
-    """The promoted run's scores, {benchmark: per_image.parquet below work/promoted}, of those
-    benchmarks that are run here.
+    """The promoted run's scores as {benchmark: per_image.parquet below work/promoted}.
 
-    {} if nothing is promoted.
+    Only the benchmarks in evaluate.benchmarks; {} if nothing is promoted.
     """
     store = Store.at(store_url())
     known, _ = publication.promoted(store)
@@ -142,8 +141,9 @@ def promoted_scores(root: Path) -> dict[str, Path]:
 
 @task(task_run_name="compare {benchmark}", cache_policy=NO_CACHE)
 def compare(benchmark: str, before: Path, root: Path) -> str:
-    """What regressed on a benchmark, "" if nothing did. ValueError if the two runs cannot be
-    compared.
+    """The regressed metrics of a benchmark as one line, "" if none regressed.
+
+    before: the promoted run's per_image.parquet. ValueError if the two runs cannot be compared.
     """
     code = against.check(load(root / "params.yaml"), root, benchmark, str(before))
     found = json.loads((root / "reports/against" / f"{benchmark}.json").read_text(encoding="utf-8"))

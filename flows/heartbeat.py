@@ -1,7 +1,8 @@
-"""A run that is marked crashed and is alive takes that back.
+"""Sets a flow run back to Running if the server marked it Crashed while it was running.
 
-The automation that marks dead runs (flows/setup.py) goes by heartbeats. A server that was away for
-longer than its window has heard none of anybody: the moment it is back it marks the living as well.
+An automation (flows/setup.py) marks a flow run Crashed when its heartbeats stop. After an outage
+longer than the automation's window the server has received no heartbeats at all. When it is back it
+also marks the flow runs Crashed that are still running.
 """
 
 import time
@@ -15,8 +16,9 @@ EVERY_S = 15.0
 
 
 class Heartbeat:
-    """The flow run that it is made in: `update` now and then, from any thread. A server that is
-    away is asked the next time.
+    """Checks the flow run in which it was created. Call `update` regularly, from any thread.
+
+    If the server does not answer, the next check tries again.
     """
 
     def __init__(self) -> None:
@@ -24,12 +26,12 @@ class Heartbeat:
         self._next = time.monotonic() + EVERY_S
 
     def update(self) -> None:
-        """Look, at most every EVERY_S seconds, and say that it is running."""
+        """Read the state, at most every EVERY_S seconds, and set Running if it is Crashed."""
         if self._run is None or time.monotonic() < self._next:
             return
         self._next = time.monotonic() + EVERY_S
-        # Whatever it is: the caller stops the trainer for any exception, and only Prefect's and the
-        # user's are meant for it.
+        # Suppress every error: the caller stops the trainer on any exception. Prefect's
+        # TerminationSignal and KeyboardInterrupt are no `Exception` and still get through.
         with suppress(Exception), get_client(sync_client=True) as client:
             state = client.read_flow_run(self._run).state
             if state is not None and state.is_crashed():

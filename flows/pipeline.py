@@ -1,15 +1,16 @@
 """The whole pipeline as a Prefect flow: every stage of dvc.yaml after those it depends on.
 
-    python -m flows.pipeline                            all stages here, one after another; without
-                                                        a server a temporary one
-    prefect deployment run gdpo-pipeline/head           the same graph, a run of `gdpo-stage` per
-                                                        stage on the workers' pools
+    python -m flows.pipeline                     all stages here, one after another; starts a
+                                                 temporary Prefect server if none is configured
+    prefect deployment run gdpo-pipeline/head    the same graph, with one flow run of `gdpo-stage`
+                                                 per stage in the workers' pools
 
-Fanned out, a stage starts when the stages it reads are done, so matrix parts run side by side, as
-many as there are workers. This process holds the ledger (dvc.lock) and sends each run the entries
-it needs; the data goes through the DVC remote and never through here. It waits for ten minutes for
-a Prefect server or a bucket that is away; when it is cancelled or gives up, so do the runs that it
-started.
+With fan-out, a stage starts when the stages whose outputs it reads have completed. Matrix parts run
+in parallel, as many as there are workers. This process keeps dvc.lock and sends each flow run the
+lock entries it needs. The data goes through the DVC remote and never through this process.
+
+It retries for ten minutes when the Prefect server or the bucket cannot be reached. When it is
+cancelled or gives up, it cancels the flow runs it started.
 """
 
 import signal
@@ -53,10 +54,10 @@ def pipeline(
     cpu: str = "gdpo-stage/cpu",
     gpu: str = "gdpo-stage/a100",
 ) -> None:
-    """Run what is not up to date, then publish the results.
+    """Run the stages that are not up to date, then publish the results.
 
-    root: the repository, by default the one this is installed from. fan_out: as runs of the
-    deployments `cpu` and `gpu` rather than here.
+    root: the repository; by default the one this package is installed from. fan_out: run each stage
+    as a flow run of the deployment `cpu` or `gpu` instead of in this process.
     """
     root = (root or ROOT).resolve()
     edges = graph(root)
@@ -98,7 +99,7 @@ def _fan_out(root: Path, edges: dict[str, set[str]], commit: str, cpu: str, gpu:
 
 
 class _Fleet:
-    """The runs under way, and the ledger as it grows."""
+    """The flow runs in progress, and the lock entries of completed stages (in dvc.lock)."""
 
     def __init__(self, root: Path, commit: str) -> None:
         self.root, self.commit = root, commit
@@ -108,35 +109,33 @@ class _Fleet:
         self._ledger = threading.Lock()
 
     def entries(self, stages: list[str]) -> Ledger:
-        """What the ledger says of `stages`."""
+        """The lock entries of `stages`."""
         with self._ledger:
             known = read_ledger(self.root)
         return {stage: known[stage] for stage in stages}
 
     def add(self, entries: Ledger) -> None:
-        """Note what a stage made."""
+        """Write a completed stage's lock entry into dvc.lock."""
         with self._ledger:
             write_ledger(self.root, entries)
 
     def check(self) -> None:
-        """`StageFailed` once the pipeline run is cancelled: whoever notes a run asks afterwards,
-        and cancels it himself.
+        """`StageFailed` once the pipeline run is cancelled.
+
+        `dispatch` calls this after it adds a flow run to `running`. If `cancel` came first and did
+        not see that flow run, `dispatch` cancels it.
         """
         if self.cancelled:
             raise StageFailed("the pipeline run was cancelled")
 
     def cancel(self) -> None:
-        """Cancel the runs under way: Prefect does not hand a cancellation down to another
-        deployment's runs.
-        """
+        """Cancel the flow runs in progress: Prefect does not do so across deployments."""
         self.cancelled = True
         for run in list(self.running):
             self.stop(run)
 
     def stop(self, run: UUID) -> None:
-        """Cancel one run. A server that refuses is a line in the log: there are others to
-        cancel.
-        """
+        """Cancel one flow run. An error is only logged, so that the others are cancelled too."""
         try:
             with get_client(sync_client=True) as client:
                 client.set_flow_run_state(
@@ -150,13 +149,14 @@ class _Fleet:
 
 @task(task_run_name="{stage} on {deployment}", cache_policy=NO_CACHE)
 def dispatch(stage: str, inputs: list[str], deployment: str, fleet: _Fleet) -> None:
-    """One run of `gdpo-stage`, waited for. Raises `StageFailed` with the run's message if it does
-    not complete.
+    """Start a flow run of `gdpo-stage` and wait for it.
+
+    Raises `StageFailed` with the flow run's message if it does not complete.
     """
     fleet.check()
     parameters = {"stage": stage, "ledger": fleet.entries(inputs), "commit": fleet.commit}
-    # A second request for the same run, after one whose answer was lost, gives that run and not
-    # another.
+    # Idempotency: if the answer to a request was lost, repeating the request returns the same flow
+    # run instead of creating a second one.
     key = f"{runtime.flow_run.id}-{runtime.flow_run.run_count}-{stage}"
     try:
         run = retry_while_offline(
@@ -191,9 +191,10 @@ def dispatch(stage: str, inputs: list[str], deployment: str, fleet: _Fleet) -> N
 
 
 def _wait(run: UUID, fleet: _Fleet) -> "State[Ledger]":
-    """The final state of a run. Raises `StageFailed` if the pipeline is cancelled meanwhile.
+    """Wait for a flow run's final state. Raises `StageFailed` if the pipeline is cancelled.
 
-    One that is marked crashed is given three minutes to say that it is alive (flows/heartbeat.py).
+    Crashed is final only after three minutes: a flow run that is still running sets itself back to
+    Running (flows/heartbeat.py).
     """
     crashed_at = None
     with get_client(sync_client=True) as client:
@@ -213,7 +214,7 @@ def _wait(run: UUID, fleet: _Fleet) -> "State[Ledger]":
 
 
 def retry_while_offline(call: Callable[[], T]) -> T:
-    """What `call` returns, tried again while the Prefect server or S3 is away, for ten minutes."""
+    """Return `call()`, retried for ten minutes while the Prefect server or S3 is unreachable."""
     end = time.monotonic() + PATIENCE_S
     while True:
         try:
@@ -230,7 +231,7 @@ def retry_while_offline(call: Callable[[], T]) -> T:
 
 def main() -> int:
     """Run the flow here and return the exit code."""
-    # By default SIGTERM would end this process alone and leave the stage's behind.
+    # By default SIGTERM would end only this process and leave the stage's process running.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         pipeline(Path.cwd())

@@ -1,5 +1,6 @@
-"""How far a stage is, as a progress artifact of the Prefect run, from what the stage notes in
-work/<stage>/metrics.jsonl.
+"""Shows a stage's progress as a progress artifact of the Prefect flow run.
+
+The steps come from work/<stage>/metrics.jsonl, which the stage writes.
 """
 
 import json
@@ -14,8 +15,9 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
 
 def last_step(root: Path, stage: str, since: float) -> tuple[int, int] | None:
-    """(finished steps, all steps) from the last whole line the stage wrote after the time `since`;
-    None without one.
+    """(finished steps, all steps) from the last complete line of the stage's metrics.jsonl.
+
+    None if there is no such line, or the file was not written after the time `since`.
     """
     path = root.joinpath("work", *stage.split("@"), "metrics.jsonl")
     try:
@@ -23,7 +25,7 @@ def last_step(root: Path, stage: str, since: float) -> tuple[int, int] | None:
             return None
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - 65536))
-            lines = file.read().split(b"\n")[:-1]
+            lines = file.read().split(b"\n")[:-1]  # without a line that is still being written
         row: dict[str, Any] = json.loads(lines[-1])
         return int(row["step"]) + 1, int(row["of"])
     except (OSError, IndexError, KeyError, TypeError, ValueError):
@@ -31,10 +33,10 @@ def last_step(root: Path, stage: str, since: float) -> tuple[int, int] | None:
 
 
 class Progress:
-    """A context: `update` now and then; the artifact appears with the first step that is seen.
+    """A context manager; call `update` regularly. The first step found creates the artifact.
 
-    A server that is away costs one line to `warn` and no stage: the next update tries again.
-    Signals go through.
+    If the server does not answer, the stage continues and the next update tries again; only the
+    first error goes to `warn`. Signals are not suppressed.
     """
 
     def __init__(self, stage: str, root: Path, warn: Callable[[str], object]) -> None:
@@ -43,11 +45,12 @@ class Progress:
         self._warned = False
 
     def __enter__(self) -> "Progress":
-        self._since = time.time()
+        # File times come from a coarser clock and can lag behind this one by a tick (4 to 10 ms).
+        self._since = time.time() - 0.05
         return self
 
     def update(self) -> None:
-        """Look, and show what is new."""
+        """Read the last step and update the artifact."""
         found = last_step(self.root, self.stage, self._since)
         if found is not None:
             self._show(100.0 * found[0] / max(found[1], 1))
@@ -60,8 +63,8 @@ class Progress:
                 )  # type: ignore[assignment]
             else:
                 update_progress_artifact(self._artifact, percent)
-        # Whatever it is: the caller stops the trainer for any exception, and only Prefect's and the
-        # user's are meant for it.
+        # Catch every error: the caller stops the trainer on any exception. Prefect's
+        # TerminationSignal and KeyboardInterrupt are no `Exception` and still get through.
         except Exception as error:
             if not self._warned:
                 self._warned = True

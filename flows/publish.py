@@ -1,12 +1,11 @@
-"""What a run leaves for people: the report in the bucket, and on the Prefect run a link and a
-table.
+"""Publishes a run: uploads the report, and adds a link and a table to the Prefect flow run.
 
     share   reports/ and the model  ->  s3://BUCKET/runs/<id>/, listed in runs/index.html
             (tasks/publish/publication.py)
-    local   the same artifacts, the link leads to the file on this machine
+    local   uploads nothing; the same artifacts, with a link to the file on this machine
 
-The bucket is the Prefect variable `gdpo_store`, which `python -m flows.setup` makes; endpoint and
-credentials are the environment's.
+The Prefect variable `gdpo_store` names the bucket; `python -m flows.setup` sets it. Endpoint and
+credentials come from the environment.
 """
 
 from collections.abc import Sequence
@@ -28,8 +27,9 @@ STORE_VARIABLE = "gdpo_store"
 
 
 def publish(root: Path, *, share: bool, kind: str = "train") -> str:
-    """Upload if asked to, then make the artifacts of the run, from the files the stages wrote;
-    returns the report's address.
+    """Create the flow run's artifacts from the files the stages wrote; return the report's address.
+
+    share: upload the report and the model first.
     """
     if share:
         outs = shown(root)
@@ -45,11 +45,9 @@ def publish(root: Path, *, share: bool, kind: str = "train") -> str:
 
 
 def shown(root: Path) -> Sequence[str]:
-    """The outputs that a published run consists of: what dvc.yaml's stages made under reports/, and
-    the model.
+    """The outputs to publish: those of dvc.yaml's stages below reports/, and the model.
 
-    The ledger may know of others: DVC keeps the entries of stages, and of parts, that dvc.yaml no
-    longer has.
+    dvc.lock may list more: DVC keeps the entries of stages and parts that dvc.yaml no longer has.
     """
     known = read_ledger(root)
     outs = [out["path"] for stage in graph(root) for out in known.get(stage, {}).get("outs", [])]
@@ -66,9 +64,7 @@ def upload(root: Path, outs: Sequence[str], kind: str, when: datetime, commit: s
 
 
 def store_url() -> str:
-    """The bucket of runs and models, s3://BUCKET; `StageFailed` if the server has not been set
-    up.
-    """
+    """The bucket of runs and models, s3://BUCKET. `StageFailed` if the server is not set up."""
     store = Variable.get(STORE_VARIABLE)
     if not isinstance(store, str):
         raise StageFailed(

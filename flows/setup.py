@@ -1,21 +1,22 @@
-"""Everything on the Prefect server that the flows need; run it again at any time: what is there is
-brought up to date.
+"""Creates everything on the Prefect server that the flows need, or updates what exists.
 
-python -m flows.setup [--store s3://BUCKET] [--heartbeat S]        without them, what the server
-                                                                   has: at first s3://gdpo-sr, 180
+    python -m flows.setup [--store s3://BUCKET] [--heartbeat S]
 
-work pools      head, cpu, a100: process workers
-queues          pipeline on head, nightly on a100: one run at a time, others wait; the default queue
-                of the pool goes first
-limits          tag gdpo-transfer: pulls and pushes at once; one stage per worker is the worker's
-                own --limit 1
-variables       gdpo_store: the bucket with runs/, models/ and the results of runs;
-                gdpo_heartbeat_s: the workers' heartbeat
-results         S3Bucket block `gdpo-results`; endpoint and credentials stay in each worker's
-                environment
-deployments     those of prefect.yaml
-automations     a run without a sign of life is marked crashed; a finished run of gdpo-train/a100 is
-                evaluated
+An option that is left out keeps the server's value. On a new server that is s3://gdpo-sr and 180.
+The command can be repeated at any time.
+
+    work pools      head, cpu, a100: process workers
+    queues          pipeline on head, nightly on a100: one flow run at a time, others wait; the
+                    pool's default queue has priority over them
+    limits          tag gdpo-transfer: how many pulls and pushes run at once (one stage per worker
+                    comes from the worker's own --limit 1)
+    variables       gdpo_store: the bucket with runs/, models/ and the results of flow runs;
+                    gdpo_heartbeat_s: the heartbeat interval of the workers
+    results         S3Bucket block `gdpo-results`; endpoint and credentials stay in each worker's
+                    environment
+    deployments     those in prefect.yaml
+    automations     a flow run without heartbeats is marked Crashed; a completed flow run of
+                    gdpo-train/a100 is evaluated
 """
 
 import argparse
@@ -56,15 +57,15 @@ HEARTBEAT_VARIABLE = "gdpo_heartbeat_s"
 _ENDS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
 AFTER = {
     "after": {"__prefect_kind": "jinja", "template": "{{ flow_run.id }}"}
-}  # the run that was completed
+}  # the id of the training's flow run that completed
 _BEAT = "prefect.flow-run.heartbeat"
 
 
 def setup(store: str | None = None, heartbeat_s: int | None = None) -> str:
-    """Make or update everything; returns the bucket.
+    """Create or update everything; returns the bucket.
 
-    store: s3://BUCKET. heartbeat_s: PREFECT_FLOWS_HEARTBEAT_FREQUENCY of the workers. By default
-    what they are on the server. ValueError naming `store` if it is no bucket.
+    store: s3://BUCKET. heartbeat_s: PREFECT_FLOWS_HEARTBEAT_FREQUENCY of the workers. None keeps
+    the server's value. ValueError naming `store` if it is not a bucket's URL.
     """
     store = store or str(Variable.get(STORE_VARIABLE, STORE))
     bucket = urlparse(store)
@@ -74,8 +75,9 @@ def setup(store: str | None = None, heartbeat_s: int | None = None) -> str:
     with get_client(sync_client=True) as client:
         for name, description in POOLS.items():
             _pool(client, name, description)
-        # Two pipelines would write one clone's dvc.lock. None is left out: a training is evaluated
-        # however many end at once.
+        # One flow run at a time: two pipeline runs would write the same clone's dvc.lock. The
+        # others wait and are not dropped, so every training is evaluated even if several end at
+        # once.
         _queue(client, "head", "pipeline")
         _queue(client, "a100", "nightly")
         client.upsert_global_concurrency_limit_by_name(f"tag:{TRANSFER_TAG}", TRANSFERS)
@@ -90,7 +92,7 @@ def setup(store: str | None = None, heartbeat_s: int | None = None) -> str:
         nightly = client.read_deployment_by_name("gdpo-evaluate/nightly")
         train = client.read_deployment_by_name(
             "gdpo-train/a100"
-        )  # not .../local: what that makes stays on its machine
+        )  # not gdpo-train/local: its outputs stay on its machine
     _automation(_crash_the_dead(timedelta(seconds=3 * heartbeat_s)))
     _automation(
         _evaluate_after_training(
@@ -127,8 +129,10 @@ def _queue(client: SyncPrefectClient, pool: str, name: str) -> None:
 
 
 def _crash_the_dead(window: timedelta) -> Automation:
-    """A self-hosted server does not do this by itself: without it a run of a dead host says Running
-    for ever.
+    """The automation that marks a flow run Crashed after `window` without a heartbeat.
+
+    A self-hosted server does not do this by itself. Without the automation, a flow run whose host
+    failed would stay Running for ever.
     """
     return Automation(
         name="gdpo: mark dead runs crashed",
@@ -169,7 +173,7 @@ def _evaluate_after_training(train: UUID, evaluate: RunDeployment) -> Automation
 def _automation(wanted: Automation) -> None:
     try:
         there = cast(Automation, Automation.read(name=wanted.name))
-    except ValueError:
+    except ValueError:  # there is no automation of this name
         wanted.create()
         return
     there.trigger, there.actions, there.enabled = wanted.trigger, wanted.actions, True
@@ -177,7 +181,7 @@ def _automation(wanted: Automation) -> None:
 
 
 def main() -> int:
-    """Parse, set up, say so."""
+    """Set up the server and return the exit code: 1 no answer, 2 wrong usage or settings."""
     parser = argparse.ArgumentParser(
         prog="python -m flows.setup", description="Set up the Prefect server at PREFECT_API_URL."
     )

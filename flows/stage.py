@@ -1,14 +1,12 @@
-"""One DVC stage on whatever worker takes it: the flow `gdpo-stage`, deployed to the pools `cpu` and
-`a100`.
+"""One DVC stage on any worker: the flow `gdpo-stage`, deployed to the pools `cpu` and `a100`.
 
     prefect deployment run gdpo-stage/a100 -p stage=finetune@gdpo --watch
 
-    pull    the outputs it reads, as the ledger (dvc.lock) has them      from the DVC remote
-    repro   dvc repro --single-item STAGE --pull                        a known result is taken from
-            the run cache
-    push    what it made, with DVC's record of the run                  never git
+    pull    the outputs that the stage reads, as dvc.lock names them, from the DVC remote
+    repro   dvc repro --single-item STAGE --pull; a known result comes from the run cache
+    push    the stage's outputs and its run-cache entry to the DVC remote; never to git
 
-The result of the run is the stage's ledger entry.
+The result of the flow run is the stage's lock entry.
 """
 
 from prefect import flow
@@ -23,9 +21,9 @@ from flows.workplace import RESULTS, ROOT, Ledger, read_ledger, write_ledger
 def run_stage(stage: str, ledger: Ledger | None = None, commit: str | None = None) -> Ledger:
     """Run one stage in this worker's clone and return {stage: its entry in dvc.lock}.
 
-    ledger: entries of the stages whose outputs it reads; by default those that gdpo-pipeline left
-    at this commit, and the clone's own, refused if they are of other code or parameters. commit: of
-    the caller.
+    ledger: lock entries of the stages whose outputs it reads. By default the clone's own entries,
+    updated with those that gdpo-pipeline stored for this commit; `StageFailed` if they were made
+    with other code or parameters. commit: the caller's; `StageFailed` if the clone is at another.
     """
     check_commit(ROOT, commit)
     edges = graph(ROOT)

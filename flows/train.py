@@ -1,13 +1,13 @@
 """Fine-tune, evaluate, publish: the flow `gdpo-train`.
 
-    prefect deployment run gdpo-train/a100      on a GPU worker, from rollouts that are in the DVC
-                                                remote
-    prefect deployment run gdpo-train/local     everything that is not up to date, here, without a
-                                                bucket
+    prefect deployment run gdpo-train/a100     on a GPU worker, from rollouts in the DVC remote
+    prefect deployment run gdpo-train/local    every stage that is not up to date, on the worker of
+                                               the pool head, without a bucket
 
-On the GPU pool only the stages below run; what they read is pulled, and refused if it was made with
-other code or parameters: `gdpo-pipeline/head` makes it, and leaves its ledger in the bucket by the
-commit. So does this, by the id of its run: the evaluation that follows may run in another clone.
+On the GPU pool only the stages in STAGES run. Their inputs are pulled; inputs that were made with
+other code or parameters are refused. `gdpo-pipeline/head` makes these inputs, and stores its lock
+entries in the bucket under the commit. This flow stores its own lock entries under the id of its
+flow run, because the evaluation that follows may run in another clone.
 """
 
 from prefect import flow, runtime
@@ -23,8 +23,10 @@ STAGES = ("finetune", "evaluate", "report")
 
 @flow(name="gdpo-train")
 def train(share: bool = True, commit: str | None = None) -> None:
-    """Run the stages that train and judge, and publish. share: inputs from, and outputs to, the DVC
-    remote and the bucket.
+    """Fine-tune, evaluate and publish.
+
+    share: pull inputs from the DVC remote, push outputs to it, and publish to the bucket. commit:
+    the caller's; `StageFailed` if the clone is at another.
     """
     check_commit(ROOT, commit)
     here = commit_of(ROOT)
@@ -41,7 +43,6 @@ def train(share: bool = True, commit: str | None = None) -> None:
     for stage in mine:
         repro(stage, ROOT, share=True)
         push(stage, ROOT)
-    leave_ledger(
-        ROOT, str(runtime.flow_run.id), here
-    )  # before the rest: a bucket that fails later costs no evaluation
+    # Before publishing: the evaluation can then run even if the upload fails.
+    leave_ledger(ROOT, str(runtime.flow_run.id), here)
     publish(ROOT, share=True)

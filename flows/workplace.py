@@ -1,14 +1,14 @@
-"""The clone that a flow runs in: where it is, and its dvc.lock as a ledger that travels.
+"""The clone that a flow runs in: its folder, and the lock entries in its dvc.lock (`Ledger`).
 
-    enter()                 prefect.yaml's pull step: a run works in the clone its worker's
-                            environment was installed from
-    read_ledger(root)       dvc.lock: stage -> what it was made from and what it made, every file by
-                            its hash
-    write_ledger(root, ..)  entries made elsewhere, laid over those here: `dvc pull` then brings
-                            just those outputs
+    enter()                 the pull step in prefect.yaml: a flow run works in the clone from which
+                            its worker's environment was installed
+    read_ledger(root)       the entries of dvc.lock: stage -> its dependencies and outputs, every
+                            file with its hash
+    write_ledger(root, ..)  merges another clone's lock entries into dvc.lock; `dvc pull` then
+                            fetches exactly those outputs
 
-A worker never commits and never pushes to git; what it made goes to the DVC remote, and its ledger
-entry to the caller.
+A worker never commits and never pushes to git. A stage's outputs go to the DVC remote, its lock
+entry goes to the caller.
 """
 
 import io
@@ -21,11 +21,11 @@ from ruamel.yaml import YAML
 ROOT = Path(__file__).resolve().parents[1]
 Ledger = dict[str, Any]
 RESULTS_BLOCK = "gdpo-results"
-RESULTS = f"s3-bucket/{RESULTS_BLOCK}"  # where results of runs lie; flows/setup.py makes the block
+RESULTS = f"s3-bucket/{RESULTS_BLOCK}"  # storage of flow run results; made by flows/setup.py
 
 
 def enter() -> dict[str, str]:
-    """The working directory of a run, as a Prefect pull step reports it."""
+    """The working directory of a flow run, in the form that a Prefect pull step returns."""
     return {"directory": str(ROOT)}
 
 
@@ -39,7 +39,7 @@ def read_ledger(root: Path) -> Ledger:
 
 
 def write_ledger(root: Path, entries: Ledger) -> None:
-    """Lay `entries` over those of dvc.lock; a stage that is not among them keeps its own."""
+    """Merge `entries` into dvc.lock; stages that are not among them keep theirs."""
     merged = {**read_ledger(root), **entries}
     yaml = YAML()
     yaml.default_flow_style = False
@@ -49,7 +49,7 @@ def write_ledger(root: Path, entries: Ledger) -> None:
 
 
 def replace_ledger(root: Path, content: bytes) -> None:
-    """Make `content` the clone's dvc.lock, written aside and renamed."""
+    """Replace the clone's dvc.lock with `content`: written to a temporary file, then renamed."""
     part = root / ".dvc.lock.part"
     part.write_bytes(content)
     os.replace(part, root / "dvc.lock")

@@ -1,5 +1,6 @@
-"""GDPO-SR: one-step diffusion super-resolution with group preferences. The public names, loaded on
-first use.
+"""GDPO-SR: one-step diffusion super-resolution with group preferences.
+
+The public names of the package; each is imported on first use.
 """
 
 from importlib import import_module

@@ -1,7 +1,7 @@
-"""Argument checks: each raises a `ValueError` of one line that names the argument.
+"""Argument checks: each raises a one-line `ValueError` that names the argument.
 
-Public functions check shapes and values. Code behind them does not look at values again: every look
-makes the CPU wait for the device.
+Public functions check shapes and values. Internal code does not check values again, because every
+check of values makes the CPU wait for the device.
 
 Shapes: B batch, C channels, H height, W width.
 """
@@ -12,16 +12,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-RANGE_TOLERANCE = 1e-6  # what pyiqa allows too: the last bit of a clamp in another precision
+# Clamping in another precision may be off in the last bit; pyiqa allows the same tolerance.
+RANGE_TOLERANCE = 1e-6
 
 
 class NotFinite(ValueError):
-    """An argument has NaN or infinite values; a training loop takes it for divergence."""
+    """An argument has NaN or infinite values; a training loop reports this as divergence."""
 
 
 def check_tensor(name: str, tensor: object, shape: str) -> torch.Tensor:
-    """Return `tensor` if it is a finite floating-point tensor with one dimension per letter of
-    `shape`, none empty.
+    """Return `tensor` if it is a finite floating-point tensor of shape `shape`.
+
+    shape: one letter per dimension, such as "BCHW"; no dimension may be empty. Otherwise ValueError
+    (`NotFinite` for NaN or infinite values).
     """
     found = check_shape(name, tensor, shape)
     _limits(name, found)
@@ -29,8 +32,9 @@ def check_tensor(name: str, tensor: object, shape: str) -> torch.Tensor:
 
 
 def check_shape(name: str, tensor: object, shape: str) -> torch.Tensor:
-    """Return `tensor` if it is a floating-point tensor with one dimension per letter of `shape`,
-    none empty; its values are not looked at.
+    """Return `tensor` if it is a floating-point tensor of shape `shape`; values are not checked.
+
+    shape: as in `check_tensor`. Otherwise ValueError.
     """
     if not isinstance(tensor, torch.Tensor):
         raise ValueError(
@@ -46,7 +50,7 @@ def check_shape(name: str, tensor: object, shape: str) -> torch.Tensor:
 
 
 def _limits(name: str, tensor: torch.Tensor) -> tuple[float, float]:
-    """Least and greatest value, in one pass that also finds NaN."""
+    """Least and greatest value in one pass, which also detects NaN (`NotFinite`)."""
     least, most = (float(end) for end in torch.aminmax(tensor.detach()))
     if not math.isfinite(least) or not math.isfinite(most):
         raise NotFinite(f"{name} has values that are NaN or infinite")
@@ -54,8 +58,9 @@ def _limits(name: str, tensor: torch.Tensor) -> tuple[float, float]:
 
 
 def check_image(name: str, image: object, low: float = 0.0, high: float = 1.0) -> torch.Tensor:
-    """Return `image` if it is a finite floating-point RGB batch BCHW (C = 3) with values in [low,
-    high].
+    """Return `image` if it is a finite floating-point RGB batch BCHW (C = 3) in [low, high].
+
+    Otherwise ValueError (`NotFinite` for NaN or infinite values).
     """
     tensor = check_shape(name, image, "BCHW")
     if tensor.shape[1] != 3:
@@ -71,8 +76,9 @@ def check_image(name: str, image: object, low: float = 0.0, high: float = 1.0) -
 
 
 def check_picture(name: str, image: object) -> None:
-    """Raise unless `image` is a finite floating-point array or tensor (3, H, W) with values in [0,
-    1], no dimension empty.
+    """Raise ValueError unless `image` is a finite floating-point RGB image (3, H, W) in [0, 1].
+
+    An array or a tensor, without an empty dimension. `NotFinite` for NaN or infinite values.
     """
     if not isinstance(image, np.ndarray | torch.Tensor):
         raise ValueError(
@@ -96,7 +102,7 @@ def check_picture(name: str, image: object) -> None:
 
 
 def check_same_shape(name: str, tensor: torch.Tensor, other_name: str, other: torch.Tensor) -> None:
-    """Raise unless both tensors have the same shape."""
+    """Raise ValueError unless both tensors have the same shape."""
     if tensor.shape != other.shape:
         raise ValueError(
             f"{name} and {other_name} must have the same shape, got {tuple(tensor.shape)} and "
@@ -105,14 +111,14 @@ def check_same_shape(name: str, tensor: torch.Tensor, other_name: str, other: to
 
 
 def check_path(name: str, path: object) -> Path:
-    """Return `path` as a Path. ValueError unless it is text or a path."""
+    """Return `path` as a Path. ValueError unless it is a string or a Path."""
     if not isinstance(path, str | Path):
         raise ValueError(f"{name} must be a path, got {path!r}")
     return Path(path)
 
 
 def check_device(name: str, device: object) -> None:
-    """Raise ValueError unless `device` names a device of torch that is here."""
+    """Raise ValueError unless `device` names a torch device that is available on this machine."""
     try:
         kind = torch.device(device).type  # type: ignore[call-overload]
     except (RuntimeError, TypeError) as error:

@@ -1,14 +1,13 @@
-"""Colour correction of a super-resolved image against its enlarged low-resolution input (released
-code).
+"""Colour correction of a super-resolved image x with its enlarged low-resolution input r.
 
-    adain:    per channel, (x - mean_x) / std_x * std_r + mean_r       unbiased variance + 1e-5
-              under the root
-    wavelet:  high bands of x + lowest band of r                       5 levels of a (1 2 1) filter,
-              dilation 1 .. 16
+    adain     per channel: (x - mean_x) / std_x * std_r + mean_r
+              std = sqrt(unbiased variance + 1e-5)
+    wavelet   high bands of x + lowest band of r
+              5 levels of a (1 2 1) filter, dilation 1 .. 16
 
-One-step models shift colours; the low-resolution input has the right ones. AdaIN matches two
-numbers per channel, the wavelet form replaces everything coarser than about 32 pixels. As in the
-release neither clamps; `color_fix` does.
+One-step models shift colours; the low-resolution input has the right ones. AdaIN matches the mean
+and the standard deviation of each channel. The wavelet correction replaces everything coarser than
+about 32 pixels. As in the release, neither clamps; `color_fix` does. Source: released code.
 
 Shapes: B batch, C channels, H W pixels; images are RGB in [0, 1].
 """
@@ -24,11 +23,11 @@ EPSILON = 1e-5
 
 
 def color_fix(kind: str, image: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """Apply the correction `kind` ("none", "adain" or "wavelet") to image BCHW and clamp the result
-    to [0, 1].
+    """Apply the correction `kind` ("none", "adain" or "wavelet") to image BCHW; clamped to [0, 1].
 
-    reference: the enlarged low-resolution input, of the image's shape. For images that were just
-    computed: values are not checked. Raises ValueError for an unknown kind or differing shapes.
+    reference: the enlarged low-resolution input, of the image's shape. Values are not checked: this
+    is for images that were just computed. Raises ValueError for an unknown kind or differing
+    shapes.
     """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
@@ -41,10 +40,10 @@ def color_fix(kind: str, image: torch.Tensor, reference: torch.Tensor) -> torch.
 
 
 def adain_color_fix(image: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """Give each channel of image BCHW the mean and standard deviation of the reference's; not
-    clamped.
+    """Give each channel of image BCHW the mean and standard deviation of the reference's channel.
 
-    Raises ValueError naming the argument for a wrong shape or type, NaN, or values outside [0, 1].
+    The result is not clamped. Raises ValueError naming the argument for a wrong shape or type, NaN,
+    or values outside [0, 1].
     """
     _check(image, reference)
     return _adain(image, reference)
@@ -61,8 +60,9 @@ def _adain(image: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
 
 
 def wavelet_color_fix(image: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """The fine structure of image BCHW on the lowest band of the reference; not clamped. Errors as
-    above.
+    """Replace the lowest band of image BCHW by that of the reference.
+
+    The result is not clamped. Errors as in `adain_color_fix`.
     """
     _check(image, reference)
     return _wavelet(image, reference)
@@ -73,8 +73,9 @@ def _wavelet(image: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
 
 
 def lowest_band(image: torch.Tensor, levels: int = LEVELS) -> torch.Tensor:
-    """What `levels` dilated (1 2 1) x (1 2 1) / 16 filters leave of image BCHW, the border pixel
-    repeated.
+    """Low-pass image BCHW by `levels` filters (1 2 1) x (1 2 1) / 16 with dilation 1, 2, 4, ...
+
+    Borders repeat the edge pixel.
     """
     for level in range(levels):
         reach = 2**level

@@ -1,8 +1,8 @@
 """The pipeline's configuration: one frozen, strict model per section of `params.yaml`.
 
-An unknown key, a wrong type or a value out of range is one error that names the key. A profile
-(profiles/*.yaml) is a set of values over params.yaml; nothing in the code asks which profile it is.
-docs/fidelity.md says where each value comes from.
+An unknown key, a wrong type or a value out of range raises one error that names the key. A profile
+(profiles/*.yaml) overrides values of params.yaml; no code depends on which profile is active.
+docs/fidelity.md gives the source of each value.
 """
 
 from typing import Annotated, Literal
@@ -33,7 +33,7 @@ from gdpo.fields import (
 
 
 class Section(BaseModel):
-    """What all sections share: frozen, no unknown keys, no silent type conversion."""
+    """Base of all sections: frozen, no unknown keys, no silent type conversion."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -62,8 +62,9 @@ class Model(Section):
 
 
 class Fetch(Section):
-    """Tool `fetch`: where the base model comes from. No stage reads it: another source of the same
-    bytes changes nothing.
+    """Tool `fetch`: the sources of the base model.
+
+    No stage reads this section: another source of the same bytes changes no result.
     """
 
     base: list[BaseSource] = Field(
@@ -75,8 +76,9 @@ class Fetch(Section):
 
 
 class DegradationOrder(Section):
-    """The first order of the degradation (Real-ESRGAN; defaults: the values shipped with the GDPO
-    release).
+    """The first order of the degradation (Real-ESRGAN).
+
+    Defaults: the values shipped with the GDPO release.
     """
 
     blur_prob: Share = 1.0
@@ -96,7 +98,10 @@ class DegradationOrder(Section):
 
 
 class SecondOrder(DegradationOrder):
-    """The second order: its own defaults, so that setting one key leaves the others as released."""
+    """The second order of the degradation.
+
+    It has its own defaults, so that setting one key leaves the others as released.
+    """
 
     blur_prob: Share = 0.5
     blur_sigma: PositiveRange = [0.2, 1.5]
@@ -108,8 +113,9 @@ class SecondOrder(DegradationOrder):
 
 
 class Degradation(Section):
-    """Second-order degradation; defaults: the values shipped with the GDPO release, milder than
-    Real-ESRGAN's.
+    """Second-order degradation.
+
+    Defaults: the values shipped with the GDPO release, milder than Real-ESRGAN's.
     """
 
     scale: Count = 4
@@ -195,8 +201,9 @@ class Optimizer(Section):
 
 
 class Pretrain(Section):
-    """Stage `pretrain`: NAOSD = LoRA on UNet and VAE encoder, pixel + perceptual + VSD (paper Eq.
-    5).
+    """Stage `pretrain`: NAOSD, that is LoRA on UNet and VAE encoder.
+
+    Loss: pixel + perceptual + VSD (paper Eq. 5).
     """
 
     init: str | None = Field(
@@ -228,8 +235,9 @@ class Pretrain(Section):
 
 
 class Select(Section):
-    """Stage `select`: the training patches worth a rollout, with a score and a reason for every
-    patch.
+    """Stage `select`: chooses the training patches for the rollouts.
+
+    Every patch gets a score and a reason.
     """
 
     rule: Literal["quality", "difficulty"] = Field(
@@ -269,9 +277,7 @@ class Select(Section):
 
 
 class Reward(Section):
-    """The attribute-aware reward of a candidate (paper Eq. 7), from metrics that the rollouts
-    hold.
-    """
+    """The attribute-aware reward of a candidate (paper Eq. 7), from metrics in the rollouts."""
 
     fidelity: list[str] = Field(["psnr_y"], description="full-reference metrics")
     perception: list[str] = Field(["musiq", "maniqa_koniq"], description="no-reference metrics")
@@ -288,12 +294,12 @@ class Reward(Section):
         return self
 
     def rho_d(self, detail_share: float) -> float:
-        """The weight of the perception side; the fidelity side has the rest."""
+        """The weight of the perception metrics; the fidelity metrics have weight 1 - rho_d."""
         return detail_share if self.weighting == "adaptive" else 0.5
 
 
 class Rollout(Section):
-    """Stage `rollout`: G candidates per LR image by the frozen reference, every metric of each."""
+    """Stage `rollout`: G candidates per LR image from the frozen reference, and their metrics."""
 
     parts: Parts = Field(
         ["00"], description="one run of `rollout` each; their number changes no group"
@@ -339,8 +345,9 @@ class Rollout(Section):
 
 
 class Finetune(Section):
-    """Stage `finetune`: the policy's preference optimisation on the rollouts (paper Eqs. 7-9, and
-    its rivals).
+    """Stage `finetune`: preference optimisation of the policy on the rollouts.
+
+    Objectives: GDPO (paper Eqs. 7-9) and the methods it is compared with.
     """
 
     objective: Literal["gdpo", "dpo", "dance_grpo", "dgpo", "nft", "awm"] = Field(
@@ -414,9 +421,7 @@ class Pairs(Section):
 
 
 class Evaluate(Section):
-    """Stage `evaluate`: bicubic and every model on each benchmark, the same noises for all
-    models.
-    """
+    """Stage `evaluate`: bicubic and every model on each benchmark, with the same noises."""
 
     benchmarks: Annotated[list[Name], Field(min_length=1)] = Field(
         ["sample"],
@@ -455,8 +460,9 @@ class Evaluate(Section):
 
 
 class Ablate(Section):
-    """Tool `ablate`: what each row of the paper's ablations costs; everything else is that of the
-    other sections.
+    """Tool `ablate`: the training budget of each row of the paper's ablations.
+
+    All other settings come from the other sections.
     """
 
     groups: Count = Field(

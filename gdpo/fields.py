@@ -1,8 +1,7 @@
-"""Types of the configuration's values: ranges and forms that several keys share, each with its own
-error.
+"""Types of configuration values: ranges and formats that several keys share.
 
-What is wrong with a value is said by the function behind its type; the key is added by
-gdpo/config.py's reader.
+The validator of each type raises an error that describes the value; the reader of gdpo/config.py
+adds the key.
 """
 
 import re
@@ -16,9 +15,8 @@ Part = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Timestep = Annotated[int, Field(ge=0, le=999)]
 Noises = Annotated[int, Field(ge=2)]
-Name = Annotated[
-    str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=40)
-]  # part of a path
+# Part of a path, hence the restricted characters.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=40)]
 ColorFix = Literal["none", "adain", "wavelet"]
 Precision = Literal["fp32", "bf16"]
 

@@ -1,11 +1,11 @@
-"""Photographs in and out: files of any common kind -> 8-bit RGB arrays, tensors and PNG bytes.
+"""Reading and writing photographs: files of common formats -> 8-bit RGB arrays, tensors, PNG bytes.
 
-    read_photo    EXIF rotation applied, 16 bit scaled to 8, gray repeated, alpha laid over white,
-                  CMYK converted
-    encode_lossless / decode_image    the bytes that shards hold
-    encode_png, write_png             files for people
+    read_photo                        applies EXIF rotation, scales 16 bits to 8, repeats gray,
+                                      composites alpha over white, converts CMYK
+    encode_lossless, decode_image     the image bytes in shards
+    encode_png, write_png             files for users
 
-Shapes: HWC uint8 arrays in RGB order outside, CHW float tensors in [0, 1] for models.
+Shapes: HWC uint8 RGB arrays for files, CHW float tensors in [0, 1] for models.
 """
 
 import io
@@ -23,7 +23,7 @@ from gdpo.files import written_aside
 _ORIENTATION = 0x0112  # the EXIF tag
 _PHOTOMETRIC, _PLANAR = 262, 284  # TIFF tags
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: BigTIFF
-# Pillow reports broken files with whatever its decoders hit first, and so does OpenCV.
+# For a broken file, Pillow and OpenCV raise whichever exception their decoders hit first.
 _BROKEN = (
     OSError,
     SyntaxError,
@@ -40,12 +40,13 @@ _BROKEN = (
 
 
 class NotRgb(ValueError):
-    """An image whose pixels cannot be taken for RGB colours of 8 or 16 bits."""
+    """An image whose pixels cannot be interpreted as RGB colours of 8 or 16 bits."""
 
 
 def read_photo(path: Path | str) -> np.ndarray:
-    """Read one photograph as uint8 (H, W, 3) RGB, upright. ValueError naming the file if it cannot
-    be read.
+    """Read one photograph as upright uint8 (H, W, 3) RGB.
+
+    ValueError naming the file if it cannot be read, `NotRgb` if its pixels are not RGB.
     """
     try:
         data = Path(path).read_bytes()
@@ -55,8 +56,9 @@ def read_photo(path: Path | str) -> np.ndarray:
 
 
 def photo_from_bytes(data: bytes, name: str) -> np.ndarray:
-    """The same from the bytes of a file of this name. ValueError (`NotRgb` for its colours) if they
-    are no photograph.
+    """`read_photo` on bytes in memory; `name` identifies the file in errors.
+
+    ValueError if the bytes are not a photograph, `NotRgb` if its pixels are not RGB.
     """
     try:
         return _decoded(data)
@@ -71,7 +73,7 @@ def _decoded(data: bytes) -> np.ndarray:
             return _read_deep(data)
         with Image.open(io.BytesIO(data)) as image:
             return _rgb(ImageOps.exif_transpose(image))
-    except UnidentifiedImageError as error:  # it says an address in memory, another one each time
+    except UnidentifiedImageError as error:  # its text has a memory address that differs each time
         raise ValueError("not an image of a known kind") from error
     except _BROKEN as error:
         raise ValueError(_one_line(error)) from error
@@ -82,9 +84,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
-    """An upright 8-bit PIL image as uint8 (H, W, 3): transparency over white, every colour model to
-    RGB.
-    """
+    """An upright 8-bit PIL image of any colour model as uint8 (H, W, 3) RGB, alpha over white."""
     if image.mode in ("I", "F"):
         raise NotRgb(f"pixels of mode {image.mode} have no fixed range; save it as 8 or 16 bit")
     if image.has_transparency_data:
@@ -94,28 +94,26 @@ def _rgb(image: Image.Image) -> np.ndarray:
 
 
 def _may_be_deep(data: bytes) -> bool:
-    """Whether these are the first bytes of a 16-bit PNG, or of a TIFF with 16 bits per sample."""
+    """Whether the bytes are a 16-bit PNG, or a TIFF with 16 bits per sample."""
     if data[:8] == b"\x89PNG\r\n\x1a\n":
         return len(data) > 24 and data[24] == 16
     if data[:4] in _TIFF:
-        # IMREAD_UNCHANGED keeps the depth; PIL opens some 16-bit TIFFs only as their upper bytes,
-        # others not at all.
+        # Decode with OpenCV: IMREAD_UNCHANGED keeps the depth. PIL reads only the upper bytes of
+        # some 16-bit TIFFs and cannot open others.
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
         return pixels is not None and pixels.dtype == np.uint16
     return False
 
 
 def _read_deep(data: bytes) -> np.ndarray:
-    """A 16-bit PNG or TIFF, rounded to 8 bits (65535 -> 255)."""
+    """A 16-bit PNG or TIFF as uint8 (H, W, 3) RGB, rounded to 8 bits (65535 -> 255)."""
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None:
         raise ValueError("broken 16-bit image")
     tags = _tiff_tags(data)
     if tags.get(_PLANAR) == 2 and pixels.ndim == 3:
         raise NotRgb("16-bit TIFF with a plane for each colour; save it with interleaved colours")
-    if (
-        tags.get(_PHOTOMETRIC) == 0
-    ):  # gray from white to black, which OpenCV turns round for 8 bits only
+    if tags.get(_PHOTOMETRIC) == 0:  # WhiteIsZero gray: OpenCV inverts it for 8 bits only
         pixels = 65535 - pixels
     eight: np.ndarray = np.round(pixels.reshape(*pixels.shape[:2], -1) / 257).astype(np.uint8)
     channels = eight.shape[2]
@@ -131,7 +129,7 @@ def _read_deep(data: bytes) -> np.ndarray:
 
 
 def _tiff_tags(data: bytes) -> dict[int, Any]:
-    """The tags of a TIFF's first page; of any other file none."""
+    """The tags of a TIFF's first page; empty for other formats."""
     if data[:4] not in _TIFF:
         return {}
     tags = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if b"+" in data[:4] else 8])
@@ -145,7 +143,7 @@ def _orientation(data: bytes) -> int:
     try:
         with Image.open(io.BytesIO(data)) as image:
             return int(image.getexif().get(_ORIENTATION, 1))
-    except OSError:  # a kind of 16-bit file that only OpenCV can open
+    except OSError:  # a 16-bit file that only OpenCV can open
         return 1
 
 
@@ -155,11 +153,10 @@ def encode_png(image: np.ndarray) -> bytes:
 
 
 def encode_lossless(image: np.ndarray) -> bytes:
-    """uint8 (H, W, 3) RGB -> lossless WebP bytes by its fastest method; the same bytes for the same
-    pixels.
+    """uint8 (H, W, 3) RGB -> lossless WebP bytes; the same bytes for the same pixels.
 
-    On 512-pixel crops of photographs: as fast as PNG both ways, and a quarter smaller
-    (benchmarks/shards.py).
+    Uses WebP's fastest method. On 512-pixel crops of photographs, encoding and decoding are as fast
+    as PNG and files are a quarter smaller (benchmarks/shards.py).
     """
     stream = io.BytesIO()
     Image.fromarray(_checked(image)).save(stream, "WEBP", lossless=True, quality=0, method=0)
@@ -186,8 +183,9 @@ def to_tensor(image: np.ndarray) -> torch.Tensor:
 
 
 def to_uint8(image: torch.Tensor) -> np.ndarray:
-    """float (C, H, W) or (B, C, H, W) in [0, 1] -> uint8 (H, W, C) or (B, H, W, C); clamped, then
-    rounded.
+    """float (C, H, W) or (B, C, H, W) in [0, 1] -> uint8 (H, W, C) or (B, H, W, C).
+
+    Clamped, then rounded.
     """
     levels = (image.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
     return levels.movedim(-3, -1).contiguous().cpu().numpy()

@@ -1,8 +1,7 @@
-"""Seeded random draws: every generator is seeded by a tuple such as (seed, step, sample), never by
-global state.
+"""Seeded random draws: a tuple such as (seed, step, sample) seeds every generator.
 
-A draw therefore depends on its key alone: not on batching, the number of processes, or what was
-drawn before.
+No draw uses global state, so it depends on its key alone: not on batching, the number of processes
+or earlier draws.
 """
 
 import hashlib
@@ -11,20 +10,22 @@ import json
 import numpy as np
 import torch
 
-Key = tuple[int | str, ...]  # what seeds a generator
+Key = tuple[int | str, ...]  # seeds a generator
 
 
 def seed_of(*key: int | str) -> int:
-    """A 63-bit seed from any tuple of numbers and names, e.g. (seed, step, sample); equal on every
-    machine.
+    """A 63-bit seed from a tuple of numbers and names, e.g. (seed, step, sample).
+
+    The seed is the same on every machine.
     """
     digest = hashlib.sha256(json.dumps(key).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def torch_generator(*key: int | str) -> torch.Generator:
-    """A CPU generator seeded by `seed_of(*key)`. Noise is drawn on the CPU so that every device
-    sees the same.
+    """A CPU generator seeded by `seed_of(*key)`.
+
+    Noise is drawn on the CPU so that it is the same for every device.
     """
     return torch.Generator().manual_seed(seed_of(*key))
 
@@ -35,8 +36,10 @@ def numpy_generator(*key: int | str) -> np.random.Generator:
 
 
 def seeded_noise(seeds: list[int], shape: tuple[int, ...], count: int = 1) -> torch.Tensor:
-    """Standard normal noise (count, len(seeds), *shape), column i from a generator of its own,
-    seeded with seeds[i]: independent of batching and of rank.
+    """Standard normal noise (count, len(seeds), *shape).
+
+    Column i comes from its own generator, seeded with seeds[i], so the noise does not depend on
+    batching or rank.
     """
     return torch.stack(
         [

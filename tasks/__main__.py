@@ -1,17 +1,24 @@
 """The command line: `python -m tasks COMMAND`, installed as `gdpo-sr COMMAND`.
 
-    stages   what dvc.yaml runs. Module `tasks.NAME` has  run(config: Config, root: Path, hooks:
-             Hooks) -> None (degrade, rollout and finetune also take the name of the part or run).
-             --params, --profile and --set choose the values.
-    tools    what people run. Module `tasks.NAME` has     EXAMPLE: str,
-             add_arguments(parser: argparse.ArgumentParser) -> None,  main(args: argparse.Namespace)
-             -> int
+tasks/commands.py has a row for every command, which names its module.
 
-Only the module of the command that runs is imported, so `--help` is quick. Exit codes: 0; 1
-failure, in one line that names the file or key; 2 usage or parameters; 3 the stage needs a GPU; 4 a
-regression (evaluate --against); 143 stopped by
-SIGTERM or SIGINT after a checkpoint: the same command resumes. GDPO_DEBUG=1 shows the traceback
-behind the one line.
+    stages   are run by dvc.yaml. Module tasks.stages.NAME has
+                 run(config: Config, root: Path, hooks: Hooks) -> None
+             degrade, rollout, finetune and evaluate also take the name of the part, run or
+             benchmark. --params, --profile and --set choose the parameters.
+    tools    are run by people. The module, mostly tasks.tools.NAME, has
+                 EXAMPLE: str
+                 add_arguments(parser: argparse.ArgumentParser) -> None
+                 main(args: argparse.Namespace) -> int
+
+Only the module of the chosen command is imported, so that `--help` is quick. Exit codes:
+
+    0    success
+    1    failure, reported in one line that names the file or key; GDPO_DEBUG=1 shows the traceback
+    2    wrong usage or parameters
+    3    the stage needs a GPU
+    4    a regression (evaluate --against)
+    143  stopped by SIGTERM or SIGINT after a checkpoint; the same command resumes
 """
 
 import argparse
@@ -37,9 +44,7 @@ NEEDS_GPU = 3
 
 
 def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
-    """The parser of all commands; of the tools, only the chosen one's module is imported for its
-    arguments.
-    """
+    """The parser of all commands. Only the chosen tool's module is imported for its arguments."""
     parser = argparse.ArgumentParser(
         prog="gdpo-sr",
         description="One-step diffusion super-resolution post-trained with GDPO.",
@@ -94,10 +99,10 @@ def _add_stage_arguments(parser: argparse.ArgumentParser, stage: Stage) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    # The base model is a folder; no library may look for a newer one.
+    # The base model is a local folder; no library may look for a newer version online.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    # peft imports it; it warns that an optional 4-bit kernel, which nothing here uses, cannot be
-    # downloaded.
+    # peft imports bitsandbytes, which warns that it cannot download an optional 4-bit kernel.
+    # Nothing here uses that kernel.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     stop = StopFlag()
     args = build_parser(argv[0] if argv else None).parse_args(argv)
@@ -110,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _in_one_line(run: Callable[[], int]) -> int:
-    """The exit code of `run`, or of its failure, which is said in one line."""
+    """Call `run` and return its exit code; report a ValueError or OSError in one line."""
     try:
         return run()
     except (ValueError, OSError) as error:
@@ -131,7 +136,7 @@ def _fail(error: ValueError | OSError) -> int:
 
 
 def _run_stage(args: argparse.Namespace, stop: "StopFlag", argv: Sequence[str]) -> int:
-    """Parameters, then the stage: in this process, or in those of torchrun."""
+    """Load the parameters, then run the stage in this process or in torchrun's processes."""
     from tasks import params
 
     config = params.load(args.params, args.profile, args.set)
@@ -146,7 +151,7 @@ def _run_stage(args: argparse.Namespace, stop: "StopFlag", argv: Sequence[str]) 
 
 
 def _run_here(args: argparse.Namespace, config: "Config", should_stop: Callable[[], bool]) -> int:
-    """Hooks, the stage; `Stopped` becomes exit code 143."""
+    """Run the stage in this process; `Stopped` becomes exit code 143."""
     from gdpo.train.loop import Hooks, Stopped
     from gdpo.train.world import current
     from tasks.run.recorder import Recorder
@@ -165,7 +170,7 @@ def _run_here(args: argparse.Namespace, config: "Config", should_stop: Callable[
     if against:
         from tasks.report.against import check, place
 
-        place(config, root, chosen, against)  # what is not there is said before the work
+        place(config, root, chosen, against)  # report a missing file before the stage runs
     try:
         with Recorder(work, " ".join([args.command, *names]), **progress) as recorder:
             if current().any_rank(should_stop()):
@@ -186,7 +191,7 @@ def _gpus() -> int:
 
 
 def _fail_without_gpu(args: argparse.Namespace, wanted: int, found: int) -> int:
-    """Say where the stage can run, and how its outputs come here."""
+    """Print where the stage can run and how to fetch its outputs; returns exit code 3."""
     stage = os.environ.get("DVC_STAGE", args.command)
     needed = f"{wanted} GPUs ({args.command}.gpus)" if wanted > 1 else "a GPU"
     sys.stderr.write(
@@ -214,8 +219,9 @@ def _stopped_line(stopped: "Stopped", root: Path, work: Path) -> str:
 
 
 class StopFlag:
-    """`should_stop` for the loops: true once SIGTERM or SIGINT arrived. A second Ctrl-C ends at
-    once.
+    """`should_stop` for the loops: true once SIGTERM or SIGINT arrived.
+
+    A second Ctrl-C ends the process at once.
     """
 
     def __init__(self) -> None:

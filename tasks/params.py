@@ -1,11 +1,12 @@
-"""params.yaml -> typed configuration; the only reader of YAML here.
+"""Reads params.yaml into a typed configuration; the only module that reads parameters.
 
-    params.yaml  <-  profiles/NAME.yaml (--profile)  <-  --set section.key=value     later layers
-                 win, mappings merge
-    the merged tree -> gdpo.config.Config, strict: the first problem becomes one line
+    params.yaml  <-  profiles/NAME.yaml (--profile)  <-  --set section.key=value
 
-YAML 1.2 through ruamel, as DVC reads it: `5e-5` is a float (PyYAML makes it a string) and `on` is a
-word.
+Later layers win, and mappings merge. The merged tree is validated strictly as gdpo.config.Config;
+the first problem is reported in one line.
+
+YAML 1.2 through ruamel, as DVC reads it: `5e-5` is a float (PyYAML reads a string) and `on` is a
+string.
 """
 
 import difflib
@@ -26,17 +27,17 @@ Layer = tuple[str, Tree]
 
 
 class BadParams(ValueError):
-    """One line that names the file (or the --set) and the key, and says what is allowed. The
-    command line exits 2.
+    """Wrong parameters, in one line: the file (or --set), the key, and what is allowed.
+
+    The command line exits with code 2.
     """
 
 
 def load(path: Path, profile: str | None = None, overrides: Sequence[str] = ()) -> Config:
-    """The configuration in `path`, with `profiles/PROFILE.yaml` beside it and `section.key=value`
-    texts laid over it.
+    """The configuration in `path`, overridden by a profile and by `section.key=value` texts.
 
-    Raises `BadParams` for a missing or malformed file, a duplicate or unknown key, a wrong type, a
-    value out of range.
+    profile: the NAME of profiles/NAME.yaml beside `path`. Raises `BadParams` for a missing or
+    malformed file, a duplicate or unknown key, a wrong type, or a value out of range.
     """
     layers: list[Layer] = [(path.name, read(path))]
     if profile is not None:
@@ -46,11 +47,10 @@ def load(path: Path, profile: str | None = None, overrides: Sequence[str] = ()) 
 
 
 def apply_profile(path: Path, name: str) -> Path:
-    """Write the values of `profiles/NAME.yaml` into the file `path`, whose comments and other
-    values stay.
+    """Write the values of `profiles/NAME.yaml` into the file `path`; returns the profile's path.
 
-    DVC compares the values in params.yaml, so this is what switches a whole `dvc repro`. Nothing is
-    written unless the result is valid. Returns the profile's path.
+    Comments and other values stay. DVC compares the values in params.yaml, so this switches a whole
+    `dvc repro` to the profile. Nothing is written unless the result is valid.
     """
     source = profile_path(path, name)
     values = read(source)
@@ -71,8 +71,9 @@ def apply_profile(path: Path, name: str) -> Path:
 
 
 def profile_of(path: Path) -> str:
-    """The profile whose every value the file `path` has; "sample" if there is none: the values it
-    comes with.
+    """The first profile whose values are all set in the file `path`.
+
+    "sample" if there is none: the name for the values that params.yaml comes with.
     """
     present = read(path)
     for source in sorted((path.parent / "profiles").glob("*.yaml")):
@@ -82,9 +83,7 @@ def profile_of(path: Path) -> str:
 
 
 def profile_path(path: Path, name: str) -> Path:
-    """`profiles/NAME.yaml` beside params.yaml; `BadParams` listing what there is when it does not
-    exist.
-    """
+    """`profiles/NAME.yaml` beside params.yaml; `BadParams` listing all profiles if missing."""
     source = path.parent / "profiles" / f"{name}.yaml"
     if not source.is_file():
         known = sorted(file.stem for file in source.parent.glob("*.yaml"))
@@ -95,7 +94,7 @@ def profile_path(path: Path, name: str) -> Path:
 
 
 def read(path: Path) -> Tree:
-    """One YAML 1.2 file whose top level is a mapping."""
+    """Read one YAML 1.2 file, whose top level must be a mapping."""
     try:
         tree = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except DuplicateKeyError as error:
@@ -113,7 +112,7 @@ def read(path: Path) -> Tree:
 
 
 def _problem(error: YAMLError) -> str:
-    """What is wrong and where, without the excerpt."""
+    """The problem and its line and column, without ruamel's excerpt of the file."""
     if not isinstance(error, MarkedYAMLError):
         return str(error).splitlines()[0]
     mark = error.problem_mark
@@ -142,7 +141,7 @@ def _override(text: str) -> Tree:
 
 
 def _merge(base: Tree, over: Tree) -> Tree:
-    """Lay `over` on `base` in place: mappings merge, everything else replaces."""
+    """Merge `over` into `base` in place: mappings merge, other values are replaced."""
     for key, value in over.items():
         if isinstance(value, dict) and isinstance(base.get(key), dict):
             _merge(base[key], value)
@@ -170,7 +169,7 @@ def _copied(tree: Tree) -> Tree:
 
 
 def _line(problem: Any, layers: list[Layer]) -> str:
-    """`FILE: section.key: what is wrong (got VALUE)` for one of pydantic's problems."""
+    """One of pydantic's problems as `FILE: section.key: message (got VALUE)`."""
     loc: tuple[str | int, ...] = problem["loc"]
     key = ".".join(map(str, loc))
     message = problem["msg"].removeprefix("Value error, ")
@@ -184,8 +183,9 @@ def _line(problem: Any, layers: list[Layer]) -> str:
 
 
 def _origin(loc: tuple[str | int, ...], layers: list[Layer]) -> str:
-    """The last layer that says anything at `loc`; the first one when none does (a missing key, a
-    joint rule).
+    """The name of the last layer that sets `loc`.
+
+    The first layer if none does: a missing key, or a rule over several keys.
     """
     for name, tree in reversed(layers):
         node: Any = tree
@@ -202,10 +202,10 @@ def _origin(loc: tuple[str | int, ...], layers: list[Layer]) -> str:
 
 
 def _model_at(loc: tuple[str | int, ...]) -> type[BaseModel]:
-    """The section that the last key of `loc` stands in."""
+    """The model of the section that contains the last key of `loc`."""
     model: type[BaseModel] = Config
     for part in loc[:-1]:
-        if part not in model.model_fields:  # a place in a list, or a key of a mapping
+        if part not in model.model_fields:  # an index in a list, or a key of a mapping
             continue
         annotation = model.model_fields[str(part)].annotation
         options = get_args(annotation) or (annotation,)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.processes
+
 PARTS = ("gdpo", "tasks", "assets", "code", "profiles", "dvc.yaml", "params.yaml", "Makefile")
 
 MODULE = '''"""Stage `toy`: writes the number of its steps, one file per step."""

@@ -26,6 +26,8 @@ from tests import s3
 from tests.guide import git, guide
 from tests.tasks.store.test_s3 import use
 
+pytestmark = pytest.mark.processes
+
 UNITS = (
     "gdpo-server.service",
     "gdpo-worker@.service",

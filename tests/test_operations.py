@@ -16,6 +16,8 @@ from tests import s3
 from tests.guide import git, guide, shell
 from tests.tasks.store.test_s3 import use
 
+pytestmark = pytest.mark.processes
+
 
 def hosts(root: Path, tmp_path: Path, repository: Path, storage: str = "http://127.0.0.1:1") -> str:
     """Run the guide from a bare host to GPU workers; returns the stand-ins' log."""

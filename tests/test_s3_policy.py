@@ -23,6 +23,8 @@ from tests.tasks.published import NOW, finished, publish  # noqa: F401 - finishe
 from tests.tasks.store.test_s3 import use
 from tests.test_deploy import strings
 
+pytestmark = pytest.mark.processes
+
 
 def action(method: str, path: str) -> tuple[str, str]:
     """What S3 asks a policy for a request: (action, resource). KeyError for a request that is not

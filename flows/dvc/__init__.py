@@ -1,1 +1,1 @@
-"""DVC from Prefect: running it, its graph, and lock entries that travel between clones."""
+"""DVC from Prefect: running dvc, its stage graph, and sharing lock entries between clones."""

@@ -1,12 +1,10 @@
-"""Which failures are worth another try: S3, the Prefect server and the network being away, nothing
-else.
-"""
+"""Which failures are retried: S3, the Prefect server or the network is unreachable; no others."""
 
 import re
 
-# botocore's, aiohttp's, httpx's, s3fs' and the resolver's words for a server that is away, busy or
-# cut off; not for a missing key, a refused one, or credentials that are not there, which our own
-# lines (tasks/store/s3.py) may hold as well.
+# Messages of botocore, aiohttp, httpx, s3fs and the resolver for a server that is unreachable or
+# busy, or whose connection broke. Messages about a missing or refused key, or about missing
+# credentials, must not match; the lines of tasks/store/s3.py report those too.
 _FAULT = re.compile(
     r"could not connect|cannot connect to host|failed to connect to proxy|connect ?error|endpoint "
     r"?connection ?error"
@@ -27,5 +25,5 @@ _FAULT = re.compile(
 
 
 def is_network_fault(text: str) -> bool:
-    """Whether the last lines of a command, or an error, speak of S3 or the network being away."""
+    """Whether a command's last lines, or an error's text, report S3 or the network unreachable."""
     return bool(_FAULT.search(text))

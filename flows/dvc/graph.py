@@ -1,16 +1,16 @@
-"""What stages are made from: the graph of dvc.yaml, and whether the results that one reads are
-those of this commit.
+"""The stage graph of dvc.yaml, and whether a stage's inputs were made with this commit's code.
 
-    graph(root)             stage -> the stages whose outputs it reads, from dvc.yaml and
-                            finetune.rollouts
-    outdated(stages)        of those, what was never run, or with other code, parameters or inputs
-                            than are here now
-    check_inputs(...)       refuses to train or judge on top of that
+    graph(root)         stage -> the stages whose outputs it reads, from dvc.yaml and
+                        finetune.rollouts
+    outdated(stages)    the stages that were never run, or were run with other code, parameters or
+                        inputs than this clone has
+    check_inputs(...)   refuses to train or evaluate from outdated inputs
 
-Code and parameters are compared with the workspace. Outputs are not: those that lie there may be an
-older pipeline's, or none, and `dvc pull --force` brings what the ledger (dvc.lock) names. What a
-stage has read is compared with what its maker's entry in the same ledger says; a folder that is
-several stages' outputs, or a part of one, has no hash there.
+Code and parameters are compared with the workspace. Outputs are not: the workspace may hold an
+older pipeline's outputs or none, and `dvc pull --force` fetches those named in dvc.lock. Instead,
+the hash of each input in a stage's lock entry is compared with the lock entry of the stage that
+made it. A folder that consists of several stages' outputs, or is part of one output, has no hash
+there and is not compared.
 """
 
 import json
@@ -23,21 +23,19 @@ from flows.dvc.run import StageFailed, dvc_output
 from flows.workplace import read_ledger
 from tasks import params
 
-Hashes = Mapping[str, str | None]  # path: md5 in the ledger
+Hashes = Mapping[str, str | None]  # path: md5 in dvc.lock
 
 
 def graph(root: Path) -> dict[str, set[str]]:
-    """The stages of dvc.yaml at `root` in an order that works: stage -> the stages whose outputs it
-    reads.
-    """
+    """The stages of dvc.yaml in topological order: stage -> the stages whose outputs it reads."""
     edges: dict[str, set[str]] = {}
     for line in dvc_output(["dag", "--dot"], root).splitlines():
         names = [part.strip().strip('"') for part in line.strip().removesuffix(";").split("->")]
         if line.strip().startswith('"'):
             edges.setdefault(names[-1], set()).update(names[:-1])
     if params.read(root / "params.yaml").get("finetune", {}).get("rollouts") == "online":
-        # It makes the groups itself, from pairs that dvc.yaml does not name: the stages that made
-        # the rollouts stand for them.
+        # Online fine-tuning makes the groups itself, from pairs that are not among its dependencies
+        # in dvc.yaml. Add the stages that make and select those pairs.
         pairs = {stage for stage in edges if stage.partition("@")[0] in ("degrade", "select")}
         for stage in edges:
             edges[stage] |= pairs if stage.partition("@")[0] == "finetune" else set()
@@ -45,7 +43,7 @@ def graph(root: Path) -> dict[str, set[str]]:
 
 
 def ancestors(edges: dict[str, set[str]], stages: Sequence[str]) -> list[str]:
-    """`stages` and everything they are made from, in the order of `edges`."""
+    """`stages` and all stages they depend on, in the order of `edges`."""
     wanted = set(stages)
     for stage in reversed(edges):
         if stage in wanted:
@@ -54,10 +52,10 @@ def ancestors(edges: dict[str, set[str]], stages: Sequence[str]) -> list[str]:
 
 
 def outdated(stages: Sequence[str], root: Path) -> dict[str, str]:
-    """Those of `stages` that were never run, or with other code, parameters or inputs: {stage:
-    which}, in the same order.
+    """The stages never run, or run with other code, parameters or inputs: {stage: reason}.
 
-    stages: with all they are made from, so that what none of them makes is code.
+    stages: must include every stage they depend on, because a file that none of them makes counts
+    as code. The result is in the same order.
     """
     known = read_ledger(root)
     made = {
@@ -79,8 +77,10 @@ def outdated(stages: Sequence[str], root: Path) -> dict[str, str]:
 def check_inputs(
     what: str, stages: Sequence[str], edges: dict[str, set[str]], root: Path
 ) -> list[str]:
-    """What `stages` read that is not of their own making; `StageFailed` if it is `outdated`, or
-    made from what is.
+    """The other stages whose outputs `stages` read.
+
+    `StageFailed` if one of them, or a stage it depends on, is `outdated`. what: names the reader in
+    the message.
     """
     inputs = sorted({name for stage in stages for name in edges[stage]} - set(stages))
     old = outdated(ancestors(edges, inputs), root)
@@ -98,14 +98,16 @@ def _hashes(entry: Mapping[str, Any], which: str) -> dict[str, str | None]:
 
 
 def _changed(entries: Sequence[Any], read: Hashes, made: Hashes) -> str:
-    """The first parameter or file that differs, or "". entries: of a stage, in DVC's status; read,
-    made: by the ledger.
+    """The first parameter or file that differs, or "".
+
+    entries: a stage in the output of `dvc status`. read: the stage's dependencies in dvc.lock.
+    made: all stages' outputs in dvc.lock.
     """
     if "changed command" in entries:
         return "command"
-    for entry in entries:  # "changed outs" and "always changed" are no reason
+    for entry in entries:  # "changed outs" and "always changed" do not make a stage outdated
         for path, state in entry.get("changed deps", {}).items() if isinstance(entry, dict) else ():
-            if isinstance(state, dict):
+            if isinstance(state, dict):  # params.yaml: {parameter: state}
                 return next(iter(state))
             is_code = not any(_overlap(path, out) for out in made)
             if path not in read or (is_code and state in ("modified", "new")):
@@ -114,5 +116,5 @@ def _changed(entries: Sequence[Any], read: Hashes, made: Hashes) -> str:
 
 
 def _overlap(one: str, other: str) -> bool:
-    """Whether one path is the other, or above it."""
+    """Whether the paths are equal, or one contains the other."""
     return f"{one}/".startswith(f"{other}/") or f"{other}/".startswith(f"{one}/")

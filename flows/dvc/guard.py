@@ -1,17 +1,16 @@
-"""Stands between a flow's process and dvc, so that dvc and its stage do not outlive a flow that was
-killed.
+"""Runs dvc for a flow, and stops dvc and its stage if the flow's process is killed.
 
-    python guard.py PARENT COMMAND...       the leader of a session; COMMAND runs in its group
+    python guard.py PARENT COMMAND...       leads a session; COMMAND runs in its process group
 
-    lines             handed on as they come
-    exit code         the command's, 128 + N if signal N ended it, once the last process of the
-                      group has closed its output
-    SIGTERM           is for the others of the group: this one stays until they are gone
-    PARENT is gone    SIGTERM to the group (a trainer checkpoints), SIGKILL after 25 s
+    output            COMMAND's output is passed on as it comes
+    exit code         COMMAND's, or 128 + N if signal N ended it; the guard exits once the last
+                      process of the group has closed its output
+    SIGTERM           ends the other processes of the group; the guard waits until they have ended
+    PARENT ended      SIGTERM to the group (a trainer writes a checkpoint), SIGKILL after 25 s
 
-PARENT is the process id of the flow. Without a guard, SIGKILL of worker and flow leaves a trainer
-on the GPU, and a second one beside it after the next run. Started by its path, with nothing but the
-standard library: it is there at once.
+PARENT is the process id of the flow. Without the guard, SIGKILL of worker and flow would leave a
+trainer on the GPU, and the next run would start a second one beside it. The guard is started by its
+path and imports only the standard library, so that it starts without delay.
 """
 
 import os
@@ -26,10 +25,11 @@ GRACE_S = 25.0
 
 
 def main(parent: int, command: list[str]) -> int:
-    """Run the command and return its exit code; does not return where the group had to be
-    killed.
+    """Run the command and return its exit code.
+
+    Does not return if the process group had to be killed: the guard belongs to it.
     """
-    # A function and not SIG_IGN, which the command would inherit.
+    # A handler that does nothing, because the command would inherit SIG_IGN.
     signal.signal(signal.SIGTERM, lambda *_: None)
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -39,7 +39,7 @@ def main(parent: int, command: list[str]) -> int:
     reader.start()
     while reader.is_alive():
         reader.join(POLL_S)
-        if os.getppid() != parent:
+        if os.getppid() != parent:  # the flow's process has ended
             _end_group(reader)
             break
     code = process.wait()
@@ -47,8 +47,9 @@ def main(parent: int, command: list[str]) -> int:
 
 
 def _hand_on(source: int) -> None:
-    """Until nobody writes any more, whether the parent reads or not: a trainer's broken pipe would
-    cost its checkpoint.
+    """Copy `source` to stdout until the last writer has closed it.
+
+    Continues if the parent no longer reads: a broken pipe would end a trainer without a checkpoint.
     """
     while data := os.read(source, 65536):
         with suppress(OSError):

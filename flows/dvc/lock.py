@@ -1,14 +1,14 @@
-"""Ledgers in the bucket: what a run made, for whoever goes on from it in another clone.
+"""Lock entries in the bucket, so that another clone can continue from a flow run's outputs.
 
-results/ledgers/<commit>.json          left by gdpo-pipeline/head; trainings and single stages at
-                                       that commit begin with it
-results/ledgers/<flow run>.json        left by gdpo-train; the evaluation that follows it judges
-                                       those models
-results/evaluated/<flow run>.txt       where its report lies: Prefect's automations may ask for the
-                                       same more than once
+results/ledgers/<commit>.json       stored by gdpo-pipeline/head; trainings and single stages at
+                                    that commit start from these entries
+results/ledgers/<flow run>.json     stored by gdpo-train; the evaluation that follows evaluates
+                                    the models they name
+results/evaluated/<flow run>.txt    the address of that evaluation's report, because Prefect's
+                                    automations may request the same evaluation more than once
 
-python -m flows.dvc.lock FLOW_RUN        lays the latter over dvc.lock here; committed, it is what
-                                         every night judges
+python -m flows.dvc.lock FLOW_RUN   merges a training's lock entries into dvc.lock here; once
+                                    committed, every nightly evaluation uses its models
 """
 
 import argparse
@@ -29,8 +29,9 @@ from tasks.store.s3 import Store
 
 @task(task_run_name="leave the ledger", cache_policy=NO_CACHE, **RETRIES)
 def leave_ledger(root: Path, name: str, commit: str) -> None:
-    """Write the clone's ledger into the bucket. name: the flow run's id, or the commit; commit:
-    that its stages ran at.
+    """Store the clone's lock entries in the bucket.
+
+    name: the flow run's id, or the commit. commit: the one at which the stages ran.
     """
     content = {"commit": commit, "stages": read_ledger(root)}
     Store.at(store_url()).write(_key(name), json.dumps(content).encode())
@@ -38,8 +39,9 @@ def leave_ledger(root: Path, name: str, commit: str) -> None:
 
 @task(task_run_name="take the ledger", cache_policy=NO_CACHE, **RETRIES)
 def take_ledger(root: Path, run: str) -> None:
-    """Lay the ledger that a flow run left over the clone's. `StageFailed` if it left none, or is of
-    another commit.
+    """Merge the lock entries that a flow run stored into the clone's dvc.lock.
+
+    `StageFailed` if the flow run stored none, or ran at another commit.
     """
     try:
         content = json.loads(Store.at(store_url()).read(_key(run)))
@@ -53,7 +55,7 @@ def take_ledger(root: Path, run: str) -> None:
 
 @task(task_run_name="take the pipeline's ledger", cache_policy=NO_CACHE, **RETRIES)
 def take_pipelines_ledger(root: Path) -> None:
-    """Lay the ledger that gdpo-pipeline left at this commit over the clone's, if there is one."""
+    """Merge the lock entries that gdpo-pipeline stored for this commit, if any, into dvc.lock."""
     store, key = Store.at(store_url()), _key(commit_of(root))
     if store.tag(key) is not None:
         write_ledger(root, json.loads(store.read(key))["stages"])
@@ -61,15 +63,13 @@ def take_pipelines_ledger(root: Path) -> None:
 
 @task(task_run_name="note the evaluation", cache_policy=NO_CACHE, **RETRIES)
 def note_evaluation(run: str, link: str) -> None:
-    """Note that the models of a run of gdpo-train were evaluated, and where the report is."""
+    """Record that the models of a gdpo-train flow run were evaluated. link: the report."""
     Store.at(store_url()).write(f"results/evaluated/{run}.txt", link.encode())
 
 
 @task(task_run_name="look for an evaluation", cache_policy=NO_CACHE, **RETRIES)
 def evaluation_of(run: str) -> str | None:
-    """Where the report about the models of a run of gdpo-train is, None if they were not
-    evaluated.
-    """
+    """The address of the report on a gdpo-train flow run's models; None if not evaluated."""
     store, key = Store.at(store_url()), f"results/evaluated/{run}.txt"
     return store.read(key).decode() if store.tag(key) is not None else None
 
@@ -79,7 +79,7 @@ def _key(name: str) -> str:
 
 
 def main() -> int:
-    """Take the ledger of a training, and say what to do with it."""
+    """Merge a training's lock entries into dvc.lock and return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m flows.dvc.lock",
         description="Lay the ledger that a run of gdpo-train left over dvc.lock here.",

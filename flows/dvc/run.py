@@ -1,14 +1,15 @@
-"""Run DVC from Prefect: the only place that starts `dvc`.
+"""Runs DVC from Prefect: the only module that starts `dvc`.
 
-    run_dvc(args): one dvc command in a session of its own, every line handed on as it comes
-    cancelled:     SIGTERM to the whole group, its last lines handed on, SIGKILL after 25 s (Prefect
-                   allows 30 s)
-    killed:        the session's leader (flows/dvc/guard.py) sees it within a second and does the
-                   same
+    run_dvc(args)    runs one dvc command in its own session and passes on every line as it comes
+    flow cancelled   SIGTERM to the whole process group, its last lines are passed on, SIGKILL after
+                     25 s (Prefect allows 30 s)
+    flow killed      the session's leader (flows/dvc/guard.py) notices within a second and does the
+                     same
 
-All matter. SIGTERM to `dvc repro` alone leaves the stage's process behind, and Prefect's cancel
-signals only its own. The three tasks are what a worker does with a stage: `pull` what it reads,
-`repro` it, `push` what it made.
+Both cases need the process group: SIGTERM to `dvc repro` alone leaves the stage's process running,
+and Prefect's cancellation signals only Prefect's own process.
+
+A worker runs a stage with three tasks: `pull` its inputs, `repro` the stage, `push` its outputs.
 """
 
 import hashlib
@@ -40,11 +41,11 @@ TICK_S = 5.0
 
 
 class StageFailed(RuntimeError):
-    """A dvc command was refused, or ended with an error: the message has the last lines."""
+    """A dvc command or a check before it failed; the message has the command's last lines."""
 
 
 class StageBroke(StageFailed):
-    """The same of a stage that had begun: whatever it says, it is not run again."""
+    """Failure after the stage started; never retried."""
 
 
 def run_dvc(
@@ -54,12 +55,12 @@ def run_dvc(
     on_tick: Callable[[], None] = lambda: None,
     grace_s: float = GRACE_S,
 ) -> None:
-    """Run `dvc ARGS` in the repository at `root`; `on_tick` is called every few seconds from this
-    thread.
+    """Run `dvc ARGS` in the repository at `root`. Raises `StageFailed`.
 
-    Raises `StageFailed`. On any exception in the calling thread, Prefect's `TerminationSignal` and
-    those of `on_tick` included, the whole process group is stopped before the exception goes on. An
-    `on_line` that fails costs its line.
+    on_line: called with every line, from another thread; an error in it loses only that line.
+    on_tick: called every few seconds, from the calling thread. Any exception in the calling thread
+    (also from `on_tick`, or Prefect's `TerminationSignal`) stops the whole process group before it
+    propagates.
     """
     if "DVC_STAGE" in os.environ:
         raise StageFailed(
@@ -85,15 +86,16 @@ def run_dvc(
     except BaseException:
         _stop_group(process, reader, grace_s)
         raise
-    if code < 0:  # somebody killed the leader, which itself ends with the others' code
+    if code < 0:  # a signal killed the guard, so the rest of the group may still be running
         _stop_group(process, reader, grace_s)
     if code != 0:
         raise StageFailed(f"dvc {' '.join(args)} ended with code {code}:\n" + "\n".join(last))
 
 
 def _environment() -> dict[str, str]:
-    """Ours, with this interpreter first on the path (a stage's command starts with `python`) and
-    unbuffered output.
+    """This process's environment, for dvc: unbuffered output, and this interpreter first on PATH.
+
+    A stage's command starts with `python`.
     """
     here = str(Path(sys.executable).parent)
     return os.environ | {
@@ -112,21 +114,22 @@ def _wait(process: subprocess.Popen[str], on_tick: Callable[[], None]) -> int:
 def _hand_on(
     process: subprocess.Popen[str], last: deque[str], on_line: Callable[[str], None]
 ) -> None:
-    """Until the last process of the group has closed its output."""
+    """Pass on every line, until the last process of the group has closed its output."""
     assert process.stdout is not None
     with process.stdout as lines:
         for line in lines:
             if text := line.rstrip():
                 last.append(text)
-                with suppress(
-                    Exception
-                ):  # without a reader the lines, and the last ones of a failure, would end here
+                # An error must not end this thread: all later lines would be lost, and with them
+                # the last lines in `StageFailed`.
+                with suppress(Exception):
                     on_line(text)
 
 
 def _stop_group(process: subprocess.Popen[str], reader: threading.Thread, grace_s: float) -> None:
-    """SIGTERM, the end of the output (dvc leaves at once, a trainer after its checkpoint), then
-    SIGKILL.
+    """Send SIGTERM, wait up to `grace_s` until the output is closed, then send SIGKILL.
+
+    dvc ends at once, a trainer after its checkpoint.
     """
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
@@ -138,8 +141,9 @@ def _stop_group(process: subprocess.Popen[str], reader: threading.Thread, grace_
 
 
 def commit_of(root: Path) -> str:
-    """The commit checked out at `root`; with "+changes-<hash>" if tracked files other than dvc.lock
-    differ from it.
+    """The commit checked out at `root`.
+
+    With "+changes-<hash>" appended if tracked files other than dvc.lock differ from it.
     """
     head = _git(["rev-parse", "HEAD"], root).decode().strip()
     listed = [
@@ -154,7 +158,7 @@ def commit_of(root: Path) -> str:
     changed = os.fsdecode(_git([*listed, "--", ".", ":!dvc.lock"], root)).split("\0")[:-1]
     if not changed:
         return head
-    # Of the files, not of git's diff: how that looks is each host's own settings.
+    # Hash the files and not git's diff, whose format depends on each host's git settings.
     digest = hashlib.sha256()
     for name in sorted(changed):
         content = sha256_of(root / name) if (root / name).is_file() else "deleted"
@@ -163,8 +167,9 @@ def commit_of(root: Path) -> str:
 
 
 def check_commit(root: Path, wanted: str | None, whose: str = "the caller's") -> None:
-    """`StageFailed` unless the clone is at the commit of another, `whose` it is; None: that one
-    does not mind.
+    """`StageFailed` unless the clone is at the commit `wanted`; None accepts any commit.
+
+    whose: names the owner of `wanted` in the message.
     """
     here = commit_of(root)
     if wanted is not None and here != wanted:
@@ -179,13 +184,13 @@ def _git(args: Sequence[str], root: Path) -> bytes:
 
 
 def committed(path: str, root: Path) -> bytes | None:
-    """The file `path` as the commit checked out at `root` has it; None if it has none."""
+    """The content of `path` in the commit checked out at `root`; None if the commit lacks it."""
     result = subprocess.run(["git", "show", f"HEAD:{path}"], cwd=root, capture_output=True)
     return result.stdout if result.returncode == 0 else None
 
 
 def dvc_output(args: Sequence[str], root: Path) -> str:
-    """What a quick dvc command prints. `StageFailed` with its error."""
+    """The output of a short dvc command. `StageFailed` with its error output if it fails."""
     result = subprocess.run(
         [sys.executable, "-m", "dvc", *args],
         cwd=root,
@@ -199,11 +204,11 @@ def dvc_output(args: Sequence[str], root: Path) -> str:
 
 
 def worth_another_try(task: "Task[..., Any]", run: TaskRun, state: "State[Any]") -> bool:
-    """Prefect's retry condition: the network, and S3, before the stage itself has begun."""
+    """Prefect's retry condition: a network or S3 failure before the stage itself started."""
     return not isinstance(state.data, StageBroke) and is_network_fault(str(state.message))
 
 
-TRANSFER_TAG = "gdpo-transfer"  # flows/setup.py limits how many tasks with it run at once
+TRANSFER_TAG = "gdpo-transfer"  # flows/setup.py limits how many such tasks run at once
 RETRIES: dict[str, Any] = {
     "retries": 4,
     "retry_delay_seconds": exponential_backoff(5),
@@ -214,21 +219,18 @@ RETRIES: dict[str, Any] = {
 
 @task(task_run_name="pull for {stage}", tags=[TRANSFER_TAG], cache_policy=NO_CACHE, **RETRIES)
 def pull(stage: str, inputs: Sequence[str], root: Path) -> None:
-    """Bring the outputs of the stages `inputs`, as dvc.lock has them, from the cache or the DVC
-    remote.
-    """
+    """Pull the outputs of the stages `inputs`, as dvc.lock names them, from cache or DVC remote."""
     if inputs:
         run_dvc(["pull", "--force", *inputs], root, get_run_logger().info, Heartbeat().update)
 
 
 @task(task_run_name="{stage}", cache_policy=NO_CACHE, **RETRIES)
 def repro(stage: str, root: Path, *, share: bool = False) -> None:
-    """One stage; its lines are the task's logs, its steps a progress artifact. What is up to date
-    is not run again.
+    """Run one stage unless it is up to date. Its output goes to the task's logs.
 
-    share: take the outputs from the remote if somebody has run the same stage on the same inputs.
-    DVC asks for them before the stage begins: a fault of the remote is tried again, one of the
-    stage is a `StageBroke` and is not.
+    Its steps are shown as a progress artifact. share: take the outputs from the DVC remote if the
+    same stage was already run on the same inputs. DVC asks the remote before the stage starts, so a
+    failure of the remote is retried; a failure of the stage is `StageBroke` and is not retried.
     """
     logger = get_run_logger()
     begun = False
@@ -255,5 +257,5 @@ def repro(stage: str, root: Path, *, share: bool = False) -> None:
 
 @task(task_run_name="push {stage}", tags=[TRANSFER_TAG], cache_policy=NO_CACHE, **RETRIES)
 def push(stage: str, root: Path) -> None:
-    """Send the outputs of a stage, and DVC's record of the run, to the remote."""
+    """Push a stage's outputs and its run-cache entry to the DVC remote."""
     run_dvc(["push", "--run-cache", stage], root, get_run_logger().info, Heartbeat().update)

@@ -1,1 +1,1 @@
-"""From photographs to LR-HR pairs in shards, and to the patches that are worth a rollout."""
+"""Photographs -> LR-HR pairs in shards, and the selection of patches for the rollouts."""

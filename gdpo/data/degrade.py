@@ -1,16 +1,15 @@
-"""Second-order degradation: a sharp patch -> its low-resolution image, in two steps that can be
-told apart.
+"""Second-order degradation: HR patch -> LR image, in two separate steps.
 
-    draw    config, generator -> parameters (plain JSON; stored with the pair); each patch has a
-            generator of its own
-    apply   sharp image, parameters -> low-resolution image; the same bytes every time
+    draw    config, generator -> parameters (plain JSON, stored with the pair);
+            each patch has its own generator
+    apply   HR image, parameters -> LR image; deterministic, byte for byte
 
     first   blur -> resize -> noise -> JPEG
-    second  [blur] -> resize to H/4 s -> noise
-    final   resize to H/4, [sinc], then JPEG; or JPEG, then resize and sinc
+    second  [blur] -> resize to s H/4 -> noise        s: the drawn scale
+    final   resize to H/4 -> [sinc] -> JPEG, or JPEG -> resize to H/4 -> [sinc]
 
 Source: Real-ESRGAN, with the values of the GDPO release as defaults (gdpo/config.py). The release
-enlarges the result back to full size by a random mode; that mode is drawn here too ("enlarge"), and
+enlarges the result back to full size by a random mode. That mode is drawn here too ("enlarge") and
 applied when a pair is used (`enlarge` in gdpo/data/shards.py).
 """
 
@@ -40,9 +39,9 @@ Image = TypeVar("Image", np.ndarray, torch.Tensor)
 def degrade(hr_CHW: Image, config: Degradation, rng: np.random.Generator) -> Image:
     """Degrade one image: `apply(hr_CHW, draw(config, rng))`.
 
-    hr_CHW: float (3, H, W) in [0, 1], array or tensor. Returns the same kind, (3, H // scale, W //
-    scale) and at least one pixel, in [0, 1] on 8-bit levels. Errors: ValueError naming the argument
-    for a wrong shape, type or range, or NaN.
+    hr_CHW: float (3, H, W) in [0, 1], array or tensor. Returns the same type, of shape
+    (3, H // scale, W // scale) with sides of at least one pixel, in [0, 1] on 8-bit levels. Errors:
+    ValueError naming the argument for a wrong shape, type or range, or NaN.
     """
     if not isinstance(rng, np.random.Generator):
         raise ValueError(f"rng must be a numpy.random.Generator, got {type(rng).__name__}")
@@ -50,17 +49,16 @@ def degrade(hr_CHW: Image, config: Degradation, rng: np.random.Generator) -> Ima
 
 
 def patch_generator(version: int, patch: str, epoch: int = 0) -> np.random.Generator:
-    """What everything about one patch is drawn from: dataset version, patch id, and epoch (pass
-    over the patches).
+    """The generator of all draws for one patch, keyed by dataset version, patch id and epoch.
 
-    The first epoch has no number in its key: a data set that was made before there were epochs is
-    epoch 0 of its version.
+    An epoch is one pass over the patches. The key of epoch 0 omits the epoch, so that data sets
+    made before epochs existed are epoch 0 of their version.
     """
     return numpy_generator(version, "degrade", patch, *([epoch] if epoch else []))
 
 
 def draw(config: Degradation, rng: np.random.Generator) -> Draw:
-    """Everything random about one degradation, as plain JSON values."""
+    """Draw all random parameters of one degradation, as plain JSON values."""
     drawn: Draw = {"scale": config.scale, "first": _draw_stage(config, config.first, rng)}
     drawn["first"]["jpeg"] = _draw_quality(config.first, rng)
     drawn["second"] = (
@@ -93,7 +91,7 @@ def _draw_resize(stage: DegradationOrder, rng: np.random.Generator) -> Draw:
 
 
 def _draw_noise(stage: DegradationOrder, rng: np.random.Generator) -> Draw:
-    """The kind and strength of the noise, and the seed its values come from."""
+    """Draw the kind and strength of the noise, and the seed of its values."""
     gaussian = rng.random() < stage.gaussian_noise_prob
     return {
         "kind": "gaussian" if gaussian else "poisson",
@@ -108,7 +106,7 @@ def _draw_quality(stage: DegradationOrder, rng: np.random.Generator) -> int:
 
 
 def apply(hr_CHW: Image, drawn: Draw) -> Image:
-    """The low-resolution image of drawn parameters; shapes and ranges as in `degrade`."""
+    """Degrade an image by drawn parameters; shapes, ranges and errors as in `degrade`."""
     check_picture("hr_CHW", hr_CHW)
     hr = hr_CHW.detach().cpu().numpy() if isinstance(hr_CHW, torch.Tensor) else hr_CHW
     lr = low_resolution(np.ascontiguousarray(hr.transpose(1, 2, 0), dtype=np.float32), drawn)
@@ -117,8 +115,9 @@ def apply(hr_CHW: Image, drawn: Draw) -> Image:
 
 
 def low_resolution(hr: np.ndarray, drawn: Draw) -> np.ndarray:
-    """`apply` on float32 (H, W, 3) in [0, 1]; returns uint8 (H // scale, W // scale, 3), at least
-    one pixel.
+    """`apply` on float32 (H, W, 3) in [0, 1]; returns uint8 (H // scale, W // scale, 3).
+
+    Sides are at least one pixel.
     """
     height, width = (max(1, side // drawn["scale"]) for side in hr.shape[:2])
     first, second, final = drawn["first"], drawn["second"], drawn["final"]
@@ -128,7 +127,7 @@ def low_resolution(hr: np.ndarray, drawn: Draw) -> np.ndarray:
     image = jpeg(_noisy(image, first["noise"]), first["jpeg"])
     if second:
         image = blur(image, kernel(second["blur"])) if second["blur"] else image
-        # The release takes int(H / 4 s) of the exact quarter, before it is rounded.
+        # As in the release, int(s H / 4) uses the exact H / 4, not the rounded LR size.
         scale = second["resize"]["scale"] / drawn["scale"]
         size = (max(1, int(hr.shape[0] * scale)), max(1, int(hr.shape[1] * scale)))
         image = _noisy(resize_to(image, size, second["resize"]["mode"]), second["noise"])

@@ -1,10 +1,12 @@
-"""The blur kernels of second-order degradation: drawn as a few numbers, built from closed forms.
+"""The blur kernels of second-order degradation: drawn parameters -> kernel in closed form.
 
     q = x' S^-1 x,  S = R(theta) diag(sigma_x^2, sigma_y^2) R(theta)'
-    gaussian     exp(-q / 2)              generalized  exp(-q^beta / 2)            plateau  1 / (1 +
-                 q^beta)
-    sinc         c J1(c r) / (2 pi r)     at r = 0: c^2 / (4 pi)                   all normalised to
-                 sum 1
+    gaussian      exp(-q / 2)
+    generalized   exp(-q^beta / 2)
+    plateau       1 / (1 + q^beta)
+    sinc          c J1(c r) / (2 pi r), at r = 0: c^2 / (4 pi)
+
+All kernels are normalised to sum 1.
 
 Source: Real-ESRGAN (section 3) and the GDPO release, which draws the same kinds with the same
 probabilities.
@@ -34,11 +36,13 @@ def between(rng: np.random.Generator, ends: list[float]) -> float:
 
 
 def draw_kernel(config: Degradation, stage: DegradationOrder, rng: np.random.Generator) -> Draw:
-    """Parameters of one blur kernel: a sinc with probability `stage.sinc_prob`, otherwise one of
-    `KINDS`.
+    """Draw the parameters of one blur kernel.
+
+    A sinc with probability `stage.sinc_prob`, otherwise one of `KINDS`.
     """
     size = int(rng.choice(config.kernel_sizes))
     if rng.random() < stage.sinc_prob:
+        # As in Real-ESRGAN, larger kernels may have a lower cutoff.
         lowest = math.pi / 3 if size < 13 else math.pi / 5
         return {"kind": "sinc", "size": size, "cutoff": rng.uniform(lowest, math.pi)}
     kind = pick(rng, KINDS, config.kernel_prob)
@@ -58,7 +62,7 @@ def draw_kernel(config: Degradation, stage: DegradationOrder, rng: np.random.Gen
 
 
 def draw_final_sinc(config: Degradation, rng: np.random.Generator) -> Draw | None:
-    """Parameters of the last sinc filter, or None (no filter)."""
+    """Draw the parameters of the final sinc filter, or None (no filter)."""
     if rng.random() >= config.final_sinc_prob:
         return None
     return {
@@ -69,8 +73,9 @@ def draw_final_sinc(config: Degradation, rng: np.random.Generator) -> Draw | Non
 
 
 def _draw_beta(ends: list[float], rng: np.random.Generator) -> float:
-    """Below 1 half of the time, above 1 the other half, uniform in each; from a lower end of 1 the
-    first half is 1.
+    """Draw beta: uniform in [low, 1] or in [1, high], with probability 1/2 each.
+
+    With low = 1, the first case always gives 1.
     """
     low, high = (ends[0], 1.0) if rng.random() < 0.5 else (1.0, ends[1])
     return rng.uniform(low, high)
@@ -100,7 +105,7 @@ def _sinc(cutoff: float, r: np.ndarray) -> np.ndarray:
 def _bell(drawn: Draw, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """The unnormalised Gaussian, generalized or plateau kernel at (x, y)."""
     (sigma_x, sigma_y), theta = drawn["sigma"], drawn["theta"]
-    # x' S^-1 x: the coordinates turned into the kernel's own axes, each in units of its sigma.
+    # q = x' S^-1 x: rotate the coordinates into the kernel's axes and divide each by its sigma.
     along = (x * math.cos(theta) + y * math.sin(theta)) / sigma_x
     across = (y * math.cos(theta) - x * math.sin(theta)) / sigma_y
     q = along**2 + across**2

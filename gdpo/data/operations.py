@@ -1,9 +1,9 @@
-"""The single operations of the degradation, each a pure function of image and parameters.
+"""The operations of the degradation, each a pure function of image and parameters.
 
 Images are float32 (H, W, 3) RGB in 8-bit levels: 0 is black, 255 is white. Blur and resize may
-overshoot, noise and JPEG clip. The means are fast on one core (OpenCV's filters, libjpeg-turbo,
-tables); they compute what Real-ESRGAN and the GDPO release do, but for real JPEG in place of a
-differentiable imitation of it (docs/fidelity.md).
+overshoot this range; noise and JPEG clip to it. The implementations are fast on one core (OpenCV
+filters, libjpeg-turbo, lookup tables). They compute the same as Real-ESRGAN and the GDPO release,
+except for real JPEG in place of a differentiable approximation (docs/fidelity.md).
 """
 
 from collections.abc import Iterator
@@ -20,18 +20,15 @@ from gdpo.images import decode_image
 from gdpo.seeds import numpy_generator, torch_generator
 
 MODES = ("area", "bilinear", "bicubic")
-_INTERPOLATION = {
-    "bilinear": cv2.INTER_LINEAR,
-    "bicubic": cv2.INTER_CUBIC,
-}  # OpenCV's cubic has torch's a = -0.75
+# OpenCV's bicubic has a = -0.75, as torch's.
+_INTERPOLATION = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 _LUMA = np.array([[0.2989, 0.587, 0.114]], dtype=np.float32)
-_DIRECT = (
-    11  # OpenCV filters with larger kernels through Fourier transforms, at four times the time
-)
-_NEGLIGIBLE = (
-    1e-6  # share of a kernel's weights that may be left out: less than float32 loses in the sum
-)
-_STEPS = 4096  # how finely the tables of Poisson noise divide the probabilities
+# Largest kernel that OpenCV filters directly; larger ones use Fourier transforms, which take four
+# times as long.
+_DIRECT = 11
+# Share of a kernel's weights that may be left out: less than the float32 rounding error of the sum.
+_NEGLIGIBLE = 1e-6
+_STEPS = 4096  # equal steps of probability in the tables of Poisson noise
 
 
 def to_levels(image: np.ndarray) -> np.ndarray:
@@ -41,14 +38,15 @@ def to_levels(image: np.ndarray) -> np.ndarray:
 
 
 def blur(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """Filter (H, W, 3) with an odd square kernel; borders are mirrored without repeating the edge
-    pixel.
+    """Filter (H, W, 3) with an odd square kernel; borders mirror without repeating the edge pixel.
 
-    A kernel that is a sum of a few products of a column and a row (a round Gaussian is one) is
-    applied as such.
+    A kernel of low rank is applied as a sum of separable filters (an isotropic Gaussian has rank
+    1).
     """
     kernel = _cropped(kernel.astype(np.float64))
     columns, rows = _products(kernel)
+    # Up to this rank, separable filters are faster than filter2D; the limit is higher where
+    # filter2D uses Fourier transforms.
     if len(rows) > (2 if len(kernel) <= _DIRECT else 7):
         return cv2.filter2D(image, -1, kernel.astype(np.float32), borderType=cv2.BORDER_REFLECT_101)
     blurred = np.zeros_like(image)
@@ -58,7 +56,7 @@ def blur(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
 
 
 def _cropped(kernel: np.ndarray) -> np.ndarray:
-    """The kernel without the outer rings that hold next to nothing."""
+    """The kernel without the outer rings whose weights are negligible."""
     weights = np.abs(kernel)
     limit = _NEGLIGIBLE * weights.sum()
     ring = 0
@@ -71,8 +69,9 @@ def _cropped(kernel: np.ndarray) -> np.ndarray:
 
 
 def _products(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Columns (r, k) and rows (r, k) whose r outer products sum to the kernel but for next to
-    nothing.
+    """Columns (r, k) and rows (r, k) whose r outer products sum to the kernel (k, k).
+
+    r is the least number that leaves a negligible rest.
     """
     left, values, right = np.linalg.svd(kernel)
     root = np.sqrt(values)
@@ -86,27 +85,27 @@ def _products(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def resize_by(image: np.ndarray, scale: float, mode: str) -> np.ndarray:
-    """Resize (H, W, 3) to floor(H scale) x floor(W scale), at least one pixel; no antialiasing
-    except in `area`.
+    """Resize (H, W, 3) to floor(H scale) x floor(W scale), at least one pixel.
 
-    As in the release, the sampling positions follow `scale` itself, not the ratio of the rounded
-    sizes.
+    Only `area` antialiases. As in the release, the sampling positions follow `scale` itself, not
+    the ratio of the rounded sizes.
     """
     height, width = (max(1, int(side * scale)) for side in image.shape[:2])
     if mode == "area" or scale == 1:
         return resize_to(image, (height, width), mode)
-    # OpenCV rounds the size up where we round down; the pixels both have are the same. It needs a
-    # size of at least 1.
+    # cv2.resize with fx, fy fails for a size below 1.
     if min(image.shape[:2]) * scale < 1:
         return resize_to(image, (height, width), mode)
     with _one_thread():
         resized = cv2.resize(image, None, fx=scale, fy=scale, interpolation=_INTERPOLATION[mode])
+    # OpenCV may round the size up where the release rounds down; the common pixels are the same.
     return resized[:height, :width]
 
 
 def resize_to(image: np.ndarray, size: tuple[int, int], mode: str) -> np.ndarray:
-    """Resize (H, W, 3) to `size` (H', W'). `area` averages all pixels a target pixel touches, with
-    equal weights.
+    """Resize (H, W, 3) to `size` (H', W').
+
+    `area` averages all source pixels that a target pixel overlaps, with equal weights.
     """
     height, width = size
     if (height, width) == image.shape[:2]:
@@ -119,8 +118,9 @@ def resize_to(image: np.ndarray, size: tuple[int, int], mode: str) -> np.ndarray
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """OpenCV's bicubic depends in the last bit on how many threads share it (the other filters do
-    not).
+    """Run OpenCV with one thread.
+
+    The last bit of OpenCV's bicubic depends on the number of threads; the other filters do not.
     """
     threads = cv2.getNumThreads()
     if threads == 1:
@@ -134,8 +134,9 @@ def _one_thread() -> Iterator[None]:
 
 
 def _area_rows(image: np.ndarray, height: int) -> np.ndarray:
-    """Resize the rows of (H, W, 3) by area: row i is the mean of the rows floor(i H / H') to
-    ceil((i + 1) H / H').
+    """Resize (H, W, 3) to (H', W, 3) by area, H' = `height`.
+
+    Row i is the mean of the source rows floor(i H / H') to ceil((i + 1) H / H'), the last excluded.
     """
     place = np.arange(height)
     first, end = place * len(image) // height, -(-(place + 1) * len(image) // height)
@@ -149,8 +150,9 @@ def _area_rows(image: np.ndarray, height: int) -> np.ndarray:
 
 
 def gaussian_noise(image: np.ndarray, sigma: float, gray: bool, seed: int) -> np.ndarray:
-    """Add Gaussian noise of `sigma` levels, the same in all channels if `gray`; clipped to [0,
-    255].
+    """Add Gaussian noise with standard deviation `sigma` in levels; clipped to [0, 255].
+
+    gray: the same noise in all channels.
     """
     noise = torch.randn(
         *image.shape[:2], 1 if gray else 3, generator=torch_generator(seed, "noise")
@@ -159,17 +161,17 @@ def gaussian_noise(image: np.ndarray, sigma: float, gray: bool, seed: int) -> np
 
 
 def poisson_noise(image: np.ndarray, scale: float, gray: bool, seed: int) -> np.ndarray:
-    """Add `scale` times the Poisson noise of an image whose brightest value counts `poisson_peak`
-    photons.
+    """Add `scale` times the Poisson noise of an image; clipped to [0, 255].
 
-    If `gray`, the noise is that of the image's luma, the same in all channels. Clipped to [0, 255].
+    Level 255 stands for `poisson_peak` photons. gray: the noise of the image's luma, the same in
+    all channels.
     """
     clean = cv2.transform(image, _LUMA).reshape(*image.shape[:2], 1) if gray else image
     return _added(image, _poisson(to_levels(clean), numpy_generator(seed, "noise")), scale)
 
 
 def _added(image: np.ndarray, noise: np.ndarray, strength: float) -> np.ndarray:
-    """image + strength * noise, clipped; noise (H, W, 1 or 3) is used up."""
+    """image + strength * noise, clipped to [0, 255]; overwrites noise (H, W, 1 or 3)."""
     noise *= np.float32(strength)
     noise = cv2.cvtColor(noise, cv2.COLOR_GRAY2RGB) if noise.shape[2] == 1 else noise
     noise += image
@@ -177,18 +179,17 @@ def _added(image: np.ndarray, noise: np.ndarray, strength: float) -> np.ndarray:
 
 
 def poisson_peak(levels: np.ndarray) -> int:
-    """The number of different values in a uint8 image, raised to a power of two."""
+    """The number of distinct values in a uint8 image, rounded up to a power of two."""
     histogram = cv2.calcHist([levels.reshape(len(levels), -1)], [0], None, [256], [0, 256])
     return 1 << (int(np.count_nonzero(histogram)) - 1).bit_length()
 
 
 def _poisson(levels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """255 / peak times the deviation of Poisson counts from their means, levels * peak / 255;
-    float32, like `levels`.
+    """Poisson noise in levels: 255 / peak * (count - mean), with mean = levels * peak / 255.
 
-    Counts are quantiles of random numbers. The first 12 bits of 16 find nearly all of them in a
-    table of the steps that lie within one count; for the rest, 53 more bits are drawn and searched
-    for in the distribution itself.
+    Returns float32 of the shape of `levels`. A count is the quantile of a uniform random number.
+    Most counts come from a table indexed by the first 12 of 16 random bits: a step of probability
+    that lies within one count. The others draw 53 more bits and search the distribution function.
     """
     peak = poisson_peak(levels)
     table, distribution = _poisson_tables(peak)
@@ -209,12 +210,13 @@ def _poisson(levels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 @cache
 def _poisson_tables(peak: int) -> tuple[torch.Tensor, np.ndarray]:
-    """The table and the distribution of `_poisson` for one peak.
+    """The lookup table and the distribution functions of `_poisson` for one peak.
 
-    table (256 * _STEPS): the deviation for a level and a step of probability, NaN where a step
-    holds several counts.
-    distribution: for each level, level + P(count <= 0, 1, 2, ...) up to where nothing is missing;
-    increasing.
+    table (256 * _STEPS): the noise for a level and a step of probability; NaN where a step contains
+    several counts.
+    distribution: for each level, level + P(count <= 0, 1, 2, ...) until the probability reaches 1
+    in float64. Adding the level makes the whole array increasing, so that one search covers all
+    levels.
     """
     longest = int(peak + 9 * np.sqrt(peak) + 30)
     probability = pdtr(np.arange(longest), np.arange(256)[:, None] * peak / 255)
@@ -228,10 +230,10 @@ def _poisson_tables(peak: int) -> tuple[torch.Tensor, np.ndarray]:
 
 
 def jpeg(image: np.ndarray, quality: int) -> np.ndarray:
-    """Through JPEG and back: baseline, 4:2:0, libjpeg's quality scale 1..100.
+    """Compress by JPEG and decode again: baseline, 4:2:0, libjpeg's quality scale 1..100.
 
-    Beyond the right and lower edge the last blocks are black (released code), which rings into the
-    image; libjpeg by itself would repeat the edge.
+    As in the released code, black fills the last blocks beyond the right and lower edge, which
+    causes ringing inside the image. libjpeg itself would repeat the edge pixels.
     """
     height, width = image.shape[:2]
     sampling = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420]

@@ -1,12 +1,13 @@
-"""Any row of a shard, without the others: a row group's small columns are read at once, an image
-from its own place.
+"""Random access to the rows of a shard.
 
-    chunk of an image column = [page header][length][image][length][image] ...      PLAIN, not
-    compressed, one page
+The small columns of a row group are read together; each image is read from its own file offset.
 
-so the header's length is what the sizes in the rows leave, and the place of each image follows.
-Reading 400 kB for one pair rather than the 100 MB of its row group is what makes a full shuffle
-possible.
+    chunk of an image column = [page header][length][image][length][image] ...
+    PLAIN encoding, not compressed, one page
+
+The length of the header is the chunk size minus the image sizes in the rows; the offset of each
+image follows. A full shuffle is feasible because one pair costs a read of 400 kB, not of the 100 MB
+of its row group.
 """
 
 from collections.abc import Iterator
@@ -35,7 +36,7 @@ AGAIN = "run the degrade stage again"
 
 @contextmanager
 def damage_named(path: Path) -> Iterator[None]:
-    """Turn what Arrow says about a broken or vanished file into one line that names it."""
+    """Turn Arrow's errors about a damaged or missing file into a one-line ValueError naming it."""
     try:
         yield
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
@@ -45,7 +46,7 @@ def damage_named(path: Path) -> Iterator[None]:
 
 @contextmanager
 def opened(path: Path) -> Iterator[pq.ParquetFile]:
-    """The file, if it is a shard of our schema. ValueError naming it otherwise."""
+    """Open a shard. ValueError naming the file if its schema or schema version differs."""
     with damage_named(path), pq.ParquetFile(path) as file:
         schema = file.schema_arrow
         version = (schema.metadata or {}).get(VERSION_KEY, b"").decode()
@@ -67,7 +68,7 @@ class RowGroup:
             }
 
     def _places(self, name: str, chunk: pq.ColumnChunkMetaData) -> np.ndarray:
-        """Where each image of a column begins in the file."""
+        """The file offset of each image of a column."""
         lengths = self.table[f"{name}_size"].to_numpy().astype(np.int64) + LENGTH
         header = chunk.total_compressed_size - int(lengths.sum())
         plain = (
@@ -86,8 +87,9 @@ class RowGroup:
         return int(self.table.num_rows)
 
     def row(self, index: int) -> Row:
-        """One row, `degradation` as drawn. ValueError naming shard and row if it cannot be read or
-        its hash differs.
+        """One row, with `degradation` as drawn.
+
+        ValueError naming shard and row if the row cannot be read or its SHA-256 differs.
         """
         where = f"{self.path}: row {index} of row group {self.number}"
         try:
@@ -105,8 +107,9 @@ class RowGroup:
 
 
 def damages(path: Path) -> tuple[int, list[str]]:
-    """Read every row of one shard: how many there were, and one line for each that is damaged, or
-    for the file.
+    """Read every row of one shard: the number of rows, and one line per damaged row.
+
+    A row group or file that cannot be read is one line.
     """
     rows, found = 0, list[str]()
     try:

@@ -1,12 +1,13 @@
-"""Which photographs can be used: every one is read once, and the others are listed with the reason.
+"""Scan of the photographs: reads each once, and lists the unusable ones with the reason.
 
-    examine(photo, min_side) -> Finding     size and content hash, or what is wrong; photographs do
-                                            not touch each other
-    scan(findings, ...)      -> Scan        duplicates, the share of failures, what is held out
+examine(photo, min_side) -> Finding     size and content hash, or the reason; independent for
+                                        each photograph
+scan(findings, ...)      -> Scan        duplicates, share of failures, overlap with the held-out
+                                        photographs
 
-unreadable, not RGB, too small      failures; more than a set share of them stops the stage
-duplicate, same name                the pixels of an earlier one; a file that differs in its suffix
-                                    only
+unreadable, not RGB, too small      failures; the stage stops above a configured share of them
+duplicate                           the pixels equal those of an earlier photograph
+same name                           the file differs from an earlier one only in its suffix
 """
 
 import hashlib
@@ -22,10 +23,10 @@ from gdpo.images import NotRgb
 
 @dataclass(frozen=True)
 class Finding:
-    """What one photograph is: its size and hashes as it is used, or the reason why it is not, with
-    one line about it.
+    """The size and hashes of one usable photograph, or the reason why it is unusable.
 
-    original: the hash before `Photo.resize`.
+    height, width: in pixels; sha256: content hash after `Photo.resize`; original: content hash
+    before it; reason: empty if usable; detail: one line about the reason.
     """
 
     photo: Photo
@@ -39,15 +40,13 @@ class Finding:
 
 @dataclass
 class Scan:
-    """The photographs to use, and who was skipped and why."""
+    """The photographs to use, and the skipped ones with their reasons."""
 
     used: list[Finding] = field(default_factory=list)
     skipped: list[dict[str, str]] = field(default_factory=list)
 
     def hashes(self) -> dict[str, str]:
-        """Content hash -> name of the photographs used, as they are used and as they were before
-        resizing.
-        """
+        """Content hash -> name of the used photographs, for pixels before and after resizing."""
         return {
             sha256: found.photo.name
             for found in self.used
@@ -55,15 +54,18 @@ class Scan:
         }
 
     def counts(self) -> dict[str, int]:
-        """How many photographs were used, and how many skipped for each reason."""
+        """The number of used photographs, and of skipped ones by reason."""
         reasons = Counter(row["reason"] for row in self.skipped)
         return {"used": len(self.used), **dict(sorted(reasons.items()))}
 
 
 def examine(photo: Photo, min_side: int) -> Finding:
-    """Read one photograph. OSError only if a store fails: that is no fault of the photograph."""
+    """Read one photograph and check that it is usable: readable, RGB, sides >= `min_side` pixels.
+
+    OSError if a store fails, which is not a fault of the photograph.
+    """
     shown = photo.name.encode(errors="backslashreplace").decode()
-    if shown != photo.name:  # bytes of a file name that are no text
+    if shown != photo.name:  # the bytes of the file name are not UTF-8
         detail = f"{photo.path}: the name is not UTF-8".encode(errors="backslashreplace").decode()
         return Finding(replace(photo, name=shown), reason="unreadable", detail=detail)
     try:
@@ -73,7 +75,7 @@ def examine(photo: Photo, min_side: int) -> Finding:
         return Finding(photo, reason="not RGB", detail=str(error))
     except ValueError as error:
         return Finding(photo, reason="unreadable", detail=str(error))
-    # Enlarging a small photograph (`Photo.resize`) gives it no detail.
+    # Check the smaller of the original and resized size: enlarging (`Photo.resize`) adds no detail.
     height, width = min(original.shape[:2], pixels.shape[:2], key=min)
     if min(height, width) < min_side:
         detail = f"{photo.path}: {width}x{height} pixels, a patch needs {min_side}x{min_side}"
@@ -91,11 +93,11 @@ def scan(
     max_failures: float,
     held_out: Mapping[str, str] | None = None,
 ) -> Scan:
-    """Sort `total` findings, in the order given, into the used and the skipped.
+    """Divide `total` findings, in the given order, into used and skipped photographs.
 
-    More failures than the share `max_failures` are a ValueError that names the first. So is a
-    photograph whose pixels are among `held_out` (content hash -> name), before or after resizing:
-    it must not be trained on.
+    ValueError naming the first failure if the share of failures exceeds `max_failures`. ValueError
+    naming the photograph if its pixels, before or after resizing, are among `held_out` (content
+    hash -> name): held-out photographs must not be trained on.
     """
     found, names, hashes = Scan(), dict[str, Photo](), dict[str, str]()
     first, failures = "", 0
@@ -142,8 +144,9 @@ def _repeats(
 
 
 def content_hash(pixels: np.ndarray) -> str:
-    """SHA-256 of a uint8 image's size and pixels: equal for the same picture in another lossless
-    file.
+    """SHA-256 of the size and pixels of a uint8 image.
+
+    Equal for the same image in different lossless formats.
     """
     digest = hashlib.sha256(repr(pixels.shape).encode())
     digest.update(np.ascontiguousarray(pixels).data)

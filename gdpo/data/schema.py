@@ -1,16 +1,16 @@
-"""What a shard holds: one LR-HR pair per row, with where it comes from, how it was degraded, and
-its own SHA-256.
+"""The schema of a shard: one LR-HR pair per row, with its origin, degradation and SHA-256.
 
-    id, source, box            the patch and the photograph it was cut from
-    hr, lr                     lossless image bytes; hr_size, lr_size: how many
+    id, source, box            the patch, its photograph, and its crop there
+    hr, lr                     lossless image bytes
+    hr_size, lr_size           the number of these bytes
     degradation                the drawn parameters, a struct: `low_resolution(hr, degradation)`
-                               gives lr again
-    detail_share, tags         what later stages need; tags may be null
-    sha256                     over everything else in the row
+                               reproduces lr
+    detail_share, tags         for later stages; tags may be null
+    sha256                     over all other columns of the row
 
-A null inside a whole draw is a step that was not drawn (second, blur, sinc); parameters that a kind
-of kernel does not have are null in the file and absent in `Pair.degradation`, as
-`gdpo.data.degrade.draw` makes them.
+In a complete draw, null stands for a step that was not drawn (second, blur, sinc). Parameters that
+a kind of kernel does not have are null in the file and absent in `Pair.degradation`, as in the
+result of `gdpo.data.degrade.draw`.
 """
 
 import hashlib
@@ -92,8 +92,9 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True)
 class Pair:
-    """One training or evaluation sample. hr, lr: uint8 (H, W, 3) RGB; degradation: the drawn
-    parameters.
+    """One training or evaluation sample.
+
+    hr, lr: uint8 (H, W, 3) RGB; degradation: the drawn parameters.
     """
 
     id: str
@@ -107,7 +108,7 @@ class Pair:
 
 
 def to_pair(row: Row) -> Pair:
-    """The pair of a row whose `degradation` is `drawn` already."""
+    """The pair of a row whose `degradation` went through `drawn`."""
     return Pair(
         id=row["id"],
         source=row["source"],
@@ -121,8 +122,8 @@ def to_pair(row: Row) -> Pair:
 
 
 def drawn(struct: dict[str, Any]) -> dict[str, Any]:
-    """`Pair.degradation` as it comes out of the struct."""
-    if struct["first"] is None:  # not a whole draw
+    """`Pair.degradation` from the struct of the file; changes `struct` in place."""
+    if struct["first"] is None:  # not a complete draw
         return {name: value for name, value in struct.items() if value is not None}
     for place, name in (
         (struct["first"], "blur"),
@@ -135,7 +136,7 @@ def drawn(struct: dict[str, Any]) -> dict[str, Any]:
 
 
 def row_hash(row: Row) -> str:
-    """SHA-256 over everything in a row but the hash itself."""
+    """SHA-256 over all columns of a row except the hash itself."""
     plain = {name: row[name] for name in PLAIN if name != "sha256"}
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
     for name in IMAGES:

@@ -1,25 +1,25 @@
-"""Which patches are worth a rollout. The paper says "high-quality patches" only; this is the rule
-made of it:
+"""Selection of training patches for the rollouts.
 
-    1. detail share at least `min_detail`           a flat patch has nothing to tell candidates
-                                                    apart by
+The paper only says "high-quality patches". This rule implements it:
+
+    1. detail share at least `min_detail`           candidates of a flat patch hardly differ
     2. among the best share `best` of all scores    (`difficulty`: the worst share `worst`)
     3. best score first (`difficulty`: worst)       ties by id
     4. at most `max_per_photo` of one photograph
-    5. no near-duplicate of one already taken       perceptual hashes that differ in less than
+    5. no near-duplicate of a selected patch        perceptual hashes that differ in fewer than
                                                     `min_hash_distance` bits
-    6. stop at `count`, if there is one
+    6. stop at `count`, unless null
 
     quality       the score is a no-reference metric of the HR patch
     difficulty    the score is a metric of NAOSD's output for the LR patch
 
-`difficulty` is IRPO's finding (arXiv 2512.00814: the model to be post-trained evaluates the whole
-data set, and training on the 30 % it does worst on is best) within this rule. Which measure ranks
-is not in IRPO's abstract or repository; PSNR against the HR patch, in which it reports its results,
-is the default here.
+`difficulty` follows IRPO (arXiv 2512.00814): the model to be post-trained evaluates the whole data
+set, and training on the worst 30 % works best. IRPO's abstract and repository do not say which
+metric ranks the samples. The default here is PSNR against the HR patch, the metric of IRPO's
+results.
 
-Every patch gets its score and the first rule that decided about it. All of it works on columns: 1.5
-million patches are some hundred MB.
+Every patch gets its score and the first rule that decided about it. All data are columns: 1.5
+million patches take a few hundred MB.
 """
 
 import math
@@ -42,12 +42,14 @@ SELECTED, FLAT, UNSCORED, OUTSIDE, QUOTA, DUPLICATE, SURPLUS = REASONS = (
     "count is reached",
 )
 _CODE = {reason: code for code, reason in enumerate(REASONS)}
-_FIT = -1  # no rule has refused it so far
+_FIT = -1  # no rule has rejected the patch so far
 
 
 def perceptual_hash(image: np.ndarray) -> int:
-    """64-bit hash of uint8 (H, W, 3) RGB: which of the 8x8 lowest DCT coefficients at 32x32 lie
-    above their median.
+    """64-bit perceptual hash of uint8 (H, W, 3) RGB.
+
+    Bit i says whether the i-th of the 8x8 lowest DCT coefficients, at 32x32 pixels, exceeds their
+    median.
     """
     gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     small = cv2.resize(gray, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32)
@@ -57,28 +59,28 @@ def perceptual_hash(image: np.ndarray) -> int:
 
 
 class NearDuplicates:
-    """Hashes taken so far; exact search for one that differs from a new one in less than `distance`
-    of the 64 bits.
+    """A set of hashes with exact search for one within less than `distance` of the 64 bits.
 
     Two hashes that differ in at most `distance` - 1 bits agree in at least one of `distance` bands
-    of bits (pigeonhole). So only the hashes with an equal band are compared: 1.5 million look-ups
-    among 120,000 take seconds, not hours.
+    of bits (pigeonhole principle). So the search compares only hashes with an equal band: 1.5
+    million look-ups among 120,000 hashes take seconds, not hours.
     """
 
     def __init__(self, distance: int) -> None:
         self._distance = distance
+        # With distance 0 there are no bands, so nothing is a near-duplicate.
         ends = [64 * band // max(distance, 1) for band in range(distance + 1)]
         self._bands = [
             (start, (1 << end - start) - 1, dict[int, list[int]]()) for start, end in pairwise(ends)
         ]
 
     def add(self, hash_: int) -> None:
-        """Take a hash."""
+        """Add a hash to the set."""
         for shift, mask, buckets in self._bands:
             buckets.setdefault(hash_ >> shift & mask, []).append(hash_)
 
     def has(self, hash_: int) -> bool:
-        """Whether one of those taken is nearer than `distance`; never if `distance` is 0."""
+        """Whether the set has a hash nearer than `distance` bits; never if `distance` is 0."""
         for shift, mask, buckets in self._bands:
             for other in buckets.get(hash_ >> shift & mask, ()):
                 if (other ^ hash_).bit_count() < self._distance:
@@ -90,11 +92,11 @@ def choose(patches: pa.Table, rule: Select, *, higher_is_better: bool) -> pa.Tab
     """Apply the rule to patches, a table with id, source, score, detail_share and hash.
 
     higher_is_better: of the metric `rule.metric`. Returns id, source, score, detail_share, hash,
-    reason, rank (null if not selected; 0 is taken first), in the order given. ValueError if nothing
-    is selected.
+    reason and rank (0 is the first selected, null if not selected), in the order given. ValueError
+    if no patch is selected.
     """
     highest_first = higher_is_better == (rule.rule == "quality")
-    # Costs: the least is taken first, whatever the metric and the rule.
+    # Lower cost means selected earlier, for every metric and rule.
     costs = patches["score"].to_numpy() * (-1.0 if highest_first else 1.0)
     reasons = _unfit(costs, patches["detail_share"].to_numpy(), rule)
     taken = _take(patches, costs, reasons, rule)
@@ -113,7 +115,7 @@ def choose(patches: pa.Table, rule: Select, *, higher_is_better: bool) -> pa.Tab
 
 
 def _nothing(reasons: np.ndarray, rule: Select) -> str:
-    """Why no patch is selected."""
+    """The error message when no patch is selected, with the count of each reason."""
     flat, unscored, outside = (
         int((reasons == _CODE[reason]).sum()) for reason in (FLAT, UNSCORED, OUTSIDE)
     )
@@ -128,9 +130,8 @@ def _nothing(reasons: np.ndarray, rule: Select) -> str:
 
 
 def _unfit(costs: np.ndarray, detail_shares: np.ndarray, rule: Select) -> np.ndarray:
-    """What the rules 1 and 2 say, as int8 codes of `REASONS`; `_FIT` for a patch that passes
-    both.
-    """
+    """Apply rules 1 and 2: int8 codes of `REASONS`, or `_FIT` for a patch that passes both."""
+    # Where several reasons apply, the last assignment wins: rule 1 before rule 2.
     scored = np.isfinite(costs)
     reasons = np.full(len(costs), _FIT, dtype=np.int8)
     reasons[costs > _bound(costs[scored], rule)] = _CODE[OUTSIDE]
@@ -140,17 +141,19 @@ def _unfit(costs: np.ndarray, detail_shares: np.ndarray, rule: Select) -> np.nda
 
 
 def _bound(costs: np.ndarray, rule: Select) -> float:
-    """The highest cost inside the share: the k-th lowest of n, k = share * n rounded up."""
+    """The highest cost within the share: the k-th lowest of n, k = share * n rounded up."""
     share = rule.best if rule.rule == "quality" else rule.worst
     if share == 1 or not len(costs):
         return math.inf
+    # round(): a floating-point error in share * n must not add one to k.
     last = math.ceil(round(share * len(costs), 6)) - 1
     return float(np.partition(costs, last)[last])
 
 
 def _take(patches: pa.Table, costs: np.ndarray, reasons: np.ndarray, rule: Select) -> list[int]:
-    """Go through the fit patches by the rules 3 to 6, note each one's reason in `reasons`; returns
-    the taken rows in order.
+    """Apply rules 3 to 6 to the patches marked `_FIT`; returns the selected rows in rank order.
+
+    Writes the reason of each of these patches into `reasons`.
     """
     fit = pa.array(np.flatnonzero(reasons == _FIT))
     columns = {"row": fit, "cost": costs[fit], "id": patches["id"].take(fit)}

@@ -1,15 +1,14 @@
-"""LR-HR pairs in Parquet shards, read in any order, every row checked by its SHA-256.
+"""LR-HR pairs in Parquet shards, read in any order; every row is checked by its SHA-256.
 
-    shards = Shards(folder)                                          a folder of shards, or of parts
-                                                                     with shards
-    for pair in shards.stream(seed, epoch, rank, world, start):      the same order everywhere;
-                                                                     resume = a position
+    shards = Shards(folder)         # a folder of shards, or of parts with shards
+    for pair in shards.stream(seed, epoch, rank, world, start):
+        ...                         # the same order on every machine; resume at position `start`
     shards[i], shards.ids[i], shards.order(seed, epoch)[i]
 
-Pairs are numbered by photograph and place in it, whatever part and file they lie in, and an order
-is a shuffle of all these numbers: it depends on the pairs, not on how many parts made them. A pair
-is read without its neighbours (gdpo/data/rows.py), so a full shuffle costs what reading in sequence
-does, on a disk that seeks quickly.
+Pairs are numbered by photograph and position in the photograph, not by part and file. An order is a
+shuffle of all these numbers, so it depends on the pairs and not on the number of parts. A pair is
+read without its neighbours (gdpo/data/rows.py): on a disk with fast seeks, a full shuffle costs the
+same as sequential reading.
 """
 
 import hashlib
@@ -29,22 +28,22 @@ from gdpo.seeds import numpy_generator
 
 __all__ = ["Box", "Pair", "Shards", "enlarge", "shard_files", "write_shards"]
 
-CACHE_MB = 512  # of the small columns: those of a million pairs
+CACHE_MB = 512  # cache of the small columns, enough for a million pairs
 
 
 def enlarge(lr: np.ndarray, size: tuple[int, int], mode: str) -> np.ndarray:
-    """uint8 (h, w, 3) -> uint8 (*size, 3): the model's input at full size. mode: area (blocks),
-    bilinear or bicubic.
+    """Enlarge an LR image to the model's input size: uint8 (h, w, 3) -> uint8 (*size, 3).
 
-    Source: the released data set, which draws the mode per image; it is
-    `Pair.degradation["enlarge"]`.
+    mode: "area" (blocks), "bilinear" or "bicubic". Source: the released data set, which draws the
+    mode per image; here it is `Pair.degradation["enlarge"]`.
     """
     return to_levels(255 * resize_to(lr.astype(np.float32) / 255, size, mode))
 
 
 def shard_files(folder: Path) -> list[Path]:
-    """The shards below `folder`. What a killed writer left behind is in folders with a leading dot
-    and does not count.
+    """The shards below `folder`, sorted.
+
+    Skips folders with a leading dot, which hold the leftovers of killed writers.
     """
     found = (path for path in folder.rglob("*.parquet") if path.is_file())
     return sorted(
@@ -55,9 +54,9 @@ def shard_files(folder: Path) -> list[Path]:
 class Shards:
     """Random access to the pairs of a folder of shards; `shards.ids[i]` belongs to `shards[i]`.
 
-    Keeps the small columns of the row groups used last. ValueError naming the shard (and row) if
-    one is missing, of another schema, or damaged; naming the part if one is missing, or left over
-    from a run with other parts.
+    Caches the small columns of the row groups used last. ValueError naming the shard (and row) if
+    it is missing, of another schema, or damaged. ValueError naming the part if it is missing, or
+    left over from a run with other parts.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -74,6 +73,7 @@ class Shards:
             raise ValueError(
                 f"{folder}: the shards have no pairs; run the index and degrade stages again"
             )
+        # Number the pairs by photograph and position, independent of parts and files.
         table = table.sort_by([(name, "ascending") for name in ("source", "top", "left", "id")])
         self.ids: list[str] = table["id"].to_pylist()
         self._group_of = table["group"].to_numpy()
@@ -85,9 +85,7 @@ class Shards:
             )
 
     def _keys(self, path: Path) -> pa.Table:
-        """What orders the pairs of one shard, and where they lie: source, top, left, id, group,
-        row.
-        """
+        """Sort keys and positions of the pairs of one shard: source, top, left, id, group, row."""
         with opened(path) as file:
             tables = []
             for number in range(file.num_row_groups):
@@ -112,7 +110,7 @@ class Shards:
         return pa.concat_tables(tables) if tables else _NO_KEYS
 
     def _check_parts(self, paths: list[Path]) -> None:
-        """Every part that a shard below a part's folder speaks of must be there, and no other."""
+        """ValueError unless the parts present are those that every shard in a part names."""
         for path in paths:
             if path.parent == self.folder:
                 continue
@@ -131,10 +129,9 @@ class Shards:
                 )
 
     def fingerprint(self) -> str:
-        """SHA-256 over the hashes of all rows, file by file: what is in the set, without reading an
-        image.
+        """SHA-256 over the stored hashes of all rows, file by file, without reading an image.
 
-        A row whose contents no longer have the hash it states is found when it is read.
+        A row that no longer matches its stored hash is detected only when it is read.
         """
         digest = hashlib.sha256()
         for path in dict.fromkeys(path for path, _ in self._groups):
@@ -160,12 +157,11 @@ class Shards:
         return self._cache[number]
 
     def order(self, seed: int, epoch: int, rank: int = 0, world: int = 1) -> list[int]:
-        """The indices of one epoch, shuffled: every index once over all ranks, the same for the
-        same arguments.
+        """The shuffled indices of one epoch for one rank; deterministic in the arguments.
 
-        Rank r of `world` gets a contiguous part; parts differ by at most one in length. A process
-        that reads with several workers counts them in: worker w of W on rank r is rank r W + w of
-        world x W.
+        Every index occurs once over all ranks. Rank r of `world` gets a contiguous part of the
+        shuffle; the lengths of parts differ by at most one. With W reader workers per process,
+        worker w on rank r passes rank = r * W + w and world = world * W.
         """
         order = numpy_generator(seed, "order", epoch).permutation(len(self))
         return [
@@ -175,7 +171,7 @@ class Shards:
     def stream(
         self, seed: int, epoch: int, rank: int = 0, world: int = 1, start: int = 0
     ) -> Iterator[Pair]:
-        """The pairs of `order`, one in memory at a time, from position `start` on."""
+        """The pairs of `order` from position `start` on, one in memory at a time."""
         for index in self.order(seed, epoch, rank, world)[start:]:
             yield self[index]
 

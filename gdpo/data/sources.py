@@ -1,13 +1,12 @@
-"""Where photographs come from, and the patches that are cut from them.
+"""The sources of photographs, and the patches cut from them.
 
-    photographs("folder" | "scikit-image", split)    sorted by name; nothing is read yet
-    part_of(name, parts)                             by the hash of the name: a new photograph moves
-                                                     none of the others
-    sliding_windows, centred_tiles                   the patches of a training and of a held-out
-                                                     photograph
+    photographs("folder" | "scikit-image", split)    sorted by name; reads no file
+    part_of(name, parts)                             by the hash of the name: a new photograph does
+                                                     not move the others to other parts
+    sliding_windows                                  the patches of a training photograph
+    centred_tiles                                    the patches of a held-out photograph
 
-A name follows from the file's own place and nothing else. gdpo/data/scan.py says which photographs
-can be used.
+A photograph's name depends only on its path. gdpo/data/scan.py decides which photographs are used.
 """
 
 import hashlib
@@ -43,9 +42,9 @@ SCIKIT_IMAGE: dict[Split, tuple[str, ...]] = {
 class Photo:
     """One photograph.
 
-    name: unique in its set, can be a file name; source: the `path` of its `Photographs`; file: its
-    place in there;
-    resize: to this shorter side; read: its bytes from elsewhere than the file system.
+    name: unique in its set, usable as a file name; path: for reading and for errors; source: the
+    `path` of its `Photographs`; file: its path within the source; resize: shorter side in pixels to
+    resize to; read: reads its bytes if it is not on the file system.
     """
 
     name: str
@@ -56,8 +55,9 @@ class Photo:
     read: Read | None = None
 
     def load(self) -> np.ndarray:
-        """The pixels, uint8 (H, W, 3) RGB. ValueError naming the file if it is no photograph;
-        OSError from `read`.
+        """The pixels, uint8 (H, W, 3) RGB.
+
+        ValueError naming the file if it is not a photograph; OSError from `read`.
         """
         return resized(self.original(), self.resize)
 
@@ -71,10 +71,10 @@ class Photo:
 
 
 def resized(pixels: np.ndarray, side: int | None) -> np.ndarray:
-    """uint8 (H, W, 3) at a shorter side of `side` pixels, its shape kept; None leaves it alone.
+    """Resize uint8 (H, W, 3) to a shorter side of `side` pixels, keeping the aspect ratio.
 
-    Source: "FFHQ resized to 512" (released code's README, which does not say how: here by
-    antialiased bicubic).
+    None: no resizing. Source: "FFHQ resized to 512" in the released code's README, which does not
+    name the filter; here it is antialiased bicubic.
     """
     height, width = pixels.shape[:2]
     shorter = min(height, width)
@@ -84,11 +84,10 @@ def resized(pixels: np.ndarray, side: int | None) -> np.ndarray:
 
 
 def photographs(spec: str, split: Split, root: Path = Path()) -> list[Photo]:
-    """The photographs of `spec`: a folder tree (relative to `root`), or "scikit-image"; sorted by
-    name.
+    """The photographs of `spec`, sorted by name.
 
-    ValueError naming the folder if it does not exist or holds no image file (by suffix; names with
-    a leading dot do not count).
+    spec: a folder tree (relative to `root`), or "scikit-image". ValueError naming the folder if it
+    does not exist or has no image file (by suffix; names with a leading dot do not count).
     """
     if spec == "scikit-image":
         return [
@@ -98,7 +97,7 @@ def photographs(spec: str, split: Split, root: Path = Path()) -> list[Photo]:
     folder = root / spec
     if not folder.is_dir():
         raise ValueError(f"{spec}: no such folder (degrade.{split})")
-    # A link to nothing is a photograph that cannot be read, and is said to be one.
+    # Keep dangling links, so that the scan reports them as unreadable photographs.
     paths = [
         path
         for path in folder.rglob("*")
@@ -112,11 +111,11 @@ def photographs(spec: str, split: Split, root: Path = Path()) -> list[Photo]:
 
 
 def named(files: Iterable[str], where: str) -> list[tuple[str, str]]:
-    """(name, file) of the image files among paths with `/`, sorted. A name is the path without
-    suffix, `__` for `/`.
+    """(name, file) of the image files among paths with `/`, sorted.
 
-    Files that differ in their suffix only get the same name; the scan takes the first of them.
-    ValueError if there is no image file, saying `where`.
+    A name is the path without suffix, with `__` for `/`. Files that differ only in their suffix get
+    the same name; the scan uses the first of them. ValueError naming `where` if there is no image
+    file.
     """
     places = [PurePosixPath(file) for file in files]
     chosen = [
@@ -128,7 +127,7 @@ def named(files: Iterable[str], where: str) -> list[tuple[str, str]]:
 
 
 def place(spec: str, file: str, root: Path) -> Path:
-    """Where a file of `spec` lies on this machine."""
+    """The path of a file of `spec` on this machine."""
     return _scikit_image_data() / file if spec == "scikit-image" else root / spec / file
 
 
@@ -143,19 +142,23 @@ def _scikit_image_data() -> Path:
 
 
 def part_of(name: str, parts: Sequence[str]) -> str:
-    """The part that a photograph of this name belongs to, whatever other photographs there are."""
+    """The part of the photograph `name`; independent of the other photographs."""
     return parts[int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % len(parts)]
 
 
 def sliding_windows(height: int, width: int, side: int, stride: int) -> list[Box]:
-    """All square windows of a training photograph, row by row; no extra window at the far edges."""
+    """All square windows of a training photograph in pixels, row by row.
+
+    No extra window covers a remainder at the right and lower edge.
+    """
     tops, lefts = range(0, height - side + 1, stride), range(0, width - side + 1, stride)
     return [Box(top, left, side, side) for top in tops for left in lefts]
 
 
 def centred_tiles(height: int, width: int, side: int) -> list[tuple[str, Box]]:
-    """(row-and-column label, tile) of the square tiles without overlap that fit a held-out
-    photograph, centred.
+    """(label of row and column, tile) of the square tiles of a held-out photograph, in pixels.
+
+    As many tiles as fit without overlap, centred.
     """
     rows, columns = height // side, width // side
     top, left = (height - rows * side) // 2, (width - columns * side) // 2

@@ -1,11 +1,11 @@
-"""Pairs -> Parquet shards, in one stream that is never held.
+"""Pairs -> Parquet shards, as a stream: memory does not grow with the number of pairs.
 
-    write_shards(folder, pairs, shard_mb)      aside, then renamed: the folder is whole or is not
-                                               there
+    write_shards(folder, pairs, shard_mb)      written aside, then renamed: the folder is complete
+                                               or absent
 
-Image columns are not compressed again, and each has one page per row group: so a reader knows the
-place of every image from the sizes in the row (gdpo/data/rows.py), and any Parquet reader reads the
-files.
+Image columns are not compressed again and have one page per row group, so a reader computes the
+offset of every image from the sizes in the rows (gdpo/data/rows.py). Any Parquet reader can read
+the files.
 """
 
 import json
@@ -20,26 +20,26 @@ from gdpo.files import written_aside
 from gdpo.images import encode_lossless
 
 ROW_GROUP = 256  # rows at most
-GROUP_MB = 128  # and bytes: what a writer holds, three times over
+GROUP_MB = 128  # MB at most; a writer's memory is about three times this
 SETTINGS = {
     "compression": {**dict.fromkeys(SCHEMA.names, "zstd"), **dict.fromkeys(IMAGES, "none")},
     "use_dictionary": ["source", "tags"],
     # Statistics of an image column would repeat two whole images per page and row group.
     "write_statistics": ["id", "source"],
-    "data_page_size": 1 << 30,
+    "data_page_size": 1 << 30,  # one page per row group, as gdpo/data/rows.py requires
 }
 
 
 def write_shards(
     folder: Path, pairs: Iterable[Pair], shard_mb: float, parts: Sequence[str] | None = None
 ) -> int:
-    """Write `pairs` as folder/00000.parquet, ... of at most about `shard_mb` MB each; returns how
-    many there were.
+    """Write `pairs` as folder/00000.parquet, ... of about `shard_mb` MB at most each.
 
-    Whatever was in `folder` is replaced when all of it is written; on any error nothing changes.
-    parts: the names of the folders beside this one that make up the set, this one included; a
-    reader of the set asks for all of them, and a part may be empty. ValueError if there is no pair
-    otherwise, or an id comes twice.
+    Returns the number of pairs. Replaces `folder` once all shards are written; on an error `folder`
+    is unchanged.
+    parts: the names of all sibling folders that make up the set, this one included. A reader of the
+    set requires all of them, and a part may be empty.
+    ValueError if an id is repeated, or if there is no pair and `parts` is None.
     """
     note = {} if parts is None else {PARTS_KEY: json.dumps(list(parts)).encode()}
     schema = SCHEMA.with_metadata({**(SCHEMA.metadata or {}), **note})
@@ -77,8 +77,9 @@ def _unique(pairs: Iterable[Pair]) -> Iterator[Row]:
 
 
 def _split(rows: Iterator[Row], limit: int) -> Iterator[Iterator[Row]]:
-    """Cut one stream into streams of at most `limit` bytes (or one row); each must be used up
-    before the next.
+    """Split one stream into streams of at most `limit` bytes (or one row).
+
+    The caller must exhaust each stream before it takes the next.
     """
     held = next(rows, None)
 
@@ -115,7 +116,10 @@ def _write_shard(path: Path, rows: Iterator[Row], schema: pa.Schema) -> int:
 
 
 def _table(rows: list[Row], schema: pa.Schema) -> pa.Table:
-    """The rows with their hashes, which are those of the values that will be read back."""
+    """The rows as a table, each with the SHA-256 of its values as a reader will get them.
+
+    ValueError if the schema does not hold a degradation exactly.
+    """
     field = schema.field("degradation")
     for row, struct in zip(
         rows, pa.array([row["degradation"] for row in rows], field.type).to_pylist(), strict=True

@@ -1,21 +1,20 @@
-"""Held-out evaluation: every model on the same photographs with the same noises, scored on what a
-user would save.
+"""Held-out evaluation: every model on the same photographs with the same noises.
 
-    input     the LR image enlarged bicubically to the size of the HR image; it is also the first
-              row, `bicubic`
-    peers     other methods' outputs for the same image, one each, as they are
-    outputs   N per image and model, noise n drawn from key (seed, "evaluate", pair id, n): the same
-              for every model
-    scores    of the output rounded to 8 bits, against the HR image
+    input     the LR image enlarged bicubically to the size of the HR image; also the baseline,
+              `bicubic`
+    peers     other methods' outputs for the same image, one each, unchanged
+    outputs   N per image and model; noise n is drawn from key (seed, "evaluate", pair id, n), the
+              same for every model
+    scores    of the output rounded to 8 bits (as a user would save it), against the HR image
     reward    s' = +-(s - mean_n s_ref) / sigma_ref   for each metric, + where higher is better
-              R  = (1 - d) mean(fidelity s') + d mean(perception s')   with d the detail share of
-                 the HR image
+              R  = (1 - d) mean(fidelity s') + d mean(perception s')
+              d: detail share of the HR image, or 0.5 with equal weighting
 
-The attribute-aware reward of training is min-max normalised inside a group of candidates: it ranks
-the members of one group and cannot compare the groups of two models. Here the paper's weights stay,
-and the group's minimum and maximum give way to the statistics of a reference model, NAOSD: its mean
-over noises of that image, and its within-image standard deviation of that metric, pooled over all
-images. So its mean reward is 0 by construction, and the unit is that deviation.
+In training, the attribute-aware reward is min-max normalised within a group of candidates. That
+reward ranks the members of one group and cannot compare the groups of two models. The reward here
+keeps the paper's weights and normalises by a reference model, NAOSD: by the mean over noises of its
+scores of that image, and by its within-image standard deviation of that metric, pooled over all
+images. So the mean reward of the reference is 0 by construction, and the unit is that deviation.
 
 Legend: B C H W batch, channels, height, width; I images; N noises.
 """
@@ -36,15 +35,15 @@ BASELINE, REFERENCE = "bicubic", "naosd"
 REWARD = "reward"
 
 Key = tuple[int | str, ...]
-Upscaler = Callable[
-    [torch.Tensor, list[Key]], torch.Tensor
-]  # (lr_up_BCHW in [0, 1], B keys) -> image_BCHW in [0, 1]
+# (lr_up_BCHW in [0, 1], B keys) -> image_BCHW in [0, 1]
+Upscaler = Callable[[torch.Tensor, list[Key]], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class ImageResult:
-    """One image: uint8 outputs (N, H, W, C) and scores {metric: (N,)} by model; N = 1 for the
-    baseline and for peers.
+    """One image: uint8 outputs (N, H, W, C) and scores {metric: (N,)} by model.
+
+    N = 1 for the baseline and for peers.
     """
 
     outputs: dict[str, np.ndarray]
@@ -52,14 +51,14 @@ class ImageResult:
 
 
 def noise_keys(seed: int, pair_id: str, noises: int) -> list[Key]:
-    """The generator keys of an image's noises: a model's name is no part of them."""
+    """The generator keys of an image's noises; they do not depend on the model."""
     return [(seed, "evaluate", pair_id, noise) for noise in range(noises)]
 
 
 def comparisons(models: Sequence[str]) -> list[tuple[str, str]]:
-    """The pairs that are compared: every model with the first, the second with every later one, the
-    first with bicubic.
+    """The pairs (a, b) of models to compare.
 
+    Every other model with the first, the second with every later one, the first with bicubic:
     [naosd, gdpo, control] gives gdpo-naosd, control-naosd, gdpo-control, naosd-bicubic.
     """
     first, *others = models
@@ -84,7 +83,7 @@ def _scores(
 
 
 def _checked(pair: Pair, scores: dict[str, dict[str, Array]]) -> dict[str, dict[str, Array]]:
-    """The scores, if all are numbers: one that is none would spoil every mean of the run."""
+    """Return `scores` if all are finite: one NaN would make the means of the run NaN."""
     for model, metrics in scores.items():
         for metric, values in metrics.items():
             if not np.isfinite(values).all():
@@ -105,11 +104,11 @@ def evaluate_image(
     batch: int,
     peers: Mapping[str, np.ndarray] | None = None,
 ) -> ImageResult:
-    """Outputs and scores of the bicubic baseline, of peers and of every model on one pair; `batch`
-    outputs at a time.
+    """Outputs and scores of the bicubic baseline, of peers and of every model on one pair.
 
-    peers: {method: uint8 output of the HR image's size}. Errors: ValueError naming image, metric
-    and model for a score that is not finite; what `gdpo.metrics.score.score` raises.
+    batch: outputs per call of an upscaler; peers: {method: uint8 output of the HR image's size}.
+    Errors: ValueError naming image, metric and model for a score that is not finite; the errors of
+    `gdpo.metrics.score.score`.
     """
     height, width = pair.hr.shape[:2]
     bicubic = enlarge(pair.lr, (height, width), "bicubic")
@@ -142,10 +141,10 @@ def stack(results: Sequence[Mapping[str, Mapping[str, Array]]]) -> Scores:
 def rewards(
     scores: Scores, detail_share_I: Array, reward: Reward, reference: str = REFERENCE
 ) -> dict[str, Array]:
-    """The reward of every output, {model: (I, N)}, as the module docstring defines it.
+    """The reward of every output, {model: (I, N)}, as defined in the module docstring.
 
-    A metric in which the reference has no spread at all has no unit and counts 0, and so does a
-    side without metrics.
+    A metric counts 0 if the reference's within-image deviation is 0, because it then has no unit.
+    Fidelity or perception counts 0 if it has no metrics.
     """
 
     def normalised(model: str, metric: str) -> Array:

@@ -1,15 +1,14 @@
-"""Ready-made LR-HR pairs (RealSR, DRealSR, DIV2K-val, ...): two folders of images, paired by name
-without the suffix.
+"""Ready-made LR-HR pairs (RealSR, DRealSR, DIV2K-val, ...): two folders of images.
 
-    pairs = PairFolder.checked("realsr", lr, hr, peers)     every file read once; all that is wrong
-                                                            in one line
-    pairs[i]            the pair as a `Pair`; its id is the name
+    pairs = PairFolder.checked("realsr", lr, hr, peers)     reads every file once; one error lists
+                                                            all problems
+    pairs[i]            the pair as a `Pair`; its id is the name without the suffix
     pairs.peer(i)       {method: its output for the pair}, uint8 images of the HR image's size
 
-The rule for sizes: the LR image is what the model gets enlarged bicubically to the size of the HR
-image, whatever the factor is: 4 as in training, more where the LR image is smaller, 1 (nothing to
-do) where it has been enlarged already. Both sides must grow by the same factor of 1 or more, to
-within a pixel of the HR image.
+Images are paired by name without the suffix. Rule for sizes: the LR image is enlarged bicubically
+to the size of the HR image, by any factor: 4 as in training, more for a smaller LR image, 1 (no
+change) for an LR image that is enlarged already. Both sides must grow by the same factor of 1 or
+more, to within a pixel of the HR image (half the factor, if larger).
 """
 
 from collections.abc import Iterator, Mapping
@@ -25,8 +24,10 @@ from gdpo.rewards.detail import detail_share
 
 
 def images(folder: Path) -> dict[str, Path]:
-    """The image files directly in a folder by their name without suffix, sorted. ValueError naming
-    the folder or name.
+    """The image files directly in a folder by name without suffix, sorted.
+
+    ValueError naming the folder if it does not exist, or the file if two names differ only in the
+    suffix.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder of images")
@@ -43,10 +44,9 @@ def images(folder: Path) -> dict[str, Path]:
 
 
 def fits(lr: tuple[int, int], hr: tuple[int, int]) -> bool:
-    """Whether an LR image of (height, width) is the HR image made smaller, or of its size: the rule
-    above.
-    """
+    """Whether LR and HR sizes (height, width) satisfy the rule of the module docstring."""
     factor = max(hr) / max(lr)
+    # Rounding the LR side to whole pixels may shift the enlarged side by half the factor.
     return factor >= 1 and all(
         abs(small * factor - large) <= max(1.0, factor / 2)
         for small, large in zip(lr, hr, strict=True)
@@ -55,9 +55,7 @@ def fits(lr: tuple[int, int], hr: tuple[int, int]) -> bool:
 
 @dataclass(frozen=True)
 class PairFolder:
-    """The pairs of one benchmark, in order of their names, and the outputs of other methods for
-    them.
-    """
+    """The pairs of one benchmark in order of their names, and other methods' outputs for them."""
 
     ids: list[str]
     lr: Mapping[str, Path]
@@ -70,8 +68,8 @@ class PairFolder:
     ) -> "PairFolder":
         """Open the folders and read every image once.
 
-        ValueError with one line that names every image that has no partner, is unreadable, does not
-        fit its HR image or has a side below `min_side` (what the metrics need).
+        One-line ValueError naming every image that has no partner, is unreadable, does not fit its
+        HR image, or has a side below `min_side` pixels (which the metrics need).
         """
         folders = {method: images(folder) for method, folder in peers.items()}
         found = cls([], images(lr), images(hr), folders)
@@ -86,7 +84,7 @@ class PairFolder:
         return cls(names, found.lr, found.hr, found.peers)
 
     def _problems(self, image: str, min_side: int) -> Iterator[str]:
-        """What is wrong with the files of one name."""
+        """The problems with the files of one name, as error texts."""
         places = {"LR": self.lr, "HR": self.hr, **self.peers}
         sizes: dict[str, tuple[int, int]] = {}
         for place, paths in places.items():
@@ -116,8 +114,9 @@ class PairFolder:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Pair:
-        """The pair; its detail share is that of its HR image with the grayscale weights of the
-        shards (released).
+        """The pair, with the detail share of its HR image.
+
+        Grayscale weights as in the shards ("released").
         """
         name = self.ids[index]
         hr = read_photo(self.hr[name])

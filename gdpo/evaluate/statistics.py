@@ -1,14 +1,13 @@
-"""Statistics of an evaluation: the image is the unit, noises are repeated measurements of it.
+"""Statistics of an evaluation: images are the samples, noises are repeated measurements of them.
 
-    mean       average over images of the mean over noises; its standard error is over images
-    spread     sqrt(mean over images of the variance over noises): what one more noise changes
-    difference of two models: per image, mean over noises of a minus that of b; t interval and
-    two-sided p over images
+    mean         average over images of the mean over noises; standard error over images
+    spread       sqrt(mean over images of the variance over noises): the effect of another noise
+    difference   of two models: per image, the mean over noises of a minus that of b;
+                 t interval and two-sided p over images
 
 Scores are (I, N) arrays: I images, N noises of one model and one metric. Averaging over noises
-before anything else keeps N noises of one photograph from passing for N photographs. Tiles of one
-photograph still count one by one: who reports these intervals says how many photographs they come
-from.
+first keeps N noises of one photograph from counting as N photographs. Tiles of one photograph still
+count separately, so a report of these intervals must give the number of photographs.
 """
 
 import math
@@ -23,7 +22,7 @@ from scipy import stats
 Array = npt.NDArray[np.float64]
 Scores = dict[str, dict[str, Array]]  # model -> metric -> (I, N)
 
-LEVEL = 0.01  # a difference with p below this is called; everything else is "not significant"
+LEVEL = 0.01  # a difference is significant if p is below this level
 CONFIDENCE = 0.95
 
 
@@ -37,8 +36,9 @@ class Mean:
 
 @dataclass(frozen=True)
 class Difference:
-    """A paired difference a - b over images: mean, standard error, t interval, two-sided p (NaN
-    below two images).
+    """A paired difference a - b over images: mean, standard error, t interval, two-sided p.
+
+    low, high: ends of the interval. All but the mean are NaN with fewer than two images.
     """
 
     mean: float
@@ -67,8 +67,9 @@ def mean_over_images(scores_IN: Array) -> Mean:
 
 
 def within_image_std(scores_IN: Array) -> float:
-    """Standard deviation over noises, pooled over images: sqrt(mean_i var_i), unbiased variances; 0
-    with one noise.
+    """Standard deviation over noises, pooled over images: sqrt(mean_i var_i).
+
+    Unbiased variances; 0 with one noise.
     """
     _checked(scores_IN)
     if scores_IN.shape[1] < 2:
@@ -79,8 +80,9 @@ def within_image_std(scores_IN: Array) -> float:
 def paired_difference(a_IN: Array, b_IM: Array) -> Difference:
     """a - b, paired by image; noise counts may differ (a baseline without noise has one).
 
-    The interval and p are Student's with I - 1 degrees of freedom. Where all images differ by the
-    same, p is 0, or 1 if that is no difference.
+    The interval and p use Student's t distribution with I - 1 degrees of freedom. If the difference
+    is the same for all images, p is 0, or 1 if that difference is 0. ValueError for different
+    numbers of images, an empty array, NaN or infinite scores.
     """
     if len(_checked(a_IN)) != len(_checked(b_IM)):
         raise ValueError(f"paired scores need the same images, got {len(a_IN)} and {len(b_IM)}")
@@ -98,7 +100,7 @@ def paired_difference(a_IN: Array, b_IM: Array) -> Difference:
 
 def verdict(difference: Difference, higher_is_better: bool) -> str:
     """`better` or `worse` (model a against b) when p < 0.01, otherwise `not significant`."""
-    if not difference.p < LEVEL:  # NaN, too
+    if not difference.p < LEVEL:  # also true for NaN
         return "not significant"
     return "better" if (difference.mean > 0) == higher_is_better else "worse"
 
@@ -131,11 +133,10 @@ def summarise(
     *,
     unit_of: str,
 ) -> dict[str, Any]:
-    """Means, spreads and paired differences of every metric, as plain JSON values (NaN becomes
-    null).
+    """Means, spreads and paired differences of every metric, as plain JSON values (NaN -> null).
 
-    `effect` of a difference is its mean in units of the within-image standard deviation of model
-    `unit_of`.
+    The `effect` of a difference is its mean divided by the within-image standard deviation of model
+    `unit_of` (null if that is 0).
     """
     units = {metric: within_image_std(values) for metric, values in scores[unit_of].items()}
     models = {

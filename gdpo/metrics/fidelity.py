@@ -1,17 +1,15 @@
-"""Full-reference metrics on luma, with the settings the super-resolution field uses (OSEDiff's and
-GDPO's tables).
+"""PSNR and SSIM on luma, with the settings of the tables of OSEDiff and GDPO.
 
-    Y       = 16 + 65.481 R + 128.553 G + 24.966 B          # BT.601 video range, 0..255, no border
-            crop
-    psnr_y  = 10 log10(1 / (mean((Y - Y')^2) / 255^2 + 1e-8))      # Y as computed
-    ssim_y  = mean of SSIM over 11x11 Gaussian windows, sigma 1.5, valid area only; Y rounded to
-            whole values and
-              negative contrast-structure values set to 0, as pyiqa does (without that single images
-              differ by 0.02)
+    Y       = 16 + 65.481 R + 128.553 G + 24.966 B     # BT.601 video range, 0..255, no border crop
+    psnr_y  = 10 log10(1 / (mean((Y - Y')^2) / 255^2 + 1e-8))     # Y not rounded
+    ssim_y  = mean of SSIM over 11x11 Gaussian windows, sigma 1.5, valid area only. As in pyiqa, Y
+              is rounded to integers and negative contrast-structure values are set to 0; without
+              that, single images differ by 0.02.
 
-Our own code because pyiqa's is 15 times slower on one core and its licence forbids commercial use;
-both agree with the published per-image values (tests/gdpo/metrics/test_score.py). Everything is
-computed in float64, image by image the same whatever else is in the batch.
+This is our own code because pyiqa's is 15 times slower on one core and its licence forbids
+commercial use. Both agree with the published per-image values
+(tests/gdpo/metrics/test_score.py). All computations are in float64, and the value of an image does
+not depend on the other images of the batch.
 
 Shapes: B batch, H height, W width; images are BCHW, RGB in [0, 1].
 """
@@ -29,8 +27,9 @@ def luma(image: torch.Tensor) -> torch.Tensor:
 
 
 def psnr_y(image: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """Peak signal-to-noise ratio of Y in dB, float64 B; equal images give 80 dB (the 1e-8 inside
-    the logarithm).
+    """Peak signal-to-noise ratio of Y in dB, float64 B.
+
+    Equal images give 80 dB, because of the 1e-8 inside the logarithm.
     """
     error = ((luma(image) - luma(reference)) / 255).square().mean((1, 2))
     return -10 * torch.log10(error + 1e-8)
@@ -51,18 +50,14 @@ def ssim_y(image: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
 
 
 def gaussian(x: torch.Tensor, size: int, sigma: float) -> torch.Tensor:
-    """Separable Gaussian filter of x (..., H, W) over its valid area; size is odd, the window sums
-    to 1.
-    """
+    """Gaussian filter of x (..., H, W) over its valid area; the window of odd `size` sums to 1."""
     place = torch.arange(size, dtype=x.dtype) - size // 2
     window = torch.exp(-place.square() / (2 * sigma**2))
     return separable(x, (window / window.sum()).tolist())
 
 
 def separable(x: torch.Tensor, taps: list[float], stride: int = 1) -> torch.Tensor:
-    """Correlation of x (..., H, W) with `taps` along both axes over the valid area, every
-    `stride`-th result.
-    """
+    """Correlate x (..., H, W) with `taps` along both axes, over the valid area, with `stride`."""
     for axis in (-2, -1):
         points = (x.shape[axis] - len(taps)) // stride + 1
         index = [slice(None)] * x.ndim

@@ -1,13 +1,11 @@
-"""A method's output folder and the references, paired by name; and a mean of their scores that
-hides nothing.
+"""Pair the output images of a method with their references by name, and score the pairs.
 
-    pairs = pair_folders(sr, hr)                  every missing, extra, unreadable or wrong-size
-                                                  file is named at once
+    pairs = pair_folders(sr, hr)                  one error names all missing, extra, unreadable and
+                                                  wrong-size files
     value = score_pair(pairs[0], ["psnr_y"])      {"psnr_y": 27.4}
 
-Two files are a pair when their names agree up to the suffix: `a.png` and `a.jpg`. Only the folders
-themselves are looked at, not what lies in folders below them; names with a leading dot and files
-that are no images do not count.
+Two files form a pair if their names agree up to the suffix: `a.png` and `a.jpg`. Subfolders, names
+with a leading dot and files that are not images are ignored.
 """
 
 import math
@@ -22,16 +20,14 @@ from gdpo.data.sources import SUFFIXES
 from gdpo.images import read_photo, to_tensor
 from gdpo.metrics.score import score
 
-NAMED = 5  # of each kind of wrong file
-_ORIENTATION, _TURNED = (
-    0x0112,
-    (5, 6, 7, 8),
-)  # the EXIF tag, and its values that swap width and height
+NAMED = 5  # an error names at most this many files of each kind
+# The EXIF tag of the orientation, and its values that swap width and height.
+_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """An image, its reference (None if there are none) and both their size as (width, height)."""
+    """An image, its reference (None without references), and their common size (width, height)."""
 
     name: str
     image: Path
@@ -40,9 +36,7 @@ class Pair:
 
 
 def shown(text: object) -> str:
-    """Text that is safe on a terminal: control characters and bytes that are no text come out as
-    escapes.
-    """
+    """Text that is safe on a terminal: control characters and undecodable bytes are escaped."""
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text)
     )
@@ -51,9 +45,10 @@ def shown(text: object) -> str:
 def pair_folders(sr: Path, hr: Path | None) -> list[Pair]:
     """The images of `sr` with their references in `hr`, sorted by name.
 
-    Raises ValueError, one line that names up to five files of each kind: images without a
-    reference, references without an image, unequal sizes, unreadable files; or a folder that is
-    absent or has no image, or two with one name.
+    Without `hr` the pairs have no references.
+    Errors: ValueError, in one line, naming up to five files of each kind: images without a
+    reference, references without an image, unequal sizes, unreadable files. Also ValueError for a
+    folder that does not exist, has no image, or has two images of one name.
     """
     images, references = _by_name(sr), {} if hr is None else _by_name(hr)
     problems: dict[str, list[str]] = {}
@@ -111,8 +106,9 @@ def _by_name(folder: Path) -> dict[str, Path]:
 
 
 def _size(path: Path) -> tuple[int, int] | None:
-    """(width, height) upright, from the header where PIL knows the format; None if the file is no
-    image.
+    """(width, height) of the upright image; None if the file is not an image.
+
+    The size comes from the header if PIL knows the format.
     """
     try:
         with Image.open(path) as image:
@@ -131,7 +127,7 @@ def _size(path: Path) -> tuple[int, int] | None:
 def score_pair(
     pair: Pair, names: Sequence[str], device: torch.device | str = "cpu"
 ) -> dict[str, float]:
-    """The metrics of one pair of files. ValueError naming a file that turns out to be broken."""
+    """The metrics of one pair of files, by name. Errors: ValueError naming a broken file."""
     image, reference = (
         None if path is None else _load(path, device) for path in (pair.image, pair.reference)
     )
@@ -144,8 +140,9 @@ def _load(path: Path, device: torch.device | str) -> torch.Tensor:
 
 
 def mean(values: Iterable[float]) -> float | None:
-    """The mean, or None if there is no value or one is not finite (VIF of a black image): no image
-    is left out of it.
+    """The mean, or None if there is no value or one is not finite (VIF of a black image).
+
+    Values that are not finite are not skipped, since the mean would then omit images silently.
     """
     found = list(values)
     return math.fsum(found) / len(found) if found and all(map(math.isfinite, found)) else None

@@ -1,16 +1,16 @@
-"""MANIQA (Yang et al. 2022) over 20 crops of a fixed grid, many images at once.
+"""MANIQA (Yang et al. 2022) over 20 crops of a fixed grid, for batches of images.
 
-    crops   224x224 at the first 20 places of a 5x5 grid with steps (H - 224) // 4, (W - 224) // 4:
-            never the last row
-    q, w    = per patch of each crop, from ViT blocks 6..9 -> token attention -> Swin -> token
-            attention -> Swin
+    crops   224x224 at the first 20 positions of a 5x5 grid with steps (H - 224) // 4 and
+            (W - 224) // 4, so the last row is never used
+    q, w    quality and weight per patch of each crop:
+            ViT blocks 6..9 -> token attention -> Swin -> token attention -> Swin
     score   = sum(w q) / (sum(w) + 1e-8) over all patches of all crops of the image
 
-pyiqa's `forward` does the same with all crops of a batch in one pass, through ViT blocks 10 and 11
-and a head that nothing reads, and keeps every block's output in a list, which makes it not
-re-entrant. Here crops go in chunks of `CHUNK`, the ViT stops after block 9, and no step waits for
-the device. pyiqa drew its crops at random up to 0.1.10: published values of that time scatter
-around these.
+pyiqa's `forward` computes the same score with all crops of a batch in one pass. It also runs ViT
+blocks 10 and 11 and a head whose outputs are unused, and it stores every block's output in a list,
+so it is not re-entrant. Here crops are processed in chunks of `CHUNK`, the ViT stops after block 9,
+and the CPU never waits for the device. Up to version 0.1.10 pyiqa sampled its crops at random, so
+values published at that time scatter around ours.
 
     score_B = maniqa(build("maniqa", device), image_BCHW)
 
@@ -29,7 +29,7 @@ _BLOCKS = [6, 7, 8, 9]
 
 
 def maniqa(network: Any, image: torch.Tensor) -> torch.Tensor:
-    """score_B of each image: about 0..1, higher is better.
+    """The score of each image, score_B: about 0..1, higher is better.
 
     network: pyiqa's MANIQA as `networks.build` makes it; image: float BCHW, RGB in [0, 1], on the
     network's device.
@@ -42,8 +42,9 @@ def maniqa(network: Any, image: torch.Tensor) -> torch.Tensor:
 
 
 def uniform_crops(image: torch.Tensor) -> torch.Tensor:
-    """The crops (B * 20, C, 224, 224) of BCHW, image by image; sides up to 224 are first enlarged
-    (pyiqa's rule).
+    """The crops (B * 20, C, 224, 224) of BCHW, image by image.
+
+    Images with a side up to 224 pixels are enlarged first (pyiqa's rule).
     """
     if min(image.shape[2:]) <= SIDE:
         image = functional.interpolate(

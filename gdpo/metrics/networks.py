@@ -1,20 +1,20 @@
-"""pyiqa's metrics, built from files that lie here: nothing is downloaded, and weights are read
-without unpickling code.
+"""Build pyiqa's metrics from local files, without downloads and without unpickling code.
 
-pyiqa itself fetches what it misses, into a folder that it works out when it is imported, and
-unpickles what it finds. While a metric is built here, these functions of its modules are ours:
+pyiqa itself downloads missing files, into a folder chosen when pyiqa is imported, and unpickles
+them. While a metric is built here, these functions of pyiqa's modules are replaced by ours:
 
-    load_pretrained_network     musiq, maniqa, lpips, dists, inception     $TORCH_HOME/hub/pyiqa,
-                                weights-only, checked
-    load_state_dict_from_url    torchvision's AlexNet and VGG16
-                                $TORCH_HOME/hub/checkpoints, the same
+    load_pretrained_network     musiq, maniqa, lpips, dists, inception: read from
+                                $TORCH_HOME/hub/pyiqa, weights only, and checked
+    load_state_dict_from_url    torchvision's AlexNet and VGG16: likewise, from
+                                $TORCH_HOME/hub/checkpoints
     load (CLIP)                 clipiqa: OpenAI's archive if its SHA-256 is the published one, else
-                                a weights-only file; afine: the fine-tuned CLIP inside afine.pth, so
-                                OpenAI's ViT-B/32 is not needed
-    timm.create_model           maniqa fetches an ImageNet ViT that its own checkpoint then
-                                overwrites: no fetching
+                                a weights-only file
+                                afine: the fine-tuned CLIP inside afine.pth, so OpenAI's ViT-B/32 is
+                                not needed
+    timm.create_model           maniqa: no download of an ImageNet ViT, which the checkpoint of
+                                maniqa overwrites anyway
 
-TORCH_HOME counts as it stands at the call. A file that is absent is the caller's to name before
+TORCH_HOME is read at every call. The caller checks for missing files first
 (metrics.check_available).
 """
 
@@ -37,24 +37,24 @@ import packaging.version
 import torch
 from torch import nn
 
-# OpenAI's own archive holds TorchScript, which is code: opened only if it is the published file.
+# OpenAI's archive holds TorchScript, which is code, so only the published file is opened.
 CLIP_RN50_SHA256 = "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762"
 
 
 def hub() -> Path:
-    """torch.hub's folder, below which all weights lie."""
+    """torch.hub's folder, which holds all weights in subfolders."""
     return Path(torch.hub.get_dir())
 
 
 def build(pyiqa_name: str, device: torch.device | str, **options: Any) -> nn.Module:
-    """pyiqa's module of that name in evaluation mode, on the device, from the files below `hub()`.
+    """pyiqa's metric of that name as a module in evaluation mode, on the device.
 
-    The module comes without pyiqa's wrapper, whose range check would copy every batch back from the
-    device. ValueError naming a file that is absent or is not what its name says.
+    Its weights come from `hub()`. The module lacks pyiqa's wrapper, whose range check would copy
+    every batch to the CPU.
+    Errors: ValueError naming a file that is missing or has other content than its name says.
     """
-    if (
-        pyiqa_name == "ms_ssim"
-    ):  # pyiqa looks for a module of that name and, finding none, imports all its 60
+    if pyiqa_name == "ms_ssim":
+        # pyiqa has no module of this name, and would import all of its 60 modules to find it.
         importlib.import_module("pyiqa.archs.ssim_arch")
     if pyiqa_name.startswith("afine"):
         options["pretrained_model_path"] = str(_present(hub() / "pyiqa" / "afine.pth"))
@@ -72,15 +72,14 @@ def build(pyiqa_name: str, device: torch.device | str, **options: Any) -> nn.Mod
             pyiqa_name, device=torch.device(device), **options
         )
     network: Any = metric.net.eval()
-    for part in (
-        network.modules()
-    ):  # what pyiqa keeps as plain attributes would be copied over at every call
+    # pyiqa keeps some tensors as plain attributes, which would be copied to the device at each call.
+    for part in network.modules():
         for name, value in vars(part).items():
             if isinstance(value, torch.Tensor):
                 setattr(part, name, value.to(device))
     if pyiqa_name.startswith("maniqa"):
-        # Its hooks keep every block's output until its own `forward` clears them;
-        # gdpo/metrics/maniqa.py never calls that.
+        # pyiqa's hooks keep the output of every block until its `forward` clears them, and
+        # gdpo/metrics/maniqa.py does not call that `forward`.
         network.save_output.outputs = deque(maxlen=0)
     module: nn.Module = network.requires_grad_(False)
     return module
@@ -88,9 +87,7 @@ def build(pyiqa_name: str, device: torch.device | str, **options: Any) -> nn.Mod
 
 @contextlib.contextmanager
 def offline(arch: str) -> Iterator[None]:
-    """Replace what would download or unpickle while a metric of the module `pyiqa.archs.<arch>` is
-    built.
-    """
+    """Replace the functions of `pyiqa.archs.<arch>` that download or unpickle, inside the block."""
     if arch == "clipiqa_arch":
         _import_clip()
     with contextlib.ExitStack() as stack:
@@ -100,8 +97,9 @@ def offline(arch: str) -> Iterator[None]:
 
 
 def _import_clip() -> None:
-    """openai-clip takes `packaging` from pkg_resources, for one comparison; setuptools has had none
-    since its version 82.
+    """Import openai-clip without pkg_resources, which setuptools no longer has since version 82.
+
+    openai-clip imports `packaging` from it, for one comparison of versions.
     """
     if "clip" in sys.modules or importlib.util.find_spec("pkg_resources"):
         return
@@ -125,19 +123,20 @@ def _replaced(owner: Any, name: str, replacement: Callable[..., Any]) -> Iterato
 
 
 def read_weights(path: Path) -> dict[str, Any]:
-    """What a .pth or .pt file holds, tensors only: ValueError naming a file that is absent, cut
-    short, or holds code.
+    """The weights in a .pth or .pt file by name, tensors only.
+
+    Errors: ValueError naming a file that is missing, truncated, or holds code.
     """
     _present(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        # torch's own text advises to read it all the same
+        # Not torch's message, which advises to load the file without weights_only.
         what = "no file of torch's, or one that holds more than tensors"
         raise ValueError(
             f"{path}: not a readable file of weights ({what}); fetch it again"
         ) from error
-    except Exception as error:  # torch reports a broken file with whatever its reader hits first
+    except Exception as error:  # a broken file can raise any type of error inside torch
         raise ValueError(
             f"{path}: not a readable file of weights ({_first_line(error)}); fetch it again"
         ) from error
@@ -162,7 +161,7 @@ def _first_line(error: Exception) -> str:
 def _load_pretrained(
     network: nn.Module, url: str, strict: bool = True, weight_keys: str | None = None
 ) -> None:
-    """In the place of pyiqa's function of (almost) that name."""
+    """Replaces pyiqa's load_pretrained_network."""
     path = hub() / "pyiqa" / Path(urlparse(url).path).name
     state = read_weights(path)
     state = state[weight_keys] if weight_keys else state
@@ -173,19 +172,19 @@ def _load_pretrained(
         raise ValueError(
             f"{path}: not the weights of {type(network).__name__} ({_first_line(error)})"
         ) from error
-    # Not strict: LPIPS and DISTS have their backbones elsewhere. A file of something else would
-    # change nothing, silently.
+    # LPIPS and DISTS load without `strict`, as their backbones are in other files. The weights of
+    # another network would then be ignored silently.
     if len(result.unexpected_keys) == len(state):
         raise ValueError(f"{path}: not the weights of {type(network).__name__} (none of its names)")
 
 
 def _backbone(url: str, *_: Any, **__: Any) -> dict[str, Any]:
-    """In the place of torchvision's loader."""
+    """Replaces torchvision's load_state_dict_from_url."""
     return read_weights(hub() / "checkpoints" / Path(urlparse(url).path).name)
 
 
 def _clip(name: str, *_: Any, **__: Any) -> nn.Module:
-    """In the place of the CLIP loader of clipiqa; `name` is always RN50."""
+    """Replaces the CLIP loader of clipiqa; `name` is always RN50."""
     path = _present(hub() / "clip" / f"{name}.pt")
     state = _archive(path) if sha256(path) == CLIP_RN50_SHA256 else read_weights(path)
     return _clip_model("pyiqa.archs.clip_model", path, state)
@@ -196,7 +195,7 @@ def _archive(path: Path) -> dict[str, Any]:
 
 
 def _afine_clip(*_: Any, **__: Any) -> tuple[nn.Module, None]:
-    """In the place of the CLIP loader of afine, whose weights afine.pth then overwrites."""
+    """Replaces the CLIP loader of afine; afine.pth has the weights."""
     path = hub() / "pyiqa" / "afine.pth"
     return _clip_model(
         "pyiqa.archs.afineclip_model", path, dict(read_weights(path).get("finetuned_clip", {}))
@@ -212,7 +211,7 @@ def _clip_model(module: str, path: Path, state: dict[str, Any]) -> nn.Module:
 
 
 def _no_pretraining(name: str, *args: Any, **options: Any) -> Any:
-    """In the place of timm's function, without its download."""
+    """Replaces timm.create_model, without its download."""
     from timm.models import create_model
 
     return create_model(name, *args, **{**options, "pretrained": False})

@@ -1,18 +1,15 @@
-"""NIQE (Mittal, Soundararajan, Bovik 2013) with parameters fitted by us, so that it needs no
-downloaded file.
+"""NIQE (Mittal, Soundararajan, Bovik 2013) with our own parameters, so no download is needed.
 
-    n = (Y - mean) / (std + 1)                      # 7x7 Gaussian, at full and at half size, Y
-                                                    rounded to whole values
-    f = 36 features of each block of n: the shape and width of generalized Gaussians fitted to n and
-    to n times its
-        four neighbours, at both sizes
-    niqe = sqrt((mu - mu_0)^T ((cov + cov_0) / 2)^-1 (mu - mu_0)),    mu, cov over the image's
-    blocks
+    n    = (Y - mean) / (std + 1)     # 7x7 Gaussian, at full and at half size; Y rounded
+    f    = 36 features of each block of n: shape and width of generalized Gaussians fitted to n and
+           to the products of n with its four neighbours, at both sizes
+    niqe = sqrt((mu - mu_0)^T ((cov + cov_0) / 2)^-1 (mu - mu_0)),    mu, cov over the blocks of the
+                                                                      image
 
-mu_0 and cov_0 describe sharp blocks of pristine photographs: `fit_niqe`. The usual block is 96
-pixels; small crops have none or one of those, so ours is 32, and a value is comparable only with
-values of the same parameter file. With the same parameters the result is that of pyiqa's `niqe` to
-1e-3 relative (tests), some 20 times faster on one core.
+mu_0 and cov_0 describe sharp blocks of pristine photographs; `fit_niqe` fits them. Published
+parameters have blocks of 96 pixels. Small crops contain at most one such block, so ours have 32
+pixels. Values are comparable only if their parameter file is the same. With the same parameters the
+result agrees with pyiqa's `niqe` to 1e-3 relative (tests), about 20 times faster on one core.
 
     write_niqe(path, fit_niqe(photos));  niqe(image_BCHW, read_niqe(path))
 
@@ -36,16 +33,16 @@ from gdpo.metrics.fidelity import gaussian, separable
 
 BLOCK = 32
 FEATURES = 36
-# a block is used for the fit when its mean local contrast reaches this share of the photograph's
-# best
+# `fit_niqe` uses a block if its mean local contrast reaches this share of the photograph's maximum.
 SHARP = 0.75
 _SHIFTS = ((0, 1), (1, 0), (1, 1), (1, -1))
 
 
 @dataclass(frozen=True)
 class Pristine:
-    """The Gaussian model of pristine blocks: mu (36,), cov (36, 36), float64, and the block side in
-    pixels.
+    """The Gaussian model of pristine blocks.
+
+    mu: (36,), cov: (36, 36), float64. block: side of a block in pixels.
     """
 
     mu: NDArray[np.float64]
@@ -56,8 +53,8 @@ class Pristine:
 def niqe(image: torch.Tensor, pristine: Pristine) -> torch.Tensor:
     """NIQE of each image, float64 B; lower is better.
 
-    image: BCHW RGB in [0, 1], sides >= the block. An image without a textured block (all black,
-    say) has no statistics: its features count as zero, which gives a large finite value.
+    image: BCHW RGB in [0, 1], sides >= the block. An image without any textured block (e.g. all
+    black) has no statistics; its features count as zero, which gives a large finite value.
     """
     features = block_features(image, pristine.block)
     mu_0, cov_0 = (torch.from_numpy(part).to(features) for part in (pristine.mu, pristine.cov))
@@ -67,8 +64,9 @@ def niqe(image: torch.Tensor, pristine: Pristine) -> torch.Tensor:
 def _distance(
     complete: torch.Tensor, features: torch.Tensor, mu_0: torch.Tensor, cov_0: torch.Tensor
 ) -> torch.Tensor:
-    """Distance of one image's features (N, 36) from the model; the covariance is that of the
-    complete rows.
+    """Distance of one image's features (N, 36) from the model.
+
+    complete: the rows of features without NaN, which give the covariance.
     """
     mu = features.nanmean(0).nan_to_num()
     cov = (
@@ -84,9 +82,10 @@ def _distance(
 def fit_niqe(photos: Iterable[NDArray[np.uint8]], block: int = BLOCK) -> Pristine:
     """Fit the model of pristine blocks to photographs (uint8 HWC RGB).
 
-    Of each photograph the blocks count whose mean local contrast is at least `SHARP` of its best
-    block's (the rule of the paper). Raises ValueError when that leaves too few blocks for a
-    covariance.
+    The fit uses the blocks whose mean local contrast is at least `SHARP` times the maximum of their
+    photograph (the paper's rule).
+    Errors: ValueError when too few blocks for a covariance remain, or a photograph is smaller than
+    a block.
     """
     rows = []
     for photo in photos:
@@ -108,8 +107,9 @@ def fit_niqe(photos: Iterable[NDArray[np.uint8]], block: int = BLOCK) -> Pristin
 
 
 def write_niqe(path: Path, pristine: Pristine) -> None:
-    """Write the parameters as the .mat file that pyiqa's `pretrained_model_path` reads; the same
-    bytes every time.
+    """Write the parameters as a .mat file that pyiqa's `pretrained_model_path` reads.
+
+    The same parameters always give the same bytes.
     """
     content = {
         "mu_prisparam": pristine.mu[None],
@@ -117,13 +117,14 @@ def write_niqe(path: Path, pristine: Pristine) -> None:
         "block_size": pristine.block,
     }
     scipy.io.savemat(str(path), content, appendmat=False)
-    with path.open("r+b") as file:  # over SciPy's header, which has the date
+    with path.open("r+b") as file:  # overwrite SciPy's header, which contains the date
         file.write(b"MATLAB 5.0 MAT-file: NIQE parameters fitted by gdpo-sr".ljust(116))
 
 
 def read_niqe(path: Path) -> Pristine:
-    """Read parameters written by `write_niqe`, or the published file (96-pixel blocks). ValueError
-    naming the file.
+    """Read parameters written by `write_niqe`, or the published file (96-pixel blocks).
+
+    Errors: ValueError naming the file.
     """
     try:
         content: dict[str, Any] = scipy.io.loadmat(path)
@@ -178,8 +179,10 @@ def _normalise(gray: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _features(tiles: torch.Tensor) -> torch.Tensor:
-    """18 features of each tile (B N h w): generalized-Gaussian fits to the tile and to its
-    neighbour products.
+    """18 features of each tile (B N h w).
+
+    They are the parameters of generalized Gaussians fitted to the tile and to its products with
+    shifted copies.
     """
     alpha, left, right = _fit(tiles)
     out = [alpha, (left + right) / 2]
@@ -191,8 +194,9 @@ def _features(tiles: torch.Tensor) -> torch.Tensor:
 
 
 def _fit(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Shape, left and right scale of an asymmetric generalized Gaussian, by moments, for each
-    x[..., :, :].
+    """(shape, left scale, right scale) of an asymmetric generalized Gaussian for each x[..., :, :].
+
+    The fit matches moments.
     """
     square = x.square()
     negative, positive = x < 0, x > 0
@@ -207,8 +211,9 @@ def _fit(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def _nearest_shape(moment: torch.Tensor) -> torch.Tensor:
-    """The shape 0.2, 0.201 ... 10 whose moment ratio Gamma(2/a)^2 / (Gamma(1/a) Gamma(3/a)) lies
-    nearest.
+    """The shape a in 0.2, 0.201 ... 10 whose moment ratio is nearest to `moment`.
+
+    The ratio is Gamma(2/a)^2 / (Gamma(1/a) Gamma(3/a)).
     """
     shapes, ratios = (table.to(moment.device) for table in _shape_table())
     upper = torch.searchsorted(ratios, moment.contiguous()).clamp(1, len(ratios) - 1)
@@ -225,8 +230,9 @@ def _shape_table() -> tuple[torch.Tensor, torch.Tensor]:
 
 @cache
 def _halving_taps() -> list[float]:
-    """MATLAB's `imresize(x, 0.5)`: the cubic kernel (a = -1/2) stretched twofold, centred between
-    two pixels.
+    """The taps of MATLAB's `imresize(x, 0.5)`.
+
+    They sample the cubic kernel (a = -1/2), stretched by 2 and centred between two pixels.
     """
     distance = np.abs(np.arange(8) - 3.5) / 2
     inner = 1.5 * distance**3 - 2.5 * distance**2 + 1

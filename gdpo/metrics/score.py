@@ -1,14 +1,13 @@
-"""Every image metric the pipeline uses, by one name each that says which variant it is (the rows:
-gdpo/metrics/table.py).
+"""Score images with any metric of the pipeline, by name (table: gdpo/metrics/table.py).
 
-    scores = score(["psnr_y", "niqe"], image_BCHW, reference_BCHW)      # {"psnr_y": float64 B,
-    "niqe": float64 B}
+    scores = score(["psnr_y", "niqe"], image_BCHW, reference_BCHW)
+    # {"psnr_y": float64 B, "niqe": float64 B}
 
-psnr_y, ssim_y and niqe are ours; the others are pyiqa's formulas and networks (its licence is
-PolyForm Noncommercial; it is imported only when one of its metrics is asked for, which takes
-seconds). Nothing is ever downloaded: a metric whose weights are absent is an error that says which
-file goes where. For all metrics that need no weights the same image gives the same bytes, whatever
-else is in the batch.
+psnr_y, ssim_y and niqe are our own code; the others are pyiqa's formulas and networks. pyiqa's
+licence is PolyForm Noncommercial. Its import takes seconds, so pyiqa is imported only for its own
+metrics. Nothing is downloaded: a metric with missing weights raises an error that names the file
+and its folder. For metrics without weights, the score of an image is bit-identical whatever other
+images are in the batch.
 
 Shapes: B batch, C channels, H W pixels; images are RGB in [0, 1].
 """
@@ -52,14 +51,14 @@ def higher_is_better(name: str) -> bool:
 
 
 def files(name: str) -> list[Path]:
-    """The files a metric reads, whether or not they are there. ValueError for an unknown name."""
+    """The files that a metric reads, whether they exist or not. ValueError for an unknown name."""
     return (
         [NIQE_FILE] if name == "niqe" else [networks.hub() / file for file in metric(name).weights]
     )
 
 
 def missing(names: Sequence[str]) -> dict[str, str]:
-    """The metrics whose files are absent or empty: {name: which files, and where they go}."""
+    """The metrics with missing or empty files: {name: text naming the files and their folders}."""
     found = {
         name: [file for file in files(name) if not file.is_file() or not file.stat().st_size]
         for name in names
@@ -72,19 +71,19 @@ def missing(names: Sequence[str]) -> dict[str, str]:
 
 
 def check_available(names: Sequence[str]) -> None:
-    """Raise ValueError naming the first metric that is unknown or whose file is missing, that file
-    and its place.
+    """Check that all metrics are known and their files exist.
+
+    Errors: ValueError naming the first metric that is not, its missing files and their folders.
     """
     for name, reason in missing(names).items():
         raise ValueError(f"metric {name}: {reason}")
 
 
 def unusable(names: Sequence[str], device: torch.device | str = "cpu") -> dict[str, str]:
-    """The metrics that cannot be computed, with the reason: files that are absent, broken, or
-    something else's.
+    """The metrics that cannot be computed: {name: reason}.
 
-    Builds every other network, which `score` then finds built: a broken file is known before the
-    first image.
+    A file may be missing, broken, or hold the weights of another network. The check builds the
+    networks, which `score` then reuses, so a broken file is known before the first image.
     """
     found = missing(names)
     for name in names:
@@ -97,10 +96,10 @@ def unusable(names: Sequence[str], device: torch.device | str = "cpu") -> dict[s
 
 
 def versions(names: Sequence[str]) -> dict[str, str]:
-    """What computes each metric, for provenance: ours or pyiqa's version, and the SHA-256 of each
-    file it reads.
+    """A text per metric, for provenance: our code or pyiqa's version, and the SHA-256 of its files.
 
-    Two values of a metric compare only if these texts agree. ValueError as `check_available`.
+    Two values of a metric are comparable only if these texts are equal.
+    Errors: ValueError as `check_available`.
     """
     check_available(names)
     return {
@@ -127,9 +126,10 @@ def score(
     """Score a batch: {name: float64 tensor of shape B on the image's device}, in the order of
     `names`.
 
-    image, reference: BCHW, RGB in [0, 1]; the reference may be None when no metric needs it. Raises
-    ValueError for an unknown metric, one of whole sets (fid: gdpo/metrics/fid.py), missing weights,
-    a missing reference, wrong shapes, values out of range, or too small an image.
+    image, reference: BCHW, RGB in [0, 1]. reference: may be None if no metric needs one.
+    Errors: ValueError for an unknown metric, a metric of sets of images (fid: see
+    gdpo/metrics/fid.py), missing weights, a missing reference, wrong shapes, values out of range,
+    or too small an image.
     """
     check_image("image", image)
     if reference is not None:
@@ -140,8 +140,9 @@ def score(
 def score_computed(
     names: Sequence[str], image: torch.Tensor, reference: torch.Tensor | None = None
 ) -> dict[str, torch.Tensor]:
-    """As `score`, for images that were just computed: their values are not looked at, so a device
-    is not waited for.
+    """As `score`, for images that were just computed.
+
+    Their values are not checked, so the CPU does not wait for the device.
     """
     check_available(names)
     if reference is not None:
@@ -176,19 +177,17 @@ def _score(name: str, image: torch.Tensor, reference: torch.Tensor | None) -> to
     if name == "afine":
         inputs = [_multiple(one, AFINE_MULTIPLE) for one in inputs]
     groups = [tuple(inputs)] if row.batched else zip(*(one.split(1) for one in inputs), strict=True)
-    # The copies are for A-FINE, which normalises what it is given in place.
+    # A-FINE normalises its arguments in place, so it gets copies.
     value = torch.cat(
         [module(*(one.clone() for one in group)).double().reshape(-1) for group in groups]
     )
-    # An all-black image is divided by its maximum inside PIQE; any other image without active
-    # blocks scores 100.
+    # PIQE divides by the maximum of the image, which is NaN for a black one. Any other image without
+    # active blocks scores 100.
     return value.nan_to_num(nan=100.0) if name == "piqe" else value
 
 
 def _multiple(image: torch.Tensor, multiple: int) -> torch.Tensor:
-    """Enlarged to the next sides that `multiple` divides: bicubic, the rule of A-FINE's own
-    script.
-    """
+    """Enlarge to the next sides divisible by `multiple`, bicubic, as A-FINE's own script does."""
     height, width = (-(-side // multiple) * multiple for side in image.shape[2:])
     if (height, width) == tuple(image.shape[2:]):
         return image
@@ -197,14 +196,15 @@ def _multiple(image: torch.Tensor, multiple: int) -> torch.Tensor:
 
 @cache
 def _pristine(path: Path, changed: int) -> Pristine:
-    """The NIQE parameters, read again when the file has changed."""
+    """The NIQE parameters in `path`; `changed`, its time of change, is a key of the cache."""
     del changed
     return read_niqe(path)
 
 
 def network(name: str, device: torch.device | str) -> torch.nn.Module:
-    """pyiqa's module behind a metric, on the device; built once, and again when one of its files
-    has changed.
+    """pyiqa's module for a metric, on the device.
+
+    The module is cached, and rebuilt when one of its files has changed.
     """
     return _built(
         name, torch.device(device), tuple((file, file.stat().st_mtime_ns) for file in files(name))

@@ -1,5 +1,6 @@
-"""The metrics by name: one row each, and the name says which variant it is. No torch here, so
-`--help` is quick.
+"""The table of metrics; each name denotes one variant.
+
+This module does not import torch, so that `--help` is quick.
 """
 
 from dataclasses import dataclass, field
@@ -10,11 +11,11 @@ from typing import Any
 class Metric:
     """One row of the table.
 
-    variant: what exactly is computed, in words; pyiqa: name of pyiqa's metric, None for our own
-    code; options: what differs from pyiqa's defaults; weights: files under torch.hub's folder
-    ($TORCH_HOME/hub); min_side: least height and width in pixels; double: computed in float64;
-    batched: images of a batch go through together; per_set: one value for two sets of images, none
-    per image.
+    variant: description of the exact variant. pyiqa: name of pyiqa's metric; None for our own code.
+    options: differences from pyiqa's defaults. weights: files in torch.hub's folder
+    ($TORCH_HOME/hub). min_side: minimum height and width in pixels. double: computed in float64.
+    batched: the images of a batch are computed together. per_set: one value for two sets of images
+    instead of one per image.
     """
 
     variant: str
@@ -41,12 +42,12 @@ def _network(
     return Metric(variant, up, reference, pyiqa, {}, weights, min_side, False, batched)
 
 
-# True, True: higher is better, needs a reference. MANIQA has two checkpoints: KonIQ for GDPO's
-# reward, PIPAL for the published tables. NIQE has two parameter files: ours ships and fits small
-# crops, the published one makes published values.
+# "True, True" means: higher is better, needs a reference. MANIQA has two checkpoints: KonIQ for
+# GDPO's reward, PIPAL for the published tables. NIQE has two parameter files: ours ships with the
+# repository and suits small crops; the published one reproduces published values.
 METRICS = {
-    # Ours, or pyiqa's formulas: no file to fetch. Formulas go image by image: sums over a batch
-    # round in another order.
+    # Our code or pyiqa's formulas, without files to download. Formulas are computed image by image,
+    # because sums over a batch would round in another order.
     "psnr_y": Metric(
         "PSNR in dB of Y (BT.601 video range, not rounded), no border crop", True, True
     ),
@@ -71,7 +72,7 @@ METRICS = {
     ),
     "piqe": Metric("PIQE", False, False, "piqe", min_side=16),
     "entropy": Metric("entropy of grey levels in bits", True, False, "entropy"),
-    # Files to fetch.
+    # Metrics with files to download.
     "niqe_pyiqa": Metric(
         *(
             "NIQE with the published pristine parameters (pyiqa's niqe), 96-pixel blocks",

@@ -1,12 +1,14 @@
-"""LoRA roles on one frozen base: `policy`, `fake` (the VSD score of the generator), and none
-(reference, real score).
+"""LoRA roles on one frozen base network.
 
-    targets   the released rule: convolutions, attention and feed-forward projections; never norms,
-              biases, time embeddings
-    roles     every adapter layer shares one list of active roles, so switching is one list
-              assignment: no walk over 258 modules, no change of `requires_grad`, no second copy of
-              the UNet
-    conv_in   is also trained in full in the NAOSD stage (released code), with its own copy per role
+The roles are `policy`, `fake` (VSD's score of the generator) and none (reference, real score).
+
+    targets   the released rule: convolutions, attention and feed-forward projections; no norms,
+              biases or time embeddings
+    roles     all adapter layers share one list of active roles, so switching roles is one list
+              assignment, without a loop over 258 modules, a change of `requires_grad` or a second
+              copy of the UNet
+    conv_in   is also trained in full when NAOSD is pretrained (released code); each role may own
+              a copy
 
 On SD2.1-base at rank 4 the rule gives 258 UNet modules (4,055,712 parameters) and 32 VAE-encoder
 modules (369,356).
@@ -39,8 +41,9 @@ VAE_NEEDLES = ("to_k", "to_q", "to_v", "to_out.0", "conv")
 
 
 def _weights(module: nn.Module, needles: tuple[str, ...]) -> list[str]:
-    """Names of the modules whose `.weight` the released name rule selects (it skips every name with
-    "bias" or "norm").
+    """Names of the modules whose `.weight` the released rule selects.
+
+    The rule skips every name that contains "bias" or "norm".
     """
     names = [
         name.removesuffix(".weight")
@@ -58,8 +61,9 @@ def unet_targets(unet: nn.Module) -> list[str]:
 
 
 def vae_targets(vae: nn.Module) -> list[str]:
-    """The VAE encoder modules that carry LoRA, `quant_conv` included (released code): 32 on
-    SD2.1-base.
+    """The VAE encoder modules that carry LoRA, `quant_conv` included (released code).
+
+    There are 32 on SD2.1-base.
     """
     return [
         name
@@ -69,8 +73,9 @@ def vae_targets(vae: nn.Module) -> list[str]:
 
 
 class RoleConv(nn.Module):
-    """A convolution whose full weight and bias each role may own; without an own copy a role uses
-    the frozen base.
+    """A convolution of which each role may own a trainable copy of weight and bias.
+
+    A role without a copy uses the frozen base.
     """
 
     def __init__(self, base: nn.Conv2d, active: list[str]) -> None:
@@ -98,8 +103,9 @@ class RoleConv(nn.Module):
 class Roles:
     """The LoRA roles of one network (`unet` or `vae`).
 
-    The network's own weights are frozen on construction. `add` puts a new role's adapters in place,
-    `use` activates one role (or none) for the calls inside the `with` block.
+    Construction freezes the network's own weights. `add` injects the adapters of a new role; `use`
+    activates one role (or none) inside a `with` block. full: name of a convolution that roles may
+    train in full, or None.
     """
 
     def __init__(self, network: nn.Module, targets: list[str], *, full: str | None = None) -> None:
@@ -112,8 +118,10 @@ class Roles:
         self._role_conv: RoleConv | None = None
 
     def add(self, role: str, lora: Lora, *, seed: int, train_full: bool = False) -> None:
-        """Inject the adapters of `role`: A ~ N(0, (1/rank)^2), B = 0 (peft's "gaussian"), drawn
-        from (seed, role, name).
+        """Inject the adapters of `role`: A ~ N(0, (1/rank)^2), B = 0 (peft's "gaussian").
+
+        A is drawn from the generator of (seed, role, module name). train_full: also give the role
+        its own copy of the `full` convolution.
         """
         config = LoraConfig(
             r=lora.rank,
@@ -121,19 +129,17 @@ class Roles:
             target_modules=self.targets,
             init_lora_weights="gaussian",
         )
-        vars(self.network).pop(
-            "peft_config", None
-        )  # peft's note of earlier roles, at which it warns
+        # peft would warn about earlier roles, which it records here.
+        vars(self.network).pop("peft_config", None)
         if self.full is not None and self._plain_conv is not None:
-            self._layers[
-                self.full
-            ].base_layer = self._plain_conv  # peft makes the new adapter in its image
+            # peft derives the new adapter's shape from the base layer, so it needs the plain one.
+            self._layers[self.full].base_layer = self._plain_conv
         inject_adapter_in_model(config, self.network, adapter_name=role)
         self._layers = {n: m for n, m in self.network.named_modules() if isinstance(m, LoraLayer)}
         for name, layer in self._layers.items():
-            layer._active_adapter = self.active  # the shared list that makes switching free
+            layer._active_adapter = self.active  # one list shared by all layers
             for part in (layer.lora_A[role], layer.lora_B[role]):
-                part.float()  # on a bf16 base, too: in bf16 small updates would round away
+                part.float()  # also on a bf16 base: in bf16 small updates would round to zero
             a = layer.lora_A[role].weight
             noise = torch.randn(a.shape, generator=torch_generator(seed, "lora", role, name))
             with torch.no_grad():
@@ -146,6 +152,7 @@ class Roles:
             layer.base_layer = self._role_conv
         if train_full and self._role_conv is not None:
             self._role_conv.own(role)
+        # Injection changes `requires_grad`, so set it again: true for the adapters of every role.
         for name, parameter in self.network.named_parameters():
             parameter.requires_grad_(
                 any(f".{known}" in name for known in self._known()) and self._is_adapter(name)
@@ -160,7 +167,7 @@ class Roles:
 
     @contextmanager
     def use(self, role: str | None) -> Iterator[None]:
-        """Activate one role, or none (the frozen base), inside the block."""
+        """Activate one role, or none (the frozen base), inside the `with` block."""
         before = self.active[:]
         self.active[:] = [] if role is None else [role]
         try:
@@ -169,8 +176,9 @@ class Roles:
             self.active[:] = before
 
     def parameters(self, role: str) -> dict[str, nn.Parameter]:
-        """The trainable parameters of `role` by stable name: `<module>.lora_A`, `<module>.lora_B`,
-        `<module>.weight|bias`.
+        """The trainable parameters of `role` by name.
+
+        The names are `<module>.lora_A|lora_B`, and `<module>.weight|bias` for a full copy.
         """
         found: dict[str, nn.Parameter] = {}
         for name, layer in self._layers.items():
@@ -183,12 +191,12 @@ class Roles:
 
 
 def merge_adapters(network: nn.Module, tensors: dict[str, torch.Tensor], scaling: float) -> None:
-    """Add LoRA deltas, and put full replacements, into the plain weights of `network`, in fp32, in
-    place.
+    """Merge adapters into the plain weights of `network`, in fp32 and in place.
 
-    tensors: `<module>.lora_A|lora_B` and `<module>.weight|bias`, as `Roles.parameters` names them.
-    Errors: ValueError naming a module the network does not have, whose shapes do not fit, or half
-    of whose pair is missing.
+    tensors: `<module>.lora_A|lora_B`, merged as weight + scaling * B A, and `<module>.weight|bias`,
+    which replace the parameter; named as in `Roles.parameters`. scaling: alpha / rank.
+    Errors: ValueError naming a module that the network lacks, whose shapes do not fit, or of whose
+    pair lora_A, lora_B one is missing.
     """
     modules = dict(network.named_modules())
     weights = dict(network.named_parameters())

@@ -1,11 +1,11 @@
-"""model.json, the card of a model folder of ours: read and written here and nowhere else.
+"""model.json, the card of one of our model folders; only this module reads and writes it.
 
-    {"format": 1, "base": "../sd2.1-base", "base_sha256": {file: hex}, "t_add": 250, "t_diff": 100,
-    "prompt": "...",
+    {"format": 1, "base": "../sd2.1-base", "base_sha256": {file: hex},
+     "t_add": 250, "t_diff": 100, "prompt": "...",
      "adapters": [{"file": "naosd.safetensors", "rank": 4, "alpha": 8}]}
 
-base: relative to the folder; ".": the folder is its own base, a diffusers folder. t_add: null
-injects no noise (OSEDiff).
+base: path of the base model relative to the folder; "." means that the folder is a diffusers folder
+and its own base. t_add: null for a model that injects no noise (OSEDiff).
 """
 
 import json
@@ -30,9 +30,7 @@ class Entry(Section):
 
 
 class Card(Section):
-    """What a model folder says about itself; strict, so that a damaged card is refused and not half
-    believed.
-    """
+    """The content of model.json; validation is strict, so a damaged card is rejected."""
 
     format: Literal[1]
     base: str
@@ -43,13 +41,14 @@ class Card(Section):
     adapters: list[Entry]
 
     def write(self, folder: Path) -> None:
-        """Write it into `folder`, which is there already."""
+        """Write the card into `folder`, which must exist."""
         (folder / NAME).write_text(json.dumps(self.model_dump(), indent=1) + "\n")
 
 
 def read_card(folder: Path) -> Card:
-    """The card of `folder`. Errors: ValueError naming the file and the key that is missing or
-    wrong.
+    """The card of `folder`.
+
+    Errors: ValueError naming the file and the key that is missing or wrong.
     """
     path = folder / NAME
     content = read_json(path)
@@ -71,8 +70,9 @@ def read_card(folder: Path) -> Card:
 
 
 def base_of(folder: Path) -> Path:
-    """The diffusers folder below a model folder: what its card names, or the folder itself. Errors:
-    as `read_card`.
+    """The diffusers folder of a model folder: the base that its card names, or the folder itself.
+
+    Errors: as `read_card`.
     """
     return (
         Path(os.path.normpath(folder / read_card(folder).base))

@@ -1,11 +1,11 @@
-"""Model folders: a diffusers folder, or `model.json` with adapters over one.
+"""Model folders: a diffusers folder, or `model.json` with adapters on top of one.
 
     models/naosd/  model.json  naosd.safetensors                       base + NAOSD adapters
     models/gdpo/   model.json  naosd.safetensors  gdpo.safetensors     ... + GDPO adapters
 
-Adapters are merged in order, in fp32. Weights are read as safetensors only; every file is checked
-against the base model, whose own weights are named by their SHA-256, so adapters cannot land on
-another model unnoticed.
+Adapters are merged in order, in fp32. Weights are read from safetensors only, and every file is
+checked against the base model. model.json has the SHA-256 of the base's weights, so adapters cannot
+be merged into another base.
 """
 
 import hashlib
@@ -29,17 +29,19 @@ from gdpo.model.card import NAME, Card, Entry, base_of, read_card, read_json
 from gdpo.model.naosd import NAOSD
 from gdpo.model.schedule import BETA_END, BETA_START, NUM_TRAIN_TIMESTEPS
 
-disable_progress_bar()  # the stages have their own, and loading takes no time worth one
+disable_progress_bar()  # the stages show their own, and loading is quick
 
 Tensors = dict[str, torch.Tensor]
-FLOATS = ("F16", "BF16", "F32", "F64")  # as the header of a safetensors file calls them
+FLOATS = ("F16", "BF16", "F32", "F64")  # dtype names in the header of a safetensors file
 WEIGHTS = ("unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors")
 
 
 @dataclass(frozen=True)
 class Adapters:
-    """One adapter file: name, tensors `unet.<module>.lora_A|lora_B|weight|bias` and `vae....`, and
-    its LoRA settings.
+    """One adapter file.
+
+    name: file name without suffix. tensors: `unet.<module>.lora_A|lora_B|weight|bias`, and likewise
+    `vae....`. lora: rank and alpha.
     """
 
     name: str
@@ -47,8 +49,9 @@ class Adapters:
     lora: Lora
 
     def merge_into(self, model: NAOSD) -> None:
-        """Merge into the plain weights of `model` (no roles added yet). Errors: as
-        `merge_adapters`.
+        """Merge the adapters into the plain weights of `model`, which must not have roles yet.
+
+        Errors: as `merge_adapters`.
         """
         stray = [name for name in self.tensors if not name.startswith(("unet.", "vae."))]
         if stray:
@@ -69,7 +72,10 @@ def sha256(path: Path) -> str:
 
 
 def base_hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of the UNet and VAE weights of a diffusers folder, by relative path."""
+    """SHA-256 of the UNet and VAE weights of a diffusers folder, by relative path.
+
+    Errors: ValueError naming a missing file.
+    """
     missing = [name for name in WEIGHTS if not (folder / name).is_file()]
     if missing:
         raise ValueError(
@@ -80,8 +86,9 @@ def base_hashes(folder: Path) -> dict[str, str]:
 
 
 def check_scheduler(folder: Path) -> None:
-    """Refuse a base whose schedule is not SD2.1-base's: other betas, v-prediction, or clipped
-    samples.
+    """Reject a base whose noise schedule is not that of SD2.1-base.
+
+    Errors: ValueError for other betas, v-prediction or clipped samples.
     """
     path = folder / "scheduler" / "scheduler_config.json"
     config = read_json(path)
@@ -95,7 +102,7 @@ def check_scheduler(folder: Path) -> None:
         "trained_betas": None,
         "rescale_betas_zero_snr": False,
     }
-    # diffusers' own defaults hold for a key that is absent, and its default clips.
+    # An absent key has the default of diffusers, which clips samples.
     defaults = {
         "prediction_type": "epsilon",
         "clip_sample": True,
@@ -112,7 +119,7 @@ def check_scheduler(folder: Path) -> None:
 
 
 def _check_weight(path: Path, name: str, tensor: torch.Tensor) -> None:
-    """Refuse what a damaged or quantised file holds: whole numbers, NaN, infinity."""
+    """Reject integers, NaN and infinity, which a damaged or quantised file may hold."""
     if not tensor.is_floating_point():
         raise ValueError(f"{path}: {name} is of type {tensor.dtype}, weights are floating-point")
     if tensor.numel() and not all(math.isfinite(end) for end in torch.aminmax(tensor.detach())):
@@ -120,9 +127,7 @@ def _check_weight(path: Path, name: str, tensor: torch.Tensor) -> None:
 
 
 def check_types(folder: Path) -> None:
-    """Refuse files with whole numbers for weights, which the libraries would cast without a
-    word.
-    """
+    """Reject safetensors files with integer weights, which the libraries would cast silently."""
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118 - it is no mapping
@@ -134,8 +139,10 @@ def check_types(folder: Path) -> None:
 
 
 def load_base(folder: Path) -> NAOSD:
-    """The NAOSD around a diffusers folder (unet, vae, text_encoder, tokenizer, scheduler), fp32 on
-    the CPU, no adapters.
+    """NAOSD built from a diffusers folder, without adapters, fp32 on the CPU.
+
+    The folder holds unet, vae, text_encoder, tokenizer and scheduler.
+    Errors: ValueError naming the folder or file, and the tensor if one is wrong.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such model folder")
@@ -154,8 +161,9 @@ def load_base(folder: Path) -> NAOSD:
 
 
 def _load_part(folder: Path, kind: Any, *, network: bool) -> Any:
-    """One part of a diffusers folder in fp32, complete and finite; ValueError naming the folder and
-    the tensor.
+    """One part of a diffusers folder, in fp32, complete and finite.
+
+    Errors: ValueError naming the folder and the tensor.
     """
     try:
         check_types(folder)
@@ -170,7 +178,7 @@ def _load_part(folder: Path, kind: Any, *, network: bool) -> Any:
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{folder}: cannot be loaded ({str(error).splitlines()[0]})") from error
-    if info.get("missing_keys"):  # the libraries would fill them with random numbers
+    if info.get("missing_keys"):  # the libraries would initialise them at random
         raise ValueError(f"{folder}: its weights lack {min(info['missing_keys'])}")
     for name, weight in loaded.named_parameters():
         _check_weight(folder, name, weight)
@@ -178,8 +186,9 @@ def _load_part(folder: Path, kind: Any, *, network: bool) -> Any:
 
 
 def read_adapters(folder: Path) -> list[Adapters]:
-    """The adapters of a model folder of ours, in merging order. Errors: ValueError naming the file
-    and the tensor.
+    """The adapters of one of our model folders, in merging order.
+
+    Errors: ValueError naming the file and the tensor.
     """
     found = []
     for entry in read_card(folder).adapters:
@@ -192,8 +201,8 @@ def read_adapters(folder: Path) -> list[Adapters]:
             ) from error
         for name, tensor in tensors.items():
             _check_weight(path, name, tensor)
-            # The VAE's may have another rank (its B then holds the difference in scale): the card's
-            # is the UNet's.
+            # The card states the UNet's rank. VAE adapters may have another rank; their B then
+            # includes the ratio of the two scalings.
             ranked = name.startswith("unet.") and name.endswith(".lora_A") and tensor.ndim
             rank = tensor.shape[0] if ranked else entry.rank
             if rank != entry.rank:
@@ -203,11 +212,10 @@ def read_adapters(folder: Path) -> list[Adapters]:
 
 
 def load_model(folder: Path, base: Path | None = None) -> NAOSD:
-    """A model folder of ours, with every adapter merged, or a plain diffusers folder; fp32 on the
-    CPU.
+    """NAOSD from one of our model folders, all adapters merged, or from a plain diffusers folder.
 
-    Errors: ValueError naming the file when something is missing, unreadable, or made for another
-    base model.
+    The model is in fp32 on the CPU. base: replaces the base model that model.json names.
+    Errors: ValueError naming the file that is missing, unreadable, or made for another base model.
     """
     if not (folder / NAME).exists():
         return load_base(folder)
@@ -228,8 +236,9 @@ def load_model(folder: Path, base: Path | None = None) -> NAOSD:
 
 
 def _check_complete(path: Path, adapters: Adapters, model: NAOSD) -> None:
-    """Refuse a set that lacks some of a network's layers: the base would stand in for them, and
-    nobody would notice.
+    """Reject adapters that lack some of a network's layers.
+
+    Without this check those layers would silently keep the weights of the base.
     """
     for network, roles in (("unet", model.unet_roles), ("vae", model.vae_roles)):
         there = {name for name in adapters.tensors if name.startswith(f"{network}.")}
@@ -253,8 +262,9 @@ def save_model(
     t_diff: int,
     prompt: str,
 ) -> None:
-    """Write a model folder of ours, aside and then renamed; `base` is remembered relative to the
-    folder.
+    """Write a model folder: first under a temporary name, which is then renamed to `folder`.
+
+    The card stores `base` relative to the folder.
     """
     entries = [
         Entry(file=f"{a.name}.safetensors", rank=a.lora.rank, alpha=a.lora.alpha) for a in adapters

@@ -1,5 +1,4 @@
-"""NAOSD, the noise-aware one-step diffusion super-resolver (paper Sec. 3.1), in the paper's
-symbols:
+"""NAOSD, noise-aware one-step diffusion for super-resolution (paper Sec. 3.1), in its symbols.
 
     encode    z_LR = s * sample(E(x_LR))
     inject    z~   = sqrt(abar_add) z_LR + sqrt(1 - abar_add) eps       (Eq. 3; t_add = 250)
@@ -8,8 +7,7 @@ symbols:
     decode    I_SR = clamp(D(z_SR / s), -1, 1)
 
 The methods check their arguments; gdpo/model/steps.py has the formulas without checks, for loops.
-
-Every random tensor is an argument, so another implementation's noise can be replayed through it.
+Every random tensor is an argument, so the noise of another implementation can be replayed.
 """
 
 from pathlib import Path
@@ -25,8 +23,10 @@ from gdpo.model.schedule import check_timestep
 
 
 class NAOSD(nn.Module):
-    """UNet + VAE + text encoder with LoRA roles; x_BCHW in [-1, 1] -> image_BCHW in [-1, 1] in one
-    step.
+    """UNet, VAE and text encoder with LoRA roles: x_BCHW -> image_BCHW in one step, in [-1, 1].
+
+    t_add: timestep of the injected noise; None injects none (OSEDiff). t_diff: timestep at which
+    the UNet denoises. prompt: the default prompt.
     """
 
     def __init__(
@@ -56,11 +56,11 @@ class NAOSD(nn.Module):
         device: str = "cpu",
         base: str | Path | None = None,
     ) -> "NAOSD":
-        """Load a model folder of ours (model.json + adapters, merged in fp32) or a diffusers
-        folder.
+        """Load one of our model folders (model.json and adapters) or a diffusers folder.
 
-        base: overrides the base model that model.json names. Errors: ValueError naming the
-        argument, or the file and what is wrong in it.
+        Adapters are merged in fp32, before the cast to `dtype`. base: replaces the base model that
+        model.json names.
+        Errors: ValueError naming the argument, or the file and its defect.
         """
         from gdpo.model.checkpoints import load_model
 
@@ -77,12 +77,12 @@ class NAOSD(nn.Module):
 
     @property
     def factor(self) -> int:
-        """Down-scaling of the VAE: 8 for SD, 4 for the tiny prior."""
+        """Down-scaling factor of the VAE: 8 for SD, 4 for the tiny prior."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     @property
     def multiple(self) -> int:
-        """Sides of x must be multiples of this, so that every level of the UNet halves evenly."""
+        """Height and width of x must be multiples of this, so that every UNet level can halve."""
         return self.factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
@@ -90,14 +90,15 @@ class NAOSD(nn.Module):
         return int(self.vae.config.latent_channels), height // self.factor, width // self.factor
 
     def embed(self, texts: list[str]) -> torch.Tensor:
-        """prompt_BLD of a list of B prompts."""
+        """The embeddings prompt_BLD of B prompts."""
         return prompts.embed(self.tokenizer, self.text_encoder, texts)
 
     # Checks of arguments: shapes, types and values.
 
     def _check(self, name: str, tensor: object) -> torch.Tensor:
-        """Return `tensor` if it is finite, (B, C, H, W) and, where nothing casts it, of the model's
-        own type.
+        """Return `tensor` if it is finite, (B, C, H, W) and of the model's dtype.
+
+        Under autocast, any floating-point dtype is accepted.
         """
         found, wanted = check_tensor(name, tensor, "BCHW"), next(self.unet.parameters()).dtype
         if found.dtype != wanted and not torch.is_autocast_enabled(found.device.type):
@@ -148,8 +149,8 @@ class NAOSD(nn.Module):
     def encode(self, x_BCHW: torch.Tensor, noise: torch.Tensor | torch.Generator) -> torch.Tensor:
         """z_LR (B, c, h, w): a sample of the posterior of x_BCHW in [-1, 1].
 
-        noise: standard normal (B, c, h, w), or the generator to draw it from. Errors: ValueError
-        naming the argument.
+        noise: standard normal (B, c, h, w), or the generator to draw it from.
+        Errors: ValueError naming the argument.
         """
         x = self._check_image("x_BCHW", x_BCHW)
         if isinstance(noise, torch.Generator):
@@ -160,11 +161,11 @@ class NAOSD(nn.Module):
     def inject(
         self, z: torch.Tensor, noise: torch.Tensor, t_add: int | torch.Tensor | None = None
     ) -> torch.Tensor:
-        """z~: z with standard normal noise added at t_add (one for all or per sample; None: the
-        model's own).
+        """z~ (Eq. 3): z with standard normal noise added at timestep t_add.
 
-        A model whose own t_add is None injects nothing and returns z: OSEDiff. Errors: ValueError
-        naming the argument.
+        t_add: one timestep, or one per sample; None: the model's t_add. If that is None too
+        (OSEDiff), no noise is added and z is returned.
+        Errors: ValueError naming the argument.
         """
         check_same_shape(
             "noise", check_tensor("noise", noise, "BCHW"), "z", self._check_latent("z", z)
@@ -176,26 +177,27 @@ class NAOSD(nn.Module):
     def predict_noise(
         self, z_noisy: torch.Tensor, prompt: torch.Tensor, t: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """e = UNet(z~, t, c); t defaults to t_diff. prompt (1 or B, L, D)."""
+        """e = UNet(z~, t, c). prompt: (1 or B, L, D). t: default t_diff. Checks nothing."""
         t = self.t_diff if t is None else t
         if isinstance(t, int):
-            t = torch.full(
-                (1,), t, device=z_noisy.device
-            )  # of a number diffusers makes a copy that waits for the device
+            # diffusers would copy a plain number to the device and wait for it.
+            t = torch.full((1,), t, device=z_noisy.device)
         prompt = prompt.expand(len(z_noisy), -1, -1)
         return self.unet(z_noisy, t, prompt.to(z_noisy.dtype)).sample
 
     def denoise(self, z: torch.Tensor, prompt_BLD: torch.Tensor) -> torch.Tensor:
-        """z_SR from z~ (Eq. 4). prompt_BLD: 1 or B prompts. Errors: ValueError naming the
-        argument.
+        """z_SR from z~ (Eq. 4). prompt_BLD: 1 or B prompts.
+
+        Errors: ValueError naming the argument.
         """
         self._check_latent("z", z)
         self._check_prompt(prompt_BLD, len(z))
         return steps.denoise(self, z, prompt_BLD)
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
-        """image_BCHW in [-1, 1] from the scaled latent z. Errors: ValueError naming the
-        argument.
+        """image_BCHW in [-1, 1] from the scaled latent z.
+
+        Errors: ValueError naming the argument.
         """
         return steps.decode(self, self._check_latent("z", z))
 
@@ -206,11 +208,11 @@ class NAOSD(nn.Module):
         noise: torch.Tensor,
         posterior_noise: torch.Tensor,
     ) -> torch.Tensor:
-        """I_SR of x_BCHW (the LR image enlarged to full size); noise and posterior_noise are
-        standard normal (B, c, h, w).
+        """I_SR, (B, 3, H, W) in [-1, 1], of x_BCHW, the LR image enlarged to full size.
 
+        prompt_BLD: 1 or B prompts. noise, posterior_noise: standard normal (B, c, h, w).
         Errors: ValueError naming the argument for a wrong shape, type or range, or NaN. Each
-        argument is checked once, intermediate results are not.
+        argument is checked once; intermediate results are not.
         """
         x = self._check_image("x_BCHW", x_BCHW)
         self._check_prompt(prompt_BLD, len(x))

@@ -1,8 +1,7 @@
-"""Prompts -> text embeddings: CLIP, padded to 77 tokens, the last hidden state after the final
-norm.
+"""Prompts and their embeddings: CLIP, padded to 77 tokens, last hidden state after the final norm.
 
-Tags (from RAM, or a user's words) come first, then a fixed text: `model.prompt` at inference,
-`model.training_prompt` in training. Neither needs the other.
+A prompt is tags (from RAM or the user) followed by a fixed text: `model.prompt` at inference,
+`model.training_prompt` in training. Either part may be empty.
 """
 
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 
 
 def embed(tokenizer: Any, text_encoder: Any, prompts: list[str]) -> torch.Tensor:
-    """Embeddings prompt_BLD of a list of prompts: (B, 77, D), no gradient."""
+    """Embeddings prompt_BLD of a list of B prompts: (B, 77, D), no gradient."""
     tokens = tokenizer(
         prompts, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
     )
@@ -20,14 +19,13 @@ def embed(tokenizer: Any, text_encoder: Any, prompts: list[str]) -> torch.Tensor
 
 
 def compose(tags: str | None, suffix: str) -> str:
-    """The prompt of one image: "tags, suffix" (released code; so "tags, " without a suffix), or the
-    suffix alone.
+    """The prompt of one image: "tags, suffix", or the suffix alone if there are no tags.
+
+    As in the released code, an empty suffix gives "tags, ".
     """
     return f"{tags}, {suffix}" if tags else suffix
 
 
 def join(*words: str | None) -> str:
-    """What comes before the suffix, from several sources: those that say something, with one comma
-    between.
-    """
+    """Join the tags of several sources with commas, leaving out empty ones."""
     return ", ".join(stripped for word in words if (stripped := (word or "").strip(" ,")))

@@ -1,7 +1,7 @@
-"""Super-resolution of a batch with seeded noise: what evaluation and rollouts call.
+"""Super-resolution of a batch with seeded noise, for evaluation and rollouts.
 
-The noise of sample i comes from its own generator, so results do not depend on batching, and the
-same keys give every model the same noise.
+Each sample draws its noise from its own generator, so results do not depend on batching. The same
+keys give every model the same noise.
 """
 
 import contextlib
@@ -26,15 +26,14 @@ def autocast(precision: Precision, device: str) -> contextlib.AbstractContextMan
 
 
 def base_dtype(precision: Precision) -> torch.dtype:
-    """What frozen weights are kept in: under bf16 autocast a bf16 base, in half the memory of the
-    fp32 one it is cast from.
-    """
+    """The dtype of frozen weights: bf16 under bf16 autocast, which halves their memory, or fp32."""
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
 def pad_to_multiple(x: torch.Tensor, multiple: int) -> torch.Tensor:
-    """Extend x_BCHW at the bottom and right to multiples of `multiple`, by reflection where the
-    image is large enough.
+    """Pad x_BCHW at the bottom and right to sides that are multiples of `multiple`.
+
+    Padding reflects the image, or replicates its edge if the image is too small for that.
     """
     bottom, right = -x.shape[2] % multiple, -x.shape[3] % multiple
     mode = "reflect" if bottom < x.shape[2] and right < x.shape[3] else "replicate"
@@ -42,7 +41,7 @@ def pad_to_multiple(x: torch.Tensor, multiple: int) -> torch.Tensor:
 
 
 def draw_noise(keys: list[Key], shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(noise, posterior noise), each (len(keys), *shape): row i from the generator of keys[i]."""
+    """(noise, posterior noise), each (len(keys), *shape); keys[i] seeds row i of both."""
     both = seeded_noise([seed_of(*key) for key in keys], shape, 2)
     return both[0], both[1]
 
@@ -58,13 +57,14 @@ def super_resolve(
     prompts: list[str] | None = None,
     per_image: int = 1,
 ) -> torch.Tensor:
-    """image_BCHW in [0, 1] (float32) from LR images already enlarged to full size, lr_BCHW in [0,
-    1].
+    """Super-resolve LR images: image_BCHW in [0, 1], float32, after colour correction.
 
-    keys: one per sample, seeds of its noise. prompts: one per sample; None: the model's default
-    prompt. per_image: samples of each LR image, which is encoded once: they share one sample of its
-    posterior, the first key's (released code, RL stage). Sides that are no multiple of
-    `model.multiple` are padded and cropped back. Errors: ValueError naming the argument.
+    lr: BCHW in [0, 1], already enlarged to full size; sides that are no multiple of
+    `model.multiple` are padded and cropped back. keys: one per sample, the seed of its noise.
+    prompts: one per sample; None: the model's default prompt. per_image: number of samples of each
+    LR image. The samples of an image share one encoding and the posterior sample of the first key
+    (released code, RL stage).
+    Errors: ValueError naming the argument.
     """
     check_image("lr", lr)
     for name, values in (("keys", keys), ("prompts", keys if prompts is None else prompts)):

@@ -4,9 +4,8 @@
     add:  z_t = sqrt(abar_t) z + sqrt(1 - abar_t) eps
     x0:   z   = (z_t - sqrt(1 - abar_t) eps_hat) / sqrt(abar_t)
 
-No scheduler object takes part: `DDPMScheduler.step` moved under the released code's feet (its
-one-step call raises an IndexError since diffusers 0.32) and its own default silently clips x0 to
-[-1, 1].
+No scheduler object is used. Since diffusers 0.32, `DDPMScheduler.step` raises an IndexError in the
+one-step call of the released code, and by default it silently clips x0 to [-1, 1].
 """
 
 from functools import cache
@@ -28,9 +27,7 @@ def alphas_cumprod() -> torch.Tensor:
 
 
 def check_timestep(name: str, t: object) -> None:
-    """Raise ValueError naming the argument unless t is a whole number, or a tensor of such, in
-    0..999.
-    """
+    """Raise ValueError naming the argument unless t is an integer or integer tensor in 0..999."""
     if (
         isinstance(t, bool)
         or not isinstance(t, int | torch.Tensor)
@@ -53,19 +50,17 @@ def _coefficients(t: torch.Tensor | int, like: torch.Tensor) -> tuple[torch.Tens
     check_timestep("timestep", t)
     index = torch.as_tensor(t, device="cpu").reshape(-1)
     abar = alphas_cumprod()[index].reshape(-1, *[1] * (like.ndim - 1))
-    later = like.device.type != "cpu"  # a plain copy would wait for the device
+    later = like.device.type != "cpu"  # a blocking copy would wait for the device
     return abar.sqrt().to(like, non_blocking=later), (1 - abar).sqrt().to(like, non_blocking=later)
 
 
 def add_noise(z: torch.Tensor, noise: torch.Tensor, t: torch.Tensor | int) -> torch.Tensor:
-    """Forward diffusion of z (B, ...) to timestep t (one int, or one per sample): the paper's Eq.
-    1.
-    """
+    """Forward diffusion of z (B, ...) to timestep t, one int or one per sample (paper Eq. 1)."""
     scale, sigma = _coefficients(t, z)
     return scale * z + sigma * noise
 
 
 def predict_x0(z_t: torch.Tensor, eps_hat: torch.Tensor, t: torch.Tensor | int) -> torch.Tensor:
-    """x0 from the noise prediction eps_hat at timestep t: the paper's Eq. 4."""
+    """x0 from z_t and the noise prediction eps_hat at timestep t (paper Eq. 4)."""
     scale, sigma = _coefficients(t, z_t)
     return (z_t - sigma * eps_hat) / scale

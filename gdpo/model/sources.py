@@ -1,9 +1,8 @@
-"""Where the files that are not ours come from: size, licence, address. Nothing here downloads
-anything.
+"""Size, licence and origin of third-party files. This module downloads nothing.
 
-The base model is a folder, which `gdpo-sr fetch` gets; weights of metrics are single files, looked
-for by name; the tagger's are made into a folder of ours. Names of repositories are those of the
-Hugging Face hub unless another place is named.
+The base model is a folder, which `gdpo-sr fetch` downloads. Weights of metrics are single files,
+found by name. The tagger's files are converted to a folder of our own. Repository names refer to
+the Hugging Face hub unless another place is named.
 """
 
 from dataclasses import dataclass
@@ -12,8 +11,9 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Source:
-    """One artefact: its approximate bytes (0: small, or it varies), licence, and where to get
-    it.
+    """One artefact.
+
+    size: approximate bytes; 0 if small or variable. where: repository or address.
     """
 
     size: int
@@ -21,11 +21,10 @@ class Source:
     where: str
 
 
-# Its sources are those of fetch.base: the official repository,
-# stabilityai/stable-diffusion-2-1-base, is gone.
+# `fetch.base` lists the sources of the base model: the official repository,
+# stabilityai/stable-diffusion-2-1-base, no longer exists.
 BASE_LICENCE = "CreativeML OpenRAIL++-M"
-# What `load_base` reads -> approximate bytes of SD2.1-base's in fp32 (half of that if the copy is
-# in fp16).
+# Files that `load_base` reads -> approximate bytes for SD2.1-base in fp32 (half in fp16).
 BASE_FILES = {
     "unet/config.json": 1_000,
     "unet/diffusion_pytorch_model.safetensors": 3_460_000_000,
@@ -62,18 +61,19 @@ WEIGHTS = {
     "ram_tag_list.txt": Source(42_000, *_RAM_LISTS),
     "ram_tag_list_threshold.txt": Source(21_000, *_RAM_LISTS),
 }
-# Of the perceptual loss, below torch.hub's folder ($TORCH_HOME/hub).
+# Files of the perceptual loss, relative to torch.hub's folder ($TORCH_HOME/hub).
 LPIPS_VGG = ("pyiqa/LPIPS_v0.1_vgg-a78928a0.pth", "checkpoints/vgg16-397923af.pth")
+# Files from which the tagger folder is converted.
 TAGGER = (
     "ram_swin_large_14m.pth",
     "DAPE.pth",
     "ram_tag_list.txt",
     "ram_tag_list_threshold.txt",
-)  # what it is made of
+)
 
 
 def source_of(path: Path) -> Source:
-    """What is known about a single file, by its name."""
+    """The source of a file, by its name; files not listed ship with this repository."""
     return WEIGHTS.get(
         path.name, Source(0, "ships with this repository", "git checkout of this repository")
     )

@@ -1,7 +1,7 @@
 """The four steps of NAOSD (paper Eqs. 3 and 4) without checks of their arguments.
 
-For loops over tensors that were just computed: looking at their values would make the CPU wait for
-the device at every step. `NAOSD` has the same names with checks.
+These functions serve loops over tensors that were just computed, where a check of values would make
+the CPU wait for the device at every step. `NAOSD` has methods of the same names with checks.
 """
 
 from typing import TYPE_CHECKING
@@ -15,9 +15,7 @@ if TYPE_CHECKING:
 
 
 def posterior(model: "NAOSD", x_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scaled mean and standard deviation of the VAE posterior of x_BCHW in [-1, 1]: two
-    (B, c, h, w) tensors.
-    """
+    """(mean, std) of the VAE posterior of x_BCHW in [-1, 1], scaled, each (B, c, h, w)."""
     distribution = model.vae.encode(x_BCHW).latent_dist
     return model.scaling * distribution.mean, model.scaling * distribution.std
 
@@ -34,7 +32,7 @@ def inject(
     noise: torch.Tensor,
     t_add: int | torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """z~ (Eq. 3); t_add None is the model's own, and a model without one returns z."""
+    """z~ (Eq. 3). t_add: default the model's; z is returned if that is None too."""
     t_add = model.t_add if t_add is None else t_add
     return z if t_add is None else add_noise(z, noise.to(z), t_add)
 

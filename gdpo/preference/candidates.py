@@ -1,16 +1,18 @@
-"""The G candidates of each LR image, by what differs within a group (paper Sec. 3.2 and Table 11):
+"""Sampling the G candidates of each LR image (paper Sec. 3.2 and Table 11).
 
-    noise      eps_i                    the paper's; one encoding and one posterior sample per LR
-               image, as released
-    guidance   eps_1, scale w_i         eps_hat = eps_hat(negative) + w_i (eps_hat(prompt) -
-               eps_hat(negative))
+`rollout.candidates` names what differs between the candidates of a group:
+
+    noise      eps_i                    the paper's choice; each LR image is encoded once, and all
+                                        candidates share one posterior sample (as released)
+    guidance   eps_1, scale w_i         eps_hat = eps_hat(negative)
+                                                  + w_i (eps_hat(prompt) - eps_hat(negative))
     t_add      eps_1, timestep t_i      the noise level of z~
-    action     eps_i, then a Gaussian   z_i = z_SR + sigma xi_i is decoded: a policy with a density,
-               for DanceGRPO's objective
+    action     eps_i, then a Gaussian   z_i = z_SR + sigma xi_i is decoded; this policy has a
+                                        density, which the objective of DanceGRPO needs
 
-Scales and timesteps go through their range in equal steps, in the order of the candidates; the
-paper states neither. A candidate's draws (eps, posterior, xi) come from its own seed, so they do
-not depend on batching or on G.
+Guidance scales and timesteps are evenly spaced over their configured range, in the order of the
+candidates; the paper states neither range nor spacing. Each candidate draws eps, posterior noise
+and xi from its own seed, so the draws do not depend on batching or on G.
 """
 
 from dataclasses import dataclass
@@ -27,8 +29,10 @@ from gdpo.seeds import seeded_noise
 
 @dataclass(frozen=True)
 class Candidates:
-    """image (B * G, 3, H, W) in [0, 1], float32; with `action` also the action (B * G, c, h, w) and
-    z_LR (B, c, h, w).
+    """The sampled candidates of B LR images.
+
+    image: (B * G, 3, H, W) in [0, 1], float32. With `rollout.candidates: action` also action
+    (B * G, c, h, w) and lr, the latent z_LR (B, c, h, w); otherwise both are None.
     """
 
     image: torch.Tensor
@@ -40,8 +44,10 @@ class Candidates:
 def candidates(
     model: NAOSD, lr: torch.Tensor, seeds: list[int], prompts: list[str], config: Config
 ) -> Candidates:
-    """Candidates by the role in use. lr (B, 3, H, W): enlarged LR images in [0, 1]; seeds: B * G;
-    prompts: B.
+    """Sample G candidates per LR image with the active role.
+
+    lr: (B, 3, H, W), LR images enlarged to full size, in [0, 1]. seeds: B * G, one per candidate.
+    prompts: B, one per LR image.
     """
     settings, device = config.rollout, next(model.parameters()).device
     height, width = lr.shape[-2:]
@@ -80,5 +86,8 @@ def _between(ends: list[float] | list[int], steps: torch.Tensor) -> torch.Tensor
 
 
 def _stored(latent: torch.Tensor) -> torch.Tensor:
-    """As it comes back from the file: the density is that of what was decoded, to the last bit."""
+    """Round a latent to the float16 precision of the rollout file.
+
+    The decoded action must equal the stored one bit for bit: the density is computed from the file.
+    """
     return latent.half().float().contiguous()

@@ -1,8 +1,7 @@
-"""How well NAOSD does on training pairs: the score behind the rule `difficulty` of
-gdpo/data/selection.py.
+"""Scores of NAOSD on training pairs, for the selection rule `difficulty` of gdpo/data/selection.py.
 
-one noise per pair, from the key (seed, "difficulty", pair id); its output, scored as a candidate of
-a rollout would be
+NAOSD super-resolves each pair once, with the noise of the key (seed, "difficulty", pair id). The
+output is scored in the same way as a rollout candidate.
 """
 
 from collections.abc import Sequence
@@ -22,10 +21,10 @@ from gdpo.seeds import Key
 def difficulty_scores(
     model: NAOSD, pairs: Sequence[Pair], metric: str, config: Rollout, *, seed: int, prompt: str
 ) -> list[float]:
-    """The metric of NAOSD's output on each pair, whatever else is in the batch; the HR patch is the
-    reference.
+    """The metric of NAOSD's output on each pair, with the HR patch as the reference image.
 
-    pairs: of one size; config: its colour correction and precision; prompt: follows the tags.
+    A score does not depend on the other pairs of the batch. pairs: all of one size. config: its
+    colour correction and precision apply. prompt: the text that follows the tags.
     Errors: ValueError naming the argument or metric.
     """
     lr = torch.stack(

@@ -1,19 +1,24 @@
-"""The errors that every objective compares: one code path for the reference (rollout stage) and the
-policy (finetune).
+"""The errors of policy and reference that every objective compares.
 
-    forward process   z_i   a sample of the posterior of the re-encoded candidate;  z~_i =
-                      add_noise(z_i, eps_i, t_add)
-                      m_i   = mean (UNet(z~_i, t_diff, c) - target_i)^2
-                      target: eps_i (release), or the noise that makes Eq. 4 return z_i at t_diff
-                      ("consistent")
-    action            z~_i  the candidate's own state: z_LR with its own noise;  z_i =
-                      mu_reference(z~_i) + sigma xi_i
-                      m_i   = mean (z_i - mu(z~_i))^2, in x0 space: the negative log-density of the
-                            action up to 2 sigma^2
+One code path computes both: the reference's errors in the rollout stage, the policy's in finetune.
 
-The second is the first with the action as the "consistent" target, scaled from noise to x0. The
-loss multiplies m - r by omega/2 = 2500, so both come from the same batch shape, precision and
-noise, and the mean is taken in float64: summed in fp32, the difference loses three digits first.
+    forward process   z_i     a sample from the posterior of the re-encoded candidate
+                      z~_i    = add_noise(z_i, eps_i, t_add)
+                      target  eps_i (released code), or "consistent": the noise for which Eq. 4 at
+                              t_diff returns z_i
+                      m_i     = mean (UNet(z~_i, t_diff, c) - target_i)^2
+
+    action            z~_i    the state in which z_i was sampled: z_LR with the noise of candidate i
+                      z_i     = mu_reference(z~_i) + sigma xi_i
+                      m_i     = mean (z_i - mu(z~_i))^2 in x0 space: divided by 2 sigma^2, the
+                              negative log-density of the action up to a constant
+
+The action case is the forward process with the action as "consistent" target, rescaled from noise
+space to x0 space.
+
+The loss multiplies the difference m - r by omega/2 = 2500. Therefore m and r come from the same
+batch shape, precision and noise, and the mean is taken in float64: an fp32 sum would cost the
+difference about three digits.
 """
 
 from dataclasses import dataclass
@@ -31,8 +36,10 @@ from gdpo.seeds import seeded_noise
 
 @dataclass(frozen=True)
 class NoiseTarget:
-    """Input and target of one noise prediction: noisy latents (G, c, h, w), the targets of
-    eps_hat, and m's unit.
+    """Input and target of one noise prediction for the candidates of a group.
+
+    z_noisy, target: (G, c, h, w), the noisy latents and the target of eps_hat. unit: factor on the
+    mean squared error; it converts m from noise space to x0 space for actions, and is 1 otherwise.
     """
 
     z_noisy: torch.Tensor
@@ -40,7 +47,7 @@ class NoiseTarget:
     unit: float = 1.0
 
     def part(self, members: slice) -> "NoiseTarget":
-        """The same for some of the candidates."""
+        """Input and target of some of the candidates."""
         return NoiseTarget(self.z_noisy[members], self.target[members], self.unit)
 
 
@@ -51,8 +58,10 @@ def consistent_target(z_noisy: torch.Tensor, z: torch.Tensor, t_diff: int) -> to
 
 
 def check_group(group: Group) -> None:
-    """Raise ValueError naming the group and what of it is not finite, negative or of another
-    size.
+    """Check a group's latents, metrics, errors and detail share.
+
+    Errors: ValueError naming the group and the field that is not finite, negative, out of range or
+    of the wrong length.
     """
     latents, size = group.latents, len(group.seeds)
     for name in ("mean", "std"):
@@ -82,12 +91,12 @@ def check_group(group: Group) -> None:
 
 
 def noise_target(model: NAOSD, group: Group, config: Rollout, noise_index: int) -> NoiseTarget:
-    """Input and target of a group's candidates on the device of its latents; all its draws follow
-    from the group's seeds.
+    """Input and target of one noise prediction for a group, on the device of its latents.
 
-    noise_index: which of the stored noises (0..K-1). The draws come from noise_seeds[noise_index]:
-    first the sample of each posterior, then the noise, with `noise: shared` the first candidate's
-    for all. ValueError for a model that injects no noise (OSEDiff).
+    noise_index: index of the stored noise, 0..K-1. All draws follow from the seeds in
+    noise_seeds[noise_index]: first the posterior sample, then the noise of each candidate. With
+    `rollout.noise: shared` all candidates use the noise of the first.
+    Errors: ValueError for a model that injects no noise (OSEDiff).
     """
     if model.t_add is None:
         raise ValueError(
@@ -96,7 +105,7 @@ def noise_target(model: NAOSD, group: Group, config: Rollout, noise_index: int) 
         )
     mean, std, lr = group.latents.mean.float(), group.latents.std.float(), group.latents.lr
     shape = tuple(mean.shape[1:])
-    if lr is not None:
+    if lr is not None:  # actions: rebuild the state each candidate was sampled in
         state = seeded_noise(group.seeds, shape, 3)[0].to(mean, non_blocking=True)
         z_noisy = add_noise(lr.float().expand_as(mean), state, model.t_add)
         abar = float(alphas_cumprod()[model.t_diff])
@@ -118,21 +127,22 @@ def noise_target(model: NAOSD, group: Group, config: Rollout, noise_index: int) 
 def predict(
     model: NAOSD, batch: NoiseTarget, prompt: torch.Tensor, config: Rollout
 ) -> torch.Tensor:
-    """eps_hat (G, c, h, w) in float64 by the role in use, in the precision of the rollouts."""
+    """eps_hat (G, c, h, w) of the active role: computed in the rollouts' precision, float64."""
     with autocast(config.precision, batch.z_noisy.device.type):
         return model.predict_noise(batch.z_noisy, prompt).double()
 
 
 def squared(difference: torch.Tensor, batch: NoiseTarget) -> torch.Tensor:
-    """mean over a candidate's latent of difference^2, in m's unit: (G,) float64."""
+    """Mean of difference^2 over each candidate's latent, times batch.unit: (G,) float64."""
     return batch.unit * difference.square().mean(dim=(1, 2, 3))
 
 
 def noise_errors(
     model: NAOSD, group: Group, prompt: torch.Tensor, config: Rollout, noise_index: int
 ) -> torch.Tensor:
-    """m_G, float64, of the role in use, with gradient where gradients are on. ValueError as
-    `noise_target`.
+    """The errors m (G,) of the active role, float64, with gradient if gradients are enabled.
+
+    Errors: ValueError as in `noise_target`.
     """
     batch = noise_target(model, group, config, noise_index)
     return squared(predict(model, batch, prompt, config) - batch.target.double(), batch)

@@ -1,13 +1,13 @@
-"""A group: the G candidates of one LR image as they are stored, and the reward and advantage that
-follow from them.
+"""A group: the G stored candidates of one LR image, and their rewards and advantages.
 
     stored per candidate    the seed of its noise, every raw metric, posterior moments of its
                             re-encoded latent, and the reference's error for each stored noise seed
     stored per group        LR id, tags, prompt, detail share
-    derived, never stored   R = rho_s mean(FR) + rho_d mean(NR) of min-max normalised metrics; A =
-                            (R - mean) / std
+    derived, never stored   R = rho_s mean(FR) + rho_d mean(NR) of min-max normalised metrics;
+                            A = (R - mean) / std
 
-So one rollout set serves every reward and, by its first candidates, every smaller G.
+Rewards are derived, so one set of rollouts serves every reward. The first candidates of a group
+form a smaller group, so the set also serves every smaller G.
 """
 
 from dataclasses import dataclass, replace
@@ -26,12 +26,12 @@ SCHEMA_VERSION = "2"
 
 @dataclass(frozen=True)
 class Latents:
-    """What the errors of a group start from: float32, or float16 as read from a file, in half the
-    memory.
+    """The latents from which the errors of a group are computed.
 
-    mean, std (G, c, h, w): posterior moments of the re-encoded candidates. With
-    `rollout.candidates: action` the mean is the action z_i itself (std 0) and lr (c, h, w) the
-    sample of z_LR that its state was made from; otherwise lr is None.
+    mean, std: (G, c, h, w), posterior moments of the re-encoded candidates. With
+    `rollout.candidates: action`, mean is the action z_i itself, std is 0, and lr (c, h, w) is the
+    sample of z_LR from which the states were built; otherwise lr is None. All are float32, or
+    float16 when read from a file, which halves the memory.
     """
 
     mean: torch.Tensor
@@ -39,7 +39,7 @@ class Latents:
     lr: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> "Latents":
-        """The same on a device; copies to it are not waited for."""
+        """The latents on `device`; copies to a GPU are asynchronous."""
         later = device.type != "cpu"
         moved = [
             None if x is None else x.to(device, non_blocking=later)
@@ -51,9 +51,11 @@ class Latents:
 
 @dataclass(frozen=True)
 class Group:
-    """One group as stored: lists of G; noise_seeds and reference_error (K, G) for K stored noises.
+    """One stored group.
 
-    lr: SHA-256 of the LR patch's pixels; tags: None where patches were not tagged.
+    seeds and each list in metrics have length G; noise_seeds and reference_error have shape (K, G)
+    for K stored noises. lr: SHA-256 of the LR patch's pixels. tags: None if the patches were not
+    tagged. detail_share: rho_d of the HR patch, in [0, 1].
     """
 
     id: str
@@ -70,7 +72,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A pair that gave no group, and why."""
+    """A pair without a usable group, and the reason."""
 
     id: str
     reason: str
@@ -90,7 +92,7 @@ PLAIN = (
 
 
 def schema(config: Rollout, header: str) -> pa.Schema:
-    """The Parquet schema of a rollout set; `header` (JSON) says what made it."""
+    """The Parquet schema of a rollout set; `header` is JSON that describes how it was made."""
     metrics = pa.struct([(name, pa.list_(pa.float64())) for name in config.metrics])
     fields = {
         "id": pa.string(),
@@ -111,8 +113,9 @@ def schema(config: Rollout, header: str) -> pa.Schema:
 
 
 def to_row(group: Group) -> dict[str, Any]:
-    """A group as one Parquet row; latents as float16 bytes, which they were rounded to when its
-    errors were computed.
+    """A group as one Parquet row, latents as float16 bytes.
+
+    The cast loses nothing: the latents were rounded to float16 before the errors were computed.
     """
     found = {name: getattr(group, name) for name in PLAIN}
     for name in ("mean", "std", "lr"):
@@ -139,8 +142,9 @@ def from_row(row: dict[str, Any]) -> Group:
 
 
 def subset(group: Group, size: int) -> Group:
-    """The group of the first `size` candidates, as a rollout with that G would have made it.
-    ValueError if it has fewer.
+    """The group of the first `size` candidates, identical to a rollout with G = `size`.
+
+    Errors: ValueError if the group has fewer candidates, or `size` is below 2.
     """
     if not 2 <= size <= len(group.seeds):
         raise ValueError(
@@ -161,8 +165,9 @@ def subset(group: Group, size: int) -> Group:
 def reward_of(
     metrics: dict[str, list[float]], detail_share: float, reward: Reward
 ) -> tuple[list[float], list[float]]:
-    """(rewards, advantages) of one group from its raw metric values. ValueError naming a metric
-    that it does not have.
+    """(rewards, advantages) of one group from its raw metric values, each of length G.
+
+    Errors: ValueError naming a metric of the reward that the group lacks.
     """
 
     def oriented(names: list[str]) -> torch.Tensor:

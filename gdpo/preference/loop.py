@@ -1,22 +1,27 @@
-"""Preference fine-tuning: from cached rollouts the policy's forward and backward, nothing else
-(paper Sec. 3.2).
+"""Preference fine-tuning of the policy's LoRA (UNet only) on groups of candidates (paper Sec. 3.2).
 
     for every batch of groups:
-        m = errors of the policy;  r = the reference's, stored with the rollouts;  A = advantages of
-                                   the configured reward
-        L = mean of the objective (gdpo: -log sigmoid(-omega/2 sum_i A_i (m_i - r_i)));  AdamW on
-        the policy's LoRA (UNet only)
+        m = errors of the policy
+        r = errors of the reference, stored with the rollouts
+        A = advantages of the configured reward
+        L = mean of the objective (gdpo: -log sigmoid(-omega/2 sum_i A_i (m_i - r_i)))
+        one AdamW step on L
 
-A group is one forward pass of G latents, as in the rollout stage, so m and r come from the same
-kernels; groups are accumulated within a step, and shared out whole over the processes of a run
-(gdpo.train.world). `rollouts: online` makes each group when it is visited: in the first epoch the
-very one the stage stores, later ones anew. With `sampler: policy` the policy makes it, and what an
-objective calls the old policy is the present one. With `micro_batch` the objective's derivatives
-with respect to the group's errors are taken first, and the backward passes then go over a few
-candidates each: the same gradient.
+With cached rollouts a step consists of the policy's forward and backward passes only. A group is
+one forward pass of G latents, as in the rollout stage, so m and r come from the same kernels. A
+step accumulates the gradients of its groups. In a run of several processes (gdpo.train.world), each
+group belongs to one process.
 
-The control run shuffles the advantages inside each group: whatever it gains is not preference. The
-device is waited for twice per step, for the norm of the gradient and for the values to log.
+    rollouts: online    A group is sampled when it is visited. In the first epoch it equals the one
+                        that the rollout stage stores; later epochs sample new ones.
+    sampler: policy     The policy samples the group, so the objective's "old policy" is the current
+                        policy.
+    micro_batch         The derivatives of the objective with respect to the group's errors are
+                        computed first. The backward passes then take a few candidates each; the
+                        gradient is the same.
+
+The control run shuffles the advantages inside each group, so its gains are not due to preference.
+A step synchronises with the device twice: for the gradient norm and for the values to log.
 
     python -m tasks finetune [--run control]
 """
@@ -41,12 +46,13 @@ from gdpo.train.loop import Hooks, Loop, Stateful, Tensors, cosine, grad_norm
 from gdpo.train.world import current
 
 History = list[dict[str, float]]
-EXPLODED = 10.0  # times the reference's error: no learning rate that works gets near it
-# of the reference's error: more than kernels or a machine's bf16 change; an untrained policy is the
-# reference
+# Multiple of the reference's error at which training stops: no usable learning rate comes near it.
+EXPLODED = 10.0
+# Relative difference at step 0 above which the stored errors belong to another reference. The
+# untrained policy equals the reference, and other kernels or another machine's bf16 differ by less.
 FOREIGN = 0.01
 LEARNT = ("loss", "implicit_accuracy", "weighted_error_difference", "error_change", "policy_error")
-EMBEDDED = 256  # prompts whose embeddings are kept
+EMBEDDED = 256  # size of the cache of prompt embeddings
 
 
 def finetune(
@@ -60,14 +66,15 @@ def finetune(
     hooks: Hooks,
     pairs: Sequence[Pair] = (),
 ) -> tuple[Adapters, History]:
-    """Train the policy's adapters; returns them and the values of every step.
+    """Train the policy's adapters; return them and the logged values of every step.
 
-    model: the reference (NAOSD merged), without roles. groups: the rollouts, or with `rollouts:
-    online` the pairs to make them from. control: use shuffled advantages. folder: of the
-    checkpoint. Errors: `Stopped` after a checkpoint when asked to stop; `Diverged` when a value is
-    not finite or the policy's error explodes; ValueError without groups, naming a group whose
-    numbers are not finite, if no pair gives a group, or if the stored errors are not this
-    reference's.
+    model: the reference (NAOSD merged), without roles. groups: the cached rollouts. pairs: with
+    `rollouts: online`, the pairs from which groups are sampled instead. control: use shuffled
+    advantages. folder: holds the checkpoint.
+    Errors: `Stopped` after a checkpoint when asked to stop. `Diverged` when a value is not finite
+    or the policy's error explodes. ValueError if there are no groups or pairs, if no pair yields a
+    group, naming a group with values that are not finite, or if the stored errors belong to another
+    reference.
     """
     settings = config.finetune
     online = settings.rollouts == "online"
@@ -109,9 +116,8 @@ class _Run:
         model.unet_roles.add("policy", settings.lora, seed=self.seed)
         self.policy = model.unet_roles.parameters("policy")
         for parameter in self.policy.values():
-            parameter.grad = torch.zeros_like(
-                parameter
-            )  # there in every process, even where all its groups are skipped
+            # Every process needs gradients to add up, even one whose groups are all skipped.
+            parameter.grad = torch.zeros_like(parameter)
         self.optimizer = torch.optim.AdamW(
             self.policy.values(),
             lr=settings.optimizer.lr,
@@ -120,11 +126,11 @@ class _Run:
         self.device = next(model.parameters()).device
         self.world = current()
         self._embedded: dict[str, torch.Tensor] = {}
-        self._seen: tuple[Group, int] | None = None  # the last group, and which of its noises
-        self._idle = 0  # positions in a row that gave no group
+        self._seen: tuple[Group, int] | None = None  # the last group and its noise index
+        self._idle = 0  # consecutive positions without a usable group
 
     def step(self, step: int) -> dict[str, float]:
-        """One optimiser step over `finetune.batch` groups; returns the values to log."""
+        """One optimiser step over `finetune.batch` groups; return the values to log."""
         settings = self.config.finetune
         if settings.optimizer.schedule == "cosine":
             for group in self.optimizer.param_groups:
@@ -145,6 +151,7 @@ class _Run:
         values |= {"skipped": skipped, "grad_norm": norm}
         self._check(values)
         reference = values["policy_error"] - values["error_change"]
+        # At step 0 the policy is the reference, so any difference lies in the stored errors.
         if step == 0 and abs(values["error_change"]) > FOREIGN * reference:
             raise ValueError(
                 "the rollouts' reference errors are "
@@ -162,8 +169,9 @@ class _Run:
         return values
 
     def _check(self, values: dict[str, float]) -> None:
-        """Raise NotFinite, for the loop to stop with its last checkpoint, before such a step
-        changes the policy.
+        """Raise NotFinite before the optimiser step if a value is not finite or the error exploded.
+
+        The loop then stops with its last checkpoint.
         """
         for name, value in values.items():
             if not abs(value) < float("inf"):
@@ -172,8 +180,9 @@ class _Run:
 
     @torch.no_grad()
     def verify(self) -> None:
-        """Raise NotFinite if the last update made the policy's error explode: on the last group, of
-        every process.
+        """Raise NotFinite if the last update made the policy's error explode.
+
+        The error is that on the last group of each process, summed over the processes.
         """
         errors = {"policy": 0.0, "reference": 0.0}
         if self._seen is not None:
@@ -189,8 +198,9 @@ class _Run:
         _check_error(totals["policy"], totals["reference"])
 
     def _noise_index(self, position: int) -> tuple[int, int, int]:
-        """(index of the group, epoch, which of its stored noises) at a position of the endless,
-        per-epoch shuffled order.
+        """(index of the group, epoch, noise index) at a position of the training order.
+
+        The order is infinite, and shuffled anew in each epoch.
         """
         epoch, offset = divmod(position, len(self.source))
         order = numpy_generator(self.seed, "groups", epoch).permutation(len(self.source))
@@ -201,7 +211,7 @@ class _Run:
         )
 
     def _names(self) -> list[str]:
-        """Of a row's values: those that come from the device, then those that were known before."""
+        """Names of a row's values: first those computed on the device, then those of the group."""
         metrics = [
             f"{name}{what}"
             for name in ("reward", *self.config.rollout.metrics)
@@ -210,8 +220,9 @@ class _Run:
         return [*LEARNT, *metrics, "frac_reward_zero_std", "skipped"]
 
     def _position(self, position: int) -> torch.Tensor:
-        """One group's share of the step: its gradient stays in the parameters. Its values by
-        `_names`, not waited for.
+        """Add one group's gradient to the parameters; return its values in the order of `_names`.
+
+        The values stay on the device, so that the CPU does not wait for them here.
         """
         index, epoch, noise_index = self._noise_index(position)
         group, noise = self._group(index, epoch, noise_index)
@@ -236,8 +247,9 @@ class _Run:
         return torch.cat([learnt, known.to(self.device, non_blocking=True)])
 
     def _group(self, index: int, epoch: int, noise_index: int) -> tuple[Group | Skipped, int]:
-        """The group as stored, or made now with no other noise than that of this noise_index; and
-        which of its noises that is.
+        """(group, index into its noise seeds): the stored group, or one sampled now.
+
+        A group sampled now has the seeds and errors of this noise_index only, so its index is 0.
         """
         found = self.source[index]
         if isinstance(found, Group):
@@ -250,7 +262,7 @@ class _Run:
         ), 0
 
     def _learn(self, group: Group, advantage: list[float], noise_index: int) -> torch.Tensor:
-        """Forward and backward of one group; the values of `LEARNT`."""
+        """Forward and backward pass of one group; return the values of `LEARNT`."""
         settings = self.config.finetune
         self._seen = group, noise_index
         batch = noise_target(self.model, self._on_device(group), self.config.rollout, noise_index)
@@ -259,6 +271,7 @@ class _Run:
         reference, advantages = known.to(self.device, non_blocking=True)[:, None]
         size = len(advantage)
         chunk = min(settings.micro_batch or size, size)
+        # With micro-batches this pass only gives the errors; `_backward` repeats it with gradient.
         with torch.set_grad_enabled(chunk == size):
             parts = [
                 self._errors(batch.part(slice(i, i + chunk)), prompt) for i in range(0, size, chunk)
@@ -266,8 +279,7 @@ class _Run:
         policy, distance = (torch.cat(column)[None] for column in zip(*parts, strict=True))
         if chunk < size:
             policy, distance = policy.requires_grad_(), distance.requires_grad_()
-        # With `sampler: policy` the candidates are the present policy's, and so is the density they
-        # are compared with.
+        # With `sampler: policy` the current policy sampled the candidates, so it is the old policy.
         old = policy.detach() if settings.sampler == "policy" else reference
         loss = objective_loss(
             settings, policy, reference, old, distance, advantages, self.config.rollout.sigma
@@ -289,14 +301,17 @@ class _Run:
     def _errors(
         self, batch: NoiseTarget, prompt: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(m, d): the policy's errors, and for `nft` its mean squared distance from the old
-        policy's predictions.
+        """(m, d), one value per candidate of the batch.
+
+        m: the policy's errors. d: for `nft`, the mean squared difference of the policy's and the
+        old policy's predictions; otherwise 0.
         """
         with self.model.unet_roles.use("policy"):
             eps_hat = predict(self.model, batch, prompt, self.config.rollout)
         error = squared(eps_hat - batch.target.double(), batch)
         if self.config.finetune.objective != "nft" or self.config.finetune.sampler == "policy":
             return error, torch.zeros_like(error)
+        # For cached rollouts the old policy is the reference: no role.
         with self.model.unet_roles.use(None), torch.no_grad():
             old = predict(self.model, batch, prompt, self.config.rollout)
         return error, squared(eps_hat - old, batch)
@@ -310,8 +325,10 @@ class _Run:
         prompt: torch.Tensor,
         chunk: int,
     ) -> None:
-        """The group-scalar form: dL/dm_i and dL/dd_i of the whole group, then the errors again, a
-        few candidates at a time.
+        """Backward pass of a group in micro-batches of `chunk` candidates.
+
+        By the chain rule, dL/dm_i and dL/dd_i of the whole group are computed first. The errors are
+        then recomputed for a few candidates at a time, and their gradients weighted by those.
         """
         found = torch.autograd.grad(loss, [policy, distance], allow_unused=True)
         slopes = [torch.zeros_like(policy[0]) if slope is None else slope[0] for slope in found]
@@ -323,7 +340,7 @@ class _Run:
             ).sum().backward()
 
     def _prompt(self, text: str) -> torch.Tensor:
-        """The embedded prompt; most groups of a run without tags share one."""
+        """The embedding of a prompt, cached: without tags all groups share one prompt."""
         if text not in self._embedded:
             if len(self._embedded) == EMBEDDED:
                 self._embedded.clear()
@@ -333,7 +350,7 @@ class _Run:
 
 
 def _check_error(policy: float, reference: float) -> None:
-    """Raise NotFinite for a policy whose error is none, or out of all proportion to the
+    """Raise NotFinite unless the policy's error is a number, at most `EXPLODED` times the
     reference's.
     """
     if not policy <= EXPLODED * reference:

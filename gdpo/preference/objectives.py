@@ -1,26 +1,25 @@
-"""Preference objectives: pure functions of the errors and advantages of groups;
-`finetune.objective` names one.
+"""Preference objectives, selected by `finetune.objective`: functions of errors and advantages.
 
-    m, r, o   error of the policy, of the reference, and of the old policy, the one that made the
-              candidates (the reference, for cached rollouts): mean squared over a candidate's
-              latent
+    m, r, o   errors of the policy, the reference and the old policy: squared error, averaged over a
+              candidate's latent. The old policy sampled the candidates; for cached rollouts it is
+              the reference.
     d         mean squared difference of the policy's and the old policy's predictions (nft)
-    A         advantages: zero mean and unit, unbiased standard deviation inside a group; all 0
-              where the scores are equal
+    A         advantages: zero mean and unit, unbiased standard deviation within a group; all 0 in a
+              group of equal scores
 
-    gdpo, dpo, dgpo    log-likelihood of a preference, -log sigmoid: it stops pushing a group once
-                       the policy has moved enough
-    dance_grpo, awm    policy gradient on the ratio of surrogate densities exp(o - m), clipped
-    nft                regression of two mixtures of policy and old policy towards the good and away
-                       from the bad candidates
+    gdpo, dpo, dgpo    -log sigmoid of a preference logit; its gradient vanishes once the policy has
+                       moved far enough on a group
+    dance_grpo, awm    policy gradient on the clipped ratio of surrogate densities, exp(o - m)
+    nft                regression of two mixtures of policy and old policy, towards good candidates
+                       and away from bad ones
 
-A group of equal scores has no gradient, wherever the policy is, and still counts in the mean over
-groups. "Slope" below is dL/dm_i where policy, old policy and reference agree: AdamW divides its
-scale out, the clipping of gradients does not.
+A group of equal scores has zero gradient for every policy, but still counts in the mean over
+groups. "Slope" below is dL/dm_i at the point where policy, old policy and reference agree. AdamW is
+invariant to its scale; gradient clipping is not.
 
-The public losses check what they are given, which reads values back from the device;
-`objective_loss`, for the training loop, never does. All of them compute in the dtype they are
-given. Legend: B images (groups), G candidates.
+The public losses check their arguments, which copies values from the device to the CPU.
+`objective_loss`, for the training loop, does not check tensors. All losses compute in the dtype of
+their arguments. Legend: B images (groups), G candidates.
 """
 
 import math
@@ -32,10 +31,9 @@ from torch import Tensor
 from gdpo.checks import check_tensor
 from gdpo.config import Finetune
 
-ADVANTAGE_LIMIT = (
-    5.0  # `adv_clip_max` of DanceGRPO, AWM and DiffusionNFT; a z-score gets there from G = 27 on
-)
-ROOT_FLOOR = 1e-5  # DiffusionNFT's, of what it divides a branch by
+# `adv_clip_max` of DanceGRPO, AWM and DiffusionNFT. A z-score can only reach it for G >= 27.
+ADVANTAGE_LIMIT = 5.0
+ROOT_FLOOR = 1e-5  # lower bound of the normaliser of each nft branch (DiffusionNFT)
 
 
 def objective_loss(
@@ -47,11 +45,10 @@ def objective_loss(
     advantage_BG: Tensor,
     sigma: float,
 ) -> Tensor:
-    """The loss that `settings.objective` names, a scalar: the functions below without their checks
-    of the tensors.
+    """The loss that `settings.objective` names, a scalar, without checks of the tensors.
 
-    distance_BG: only nft reads it, with the old policy's error; sigma: only dance_grpo,
-    `rollout.sigma`.
+    distance_BG: d, read by nft only. sigma: `rollout.sigma`, read by dance_grpo only. The public
+    loss of each objective below gives its formula.
     Errors: ValueError when the groups are too small for `settings.pairs`.
     """
     policy, reference, old, advantage = (
@@ -78,8 +75,10 @@ def objective_loss(
 def gdpo_logit(
     policy_error_BG: Tensor, reference_error_BG: Tensor, advantage_BG: Tensor, omega: float = 5000.0
 ) -> Tensor:
-    """inside_B of `gdpo_loss`: positive where the policy moved towards the better candidates of the
-    group.
+    """The preference logit inside_B of `gdpo_loss`.
+
+    It is positive if the policy has moved towards the better candidates of the group.
+    Errors: ValueError as in `gdpo_loss`.
     """
     _check(
         policy_error_BG=policy_error_BG,
@@ -93,13 +92,13 @@ def gdpo_logit(
 def gdpo_loss(
     policy_error_BG: Tensor, reference_error_BG: Tensor, advantage_BG: Tensor, omega: float = 5000.0
 ) -> Tensor:
-    """The GDPO loss, a scalar; ln 2 when policy and reference agree. Slope omega/4 A_i / B.
+    """The GDPO loss, a scalar; ln 2 where policy and reference agree. Slope omega/4 A_i / B.
 
         inside_b = -omega/2 * sum_i A_i (m_i - r_i)
         L = mean_b -log sigmoid(inside_b)
 
-    Source: GDPO-SR (arXiv 2603.16769) Eq. 9, as released: the paper prints omega and a sum over the
-    latent, the release multiplies the *mean* over its elements by omega/2 = 2500.
+    Source: GDPO-SR (arXiv 2603.16769) Eq. 9, as released. The paper prints omega and a sum over the
+    latent; the released code multiplies the *mean* over its elements by omega/2 = 2500.
     Errors: ValueError naming the argument for a wrong or differing shape, NaN, or an omega that is
     not positive.
     """
@@ -113,19 +112,19 @@ def diffusion_dpo_loss(
     omega: float = 5000.0,
     pairs: int = 1,
 ) -> Tensor:
-    """The Diffusion-DPO loss on pairs (w, l) of a group's `pairs` best and `pairs` worst
-    candidates, a scalar.
+    """The Diffusion-DPO loss, a scalar, on all pairs of a best (w) with a worst (l) candidate.
 
         inside_wl = -omega/2 * ((m_w - r_w) - (m_l - r_l))
-        L = mean_b mean_wl -log sigmoid(inside_wl),    over the pairs of different advantage
+        L = mean_b mean_wl -log sigmoid(inside_wl),    over pairs of different advantage
 
-    pairs=1, best against worst: slope +-omega/4 / B. Candidates of equal advantage share a place
-    among the best or the worst, so that no order inside the group matters; a group without a pair
-    has loss 0. For G = 2 it is `gdpo_loss` with omega * sqrt(2), for that z-scores by the unbiased
-    deviation to +-1/sqrt(2).
+    pairs: k, for the k best against the k worst of a group, 1..G/2. With k = 1 the slope is
+    +-omega/4 / B. Candidates of equal advantage share a place among the best or the worst by equal
+    weights, so the order of candidates does not matter. A group without a pair has loss 0. For
+    G = 2 the loss equals `gdpo_loss` with omega * sqrt(2), because GDPO's z-scores by the unbiased
+    deviation are then +-1/sqrt(2).
     Source: Diffusion-DPO (arXiv 2311.12908) Eq. 14 with the factors of its released code (beta_dpo
-    = omega, halved; one fixed t as in GDPO); the N x N pairs of DP2O-SR (arXiv 2510.18851, Sec.
-    4.2), without its weights of pairs and groups (4.3).
+    = omega, halved) at one fixed t, as in GDPO. The N x N pairs are those of DP2O-SR (arXiv
+    2510.18851, Sec. 4.2), without its weights of pairs and groups (Sec. 4.3).
     Errors: ValueError naming the argument as for `gdpo_loss`, and for pairs outside 1..G/2.
     """
     _check(
@@ -144,18 +143,19 @@ def dance_grpo_loss(
     sigma: float,
     clip: float = 1e-4,
 ) -> Tensor:
-    """DanceGRPO in a one-step form, a scalar. Slope A_i / (2 sigma^2) / (B G).
+    """The DanceGRPO loss for a one-step model, a scalar. Slope A_i / (2 sigma^2) / (B G).
 
-        action   z_i = mu_old(s_i) + sigma xi_i              s_i: noisy latent and prompt;  mu: the
-                 output z_SR (Eq. 4)
-        ratio_i = exp((o_i - m_i) / (2 sigma^2))             m_i = mean (z_i - mu(s_i))^2 in x0
-                                                             space, o_i of mu_old alike
+        z_i     = mu_old(s_i) + sigma xi_i          the action; s_i: noisy latent and prompt;
+                                                    mu: the output z_SR (Eq. 4)
+        m_i     = mean (z_i - mu(s_i))^2            in x0 space; o_i likewise with mu_old
+        ratio_i = exp((o_i - m_i) / (2 sigma^2))
         L = mean_bi max(-A_i ratio_i, -A_i clip(ratio_i, 1 - clip, 1 + clip)),    A clamped to +-5
 
-    This one-step form is ours: the released code leaves out every trajectory's last transition,
-    which is the only one of a one-step model, and what the network does to its noise has no
-    density; so the action is a Gaussian around z_SR. Source of the rest, with log-densities
-    averaged over the latent: DanceGRPO (arXiv 2505.07818) and its released code.
+    The one-step form is ours. The released code omits the last transition of every trajectory, and
+    a one-step model has no other. The network's output as a function of its input noise has no
+    tractable density, so the action is a Gaussian sample around z_SR instead.
+    Source of the rest, with log-densities averaged over the latent: DanceGRPO (arXiv 2505.07818)
+    and its released code.
     Errors: ValueError naming the argument for a wrong or differing shape, NaN, or a number that is
     not positive.
     """
@@ -179,13 +179,13 @@ def dgpo_loss(
 ) -> Tensor:
     """The DGPO loss, a scalar. Slope beta/(2G) A_i / B.
 
-        L = mean_b -log sigmoid(-beta/G * sum_i A_i (m_i - r_i)) no gradient to a candidate whose
-        ratio exp(o_i - m_i) exceeds 1 + clip (A_i > 0) or lies below 1 - clip (A_i <= 0)
+        L = mean_b -log sigmoid(-beta/G * sum_i A_i (m_i - r_i))
 
-    Unclipped it is `gdpo_loss` with omega/2 = beta/G.
-    Source: DGPO (arXiv 2510.08425) and its released code, whose gradient, the sigmoid times the
-    mean of A_i dm_i over all samples, is this one divided by beta; left out: its clamp of A to +-5,
-    and its KL term.
+    A candidate gets no gradient if its ratio exp(o_i - m_i) exceeds 1 + clip (A_i > 0) or lies
+    below 1 - clip (A_i <= 0). Without clipping the loss is `gdpo_loss` with omega/2 = beta/G.
+    Source: DGPO (arXiv 2510.08425) and its released code. The gradient of the released code, the
+    sigmoid times the mean of A_i dm_i over all samples, is this one divided by beta. Omitted: its
+    clamp of A to +-5, and its KL term.
     Errors: ValueError naming the argument for a wrong or differing shape, NaN, or a number that is
     not positive.
     """
@@ -207,20 +207,21 @@ def nft_loss(
     advantage_BG: Tensor,
     mix: float = 1.0,
 ) -> Tensor:
-    """The DiffusionNFT loss, a scalar; the reference is the old policy. Slope mix/5 A_i / sqrt(r_i)
-    / (B G).
+    """The DiffusionNFT loss, a scalar, with the reference as old policy.
 
-        v+ = mix v + (1 - mix) v_old,    v- = (1 + mix) v_old - mix v,    p_i = 1/2 + clip(A_i / 5,
-                                         -1, 1) / 2
-        L = mean_bi p_i |v+ - target|^2 / root+ + (1 - p_i) |v- - target|^2 / root-
+        v+  = mix v + (1 - mix) v_old
+        v-  = (1 + mix) v_old - mix v
+        p_i = 1/2 + clip(A_i / 5, -1, 1) / 2
+        L   = mean_bi p_i |v+ - target|^2 / root+ + (1 - p_i) |v- - target|^2 / root-
 
-    With c = (m + r - d)/2, the mean product of both errors, |v+ - target|^2 = mix^2 m + 2 mix (1 -
-    mix) c + (1 - mix)^2 r, and so on: no vector is needed. root: the square root of the branch, at
-    least 1e-5, without gradient.
+    Slope mix/5 A_i / sqrt(r_i) / (B G). root+ and root- are the square roots of the squared errors
+    that they divide, at least 1e-5, without gradient. The scalars m, r and d suffice: with
+    c = (m + r - d)/2, the mean product of both errors,
+    |v+ - target|^2 = mix^2 m + 2 mix (1 - mix) c + (1 - mix)^2 r, and likewise for v-.
     Source: DiffusionNFT (arXiv 2509.16117) and its released code, which divides by the mean
-    absolute error in x0 where this has the root, and multiplies the loss by 5/mix; left out: its KL
-    term. A group of equal scores is left out here only: by p = 1/2 it would pull the policy back to
-    the old one.
+    absolute error in x0 instead of the root, and multiplies the loss by 5/mix. Omitted: its KL
+    term. Unlike the source, a group of equal scores has loss 0: with p = 1/2 it would pull the
+    policy back to the old one.
     Errors: ValueError naming the argument for a wrong or differing shape, NaN, or a mix that is not
     positive.
     """
@@ -237,14 +238,14 @@ def nft_loss(
 def awm_loss(
     policy_error_BG: Tensor, old_error_BG: Tensor, advantage_BG: Tensor, clip: float = 1e-4
 ) -> Tensor:
-    """The loss of advantage weighted matching, a scalar. Slope A_i / (B G).
+    """The loss of advantage weighted matching (AWM), a scalar. Slope A_i / (B G).
 
         ratio_i = exp(o_i - m_i)
         L = mean_bi max(-A_i ratio_i, -A_i clip(ratio_i, 1 - clip, 1 + clip)),    A clamped to +-5
 
-    Source: AWM (arXiv 2509.25050) and its released code with uniform weights; left out: its
-    generalised Huber weights and its KL terms. Its base configuration clips at 1e-4, its runs with
-    those KL terms at 1.
+    Source: AWM (arXiv 2509.25050) and its released code with uniform weights. Omitted: its
+    generalised Huber weights and its KL terms. Its base configuration clips at 1e-4; its runs with
+    KL terms clip at 1.
     Errors: ValueError naming the argument for a wrong or differing shape, NaN, or a clip that is
     not positive.
     """
@@ -286,8 +287,9 @@ def _diffusion_dpo(
 
 
 def _places(value: Tensor, count: int) -> Tensor:
-    """Share of each candidate in the `count` places of the greatest values: 1 or 0, between them
-    where equal values meet.
+    """Weight of each candidate among the `count` greatest values of its group, in [0, 1].
+
+    It is 1 inside and 0 outside; candidates tied at the boundary share the remaining places.
     """
     last = value.topk(count, dim=1).values[:, -1:]
     above, level = (value > last).to(value.dtype), (value == last).to(value.dtype)
@@ -296,9 +298,8 @@ def _places(value: Tensor, count: int) -> Tensor:
 
 def _clipped_surrogate(log_ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
     advantage = advantage.clamp(-ADVANTAGE_LIMIT, ADVANTAGE_LIMIT)
-    ratio = torch.where(
-        advantage == 0, 0.0, log_ratio
-    ).exp()  # an overflow times an advantage of 0 would be NaN
+    # An overflow to infinity times an advantage of 0 would be NaN.
+    ratio = torch.where(advantage == 0, 0.0, log_ratio).exp()
     return torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip)).mean()
 
 
@@ -306,15 +307,15 @@ def _dgpo(
     policy: Tensor, reference: Tensor, old: Tensor, advantage: Tensor, beta: float, clip: float
 ) -> Tensor:
     ratio = (old - policy.detach()).exp()
+    # Detaching a clipped candidate removes its gradient but keeps the value of the loss.
     clipped = torch.where(advantage > 0, ratio > 1 + clip, ratio < 1 - clip)
     policy = torch.where(clipped, policy.detach(), policy)
     return _preference(_logit(policy, reference, advantage, 2 * beta / advantage.shape[1]))
 
 
 def _nft(policy: Tensor, old: Tensor, distance: Tensor, advantage: Tensor, mix: float) -> Tensor:
-    positive = (
-        mix * policy + (1 - mix) * old - mix * (1 - mix) * distance
-    )  # the squares in nft_loss, multiplied out
+    # |v+ - target|^2 and |v- - target|^2 of `nft_loss`, multiplied out.
+    positive = mix * policy + (1 - mix) * old - mix * (1 - mix) * distance
     negative = (1 + mix) * old - mix * policy + mix * (1 + mix) * distance
     share = 0.5 + 0.5 * (advantage / ADVANTAGE_LIMIT).clamp(-1, 1)
     loss = share * _by_its_root(positive) + (1 - share) * _by_its_root(negative)
@@ -326,8 +327,10 @@ def _by_its_root(branch: Tensor) -> Tensor:
 
 
 def _check(**given: object) -> None:
-    """Raise ValueError naming the argument unless those named BG are finite, of that shape, the
-    same; others positive.
+    """Check the arguments of a public loss.
+
+    Errors: ValueError naming the argument unless those whose names end in _BG are finite tensors
+    (B, G) of the same shape, and all others are positive numbers.
     """
     tensors = {
         name: check_tensor(name, value, "BG")

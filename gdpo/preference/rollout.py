@@ -1,13 +1,13 @@
-"""Rollouts: G candidates per LR image from the frozen reference, every metric of each, once (paper
-Sec. 3.2).
+"""Rollouts: sample and score G candidates per LR image (paper Sec. 3.2).
 
-    for each selected pair:  G noises -> NAOSD -> images -> metrics
-                             images -> VAE encoder -> posterior moments;  the reference's errors for
-                             K stored noises
+    for each selected pair:
+        G noises -> NAOSD -> images -> every metric
+        images -> VAE encoder -> posterior moments
+        posterior moments, K stored noises -> the reference's errors
 
-The released sampler is the frozen reference, not the policy, so nothing here depends on the
-policy's weights: one set trains every objective, reward and group size (docs/rollouts.md). All
-randomness comes from (seed, pair id, candidate).
+As in the released code, the frozen reference samples the candidates, not the policy. Rollouts
+therefore do not depend on the policy's weights, and one set of them trains every objective, reward
+and group size (docs/rollouts.md). All randomness comes from (seed, pair id, candidate).
 """
 
 import hashlib
@@ -43,15 +43,15 @@ def rollout(
     role: str | None = None,
     noise_indices: Sequence[int] | None = None,
 ) -> Iterator[Group | Skipped]:
-    """The groups of a few pairs of one size, computed together: len(pairs) * G candidates in one
-    forward pass.
+    """The groups of a few pairs of one size: len(pairs) * G candidates in one forward pass.
 
-    model: NAOSD, its adapters merged. role: who makes the candidates; the reference errors are the
-    frozen model's all the same. draw: which set of candidates; 0 is what the rollout stage stores,
-    the loop takes others in later epochs. noise_indices: which of the K noises get seeds and
-    errors;
-    default: all. A pair whose scores or errors are not finite comes as `Skipped`, the others are
-    not touched by it. The device is waited for once, when all of this is computed.
+    model: NAOSD with its adapters merged. role: the role that samples the candidates; the reference
+    errors always come from the frozen model. draw: number of the set of candidates; the rollout
+    stage stores draw 0, and later epochs of online training use other draws. noise_indices: those
+    of the K noises that get seeds and errors; default: all.
+
+    A pair with pixels, scores or errors that are not finite yields `Skipped` and does not affect
+    the others. The function synchronises with the device once, at the end.
     """
     size = config.rollout.group
     groups, whole, metrics, errors = _computed(model, pairs, config, draw, role, noise_indices)
@@ -79,8 +79,10 @@ def _computed(
     role: str | None,
     noise_indices: Sequence[int] | None,
 ) -> tuple[list[Group], torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
-    """(groups without metrics and errors, whose pixels are all finite (B), {metric: B*G}, errors
-    (B, K, G)), on the device.
+    """(groups, finite, metrics, errors) of B pairs; all tensors stay on the device.
+
+    groups: still without metrics and errors. finite: (B,) bool, whether all pixels of a group's
+    candidates are. metrics: {name: (B * G,)}. errors: (B, K, G).
     """
     settings, size = config.rollout, config.rollout.group
     lr = torch.stack(
@@ -92,6 +94,7 @@ def _computed(
     with model.unet_roles.use(role):
         made = candidates(model, lr, [seed for own in seeds for seed in own], prompts, config)
     whole = made.image.isfinite().unflatten(0, (len(pairs), size)).flatten(1).all(1)
+    # The metrics need valid pixels; `rollout` skips a group whose pixels are replaced here.
     made = replace(made, image=made.image.nan_to_num(0, 1, 0))
     metrics = _scores(
         made.image, lr.repeat_interleave(size, 0), hr.repeat_interleave(size, 0), config
@@ -123,7 +126,7 @@ def _computed(
 
 
 def _errors(model: NAOSD, groups: list[Group], config: Config) -> torch.Tensor:
-    """The reference's errors of each group for each of its noise seeds, (B, K, G) float64."""
+    """The reference's errors for each group and each of its K noises, (B, K, G) float64."""
     found = []
     with model.unet_roles.use(None):
         for group in groups:
@@ -136,7 +139,7 @@ def _errors(model: NAOSD, groups: list[Group], config: Config) -> torch.Tensor:
 
 
 def _finite(group: Group) -> Group | Skipped:
-    """The group, or `Skipped` where what is no score (a latent, an error) is not finite."""
+    """The group, or `Skipped` if a latent or an error is not finite."""
     try:
         check_group(group)
     except ValueError as error:
@@ -156,9 +159,10 @@ def _scores(
 
 
 def _latents(model: NAOSD, made: Candidates, config: Config) -> list[Latents]:
-    """The latents of each group, rounded and laid out as they are stored (the encoder's output may
-    be channels-last, which other kernels take), so that errors computed from the file are the same
-    bits.
+    """The latents of each group, with the rounding (float16) and memory layout of the stored ones.
+
+    Errors computed from the file are then bit-identical to those computed here. The layout matters
+    because the encoder's output may be channels-last, for which other kernels run.
     """
     size = config.rollout.group
     if made.action is not None and made.lr is not None:
@@ -168,7 +172,7 @@ def _latents(model: NAOSD, made: Candidates, config: Config) -> list[Latents]:
             for action, z_lr in zip(made.action.split(size), made.lr, strict=True)
         ]
     with autocast(config.rollout.precision, made.image.device.type):
-        # Re-encoded with the adapted encoder, as released.
+        # Re-encode with the adapted encoder, as in the released code.
         moments = steps.posterior(model, made.image * 2 - 1)
     mean, std = (part.float().half().float().contiguous() for part in moments)
     return [Latents(*both) for both in zip(mean.split(size), std.split(size), strict=True)]

@@ -1,10 +1,11 @@
-"""Pretraining NAOSD (paper Sec. 3.1, Eq. 5): LoRA on the UNet and the VAE encoder.
+"""Pretraining of NAOSD (paper Sec. 3.1, Eq. 5): LoRA on the UNet and the VAE encoder.
 
-for every batch of LR-HR pairs:
-    z_SR, image = policy(x_LR)                                      policy role
-    L = pixel + 2 perceptual + 1 VSD(z_SR);  AdamW on the policy    real score: no role; fake score:
-                                             `fake` role
-    L_fake = denoising loss on z_SR.detach();  AdamW on the fake score
+for every batch of LR-HR pairs:                  active role
+    z_SR, image = policy(x_LR)                   policy
+    L = pixel + 2 perceptual + 1 VSD(z_SR)       real score: none; fake score: fake
+    one AdamW step of the policy on L
+    L_fake = denoising loss on z_SR.detach()     fake
+    one AdamW step of the fake score on L_fake
 
 python -m tasks pretrain
 """
@@ -42,12 +43,12 @@ def pretrain(
     fingerprint: str,
     hooks: Hooks,
 ) -> tuple[Adapters, History]:
-    """Train NAOSD's adapters on `pairs`; returns them and the history of loss values per step.
+    """Train NAOSD's adapters on `pairs`; return them and the loss values of every step.
 
-    model: the base, without roles. init: adapters to start from (same rank). folder: where the
-    checkpoint lives.
+    model: the base, without roles. init: adapters to start from, of the same rank. folder: holds
+    the checkpoint.
     Errors: `Stopped` after a checkpoint when asked to stop; `Diverged` when a loss is not finite;
-    ValueError when weights of the perceptual loss are missing, before anything is trained.
+    ValueError when weights of the perceptual loss are missing, before training starts.
     """
     check_perceptual(config.pretrain.perceptual)
     run = _Run(model, pairs, config, init)
@@ -65,7 +66,10 @@ def pretrain(
 
 
 def load_into(parameters: dict[str, torch.nn.Parameter], init: Adapters) -> None:
-    """Copy adapters into freshly added ones. Errors: ValueError when names or shapes differ."""
+    """Copy adapters into newly added parameters.
+
+    Errors: ValueError when names or shapes differ.
+    """
     if init.tensors.keys() != parameters.keys():
         odd = sorted(init.tensors.keys() ^ parameters.keys())[0]
         raise ValueError(
@@ -82,7 +86,7 @@ def load_into(parameters: dict[str, torch.nn.Parameter], init: Adapters) -> None
 
 
 def prefixed(roles: dict[str, Roles], role: str) -> dict[str, torch.nn.Parameter]:
-    """The parameters of one role over several networks, by `<network>.<module>.<kind>`."""
+    """The parameters of one role in several networks, named `<network>.<module>.<kind>`."""
     return {
         f"{net}.{name}": p for net, r in roles.items() for name, p in r.parameters(role).items()
     }
@@ -110,14 +114,13 @@ class _Run:
         )
         self.device = next(model.parameters()).device
         self.world = current()
-        self.positions = self.world.share(
-            settings.batch
-        )  # of this process's samples in every batch
+        # Positions of this process's samples in every batch.
+        self.positions = self.world.share(settings.batch)
         self.negative = model.embed([config.model.negative_prompt])
         self._order: tuple[int, list[int]] = (-1, [])
 
     def step(self, step: int) -> dict[str, float]:
-        """One generator step and one step of the fake score; returns the values to log."""
+        """One step of the generator and one of the fake score; return the values to log."""
         keys: list[Key] = [(self.config.seed, "pretrain", step, i) for i in self.positions]
         self._schedule(step)
         with self.world.collective():
@@ -136,7 +139,9 @@ class _Run:
     def _losses(
         self, step: int, keys: list[Key]
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-        """(z_SR, prompt, the generator's losses by name, means over this process's samples)."""
+        """(z_SR, prompt, losses): the generator's losses by name, averaged over this process's
+        samples.
+        """
         settings = self.config.pretrain
         hr, lr, prompts = self._batch(step)
         prompt = self.model.embed(prompts)
@@ -163,9 +168,7 @@ class _Run:
 
     @property
     def _weight(self) -> float:
-        """What this process's mean counts for in the mean over the whole batch: 1 when it trains
-        alone.
-        """
+        """Weight of this process's mean in the mean over the whole batch; 1 for one process."""
         return len(self.positions) / self.config.pretrain.batch
 
     def _backward(self, loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
@@ -181,8 +184,9 @@ class _Run:
         return norm
 
     def _batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
-        """hr_BCHW and enlarged lr_BCHW in [-1, 1], flipped at random, and the prompts (training
-        tags come from the HR).
+        """(hr_BCHW, enlarged lr_BCHW, prompts): images in [-1, 1], randomly flipped.
+
+        The tags in the prompts come from the HR patch.
         """
         hr: list[torch.Tensor] = []
         lr: list[torch.Tensor] = []
@@ -201,6 +205,7 @@ class _Run:
         )
 
     def _index(self, position: int) -> int:
+        """Index of the pair at a position of the training order, which is shuffled per epoch."""
         epoch, offset = divmod(position, len(self.pairs))
         if self._order[0] != epoch:
             self._order = (epoch, self.pairs.order(self.config.seed, epoch))
@@ -219,7 +224,7 @@ class _Run:
     def _noisy(
         self, z: torch.Tensor, keys: list[Key], name: str, low: int, high: int
     ) -> tuple[torch.Tensor, ...]:
-        """(z_t, noise, t) with noise and t of each sample from its own generator."""
+        """(z_t, noise, t), t uniform in [low, high); each sample has its own generator."""
         generators = [torch_generator(*key, name) for key in keys]
         t = torch.stack([torch.randint(low, high, (), generator=g) for g in generators])
         noise = torch.stack([torch.randn(z.shape[1:], generator=g) for g in generators]).to(z)
@@ -231,6 +236,7 @@ class _Run:
         with torch.no_grad():
             with self.model.unet_roles.use("fake"):
                 eps_fake = self.model.predict_noise(z_t, prompt, t)
+            # One forward pass of the real score for both prompts.
             both = torch.cat([self.negative.expand_as(prompt), prompt])
             with self.model.unet_roles.use(None):
                 negative, positive = self.model.predict_noise(

@@ -2,9 +2,9 @@
 
     L = lambda_pixel * pixel + lambda_perceptual * perceptual + lambda_vsd * VSD
 
-The release computes MSE where the paper prints L1, and LPIPS-VGG with weight 2. `structure_loss` is
-the perceptual term that needs no downloaded weights: 1 - SSIM over three scales, plus the L1
-distance of image gradients.
+As pixel loss the released code computes MSE where the paper prints L1; its perceptual loss is
+LPIPS-VGG with weight 2. `structure_loss` is a perceptual loss without downloaded weights: 1 - SSIM
+over three scales, plus the L1 distance of image gradients.
 """
 
 import functools
@@ -27,9 +27,7 @@ def pixel_loss(
 
 
 def ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Mean SSIM of two BCHW images in [0, 1] over 7x7 uniform windows, valid area;
-    differentiable.
-    """
+    """Mean SSIM of two BCHW images in [0, 1], 7x7 uniform windows, valid area; differentiable."""
 
     def pool(x: torch.Tensor) -> torch.Tensor:
         return F.avg_pool2d(x, 7, 1)
@@ -50,10 +48,10 @@ def gradient_loss(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def structure_loss(image: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Perceptual loss without downloaded weights: mean over scales 1, 1/2, 1/4 of (1 - SSIM)/2,
-    plus gradients.
+    """Perceptual loss without downloaded weights.
 
-    image, target: BCHW in [-1, 1], sides >= 28.
+    The mean of (1 - SSIM)/2 over scales 1, 1/2, 1/4, plus `gradient_loss`. image, target: BCHW in
+    [-1, 1], sides >= 28.
     """
     a, b = image * 0.5 + 0.5, target * 0.5 + 0.5
     total = gradient_loss(a, b)
@@ -64,8 +62,9 @@ def structure_loss(image: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 def check_perceptual(kind: Literal["lpips-vgg", "structure"]) -> None:
-    """Raise ValueError naming the first weights that `perceptual_loss` needs and that are not
-    there, and their place.
+    """Check that the weights of `perceptual_loss` exist.
+
+    Errors: ValueError naming the first missing file and its folder.
     """
     for name in LPIPS_VGG if kind == "lpips-vgg" else ():
         path = Path(torch.hub.get_dir()) / name
@@ -78,15 +77,16 @@ def check_perceptual(kind: Literal["lpips-vgg", "structure"]) -> None:
 
 @functools.cache
 def _lpips(device: torch.device) -> nn.Module:
-    """pyiqa's LPIPS-VGG, its weights read without pickle and without a download."""
+    """pyiqa's LPIPS-VGG; its weights are read without pickle and without a download."""
     return networks.build("lpips-vgg", device)
 
 
 def perceptual_loss(
     image: torch.Tensor, target: torch.Tensor, kind: Literal["lpips-vgg", "structure"]
 ) -> torch.Tensor:
-    """LPIPS-VGG v0.1 (released code; needs its weights), or `structure_loss`; BCHW in [-1, 1] ->
-    scalar.
+    """LPIPS-VGG v0.1 (released code; needs its weights) or `structure_loss`, a scalar.
+
+    image, target: BCHW in [-1, 1].
     """
     if kind == "structure":
         return structure_loss(image, target)

@@ -1,15 +1,16 @@
-"""Variational score distillation (VSD) on the latent z_SR, as released (OSEDiff's form):
+"""Variational score distillation (VSD) on the latent z_SR, as released (OSEDiff's form).
 
-    t ~ U[20, 500), z_t = add_noise(z, eps, t)                        one t per sample
-    x0_fake from the fake score eps_fake(z_t, t, c_pos)
-    x0_real from eps_real = e_neg + 7.5 (e_pos - e_neg)               frozen base, classifier-free
-    guidance
-    w = mean |z - x0_real| per sample;  g = (x0_fake - x0_real) / w
-    L_VSD = MSE(z, stopgrad(z - g))                                   gradient reaches z only
+    t ~ U[20, 500), z_t = add_noise(z, eps, t)                 one t per sample
+    x0_fake from eps_fake(z_t, t, c_pos)                       fake score
+    x0_real from eps_real = e_neg + 7.5 (e_pos - e_neg)        real score: frozen base with
+                                                               classifier-free guidance
+    w = mean |z - x0_real| per sample
+    g = (x0_fake - x0_real) / w
+    L_VSD = MSE(z, stopgrad(z - g))                            gradient reaches z only
 
-and the fake score's own denoising loss on detached z, t ~ U[0, 1000). The real score is the base
-with no role active, the fake one its `fake` role: no second UNet. Unlike the release, all adapters
-of the fake score train (there, 17 of 258 do).
+The fake score has a denoising loss of its own, on detached z, with t ~ U[0, 1000). Both scores
+share one UNet: the real score is the base without an active role, the fake score its `fake` role.
+All adapters of the fake score are trained; in the released code only 17 of 258 are.
 """
 
 import torch
@@ -33,11 +34,12 @@ def vsd_loss(
     eps_fake: torch.Tensor,
     eps_real: torch.Tensor,
 ) -> torch.Tensor:
-    """L_VSD of z (B, c, h, w) with gradient, given noise and t (B,) and both noise predictions at
-    z_t (no gradient).
+    """L_VSD, a scalar, with gradient to z only.
 
+    z, noise: (B, c, h, w). t: (B,), 0..999. eps_fake, eps_real: noise predictions of both scores at
+    z_t, (B, c, h, w). Source: released code; L_VSD in the paper's Eq. 5.
     Errors: ValueError naming the argument for a wrong or differing shape, a timestep outside
-    0..999, or NaN. Source: released code; the paper's L_VSD in Eq. 5.
+    0..999, or NaN.
     """
     check_tensor("z", z, "BCHW")
     for name, value in (("noise", noise), ("eps_fake", eps_fake), ("eps_real", eps_real)):
@@ -52,17 +54,16 @@ def vsd_loss(
         z_t = add_noise(z, noise, t)
         x0_fake, x0_real = predict_x0(z_t, eps_fake.to(z), t), predict_x0(z_t, eps_real.to(z), t)
         weight = (z - x0_real).abs().mean(dim=(1, 2, 3), keepdim=True)
-        # A sample the real score leaves exactly where it is carries no gradient; the release would
-        # divide by zero.
+        # A sample that equals x0_real gets no gradient; the released code would divide by zero.
         gradient = torch.where(weight > 0, (x0_fake - x0_real) / weight, torch.zeros_like(z))
         target = z - gradient
     return F.mse_loss(z, target)
 
 
 def fake_score_loss(eps_fake: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """Denoising loss of the fake score: MSE of its noise prediction (B, c, h, w) against the added
-    noise.
+    """Denoising loss of the fake score: MSE of its noise prediction and the added noise.
 
+    eps_fake, noise: (B, c, h, w).
     Errors: ValueError naming the argument for a wrong or differing shape, or NaN.
     """
     check_same_shape(

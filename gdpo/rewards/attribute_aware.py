@@ -1,14 +1,14 @@
 """The attribute-aware reward (paper Eq. 7) and the group-relative advantage (Eq. 8).
 
-    s' = (s - min_G s) / (max_G s - min_G s)                 per metric, inside the group of one LR
-                                                             image
-    R  = rho_s mean(fidelity s') + rho_d mean(perception s')     rho_d: detail share of the HR
-       image, rho_s = 1 - rho_d
-    A  = (R - mean_G R) / (std_G R + 1e-8)                   std unbiased
+    s' = (s - min_G s) / (max_G s - min_G s)                    per metric, within the group of one
+                                                                LR image
+    R  = rho_s mean(fidelity s') + rho_d mean(perception s')    rho_d: detail share of the HR image;
+                                                                rho_s = 1 - rho_d
+    A  = (R - mean_G R) / (std_G R + 1e-8)                      std unbiased
 
-A metric without spread in a group counts 0 for all its members, and equal rewards give zero
-advantage; the release gets NaN there. Legend: B images, G candidates, F fidelity metrics, N
-perception metrics.
+A metric that is constant in a group contributes 0 to the rewards, and equal rewards give zero
+advantages; the released code gives NaN in both cases.
+Legend: B images, G candidates, F fidelity metrics, N perception metrics.
 """
 
 import torch
@@ -17,7 +17,7 @@ from gdpo.checks import check_tensor
 
 
 def normalise(score: torch.Tensor) -> torch.Tensor:
-    """Min-max over the group, dim 1 of score_BGM -> [0, 1]; 0 where a metric has no spread."""
+    """Min-max normalise score_BGM over the group (dim 1) to [0, 1]; 0 for a constant metric."""
     low, high = score.amin(dim=1, keepdim=True), score.amax(dim=1, keepdim=True)
     spread = high - low
     return torch.where(
@@ -30,9 +30,10 @@ def normalise(score: torch.Tensor) -> torch.Tensor:
 def attribute_aware_reward(
     fidelity_BGF: torch.Tensor, perception_BGN: torch.Tensor, detail_share_B: torch.Tensor
 ) -> torch.Tensor:
-    """reward_BG in [0, 1]. Every metric must be oriented so that higher is better; F or N may be 0,
-    not both.
+    """reward_BG in [0, 1] (paper Eq. 7).
 
+    Every metric must be oriented so that higher is better. detail_share_B: rho_d in [0, 1]. F or N
+    may be 0, but not both.
     Errors: ValueError naming the argument for a wrong shape, NaN, or a share outside [0, 1].
     """
     for name, value in (("fidelity_BGF", fidelity_BGF), ("perception_BGN", perception_BGN)):
@@ -73,9 +74,9 @@ def attribute_aware_reward(
 
 
 def group_advantage(reward_BG: torch.Tensor) -> torch.Tensor:
-    """advantage_BG (paper Eq. 8, released code): zero mean, unit unbiased standard deviation inside
-    each group.
+    """advantage_BG (paper Eq. 8, released code).
 
+    Each group has zero mean and unit, unbiased standard deviation, or zeros for equal rewards.
     Errors: ValueError for a wrong shape, NaN, or a group of fewer than two.
     """
     reward = check_tensor("reward_BG", reward_BG, "BG")

@@ -1,29 +1,30 @@
-"""How much of an image is detail: the attribute map behind the adaptive reward (paper section 3.3;
-released code).
+"""The share of detail in an image: the attribute map of the reward (paper Sec. 3.3; released code).
 
-    gray = uint8(255 x)                     # truncated; cut into cells of 10x10 pixels, less at the
-                                            right and bottom
+    gray = uint8(255 x)                     # truncated; split into cells of 10x10 pixels, smaller
+                                            # at the right and bottom
     g    = |Sobel(resize(cell, 64x64))|     # bilinear, 3x3, replicated border
     H    = entropy in bits of the histogram of g: 512 bins over [-5.5, 5.5]
     detail where H * (pixels of the cell) > 50;  share = detail pixels / pixels
 
-Resize and Sobel are linear and separable, so each gradient of a cell P is one product A P B^T with
-matrices of 64 rows. In 8-bit grey levels its entries are multiples of 2^-14 below 2^10: exact in
-float32. Only the side of the threshold matters, so a cell goes through four tests, each dearer than
-the one before and for the cells left by it:
+Resizing and the Sobel filter are linear and separable, so each gradient of a cell P is one product
+A P B^T with matrices of 64 rows. For 8-bit grey levels its entries are multiples of 2^-14 below
+2^10, hence exact in float32.
 
-    flat       the steps between its pixels reach so few bins that the entropy cannot exceed the
-               threshold
-    split      of the points whose Sobel window lies between the same four pixels, so many are below
-               some bin's edge and so many above it that no bin can hold as many points as one must
-               in a cell below the threshold
-    coarse     all points counted in the first three bins and one for the rest, which bounds the
-               entropy on both sides
-    exact      the histogram itself, in float64, also for whatever is within `RECHECK` bits of the
-               threshold, where the rounding of the tests before could matter
+Only the comparison with the threshold matters, not the entropy itself. A cell therefore goes
+through up to four tests. Each test costs more than the one before, and gets the cells that the
+previous tests left undecided:
 
-    share_B = detail_share(image_BCHW)          # benchmarks/complexity.py times it against the
-                                                per-cell loop
+    flat       The steps between neighbouring pixels reach so few bins that the entropy cannot
+               exceed the threshold.
+    split      A cell below the threshold has one bin with almost all points. If enough points lie
+               below some bin edge and enough above it, no bin can hold that many. Only the points
+               whose Sobel window lies between the same four pixels are counted.
+    coarse     The counts of the first three bins, and one count for all others, bound the entropy
+               on both sides.
+    exact      The histogram in float64, also for cells within `RECHECK` bits of the threshold,
+               where rounding in the coarse test could matter.
+
+    share_B = detail_share(image_BCHW)     # benchmarks/complexity.py compares it with a cell loop
 
 Shapes: B batch, C channels, H W pixels; in the private functions N cells of h x w pixels.
 """
@@ -41,35 +42,38 @@ from numpy.typing import NDArray
 from gdpo.checks import check_image
 
 Grayscale = Literal["bt601", "released"]
-# The release applies OpenCV's BGR weights to an RGB array: red and blue swap places (0.114 R +
-# 0.587 G + 0.299 B).
+# The released code applies OpenCV's BGR weights to an RGB array, which swaps red and blue:
+# 0.114 R + 0.587 G + 0.299 B.
 _CONVERSIONS = {"bt601": cv2.COLOR_RGB2GRAY, "released": cv2.COLOR_BGR2GRAY}
 CELL = 10
 SIDE = 64
 POINTS = SIDE * SIDE
-BINS = 256  # the upper half of 512: a magnitude is never negative
+BINS = 256  # the upper half of the 512: a magnitude is never negative
 BINS_PER_LEVEL = 512 / 11 / 255
 THRESHOLD = 50.0
 RECHECK = 0.02
-# bins that are counted singly; the cells below the threshold have nearly all points in the first
+# Bins that the coarse test counts one by one. Cells below the threshold have nearly all points in
+# the first bin.
 COARSE = 3
-CHUNKS = {"split": 512, "coarse": 64, "exact": 16}  # cells at a time
+CHUNKS = {"split": 512, "coarse": 64, "exact": 16}  # cells per chunk of each test
 Cells = NDArray[np.uint8]
 
 
 def detail_share(image_BCHW: torch.Tensor, grayscale: Grayscale = "bt601") -> torch.Tensor:
-    """Share of detail pixels rho_d of each image, unrounded (the release rounds it to 2 decimals).
+    """Share of detail pixels rho_d of each image, not rounded (released code: to 2 decimals).
 
-    image_BCHW: RGB in [0, 1]; grayscale: correct luma weights ("bt601") or the release's swapped
-    ones ("released"). Returns share_B in [0, 1], float64, on the image's device; the share of
-    smooth pixels rho_s is 1 - share_B. Raises ValueError naming the argument.
+    image_BCHW: RGB in [0, 1]. grayscale: correct luma weights ("bt601") or the swapped ones of the
+    released code ("released"). Returns share_B in [0, 1], float64, on the image's device; the share
+    of smooth pixels rho_s is 1 - share_B.
+    Errors: ValueError naming the argument.
     """
     return detail_map(image_BCHW, grayscale).double().mean((1, 2))
 
 
 def detail_map(image_BCHW: torch.Tensor, grayscale: Grayscale = "bt601") -> torch.Tensor:
-    """Which pixels are detail: boolean BHW on the image's device. Arguments and errors as in
-    `detail_share`.
+    """Mask of detail pixels, boolean BHW on the image's device.
+
+    Arguments and errors as in `detail_share`.
     """
     check_image("image_BCHW", image_BCHW)
     if grayscale not in _CONVERSIONS:
@@ -83,9 +87,7 @@ def detail_map(image_BCHW: torch.Tensor, grayscale: Grayscale = "bt601") -> torc
 
 
 def _detail_map(gray: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """The map of one uint8 image HW: full cells, the strips that are left at the right and bottom,
-    and the corner.
-    """
+    """The mask of one uint8 image HW: full cells, strips at right and bottom, corner."""
     out = np.empty(gray.shape, bool)
     for rows, h in _bands(gray.shape[0]):
         for columns, w in _bands(gray.shape[1]):
@@ -97,18 +99,14 @@ def _detail_map(gray: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
 
 def _bands(length: int) -> list[tuple[slice, int]]:
-    """The parts of one axis as (slice, cell side): cells of 10 and one smaller rest, empty parts
-    left out.
-    """
+    """The parts of one axis as (slice, cell side): cells of 10, then the smaller rest, if any."""
     full = length // CELL * CELL
     parts = [(slice(0, full), CELL), (slice(full, length), length - full)]
     return [(part, side) for part, side in parts if part.stop > part.start]
 
 
 def _is_detail(cells: Cells) -> NDArray[np.bool_]:
-    """Whether entropy * area exceeds the threshold, for cells N h w: the four tests of the module's
-    head.
-    """
+    """Whether entropy * area exceeds the threshold, for cells N h w, by the four tests above."""
     bits = THRESHOLD / (cells.shape[1] * cells.shape[2])
     detail = ~_surely_flat(cells, bits)
     left = np.flatnonzero(detail)
@@ -121,15 +119,17 @@ def _is_detail(cells: Cells) -> NDArray[np.bool_]:
 
 
 def _in_chunks(test: Callable[[Cells], NDArray[Any]], cells: Cells, size: int) -> NDArray[Any]:
-    """`test` on any number of cells, also none, so many at a time that what it computes stays in
-    the processor's cache.
+    """Apply `test` to chunks of `size` cells, so that intermediate results fit the CPU cache.
+
+    There may be no cells at all.
     """
     return np.concatenate([test(cells[i : i + size]) for i in range(0, max(len(cells), 1), size)])
 
 
 def _surely_flat(cells: Cells, bits: float) -> NDArray[np.bool_]:
-    """Cells whose gradients reach so few bins that `bits` cannot be exceeded: |g_x| <= 1.25 max|dx|
-    when enlarged.
+    """Cells whose gradients reach too few bins for an entropy above `bits`: the flat test.
+
+    After the enlargement of a 10-pixel cell, |g_x| <= 1.25 max|dx|.
     """
     levels = cells.transpose(1, 2, 0).astype(np.int16)
     reach = np.zeros(len(cells))
@@ -141,13 +141,13 @@ def _surely_flat(cells: Cells, bits: float) -> NDArray[np.bool_]:
 
 
 def _surely_detail(cells: Cells, bits: float) -> NDArray[np.bool_]:
-    """Cells whose entropy must exceed `bits`, from the points whose Sobel window lies between the
-    same four pixels.
+    """Cells whose entropy must exceed `bits`: the split test.
 
-    Of all the points there, x2 and y2 (squared derivatives, in bins) depend on three indices
-    instead of four: g_x is the same for all columns between two pixels, g_y for all rows. Two edges
-    are tried: that of the first bin and the one nearest the mean. If `need` points are below an
-    edge and as many above it, every bin misses at least so many.
+    It uses the points whose Sobel window lies between the same four pixels. There x2 and y2, the
+    squared derivatives in bins, depend on three indices instead of four: g_x is equal for all
+    columns of points between two pixels, g_y for all rows. The test tries two bin edges: that of
+    the first bin and the one nearest the mean. If at least `need` points lie below an edge and as
+    many above it, every bin misses at least `need` points.
     """
     need = _points_missed(bits)
     if need > POINTS // 2 or not len(cells):
@@ -158,12 +158,10 @@ def _surely_detail(cells: Cells, bits: float) -> NDArray[np.bool_]:
     levels = np.ascontiguousarray(cells.transpose(1, 2, 0)).astype(np.float32)
     h, w, number = levels.shape
     across = smooth_y @ (np.diff(levels, axis=1) * slope_x).reshape(h, (w - 1) * number)
-    x2 = np.square(across).reshape(
-        -1, w - 1, number
-    )  # row of points, pair of columns of pixels, cell
-    y2 = np.square(
-        smooth_x @ (np.diff(levels, axis=0) * slope_y)
-    )  # pair of rows of pixels, column of points, cell
+    # Axes of x2: row of points, pair of pixel columns, cell.
+    # Axes of y2: pair of pixel rows, column of points, cell.
+    x2 = np.square(across).reshape(-1, w - 1, number)
+    y2 = np.square(smooth_x @ (np.diff(levels, axis=0) * slope_y))
     middle_y, middle_x = (
         [(band.start + band.stop) // 2 for band in bands] for bands in (bands_y, bands_x)
     )
@@ -182,11 +180,10 @@ def _surely_detail(cells: Cells, bits: float) -> NDArray[np.bool_]:
 
 
 def _points_missed(bits: float) -> int:
-    """The least number of points that, if no bin can hold them all with the rest, lifts the entropy
-    above `bits`.
+    """The least number n such that the entropy exceeds `bits` if every bin misses n points.
 
-    If the fullest bin misses the share s <= 1/2 of the points, the entropy is at least -s log2 s -
-    (1 - s) log2(1 - s).
+    If the fullest bin misses a share s <= 1/2 of the points, the entropy is at least
+    -s log2 s - (1 - s) log2(1 - s).
     """
     share = np.arange(1, POINTS // 2 + 1) / POINTS
     entropy = -share * np.log2(share) - (1 - share) * np.log2(1 - share + 1e-12)
@@ -194,15 +191,15 @@ def _points_missed(bits: float) -> int:
 
 
 def _count(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """How many of at most 255 rows are true, in each column; in bytes, which is what makes it
-    fast.
-    """
+    """Number of true entries per column, for at most 255 rows; byte arithmetic makes it fast."""
     return np.asarray(np.add.reduce(mask.view(np.uint8), axis=0, dtype=np.uint8))
 
 
 def _entropy_bounds(cells: Cells) -> NDArray[np.float64]:
-    """Bounds N x (low, high) in bits: what is beyond the first bins is one bin, or spread evenly
-    over all others.
+    """Bounds N x (low, high) of the entropy in bits: the coarse test.
+
+    All points beyond the first bins count as one bin (low) or as spread evenly over all other bins
+    (high).
     """
     gradient_x, gradient_y = _gradients(cells, np.float32)
     squares = np.square(gradient_x, out=gradient_x)
@@ -215,7 +212,7 @@ def _entropy_bounds(cells: Cells) -> NDArray[np.float64]:
 
 
 def _entropy(cells: Cells) -> NDArray[np.float64]:
-    """Entropy in bits of each cell's gradient histogram, with the release's epsilons."""
+    """Entropy in bits of each cell's gradient histogram, with the epsilons of the released code."""
     number = len(cells)
     bins = (
         cv2.magnitude(*_gradients(cells, np.float64)) * BINS_PER_LEVEL
@@ -232,9 +229,7 @@ def _entropy(cells: Cells) -> NDArray[np.float64]:
 def _gradients(
     cells: Cells, dtype: type[np.floating]
 ) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-    """g_x and g_y in grey levels at all points of the enlarged cells: (64, N * 64), row of points
-    first.
-    """
+    """g_x and g_y in grey levels at all points of the enlarged cells: (64 rows, N * 64 columns)."""
     number, h, w = cells.shape
     (derive_y, smooth_y), (derive_x, smooth_x) = (_gradient_matrices(side) for side in (h, w))
     rows = cells.transpose(1, 0, 2).reshape(h * number, w).astype(dtype)
@@ -244,15 +239,13 @@ def _gradients(
 
 
 def _places(length: int) -> NDArray[np.float64]:
-    """Where the 64 points of the enlargement lie between `length` pixels, from 0 to length - 1."""
+    """Positions of the 64 enlarged points on the axis of `length` pixels, in [0, length - 1]."""
     return np.asarray(np.clip((np.arange(SIDE) + 0.5) * length / SIDE - 0.5, 0, length - 1))
 
 
 @cache
 def _gradient_matrices(length: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Derivative and smoothing part of the Sobel filter after a bilinear enlargement of `length`
-    points to 64.
-    """
+    """(derivative, smoothing): matrices 64 x `length` of enlargement, then Sobel filter."""
     enlarge = np.maximum(0, 1 - np.abs(_places(length)[:, None] - np.arange(length)))
     padded = np.concatenate([enlarge[:1], enlarge, enlarge[-1:]])
     return padded[2:] - padded[:-2], padded[2:] + 2 * padded[1:-1] + padded[:-2]
@@ -260,12 +253,11 @@ def _gradient_matrices(length: int) -> tuple[NDArray[np.float64], NDArray[np.flo
 
 @cache
 def _between_pixels(length: int) -> tuple[NDArray[np.float32], list[slice], np.float32]:
-    """The points of one axis whose Sobel window lies between two neighbouring pixels, pair of
-    pixels by pair.
+    """(rows, slices, slope) of the points whose Sobel window lies between two neighbouring pixels.
 
-    Returns their rows of the smoothing matrix, the slice of them that belongs to each of the length
-    - 1 pairs, and what the step from one pixel to the next is multiplied by, to be the derivative
-      there, in bins.
+    rows: their rows of the smoothing matrix, in the order of the pairs of pixels. slices: the rows
+    of each of the length - 1 pairs. slope: factor from the step between two pixels to the
+    derivative between them, in bins.
     """
     place = _places(length)
     pairs = [

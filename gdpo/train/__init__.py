@@ -1,3 +1,1 @@
-"""What every training loop shares: the step loop with checkpoints, and the processes that share a
-step.
-"""
+"""Common parts of all training loops: the step loop with checkpoints, and data parallelism."""

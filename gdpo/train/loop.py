@@ -1,14 +1,13 @@
-"""The step loop that every training shares: logging, atomic checkpoints and exact resume.
+"""The training loop over steps: logging, atomic checkpoints and exact resume.
 
-    for step in range(first, steps):          # first = 0, or where the checkpoint stopped
-        values = step_fn(step)                # draws only from generators seeded by (seed, step,
-                                              sample)
-        every N steps, or when asked to stop: # write aside, then rename
-            checkpoint(step + 1, state, history)
+    for step in range(first, steps):            # first = 0, or the step of the checkpoint
+        values = step_fn(step)                  # all generators seeded by (seed, step, sample)
+        every N steps, or on a stop request:
+            checkpoint(step + 1, state, history)    # written aside, then renamed
 
-A run that is killed and started again gives the same bytes as one that was not: nothing random
-lives between steps, and everything that does live between steps (weights, optimisers, the history
-of logged values) is in the checkpoint.
+A run that is killed and resumed gives the same bytes as an uninterrupted run. No random state
+persists between steps, and the checkpoint has all state that does persist: weights, optimisers and
+the history of logged values.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,23 +24,22 @@ from gdpo.train.world import World, current
 
 
 class Stateful(Protocol):
-    """Anything with a state that a checkpoint can hold: an optimiser, or a `Tensors` view of
-    weights.
-    """
+    """An object whose state a checkpoint stores: an optimiser, or a `Tensors` view of weights."""
 
     def state_dict(self) -> dict[str, Any]:
         """The state as tensors, numbers, strings and containers of them."""
         ...
 
     def load_state_dict(self, state: dict[str, Any], /) -> Any:
-        """Take the state back."""
+        """Restore the state."""
         ...
 
 
 @dataclass(frozen=True)
 class Tensors:
-    """A named set of parameters as one checkpoint entry; loading copies in place, so optimisers
-    keep their references.
+    """A named set of parameters as one checkpoint entry.
+
+    Loading copies in place, so that the references of optimisers stay valid.
     """
 
     tensors: Mapping[str, torch.Tensor]
@@ -51,7 +49,7 @@ class Tensors:
         return {name: tensor.detach().clone() for name, tensor in self.tensors.items()}
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
-        """Copy values in; a missing or extra name is an error."""
+        """Copy the values in place; ValueError for a missing or extra name."""
         if state.keys() != self.tensors.keys():
             odd = sorted(state.keys() ^ self.tensors.keys())[:3]
             raise ValueError(
@@ -65,15 +63,16 @@ class Tensors:
 
 @dataclass(frozen=True)
 class Hooks:
-    """The two seams between a loop and the world: where values go, and whether to stop."""
+    """The callbacks of a loop: `log` gets step and values, `should_stop` requests a stop."""
 
     log: Callable[[int, dict[str, float]], None] = lambda step, values: None
     should_stop: Callable[[], bool] = lambda: False
 
 
 class Stopped(Exception):
-    """Raised after a checkpoint was written because `should_stop` said so; `step` is the number of
-    finished steps.
+    """Raised after `should_stop` returned true and the loop wrote a checkpoint.
+
+    step: the number of finished steps.
     """
 
     def __init__(self, step: int) -> None:
@@ -82,19 +81,20 @@ class Stopped(Exception):
 
 
 class Diverged(ValueError):
-    """A loss or gradient became NaN or infinite; the last good checkpoint is untouched."""
+    """A loss or gradient became NaN or infinite; the last good checkpoint is unchanged."""
 
 
 @dataclass
 class Loop:
     """A resumable loop over optimiser steps.
 
-    folder: where `checkpoint.pt` lives (outside the stage's outputs); fingerprint: text that names
-    everything the run depends on (configuration and input hashes): a checkpoint of another
-    fingerprint is ignored, not resumed. world: the processes that run the same loop
-    (gdpo.train.world); all resume, the first one writes, and they stop after the same step. verify:
-    called before a state is kept, in a checkpoint or as the result: raises NotFinite if the last
-    update, which no step has seen yet, broke it.
+    folder: the folder of `checkpoint.pt`, outside the stage's outputs.
+    fingerprint: text that identifies all inputs of the run (configuration and input hashes); the
+    loop ignores a checkpoint with another fingerprint and starts from step 0.
+    world: the processes that run the same loop (gdpo.train.world). All resume, rank 0 writes, and
+    all stop after the same step.
+    verify: called before the state becomes a checkpoint or the result. It raises NotFinite if the
+    last update made the state NaN or infinite, which only the next step's loss would show.
     """
 
     folder: Path
@@ -113,14 +113,18 @@ class Loop:
         return self.folder / "checkpoint.pt"
 
     def resume(self) -> int:
-        """Load the checkpoint if there is one of this run; returns the number of finished steps."""
+        """Load this run's checkpoint if there is one; returns the number of finished steps.
+
+        ValueError naming the file if it is unreadable.
+        """
         if not self.path.exists():
             return 0
         try:
             saved = torch.load(self.path, map_location="cpu", weights_only=True)
             fingerprint = saved["fingerprint"]
         except Exception as error:
-            why = str(error).partition(".")[0]  # torch goes on to advise loading it unsafely
+            # Only the first sentence: the next ones of torch advise unsafe loading.
+            why = str(error).partition(".")[0]
             raise ValueError(
                 f"{self.path}: unreadable checkpoint ({why}); delete it to start again"
             ) from error
@@ -132,8 +136,9 @@ class Loop:
         return int(saved["step"])
 
     def save(self, step: int) -> None:
-        """Write the checkpoint aside, then rename it; when this returns in any process, it is
-        there.
+        """Write the checkpoint on rank 0, aside and then renamed.
+
+        When this returns on any rank, the checkpoint exists.
         """
         with self.world.collective():
             if self.world.is_main:
@@ -150,14 +155,14 @@ class Loop:
             torch.save(content, part)
 
     def run(self, step_fn: Callable[[int], dict[str, float]]) -> list[dict[str, float]]:
-        """Run `step_fn(step)` for every step that is left and return the history of what it
-        returned.
+        """Run `step_fn(step)` for every remaining step; returns the history of its values.
 
-        Raises `Stopped` (after a checkpoint) when asked to stop, and `Diverged` when a returned
-        value is not finite.
+        Raises `Stopped` (after a checkpoint) on a stop request. Raises `Diverged` when a returned
+        value is not finite, or when `step_fn` or `verify` raises NotFinite.
         """
         with self.world.collective():
             first = self.resume()
+        # Log the values of the resumed steps again, so that the logs are complete.
         for row in self.history:
             self.hooks.log(int(row["step"]), row)
         for step in range(first, self.steps):
@@ -195,7 +200,7 @@ class Loop:
 
 
 def cosine(step: int, steps: int, *, warmup: int = 0) -> float:
-    """Learning-rate factor: linear warm-up, then half a cosine from 1 to 0."""
+    """Learning-rate factor: linear warm-up to 1, then half a cosine period from 1 to 0."""
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + float(np.cos(np.pi * (step - warmup) / max(steps - warmup, 1))))

@@ -1,17 +1,17 @@
 """The processes that share one training step: data parallelism without a wrapper around the model.
 
-    rank, size      0..size-1, and how many processes; rank 0 alone logs and writes
-    share(batch)    positions of this rank's samples in the batch: a contiguous run, sizes differ by
-                    at most one
-    add_gradients   sums the gradients over the ranks. Each rank weights its loss by its part of the
+    rank, size      0..size-1, and the number of processes; only rank 0 logs and writes
+    share(batch)    positions of this rank's samples in the batch: contiguous; sizes differ by at
+                    most one
+    add_gradients   all-reduce (sum) of the gradients. Each rank weights its loss by its part of the
                     batch, so the sum is the gradient of the whole batch
-    add             sums named values over the ranks, for logging
-    any_rank        whether a flag is raised on any rank
+    add             all-reduce (sum) of named values, for logging
+    any_rank        whether a flag is set on any rank
     collective      barrier; re-raises the first rank's error on all ranks
 
-With size 1 there is no process group and nothing is exchanged. The adapters have 4 M parameters, so
-one all-reduce per step is cheap. Noise comes from generators keyed by (seed, step, sample) and does
-not depend on size: size changes nothing but rounding.
+With size 1 there is no process group and no communication. The adapters have 4 M parameters, so one
+all-reduce per step is cheap. Noise comes from generators keyed by (seed, step, sample) and does not
+depend on size: size changes only rounding.
 """
 
 import os
@@ -25,14 +25,14 @@ import torch.distributed as dist
 
 from gdpo.checks import NotFinite
 
-# A rank that dies is noticed by torchrun, at once; this is for one that hashes its inputs more
-# slowly than the others.
+# torchrun notices a dead rank at once. The timeout only limits the wait for a rank that hashes its
+# inputs more slowly than the others.
 TIMEOUT = timedelta(hours=2)
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among those that train together; by default it trains alone."""
+    """The rank and device of this process in data-parallel training; default: a single process."""
 
     rank: int = 0
     size: int = 1
@@ -40,21 +40,21 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that logs and writes."""
+        """Whether this is rank 0, which logs and writes."""
         return self.rank == 0
 
     def share(self, batch: int) -> range:
-        """The positions in a batch that are this rank's; over all ranks each position occurs
-        once.
-        """
+        """This rank's positions in a batch; over all ranks, each position occurs once."""
         return range(self.rank * batch // self.size, (self.rank + 1) * batch // self.size)
 
     def add_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Replace the gradients by their sums over the ranks, which must have gradients in the same
-        parameters.
+        """All-reduce: replace the gradients by their sums over the ranks, in place.
+
+        All ranks must have gradients for the same parameters.
         """
         if self.size == 1:
             return
+        # One all-reduce over a flat copy is faster than one for each parameter.
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         dist.all_reduce(flat)
@@ -72,7 +72,7 @@ class World:
         return dict(zip(values, total.tolist(), strict=True))
 
     def any_rank(self, flag: bool) -> bool:
-        """Whether the flag is raised in any rank."""
+        """Whether the flag is set on any rank."""
         return self.add({"flag": float(flag)})["flag"] > 0
 
     @contextmanager
@@ -86,6 +86,7 @@ class World:
             yield
         except (ValueError, OSError) as error:
             own = error
+        # The all-reduce in any_rank is the barrier.
         if not self.any_rank(own is not None):
             return
         told: list[tuple[bool, str] | None] = [None] * self.size
@@ -99,7 +100,7 @@ class World:
 
 
 def current() -> World:
-    """The world of this process: its process group, or itself alone."""
+    """The `World` of this process: that of its process group, or of a single process."""
     if not dist.is_available() or not dist.is_initialized():
         return World()
     nccl = dist.get_backend() == "nccl"
@@ -109,8 +110,9 @@ def current() -> World:
 
 @contextmanager
 def joined() -> Iterator[World]:
-    """Be one of the processes that torchrun started on this host: NCCL with a GPU for each,
-    otherwise gloo on the CPU.
+    """Join the process group of the ranks that torchrun started on this host.
+
+    NCCL if there is a GPU for each rank, otherwise gloo on the CPU.
     """
     if torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"]):
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -118,4 +120,5 @@ def joined() -> Iterator[World]:
     else:
         dist.init_process_group("gloo", timeout=TIMEOUT)
     yield current()
-    dist.destroy_process_group()  # not after a failure: NCCL may wait there for a rank that is gone
+    # Not in `finally`: after a failure, NCCL may wait here for a rank that has ended.
+    dist.destroy_process_group()

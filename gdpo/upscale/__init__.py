@@ -1,1 +1,1 @@
-"""From a photograph to its enlargement: colour correction, tiling and the pipeline."""
+"""Super-resolution of a photograph of any size: the inference pipeline and tiling."""

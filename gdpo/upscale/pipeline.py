@@ -1,17 +1,21 @@
-"""A photograph of any size in, its enlargement of exactly scale times that size out.
+"""Inference: super-resolve a photograph of any size to exactly `scale` times that size.
 
-    x      = bicubic enlargement, padded by reflection to the model's multiple
-    noise  = drawn once for the whole latent from the seed (and not per tile: overlaps would
-           disagree)
-    z_LR   = encode x;   z~ = inject noise at t_add;   z_SR = denoise z~;   image = decode z_SR
-           each in tiles
-    prompt = tags of x (if there is a tagger), the user's words, the model's own suffix; one for all
-    tiles result = colours of x restored, cropped to size
+    x        bicubic enlargement, padded by reflection to the model's multiple
+    noise    drawn once from the seed for the whole latent; noise drawn per tile would differ in
+             the overlaps
+    prompt   tags of x (if there is a tagger), the user's words, the model's suffix;
+             the same for all tiles
+    z_LR     encode x                   in tiles
+    z~       inject noise at t_add
+    z_SR     denoise z~                 in tiles
+    image    decode z_SR                in tiles
+    result   image, cropped to size, with the colours of x
 
     photo = upscale(NAOSD.from_pretrained("models/gdpo"), read_photo("photo.jpg"))
 
-t_add is the fidelity knob (paper, Appendix B): less noise keeps closer to the photograph, more
-invents more.
+t_add controls fidelity (paper, Appendix B): less noise stays closer to the photograph, more noise
+generates more detail.
+
 Shapes: H W pixels, C channels; photographs are uint8 HWC RGB.
 """
 
@@ -48,16 +52,19 @@ def upscale(
     on_prompt: Callable[[str], None] = lambda prompt: None,
     on_tile: Callable[[int, int], None] = lambda done, total: None,
 ) -> NDArray[np.uint8]:
-    """Super-resolve one photograph (uint8 HWC RGB): uint8 HWC of round(scale * H) x round(scale *
-    W) pixels.
+    """Super-resolve one photograph, uint8 HWC RGB -> uint8 (round(scale H), round(scale W), C).
 
-    scale: the models here are trained for 4; seed: of the noise, the same seed gives the same
-    pixels on one machine;
-    t_add: timestep at which noise is added, None for the model's own; tile: side of a tile in
-    output pixels: an image within one tile is done at once; tagger: names what is in the enlarged
-    photograph for the prompt (released: RAM with DAPE); words: the user's, for the prompt;
-    on_prompt: told the prompt; on_tile: told how many of how many steps are done. Raises ValueError
-    naming the argument.
+    scale: the models here are trained for 4.
+    seed: of the noise; the same seed gives the same pixels on one machine.
+    t_add: timestep at which noise is added; None: the model's own.
+    color_fix: colour correction, "none", "adain" or "wavelet" (gdpo/color.py).
+    tile: side of a tile in output pixels; a smaller image is processed as one tile.
+    tagger: tags the enlarged photograph for the prompt (released: RAM with DAPE).
+    words: the user's words for the prompt.
+    on_prompt: called with the prompt.
+    on_tile: called with (done, total) after each tile; counts the tiles of all three passes.
+
+    Raises ValueError naming the argument.
     """
     if not isfinite(scale) or scale <= 0:
         raise ValueError(f"scale must be a positive number, got {scale}")
@@ -73,7 +80,8 @@ def upscale(
 
 
 def _axes(model: NAOSD, padded: torch.Tensor, tile: int) -> tuple[Axis, Axis]:
-    """The tiles of both axes in latent cells; neighbours overlap by a quarter or a little more."""
+    """The tiles of both axes in latent cells; the overlap is about a quarter of a tile or more."""
+    # Tiles start at multiples of `unit`, the latent cells in the model's multiple of pixels.
     unit = model.multiple // model.factor
     cells = tile // model.multiple * unit
     overlap = cells // 4 // unit * unit
@@ -94,8 +102,9 @@ def _super_resolve(
     t_add: int | None,
     on_tile: Callable[[int, int], None],
 ) -> torch.Tensor:
-    """image 1CHW in [-1, 1] from x 1CHW in [-1, 1]; three passes over the tiles, one tile on the
-    device at a time.
+    """x 1CHW in [-1, 1] -> image 1CHW in [-1, 1].
+
+    Three passes over the tiles (encode, denoise, decode), with one tile on the device at a time.
     """
     device = next(model.parameters()).device
     noise, posterior_noise = draw_noise([("upscale", seed)], model.latent_shape(*x.shape[2:]))

@@ -1,15 +1,17 @@
-"""Work on an image in overlapping tiles and blend the results: the tile, not the image, decides the
-memory needed.
+"""Process an image in overlapping tiles and blend the results.
 
-    starts   evenly spread over the axis, so that every overlap is at least the one asked for
-    weight   of tile i along one axis = rise_i - rise_(i+1); rise goes linearly from 0 to 1 over
-             half the overlap, in its middle: no tile counts near its own border, where it lacks
-             context, and all weights sum to 1
+The memory needed on the device depends on the tile size, not on the image size.
 
-One tile that covers the image has weight 1 everywhere: the result is then the function's own, bit
+    starts   evenly spaced over the axis; every overlap is at least the requested one
+    weight   of tile i along one axis = rise_i - rise_(i+1)
+             rise_i goes linearly from 0 to 1 in the middle of the overlap of tiles i-1 and i, over
+             half the requested overlap
+
+A tile has weight 0 near its own border, where it lacks context, and all weights sum to 1. A single
+tile that covers the image has weight 1 everywhere, so the result equals the function's output bit
 for bit.
 
-Lengths are in latent cells; a factor turns them into pixels. Shapes: B batch, C channels, H W.
+Lengths are in latent cells; a factor converts them to pixels. Shapes: B batch, C channels, H W.
 """
 
 from collections.abc import Callable
@@ -21,8 +23,10 @@ import torch
 
 @dataclass(frozen=True)
 class Axis:
-    """The tiles of one axis: where each starts, their common side, and the width of the blend
-    between neighbours.
+    """The tiles of one axis, in latent cells.
+
+    starts: start of each tile; side: length of every tile; ramp: width of the blend between
+    neighbours.
     """
 
     starts: tuple[int, ...]
@@ -31,15 +35,18 @@ class Axis:
 
     @property
     def length(self) -> int:
-        """Cells that the tiles cover."""
+        """The number of cells that the tiles cover."""
         return self.starts[-1] + self.side
 
     def weight(self, index: int, factor: int) -> torch.Tensor:
-        """Weight of tile `index` at each of its side * factor points."""
+        """Blend weight of tile `index` at each of its side * factor points, in [0, 1]."""
         return self._rise(index, index, factor) - self._rise(index, index + 1, factor)
 
     def _rise(self, tile: int, edge: int, factor: int) -> torch.Tensor:
-        """From 0 to 1 across the overlap of tiles edge - 1 and edge, at the points of `tile`."""
+        """The rise from 0 to 1 across the overlap of tiles edge - 1 and edge, at `tile`'s points.
+
+        For `edge` 0 the rise is 1, for the edge after the last tile 0: no blend at image borders.
+        """
         points = (torch.arange(self.side * factor) + 0.5) / factor + self.starts[tile]
         if edge == 0:
             return torch.ones_like(points)
@@ -65,10 +72,10 @@ class Window:
 
 
 def plan(length: int, tile: int, overlap: int, unit: int) -> Axis:
-    """Tiles of one axis of `length` cells; tile, overlap and length are multiples of `unit`, and so
-    is every start.
+    """The tiles of one axis of `length` latent cells.
 
-    overlap: least overlap of neighbours, at most a third of the tile.
+    tile: length of a tile; overlap: least overlap of neighbours, at most a third of `tile`; unit:
+    length, tile, overlap and every start are multiples of it.
     """
     assert 0 < overlap <= tile // 3 and not any(
         value % unit for value in (length, tile, overlap)
@@ -91,11 +98,10 @@ def blend(
     run: Callable[[Window], torch.Tensor],
     on_tile: Callable[[], None] = lambda: None,
 ) -> torch.Tensor:
-    """Run a function on every tile and blend what it returns: B C (rows * factor) (columns *
-    factor), on the CPU.
+    """Run a function on every tile and blend its results.
 
-    run: from a window to its tile, B C (height * factor) (width * factor); on_tile: called after
-    each.
+    run: window -> tile (B, C, height * factor, width * factor); on_tile: called after each tile.
+    Returns (B, C, rows.length * factor, columns.length * factor), float32 on the CPU.
     """
     out = torch.empty(0)
     for i, top in enumerate(rows.starts):

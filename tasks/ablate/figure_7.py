@@ -1,11 +1,10 @@
-"""Fig. 7 of the paper: NAOSD at other timesteps, how far its outputs spread and how good they are
-(Sec. 5.4).
+"""Fig. 7 of the paper: spread and quality of NAOSD's outputs at other timesteps (Sec. 5.4).
 
-    found, claims = figure_7(config, reference, results)      records by setting and metric; what
-                                                              the text claims, and ours
+    found, claims = figure_7(config, reference, results)      records by setting and metric; the
+                                                              text's claims compared with ours
     table, of_claims = figure_7_tables(found, claims, config)
 
-The paper draws the values and prints none, so its claims are those of its text.
+The paper draws the values and prints none, so only the claims of its text can be checked.
 """
 
 import math
@@ -26,11 +25,14 @@ from tasks.report.tables import Cell, Table, label
 def figure_7(
     config: Config, reference: Mapping[str, Array], results: Mapping[str, Result]
 ) -> tuple[list[Record], list[Record]]:
-    """(records by setting and metric, the paper's claims about them). results: by setting "(t_add,
-    t_diff)", (I, R, N).
+    """(records by setting and metric, the paper's claims about them).
 
-    range: greatest minus least over the noises of the mean over images, the paper's;
-    range_of_an_image: of one image, mean over images. Both mean over repeats.
+    reference: NAOSD's scores, {metric: (I, 1, N)}. results: by setting "(t_add, t_diff)", scores
+    (I, R, N).
+
+    A record's `range` is the paper's: max minus min over the noises of the mean over images.
+    `range_of_an_image` is the range of a single image, averaged over images. Both are means over
+    repeats.
     """
     names = {column: metric for column, metric in columns(ABLATIONS["fig7"], config) if metric}
     found = []
@@ -57,14 +59,14 @@ def figure_7(
 
 
 def _ranges(scores_IRN: Array) -> Array:
-    """(1, R): the paper's range, over the noises of the mean over images."""
+    """(1, R): the paper's range, max minus min over the noises of the mean over images."""
     found: Array = np.ptp(scores_IRN.mean(axis=0), axis=1)[None]
     return found
 
 
-# What the paper's text says: (setting, against which, column, "range" or whether it rises). That
-# the last setting balances is read as: more of a range and more perception than the first, more
-# fidelity than the second.
+# The claims of the paper's text: (setting, setting compared with, column, "range" (is larger),
+# "rises" or "falls"). "The last setting balances" is read as: a larger range and better perception
+# than the first setting, better fidelity than the second.
 CLAIMS: list[tuple[int, int, str, str]] = [
     *(
         (setting, 0, column, what)
@@ -84,8 +86,8 @@ CLAIMS: list[tuple[int, int, str, str]] = [
 
 
 def _claims(results: Mapping[str, Result], names: Mapping[str, str]) -> Iterator[Record]:
-    """Every claim against ours; one about ranges twice, by the paper's definition and by the ranges
-    of single images.
+    """Every claim compared with our results. A claim about ranges is compared twice: by the paper's
+    definition and by the ranges of single images.
     """
     settings = list(results)
     for setting, against, column, what in CLAIMS:
@@ -115,7 +117,9 @@ def _claims(results: Mapping[str, Result], names: Mapping[str, str]) -> Iterator
 def figure_7_tables(
     found: Sequence[Record], claims: Sequence[Record], config: Config
 ) -> tuple[Table, Table]:
-    """(range and mean of each setting, what the paper's text claims and whether ours agrees)."""
+    """(range and mean of each setting; the claims of the paper's text and whether our results
+    agree).
+    """
     heads = [(column, metric) for column, metric in columns(ABLATIONS["fig7"], config) if metric]
     rows = []
     for setting in dict.fromkeys(record["row"] for record in found):

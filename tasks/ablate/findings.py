@@ -1,22 +1,23 @@
-"""What the ablations show: paired differences with intervals, and whether their signs are the
-paper's.
+"""The results of the ablations: paired differences with intervals, and whether their signs agree
+with the paper's.
 
-    difference of two rows   per image and training repeat the mean over noises of a minus that of b
-    its standard error       sqrt(se_images^2 + se_repeats^2), Student's interval with
+    difference of two rows   per image and training repeat, the mean over noises of a minus that of
+                             b
+    standard error           sqrt(se_images^2 + se_repeats^2); Student's interval with
                              Satterthwaite's degrees of freedom
-    beyond the controls      the same of (a - control of a) - (b - control of b): what training
-                             alone does is taken out
-    its sign                 agrees / disagrees with the paper's difference if the 95 % interval
-                             leaves out 0, otherwise not distinguishable; compared as better or
-                             worse, a stand-in may point the other way
+    beyond the controls      the same of (a - control of a) - (b - control of b), which removes the
+                             effect of training alone
+    sign                     agrees or disagrees with the paper's difference if the 95 % interval
+                             excludes 0, otherwise not distinguishable. Signs are compared as better
+                             or worse, because a stand-in metric may have the opposite direction
 
 Images and training seeds are both samples: three repeats that disagree widen the interval as few
-images do. The sum counts the interaction of the two twice, so the interval errs to the wide side.
-The paper prints no errors, so its own sign is taken at its word. What differs from NAOSD or GDPO
-may differ by training alone, without preferences: a sign holds beyond the controls only if that
-difference leaves out 0 as well, on the same side.
+images do. The sum of variances counts the interaction of the two twice, so the interval is too wide
+rather than too narrow. The paper prints no errors, so its signs are taken as given. A difference to
+NAOSD or GDPO may come from training alone, without preferences. So a sign holds beyond the controls
+only if the difference beyond the controls also excludes 0, on the same side.
 
-Legend: I images; R repeats of the training, 1 for NAOSD; N noises.
+Legend: I images; R training repeats (1 for NAOSD); N noises.
 """
 
 import math
@@ -37,15 +38,15 @@ from tasks.report.tables import interval_text, mean_text
 
 AGREES, DISAGREES, UNCLEAR = "agrees", "disagrees", "not distinguishable"
 REFERENCE = "naosd"
-# The same comparison without what training alone does; NAOSD has no control and needs none.
+# The same comparison without the effect of training alone. NAOSD has no control and needs none.
 BEYOND = {"to_naosd": "to_control", "to_gdpo": "beyond_controls_to_gdpo"}
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Result:
-    """A trained row: {metric: (I, R, N)} of it and, where advantages took part, of its shuffled
-    control.
+    """A trained row: {metric: (I, R, N)} of the row and, if it was trained with advantages, of its
+    shuffled control.
     """
 
     scores: dict[str, Array]
@@ -56,11 +57,11 @@ def effect(a_IRN: Array, b_IRN: Array) -> Record:
     """a - b, paired by image and by repeat (R = 1: the same for all repeats); noise counts may
     differ.
 
-    Keys: mean, standard_error, low, high (None with a single image or repeat), p, distinguishable
-    (the interval leaves out 0), and repeats: the mean of each.
+    Keys: mean; standard_error, low, high, p (None with a single image or repeat); distinguishable
+    (the interval excludes 0); repeats (the mean of each).
     """
     difference_IR = a_IRN.mean(axis=2) - b_IRN.mean(axis=2)
-    parts = [difference_IR.mean(axis=1), difference_IR.mean(axis=0)]  # over images, over repeats
+    parts = [difference_IR.mean(axis=1), difference_IR.mean(axis=0)]  # by image, by repeat
     found: Record = {
         "mean": float(difference_IR.mean()),
         "standard_error": None,
@@ -73,6 +74,7 @@ def effect(a_IRN: Array, b_IRN: Array) -> Record:
         return found
     squared = [float(part.var(ddof=1)) / len(part) for part in parts]
     total = sum(squared)
+    # Satterthwaite: degrees of freedom = total^2 / sum of s^2 / (n - 1).
     shares = sum(s**2 / (len(part) - 1) for s, part in zip(squared, parts, strict=True))
     return {
         **found,
@@ -81,8 +83,8 @@ def effect(a_IRN: Array, b_IRN: Array) -> Record:
 
 
 def over_repeats(a_R: Array, b_R: Array) -> Record:
-    """a - b, paired by repeat alone, as `effect`: for what is one number per repeat. Student's
-    interval.
+    """a - b with Student's interval, paired by repeat only, for quantities with one number per
+    repeat. Keys as in `effect`.
     """
     repeats = a_R - b_R
     found: Record = {
@@ -104,8 +106,8 @@ def over_repeats(a_R: Array, b_R: Array) -> Record:
 
 
 def _student(mean: float, error: float, freedom: float) -> Record:
-    """Interval and p of a mean with this standard error; an error of 0 gives an interval of no
-    width.
+    """Interval and p of a mean with this standard error; an error of 0 gives an interval of width
+    0.
     """
     half, p = 0.0, 0.0 if mean else 1.0
     if error > 0:
@@ -122,9 +124,9 @@ def _student(mean: float, error: float, freedom: float) -> Record:
 
 
 def sign(ours: Record, better: bool, papers: float, papers_better: bool) -> str | None:
-    """Whether our difference says what the paper's does; None where the paper's is 0.
+    """Whether our difference has the paper's sign; None if the paper's difference is 0.
 
-    better: whether more of our metric is better; papers_better: the same of the paper's column.
+    better: whether higher is better for our metric; papers_better: for the paper's column.
     """
     if papers == 0:
         return None
@@ -141,11 +143,11 @@ def add_reward(
     detail_share_I: Array,
     runs: Iterable[dict[str, Array]],
 ) -> None:
-    """Add to every run's scores the reward of the configuration in NAOSD's within-image standard
-    deviations, in place.
+    """Add the configured reward, in NAOSD's within-image standard deviations, to every run's scores
+    in place.
 
-    reference: NAOSD's, (I, 1, N); runs: (I, R, N). The yardstick is the same for all rows, whatever
-    a row was trained on.
+    reference: NAOSD's scores, (I, 1, N). detail_share_I: of each image, in [0, 1]. runs: scores (I,
+    R, N). All rows are measured with this same reward, whatever reward they were trained with.
     """
     plain: Scores = {REFERENCE: {metric: values[:, 0] for metric, values in reference.items()}}
     for scores in (reference, *runs):
@@ -156,18 +158,18 @@ def add_reward(
 
 
 def columns(table: Ablation, config: Config) -> list[tuple[str, str | None]]:
-    """(column of the paper, our metric or None) of a table, and the reward at the end."""
+    """(column of the paper, our metric or None) of a table, followed by the reward."""
     return [*((column, metric_of(column, config)) for column in table.columns), (REWARD, REWARD)]
 
 
 def records(
     key: str, config: Config, reference: Mapping[str, Array], results: Mapping[str, Result]
 ) -> list[Record]:
-    """One record per row and column of a table: ours, differences with their signs, and the paper's
-    figures.
+    """One record per row and column of a table: our values, differences with their signs, and the
+    paper's figures.
 
-    reference: NAOSD's scores, (I, 1, N); results: by the names of the rows, in their order; both
-    with the reward.
+    reference: NAOSD's scores, (I, 1, N). results: by row name, in the order of the rows. Both
+    include the reward.
     """
     table = ABLATIONS[key]
     found = []
@@ -194,7 +196,7 @@ def _ours(
     reference: Mapping[str, Array],
     results: Mapping[str, Result],
 ) -> Record:
-    """The measured part of a record; differences as plain values."""
+    """The measured part of a record; differences are dicts of plain values."""
     result, gdpo = results.get(row), results.get(table.gdpo)
     mine = reference[metric] if result is None else result.scores[metric]
     mean = mean_over_images(mine.reshape(len(mine), -1))
@@ -219,7 +221,9 @@ def _ours(
 
 
 def _against_gdpo(metric: str, row: Result, gdpo: Result | None) -> Record:
-    """A row against GDPO, its control against GDPO's, and the first without the second."""
+    """A row against GDPO, its control against GDPO's control, and the first difference minus the
+    second.
+    """
     if gdpo is None or row is gdpo:
         return {}
     found = {"to_gdpo": effect(row.scores[metric], gdpo.scores[metric])}
@@ -234,7 +238,7 @@ def _against_gdpo(metric: str, row: Result, gdpo: Result | None) -> Record:
 
 
 def _gain(metric: str, scores: dict[str, Array], control: dict[str, Array]) -> Array:
-    """(I, R, 1): what a row has more than its control, a difference of means over noises."""
+    """(I, R, 1): a row minus its control, as means over noises."""
     difference: Array = scores[metric].mean(axis=2, keepdims=True) - control[metric].mean(
         axis=2, keepdims=True
     )
@@ -242,11 +246,12 @@ def _gain(metric: str, scores: dict[str, Array], control: dict[str, Array]) -> A
 
 
 def finite(value: float) -> float | None:
-    """The value, or None for one that JSON cannot hold."""
+    """The value, or None if it is not finite and JSON cannot represent it."""
     return value if math.isfinite(value) else None
 
 
 def _sign(record: Record, column: str, metric: str | None, name: str) -> str | None:
+    """`sign` of the difference `name`; None if ours or the paper's is missing."""
     if metric is None or record.get(name) is None or record[f"paper_{name}"] is None:
         return None
     papers_better = column not in paper.LOWER_IS_BETTER
@@ -254,8 +259,8 @@ def _sign(record: Record, column: str, metric: str | None, name: str) -> str | N
 
 
 def beyond_controls(record: Record, name: str) -> bool:
-    """Whether the difference `name` is distinguishable, and on the same side without what training
-    alone does.
+    """Whether the difference `name` is distinguishable, also beyond the controls, with the same
+    sign.
     """
     raw, net = record.get(name), record.get(BEYOND[name])
     if not raw or not net or not raw["distinguishable"] or not net["distinguishable"]:
@@ -264,8 +269,8 @@ def beyond_controls(record: Record, name: str) -> bool:
 
 
 def signs(found: Sequence[Record]) -> Iterator[tuple[Record, str, str, bool]]:
-    """(record, "NAOSD" or "GDPO", sign, whether it holds beyond the controls) of everything whose
-    sign was compared.
+    """(record, "NAOSD" or "GDPO", sign, whether it holds beyond the controls) for every compared
+    sign.
     """
     for record in found:
         for name, other in (("to_naosd", NAOSD), ("to_gdpo", "GDPO")):
@@ -274,12 +279,13 @@ def signs(found: Sequence[Record]) -> Iterator[tuple[Record, str, str, bool]]:
 
 
 def photographs_widen(pairs: Iterable[tuple[Array, Array]], sources: Sequence[str]) -> Array:
-    """Quartiles (3) of how much larger standard errors are with photographs as the unit, over
-    differences a - b (I, R, N).
+    """Quartiles (3) of the ratio by which standard errors grow with photographs as the sampling
+    unit, over the differences a - b.
 
-    sources: the photograph of each image. Cluster-robust over the mean of images; empty with a
-    single photograph.
+    pairs: a and b, (I, R, N). sources: the photograph of each image. The error is cluster-robust
+    over the mean of images. The result is empty with a single photograph.
     """
+    # The indices of each photograph's images.
     groups = [np.flatnonzero(np.array(sources) == source) for source in dict.fromkeys(sources)]
     count, found = len(groups), []
     for a_IRN, b_IRN in pairs if count > 1 else ():
@@ -295,9 +301,7 @@ def photographs_widen(pairs: Iterable[tuple[Array, Array]], sources: Sequence[st
 
 
 def what_matters(found: Sequence[Record]) -> str:
-    """One sentence on the options, from their differences to GDPO in the reward beyond those of the
-    controls.
-    """
+    """One sentence on the options: their differences to GDPO in the reward, beyond the controls."""
     name = BEYOND["to_gdpo"]
     changes = {r["row"]: r[name] for r in found if r["metric"] == REWARD and r.get(name)}
 

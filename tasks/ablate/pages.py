@@ -1,6 +1,5 @@
-"""What `ablate` writes: per table a page as Markdown and HTML with its figure first, a CSV file of
-every number, and results.json with all of it; index.md says in a few sentences what each table
-shows.
+"""The output of `ablate`: per table a Markdown and an HTML page that start with the figure, and a
+CSV file with every number; results.json with all results; index.md with a few sentences per table.
 """
 
 import json
@@ -48,11 +47,11 @@ def write(
     shares: Array,
     results: Mapping[str, Mapping[str, Result]],
 ) -> str:
-    """Write the folder `out`; returns what index.md says, a line per table.
+    """Write the folder `out`; returns the text of index.md, a line per table.
 
-    about: of the whole run, for results.json; reference: NAOSD's scores (I, 1, N); shares: detail
-    share of each image;
-    results: by table and row, without the reward, which is added here.
+    about: metadata of the whole run, for results.json. reference: NAOSD's scores, (I, 1, N).
+    shares: detail share of each image. results: by table and row, without the reward, which is
+    added here in place.
     """
     every = [result for rows in results.values() for result in rows.values()]
     runs = [
@@ -92,12 +91,15 @@ def write(
 def _widened(
     reference: dict[str, Array], every: Sequence[Result], sources: Sequence[str]
 ) -> list[float]:
+    """`photographs_widen` for every result's difference to NAOSD, rounded."""
     pairs = ((result.scores[metric], reference[metric]) for result in every for metric in reference)
     return [round(float(value), 2) for value in photographs_widen(pairs, sources)]
 
 
 def _write_table(folder: Path, key: str, found: Sequence[Record], shown: Sequence[Table]) -> None:
-    """One table's four files. Its figure: the reward against NAOSD's, trained and control."""
+    """Write one table's four files. The figure shows the reward's difference to NAOSD, of the
+    trained rows and of their controls.
+    """
     name = ABLATIONS[key].name
     picture = [
         (
@@ -139,7 +141,7 @@ def _title(key: str) -> str:
 
 
 def _of_claims(claims: Sequence[Record]) -> str:
-    """How many of the paper's claims about Fig. 7 agree, and those that disagree."""
+    """How many of the paper's claims about Fig. 7 agree, and which disagree."""
     counts = Counter(claim["sign"] for claim in claims)
     found = ", ".join(f"{counts[sign]} {word}" for sign, word in PLURAL.items())
     text = f"Of {len(claims)} claims of the paper's text {found}"
@@ -152,7 +154,7 @@ def _of_claims(claims: Sequence[Record]) -> str:
 
 
 def _how(config: Config, about: Mapping[str, Any]) -> list[str]:
-    """What a row cost, what the intervals are about, and which groups were left out."""
+    """Notes on the cost of a row, the sample behind the intervals, and the skipped pairs."""
     cost, rollout = config.ablate, config.rollout
     said = [
         f"Every row: {cost.repeats} trainings and {cost.repeats} of its control, {cost.steps} "
@@ -176,6 +178,7 @@ def _how(config: Config, about: Mapping[str, Any]) -> list[str]:
 
 
 def _narrow(about: Mapping[str, Any]) -> str:
+    """By how much the intervals are too narrow, because images of one photograph are correlated."""
     if about["photographs"] == about["images"] or not about["photographs_widen"]:
         return ""
     low, middle, high = about["photographs_widen"]
@@ -190,7 +193,7 @@ def _narrow(about: Mapping[str, Any]) -> str:
 
 
 def _index(said: Sequence[str], results: Mapping[str, Any], how: Sequence[str]) -> str:
-    """The page that leads to the others."""
+    """index.md, which links to the pages of the tables."""
     lines = [
         f"- [{ABLATIONS[key].subject}]({ABLATIONS[key].name}.md). {text}"
         for key, text in zip(results, said, strict=True)

@@ -1,9 +1,9 @@
-"""Jobs in processes of one thread each: two at once on two cores, one per GPU where there are GPUs.
+"""Runs jobs in single-threaded worker processes: `processes` at once on the CPU, or one per GPU.
 
-A job's result does not depend on how many run beside it: each computes in a process that has one
-thread, and reads nothing that another one writes at the same time. A worker whose parent is gone,
-even by SIGKILL, stops after the step it is at, with a checkpoint: it sees that it has another
-parent, or that its pipe has ended.
+A job's result does not depend on the number of concurrent jobs: each computes in a process with one
+thread, and reads no file that another job writes meanwhile. A worker whose parent has ended, even
+by SIGKILL, stops after its current step with a checkpoint: it detects a changed parent process id
+or the end of its pipe.
 """
 
 import logging
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 def run_all(
     jobs: Sequence["Job"], root: Path, processes: int, done: Callable[["Job"], None]
 ) -> None:
-    """Do the jobs whose outputs are not there, in order, `processes` at once; `done` after each,
-    also those that were there.
+    """Run the jobs whose outputs are missing, in order, `processes` at once. Calls `done` for every
+    job, also for those with outputs.
 
-    Errors: ValueError in one line, for what a job raised or for a process that ended; the others
-    are then ended as well.
+    Errors: ValueError with one line if a job raised an error or a worker ended; the other workers
+    are then terminated.
     """
     waiting = deque["Job"]()
     for job in jobs:
@@ -63,7 +63,7 @@ def run_all(
 
 
 def _check(pipe: Connection) -> None:
-    """Take a worker's answer; ValueError for a job that failed, or a worker that is gone."""
+    """Receive a worker's answer; ValueError if its job failed or the worker ended."""
     try:
         problem = pipe.recv()
     except EOFError:
@@ -75,10 +75,11 @@ def _check(pipe: Connection) -> None:
 
 
 def places(processes: int) -> list[str | None]:
-    """One per worker: the GPU that it sees, or None without GPUs."""
+    """One entry per worker: the GPU it uses, or None without GPUs."""
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    # Respect CUDA_VISIBLE_DEVICES, unless it is unset or lists invalid GPUs.
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if count else []
     return (
         list(visible if len(visible) == count else map(str, range(count)))
@@ -88,15 +89,17 @@ def places(processes: int) -> list[str | None]:
 
 
 def serve(pipe: Connection, root: Path, place: str | None, parent: int) -> None:
-    """A worker: do what comes through the pipe; answer None, or the line of what went wrong."""
+    """Worker loop: perform each job received through the pipe; answer None, or the error in one
+    line.
+    """
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C goes to the whole group; the parent ends its workers
+    )  # Ctrl-C reaches the whole process group; the parent ends its workers
     if place is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = place
     logging.getLogger("bitsandbytes").setLevel(
         logging.ERROR
-    )  # as tasks/__main__.py, before peft imports it
+    )  # before peft imports it, as in tasks/__main__.py
     import torch
 
     from gdpo.train.loop import Hooks, Stopped

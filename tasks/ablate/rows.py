@@ -1,14 +1,15 @@
-"""The paper's ablations as data: arXiv 2603.16769v1, Tables 5, 6, 7, 9, 11, what Fig. 7 varies, and
-the rows that are ours.
+"""The paper's ablations as data: arXiv 2603.16769v1, Tables 5, 6, 7, 9, 11, the settings of Fig. 7,
+and rows of our own.
 
-    table = ABLATIONS["5"]                  its columns, and the paper's figures by row and column
-    rows("5", config)                       what is trained for each row: the keys that differ from
+    table = ABLATIONS["5"]                  columns, and the paper's figures by row and column
+    rows("5", config)                       the trained rows, as keys that differ from
                                             `base(config)`
-    metric_of("LPIPS", config)              ours in that column: the paper's own metric, or a named
+    metric_of("LPIPS", config)              our metric for that column: the paper's own, or a
                                             stand-in
 
-A line of a table is the line of the paper's text (tests/tasks/ablate/test_rows.py). All figures are
-of RealSR, one noise per image; the paper gives neither noises, training seeds nor errors.
+Each line of a table below is a line of the paper's text (tests/tasks/ablate/test_rows.py). All
+figures are for RealSR with one noise per image; the paper gives no noise seeds, training seeds or
+errors.
 """
 
 from collections.abc import Mapping
@@ -59,9 +60,9 @@ GDPO-SR (t_add) 25.29 0.7294 0.2871 0.2133 0.6477 69.46 0.6766 17.12
 GDPO-SR 25.48 0.7328 0.2675 0.1980 0.6615 69.42 0.6760 17.73
 """
 
-# Where a column's metric has no weights here. A stand-in is of the same kind (with or without a
-# reference), no more; AFINE's (which compares with a reference, docs/fidelity.md D19) is not even
-# that.
+# Used if the weights of a column's metric are missing. A stand-in has only the kind (full- or
+# no-reference) in common with the paper's metric. AFINE's stand-in lacks even that: AFINE compares
+# with a reference (docs/fidelity.md D19), PIQE does not.
 STAND_INS = {
     "LPIPS": "gmsd",
     "DISTS": "ssim_y",
@@ -75,8 +76,8 @@ OF_FIGURE_7 = ("PSNR", "MUSIQ")
 
 @dataclass(frozen=True)
 class Ablation:
-    """One table: its name of a file, its subject, the paper's columns and figures, its own GDPO
-    line, and remarks.
+    """One table: file name, subject, the paper's columns and figures, the name of the paper's GDPO
+    row, and remarks.
     """
 
     name: str
@@ -89,8 +90,8 @@ class Ablation:
 
 @dataclass(frozen=True)
 class Row:
-    """A trained row: its name (in the paper, if it is there), the keys that differ from `base`, and
-    every how many-th group.
+    """A trained row: its name (as in the paper, if it is there) and the keys that differ from
+    `base`. every: train on every n-th group.
     """
 
     name: str
@@ -144,8 +145,8 @@ ABLATIONS = {
 
 
 def metric_of(column: str, config: Config) -> str | None:
-    """Our metric in a column of the paper: its own if it is evaluated or needs no weights, else a
-    stand-in, else None.
+    """Our metric for a column of the paper: the paper's own if it is evaluated or needs no weights,
+    else a stand-in. None for metrics of image sets (FID), which have no value per image.
     """
     own = paper.METRICS[column]
     if METRICS[own].per_set:
@@ -161,8 +162,8 @@ def is_stand_in(column: str, metric: str) -> bool:
 
 
 def metrics_of(config: Config) -> list[str]:
-    """Every metric that some table shows or the reward uses: all are measured, so that a run serves
-    every table.
+    """Every metric that some table shows or the reward uses. Every run measures all of them, so all
+    tables can share it.
     """
     columns = dict.fromkeys(column for table in ABLATIONS.values() for column in table.columns)
     found = [metric for metric in (metric_of(column, config) for column in columns) if metric]
@@ -170,8 +171,8 @@ def metrics_of(config: Config) -> list[str]:
 
 
 def changed(config: Config, changes: Mapping[str, Mapping[str, Any]]) -> Config:
-    """The configuration with keys of some sections replaced, checked as a whole. ValueError naming
-    the key that is wrong.
+    """The configuration with keys of some sections replaced, and validated. Errors: ValueError
+    naming the invalid key.
     """
     plain = config.model_dump()
     try:
@@ -187,11 +188,11 @@ def changed(config: Config, changes: Mapping[str, Mapping[str, Any]]) -> Config:
 
 
 def base(config: Config) -> Config:
-    """GDPO as all rows start from: the profile's, with the cost of section `ablate`, on cached
-    rollouts of all metrics.
+    """The GDPO configuration from which all rows start: the profile's, with the budget of section
+    `ablate`, on cached rollouts with all metrics.
     """
     cost, finetune = config.ablate, config.finetune
-    of_tables = ["psnr_y", metric_of("LPIPS", config)]  # what Table 9 rewards
+    of_tables = ["psnr_y", metric_of("LPIPS", config)]  # the rewards of Table 9
     metrics = [
         *config.rollout.metrics,
         *config.reward.fidelity,
@@ -218,9 +219,7 @@ def base(config: Config) -> Config:
 
 
 def rows(key: str, config: Config) -> list[Row]:
-    """The rows of a table that are trained with preferences, in the paper's order; none for
-    Fig. 7.
-    """
+    """The preference-trained rows of a table, in the paper's order; empty for Fig. 7."""
     printed = ABLATIONS[key].gdpo
     if key == "5":
         objectives = {"DGPO": "dgpo", "DiffusionNFT": "nft", "AWM": "awm"}
@@ -259,19 +258,19 @@ def rows(key: str, config: Config) -> list[Row]:
 
 
 def _clip_of_actions(config: Config) -> float:
-    """What lets DanceGRPO go as far from the reference, in noise errors, as `finetune.clip` lets
-    AWM and DGPO.
+    """The clip that allows DanceGRPO the same distance from the reference, in noise errors, as
+    `finetune.clip` allows AWM and DGPO.
 
-    On cached rollouts the old policy stays the reference, so a clip is how far the policy may go in
-    all, not in a step; and the log-ratio of actions is the difference of noise errors times (1 -
-    abar) / abar / (2 sigma^2).
+    With cached rollouts the old policy stays the reference, so the clip bounds the total distance
+    of the policy, not that of a step. The log-ratio of actions is the difference of noise errors
+    times (1 - abar) / abar / (2 sigma^2).
     """
     abar = float(alphas_cumprod()[config.model.t_diff])
     return config.finetune.clip * (1 - abar) / abar / (2 * config.rollout.sigma**2)
 
 
 def _options(config: Config) -> list[Row]:
-    """GDPO, and one row for each key that is set the other way."""
+    """GDPO, and one row for each key with its alternative value."""
     rollout, omega = config.rollout, config.finetune.omega
     noise = "shared" if rollout.noise == "own" else "own"
     target = "consistent" if rollout.target == "added" else "added"

@@ -1,16 +1,16 @@
-"""The runs behind `ablate`: what each depends on, what it does, and the processes that do them.
+"""The runs behind `ablate`: their dependencies and how each is performed.
 
-    work/ablate/rollouts/<fingerprint>.parquet    one set per way of making candidates, the largest
-                                                  G of the rows
-    work/ablate/runs/<fingerprint>/result.json    scores (I, N) of one trained model; written aside,
-                                                  so there or not there
-    work/ablate/checkpoints/<fingerprint>/        of the run that is under way: its checkpoint, or
-                                                  its finished chunks
+    work/ablate/rollouts/<fingerprint>.parquet    one rollout set per way of making candidates, with
+                                                  the largest G of the rows
+    work/ablate/runs/<fingerprint>/result.json    scores (I, N) of one trained model; written
+                                                  atomically
+    work/ablate/checkpoints/<fingerprint>/        of the current run: its checkpoint, or its
+                                                  finished chunks
 
-A run is named by a hash of everything it depends on, its own configuration, weights, data, code and
-metrics, so tables share runs, and a second command goes on where the first was ended. Every run
-computes with one thread (or on a GPU of its own), in a process that starts nothing else: how many
-run at once changes no bit of a result.
+A run is named by a hash of everything it depends on: its own configuration, weights, data, code and
+metrics. So tables share runs, and a repeated command resumes where the first one ended. Every run
+computes with one thread (or on a GPU of its own) in a process that starts no others, so the number
+of concurrent runs changes no bit of a result.
 """
 
 import json
@@ -62,10 +62,9 @@ LIBRARIES = (
 class Job:
     """One unit of work: `rollouts`, `naosd` (its evaluation), `finetune` or `pretrain`.
 
-    config: of this very run. sources: `sources()`, part of every fingerprint. noise_seed: of the
-    evaluation, the same for all runs, whatever seed they are trained with. made: the rollouts that
-    `finetune` reads, control: whether it shuffles their advantages, every: it trains on every so
-    many-th group.
+    config: of this run. sources: `sources()`, part of every fingerprint. noise_seed: of the
+    evaluation, the same for all runs whatever their training seed. For `finetune`, made: the job of
+    its rollouts; control: shuffle their advantages; every: train on every n-th group.
     """
 
     kind: str
@@ -78,7 +77,7 @@ class Job:
 
     @property
     def fingerprint(self) -> str:
-        """A text that is equal only for runs of equal results."""
+        """A hash that is equal only for runs with equal results."""
         config = self.config
         read = {
             "rollouts": ("model", "rollout"),
@@ -107,15 +106,16 @@ class Job:
 
     @property
     def output(self) -> Path:
-        """The file that is there when the job is done, relative to the root."""
+        """The file that exists once the job is done, relative to the root."""
         if self.kind == "rollouts":
             return WORK / f"rollouts/{self.fingerprint}.parquet"
         return WORK / f"runs/{self.fingerprint}/result.json"
 
 
 def sources(config: Config, root: Path) -> dict[str, Any]:
-    """Hashes of everything that every run depends on. ValueError naming what is not there, and the
-    stage that makes it.
+    """Hashes of everything that every run depends on.
+
+    Errors: ValueError naming the missing input and the command that makes it.
     """
     for path in ("models/naosd/model.json", "data/shards/train", "data/selected/manifest.parquet"):
         if not (root / path).exists():
@@ -144,8 +144,10 @@ def sources(config: Config, root: Path) -> dict[str, Any]:
 
 
 def perform(job: Job, root: Path, hooks: Hooks) -> None:
-    """Do one job and write its output. `Stopped` when asked to stop: what is done so far is kept,
-    or quickly done again.
+    """Perform one job and write its output; does nothing if the output exists.
+
+    Raises `Stopped` when asked to stop. Checkpoints and chunks are kept; only an evaluation, which
+    is short, starts again.
     """
     if (root / job.output).exists():
         return
@@ -201,8 +203,8 @@ def perform(job: Job, root: Path, hooks: Hooks) -> None:
 
 
 def _evaluated(job: Job, model: NAOSD, root: Path, hooks: Hooks) -> Iterator[dict[str, Any]]:
-    """Every held-out image: its id, photograph, detail share, and the scores of its outputs, the
-    same noises for all runs.
+    """For every held-out image its id, photograph, detail share and scores, with the same noises
+    for all runs.
     """
     config, metrics = job.config, list(job.sources["metrics"])
     pairs, _ = open_pairs(config, root, config.evaluate.benchmarks[0], metrics)
@@ -225,8 +227,8 @@ def _evaluated(job: Job, model: NAOSD, root: Path, hooks: Hooks) -> Iterator[dic
 
 
 def _selected(config: Config, root: Path) -> list[Pair]:
-    """`ablate.groups` patches of the selection, at equal steps of rank: of all photographs, not of
-    the best one.
+    """`ablate.groups` patches of the selection, at equal steps of rank, so that they come from all
+    photographs and not only from the best-ranked one.
     """
     shards = Shards(root / "data/shards/train")
     index = {id_: i for i, id_ in enumerate(shards.ids)}
@@ -246,14 +248,14 @@ def _selected(config: Config, root: Path) -> list[Pair]:
 
 
 def _reference(config: Config, root: Path) -> NAOSD:
-    """NAOSD on its device, as the stages rollout and finetune load it."""
+    """NAOSD on its device, loaded as in the stages rollout and finetune."""
     model = load_model(root / "models/naosd", root / config.model.base)
     return model.to(device(), base_dtype(config.rollout.precision))
 
 
 def _make_rollouts(job: Job, root: Path, hooks: Hooks) -> None:
-    """One rollout set; the pairs that gave no group are named in its metadata. ValueError if none
-    gave one.
+    """Make one rollout set; its metadata names the pairs without a group. Errors: ValueError if no
+    pair gave a group.
     """
     config = job.config
     pairs, at_once = _selected(config, root), pairs_at_once(config.rollout)
@@ -279,7 +281,7 @@ def _make_rollouts(job: Job, root: Path, hooks: Hooks) -> None:
 
 
 def left_out(job: Job, root: Path) -> list[dict[str, str]]:
-    """The pairs that a rollout set does not have, and why."""
+    """The pairs that gave no group in a rollout set, with the reasons."""
     return [
         {"id": id_, "reason": reason}
         for id_, reason in skipped(pq.read_schema(root / job.output)).items()
@@ -287,8 +289,10 @@ def left_out(job: Job, root: Path) -> list[dict[str, str]]:
 
 
 def _groups(job: Job, root: Path, model: NAOSD) -> list[Group]:
-    """The groups of a run: of its set, its first G candidates, and the reference's errors if its
-    noises are others.
+    """The groups of a run, with the first G candidates of each stored group.
+
+    Recomputes the reference's errors if the run's noise or target differs from that of the rollout
+    set.
     """
     assert job.made is not None
     stored, wanted = job.made.config.rollout, job.config.rollout
@@ -301,7 +305,7 @@ def _groups(job: Job, root: Path, model: NAOSD) -> list[Group]:
 
 @torch.no_grad()
 def _with_errors(model: NAOSD, group: Group, config: Config) -> Group:
-    """The same candidates, the reference's errors under this configuration's noise and target."""
+    """The same candidates, with the reference's errors under `config`'s noise and target."""
     there = replace(group, latents=group.latents.to(next(model.parameters()).device))
     prompt = model.embed([group.prompt])
     errors = [

@@ -1,11 +1,11 @@
-"""The ablations as tables: rows as in the paper, ours and the shuffled control beside the paper's
-figures, and the signs.
+"""The ablations as tables: the paper's rows, with our figures and the shuffled control beside the
+paper's, and the signs.
 
-overview(key, records, config)      four lines a row: the paper's, ours, its control, the sign of
-                                    the difference to NAOSD
-details(key, records, config)       every difference with its interval and repeats; the one to GDPO
-                                    with its sign
-flat(key, records)                  one line per row and column with every number, for CSV
+    overview(key, records, config)      up to five lines per row: the paper's figure, ours, the
+                                        differences of row and control to NAOSD, the sign
+    details(key, records, config)       every difference with its interval and repeats; the
+                                        difference to GDPO also with its sign
+    flat(key, records)                  one line per row and column with every number, for CSV
 """
 
 from collections import Counter
@@ -30,7 +30,7 @@ from tasks.report import paper
 from tasks.report.tables import Cell, Table, interval_text, label, mean_text, number
 
 EMPTY = Cell("–")
-ZERO = 1e-9  # NAOSD's own reward is 0 by construction, but for rounding
+ZERO = 1e-9  # NAOSD's own reward is 0 up to rounding
 PLURAL = {AGREES: "agree", DISAGREES: "disagree", UNCLEAR: UNCLEAR}
 DIFFERENCES = (
     "to_naosd",
@@ -45,9 +45,11 @@ Lines = Sequence[tuple[str, Callable[[Record], Cell]]]
 
 
 def overview(key: str, found: Sequence[Record], config: Config, notes: Sequence[str] = ()) -> Table:
-    """The table as in the paper; below it what stands in for what, and how many signs agree."""
+    """The table as in the paper. The notes below it list the stand-ins and count the signs that
+    agree.
+    """
     table = ABLATIONS[key]
-    # A table without figures in the paper has no lines for them.
+    # Omit the paper's lines if the paper has no figures for this table.
     lines: Lines = [
         *([("paper (− NAOSD)", _printed)] if table.printed else []),
         ("ours", measured),
@@ -102,6 +104,7 @@ def _table(
     config: Config,
     notes: Sequence[str],
 ) -> Table:
+    """A table with one line per (row, line) that has any value."""
     heads = columns(ABLATIONS[key], config)
     rows = []
     for row in dict.fromkeys(record["row"] for record in found):
@@ -114,7 +117,7 @@ def _table(
 
 
 def heading(column: str, metric: str | None) -> str:
-    """The paper's column with its arrow, and the metric of ours that stands in for it."""
+    """The paper's column with its arrow, and our metric if it is a stand-in."""
     if column == REWARD:
         return f"{label(REWARD)} ↑"
     name = f"{column} {'↓' if column in paper.LOWER_IS_BETTER else '↑'}"
@@ -126,13 +129,14 @@ def heading(column: str, metric: str | None) -> str:
 
 
 def _decimals(column: str, value: float) -> int:
-    """As many as the paper prints in the column: 8.654 among figures of two."""
+    """At least the paper's usual decimals in the column; more where it prints more (8.654)."""
     return max(
         2 if column in ("PSNR", "FID", "MUSIQ", "AFINE") else 4, len(repr(value).partition(".")[2])
     )
 
 
 def _printed(record: Record) -> Cell:
+    """The paper's figure and its difference to NAOSD."""
     value, difference = record["paper"], record["paper_to_naosd"]
     if value is None:
         return EMPTY
@@ -180,6 +184,7 @@ def _sign(record: Record, name: str) -> Cell:
 
 
 def _repeats(record: Record) -> Cell:
+    """The difference to NAOSD of each training repeat."""
     found = record.get("to_naosd")
     if found is None:
         return EMPTY
@@ -187,8 +192,8 @@ def _repeats(record: Record) -> Cell:
 
 
 def stand_ins(key: str, config: Config) -> list[str]:
-    """Which columns are not the paper's metric, in one sentence each; and that our reward is not
-    the paper's either.
+    """Notes: which columns have a stand-in or no metric, and how our reward differs from the
+    paper's.
     """
     said = []
     for column, metric in columns(ABLATIONS[key], config):
@@ -214,7 +219,7 @@ def stand_ins(key: str, config: Config) -> list[str]:
 
 
 def rewarded(key: str, config: Config) -> list[str]:
-    """What rows are trained for where it is not what the paper trains for."""
+    """Notes: which rows are trained with other metrics than the paper's."""
     said = []
     lpips = metric_of("LPIPS", config)
     if key == "9" and lpips and is_stand_in("LPIPS", lpips):
@@ -236,7 +241,9 @@ def rewarded(key: str, config: Config) -> list[str]:
 
 
 def verdicts(found: Sequence[Record]) -> list[str]:
-    """How many signs agree, how many of them beyond the controls, and every one that does not."""
+    """Sentences: how many signs agree, how many of these beyond the controls, and every sign that
+    disagrees.
+    """
     every = list(signs(found))
     if not every:
         return []
@@ -255,8 +262,8 @@ def verdicts(found: Sequence[Record]) -> list[str]:
         parts = ", ".join(
             f"{counts[verdict]} {text}{held.get(verdict, '')}" for verdict, text in PLURAL.items()
         )
-        # One metric of ours may stand in several columns: its difference is counted in each, and is
-        # one measurement.
+        # A stand-in may serve several columns: its difference counts as a sign in each of them, but
+        # is only one measurement.
         measurements = len({(record["row"], record["metric"]) for record, *_ in mine})
         said.append(
             f"Signs of the differences to {other}: {parts}; {len(mine)} signs, {measurements} "
@@ -271,7 +278,7 @@ def verdicts(found: Sequence[Record]) -> list[str]:
 
 
 def flat(key: str, found: Sequence[Record]) -> Table:
-    """One line per row and column, every number unrounded."""
+    """One line per row and column, with every number unrounded."""
     header = ["row", "column", "metric", "ours", "standard_error"]
     header += [f"{name}.{part}" for name in DIFFERENCES for part in PARTS]
     header += ["paper", "paper_to_naosd", "sign_to_naosd", "paper_to_gdpo", "sign_to_gdpo"]

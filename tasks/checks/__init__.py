@@ -1,1 +1,1 @@
-"""Great Expectations over the tables that stages write."""
+"""Great Expectations on the tables that stages write."""

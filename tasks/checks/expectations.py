@@ -1,14 +1,17 @@
-"""Great Expectations (GX) on tables in memory: suites in, Data Docs out, one line and no output
-when something fails.
+"""Great Expectations (GX) on tables in memory: suites in, Data Docs out; a failure is a one-line
+error and replaces no output.
 
-    validate([Suite("pairs", "data/shards/train/00", table, ["id"], [expect("values_to_be_unique",
-    "id")])], docs, failed)
+    suite = Suite(
+        "pairs", "data/shards/train/00", table, ["id"], [expect("values_to_be_unique", "id")]
+    )
+    validate([suite], docs, failed)
 
-The context is ephemeral (GX writes nothing by itself) and analytics are off. GX is imported inside
-the function: that takes 4 s, the checks of 120,000 rows less than one (benchmarks/checks.py).
+The context is ephemeral (GX writes no files by itself) and analytics are off. GX is imported inside
+the functions because the import takes 4 s; checking 120,000 rows takes less than 1 s
+(benchmarks/checks.py).
 
-The pages are GX's renderer's and view's. Replaced is the page around them, which would load styles,
-scripts and a logo from seven hosts; left out is what differs between two runs on equal tables
+GX's renderer and view produce the pages. Our template replaces the page frame, which would load
+styles, scripts and a logo from seven hosts, and omits what differs between two runs on equal tables
 (times, random element ids). So a page needs no network, and equal tables give equal bytes.
 """
 
@@ -26,7 +29,7 @@ from jinja2 import ChoiceLoader, DictLoader
 
 from gdpo.files import written_aside
 
-SAMPLES = 3  # failing rows in the message
+SAMPLES = 3  # failing rows in the error message
 SHOWN = 20  # failing values on a page
 
 STYLE = """
@@ -52,7 +55,7 @@ TEMPLATES = {
 {% for section in sections %}{% set section_loop = loop %}{% include 'section.j2' %}{% endfor %}
 <p>Great Expectations {{ ge_version }}</p></body></html>
 """,
-    "collapse.j2": "",  # tracebacks, with this machine's paths
+    "collapse.j2": "",  # would show tracebacks with this machine's paths
 }
 
 
@@ -68,8 +71,9 @@ class Expectation:
 
 @dataclass(frozen=True)
 class Suite:
-    """What must hold for one table. name: of its page; where: what people know the table by; keys:
-    columns that tell rows.
+    """The expectations on one table.
+
+    name: of its page. where: the table's path, for messages. keys: the columns that identify a row.
     """
 
     name: str
@@ -80,23 +84,23 @@ class Suite:
 
 
 def expect(what: str, column: str, says: str | None = None, **arguments: Any) -> Expectation:
-    """`ExpectColumn<What>` of a column: expect("values_to_not_be_null", "id"). says: shown on the
-    page in its place.
+    """`ExpectColumn<What>` on a column: expect("values_to_not_be_null", "id"). says: replaces the
+    expectation's text on the page.
     """
     words = "".join(word.capitalize() for word in what.split("_"))
     return Expectation(f"ExpectColumn{words}", {"column": column, "description": says, **arguments})
 
 
 def expect_rows(least: int, most: int | None = None) -> Expectation:
-    """At least and at most so many rows; `most` None: no bound."""
+    """Between `least` and `most` rows; `most` None: no upper bound."""
     return Expectation("ExpectTableRowCountToBeBetween", {"min_value": least, "max_value": most})
 
 
 def validate(suites: Sequence[Suite], docs: Path, failed: Path) -> None:
-    """Check all suites and write their pages to the folder `docs`; if something fails, to `failed`,
-    `docs` staying as it is.
+    """Check all suites and write their pages to the folder `docs`; on failure to `failed`, leaving
+    `docs` unchanged.
 
-    ValueError with the first failed expectation and a few of its rows.
+    Errors: ValueError with the first failed expectation and up to `SAMPLES` of its rows.
     """
     with _quiet():
         results = [_run(suite) for suite in suites]
@@ -119,7 +123,7 @@ def validate(suites: Sequence[Suite], docs: Path, failed: Path) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No analytics, and none of the warnings that GX and its imports give about themselves."""
+    """Disable analytics, and the warnings that GX and its imports raise about themselves."""
     os.environ["GX_ANALYTICS_ENABLED"] = "false"  # read when GX is imported
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -150,14 +154,14 @@ def _run(suite: Suite) -> Any:
 
 
 def _page(suite: Suite, result: Any) -> str:
-    """The page of one suite."""
+    """The HTML page of one suite."""
     from great_expectations.render.renderer import ValidationResultsPageRenderer
     from great_expectations.render.view import DefaultJinjaPageView
 
     for one in result.results:
         one.result = _escaped(one.result)
     document = ValidationResultsPageRenderer().render(result)
-    # Of the overview the statistics; the rest is a link to a page that is not made, and the time.
+    # Keep only the statistics of the overview: the rest is the time and a link to a missing page.
     overview = document.sections[0]
     overview.content_blocks = overview.content_blocks[1:2]
     document.page_title = f"{suite.where}: {suite.name}"
@@ -171,7 +175,7 @@ def _page(suite: Suite, result: Any) -> str:
 
 
 def _escaped(value: Any) -> Any:
-    """Values of the table as GX shows them: it does not escape those it puts into cells."""
+    """HTML-escape the values of the table: GX does not escape the values it puts into cells."""
     if isinstance(value, str):
         return html.escape(value)
     if isinstance(value, dict):
@@ -180,7 +184,7 @@ def _escaped(value: Any) -> Any:
 
 
 def _index(suites: Sequence[Suite], results: Sequence[Any]) -> str:
-    """The page that leads to the others."""
+    """The page that links to all suites."""
     rows = []
     for suite, result in zip(suites, results, strict=True):
         state = "met" if result.success else '<b class="text-danger">not met</b>'
@@ -202,7 +206,7 @@ def _index(suites: Sequence[Suite], results: Sequence[Any]) -> str:
 
 
 def _failures(suite: Suite, result: Any) -> list[str]:
-    """Every failed expectation, with a few of its rows, in a line of its own."""
+    """One line per failed expectation, with a few of its rows."""
     return [
         f"{suite.where}: {_failure(one, suite.keys)}" for one in result.results if not one.success
     ]

@@ -1,5 +1,4 @@
-"""What must hold for the tables that degrade, select and rollout write, checked before a table is
-put in place.
+"""Checks of the tables that degrade, select and rollout write, run before a table is put in place.
 
     check_pairs(folder, part, root, config.degrade)            the shards of one part: ids, hashes,
                                                                sources, boxes, tags
@@ -8,10 +7,10 @@ put in place.
     check_rollouts(folder, part, root, config.rollout, ids)    the groups of one part: all of its
                                                                pairs, sizes, ranges
 
-Each writes Data Docs to reports/data-docs/<stage> or raises the ValueError of
-tasks/checks/expectations.py, and then they are in work/<stage>/data-docs. What GX has no
-expectation for (a quota, a set of 100,000 names) becomes a column first. The tables are read
-without images and latents.
+Each check writes Data Docs to reports/data-docs/<stage>. On failure it raises the ValueError of
+tasks/checks/expectations.py and writes them to work/<stage>/data-docs instead. A condition without
+a GX expectation (a quota, a set of 100,000 names) is first computed as a column. Images and latents
+are not read.
 """
 
 import html
@@ -30,15 +29,15 @@ from tasks.checks.expectations import Expectation, Suite, expect, expect_rows, v
 
 EVALUATION = "evaluation"
 SHA256 = "^[0-9a-f]{64}$"
-LARGEST = 1e6  # of any metric: what lies beyond is no score
-NAMED = 20  # pairs without a group, on the page
+LARGEST = 1e6  # bound on the absolute value of any metric
+NAMED = 20  # skipped pairs listed on the page
 
 
 def check_pairs(folder: Path, part: str, root: Path, settings: Degrade) -> None:
-    """Check the shards in `folder`, those of `part` ("evaluation" or a training part).
+    """Check the shards in `folder`, which are those of `part` ("evaluation" or a training part).
 
-    Errors, here and below: ValueError with the first expectation that fails, or naming a file that
-    is missing or damaged.
+    Errors, here and below: ValueError with the first failed expectation, or naming a missing or
+    damaged file.
     """
     table = _read(folder, ["id", "source", "box", "detail_share", "tags", "sha256"])
     photos = _read(root / "data/photos", ["name", "height", "width"], f"{part}.parquet")
@@ -79,7 +78,7 @@ def check_pairs(folder: Path, part: str, root: Path, settings: Degrade) -> None:
 
 
 def _tags(tagged: bool) -> Expectation:
-    """Every pair has tags (text that may be empty), or none has."""
+    """Every pair has tags (possibly empty text), or no pair has."""
     return expect("values_to_not_be_null" if tagged else "values_to_be_null", "tags")
 
 
@@ -98,8 +97,8 @@ def check_selection(folder: Path, root: Path, rule: Select) -> None:
 
 
 def _scores(scores: pa.Table, photos: pa.Table) -> Suite:
-    """Every patch: a known photograph, a reason, and a score and a rank just where the reason says
-    so.
+    """Every patch has a known photograph and a reason. It has a rank exactly if selected, and no
+    score if the reason is `UNSCORED`.
     """
     selected = pc.equal(scores["reason"], SELECTED)
     unscored = pc.equal(scores["reason"], UNSCORED)
@@ -126,7 +125,9 @@ def _scores(scores: pa.Table, photos: pa.Table) -> Suite:
 def _manifest(
     manifest: pa.Table, scores: pa.Table, photos: pa.Table, root: Path, rule: Select
 ) -> Suite:
-    """The selected: as scored, within count and quotas, and nothing that the evaluation shows."""
+    """The selected patches match scores.parquet, stay within count and quotas, and share nothing
+    with the evaluation.
+    """
     ranked = scores.filter(scores["rank"].is_valid()).sort_by("rank")
     source = ranked["source"].take(
         pc.index_in(manifest["id"], value_set=ranked["id"].combine_chunks())
@@ -173,9 +174,7 @@ def _manifest(
 def check_rollouts(
     folder: Path, part: str, root: Path, settings: Rollout, selected: list[str]
 ) -> None:
-    """Check the groups of one part in `folder`; selected: the ids of the pairs that this part has,
-    in order.
-    """
+    """Check the groups of one part in `folder`. selected: the ids of the part's pairs, in order."""
     read = _read(
         folder,
         ["id", "prompt", "detail_share", "seeds", "metrics", "noise_seeds", "reference_error"],
@@ -228,7 +227,7 @@ def check_rollouts(
 
 
 def _rows_but(count: int, skipped: dict[str, str]) -> Expectation:
-    """So many rows; the page says which pairs were left out, and why."""
+    """Exactly `count` rows; the page lists the skipped pairs with their reasons."""
     named = html.escape(
         "; ".join(f"{id_}: {reason}" for id_, reason in list(skipped.items())[:NAMED]), quote=False
     )
@@ -243,9 +242,12 @@ def _rows_but(count: int, skipped: dict[str, str]) -> Expectation:
 
 
 def _reduce(operation: np.ufunc, start: float, column: pa.ChunkedArray) -> pa.Array:
-    """One number per row of a column of lists (of lists); NaN if a row has one."""
+    """Reduce each row of a column of (nested) lists to one number; NaN if the row contains one.
+    Empty rows give `start`.
+    """
     values = column.combine_chunks()
     rows = np.arange(len(values))
+    # Flatten one level of lists at a time; `rows` maps each value to its row.
     while pa.types.is_list(values.type):
         rows = rows[pc.list_parent_indices(values).to_numpy()]
         values = pc.list_flatten(values)
@@ -256,15 +258,18 @@ def _reduce(operation: np.ufunc, start: float, column: pa.ChunkedArray) -> pa.Ar
 
 
 def _identity(column: str) -> list[Expectation]:
+    """The column has no nulls and no duplicates."""
     return [expect("values_to_not_be_null", column), expect("values_to_be_unique", column)]
 
 
 def _complete(column: str, least: float, most: float) -> list[Expectation]:
+    """No nulls, and every value between `least` and `most`."""
     between = expect("values_to_be_between", column, min_value=least, max_value=most)
     return [expect("values_to_not_be_null", column), between]
 
 
 def _range(name: str, least: float, most: float) -> list[Expectation]:
+    """The columns `<name>_least` and `<name>_most` are complete and between `least` and `most`."""
     return [
         one
         for column in (f"{name}_least", f"{name}_most")
@@ -273,6 +278,7 @@ def _range(name: str, least: float, most: float) -> list[Expectation]:
 
 
 def _true(column: str, says: str) -> list[Expectation]:
+    """Every value of the column is True."""
     return [expect("values_to_be_in_set", column, says, value_set=[True])]
 
 
@@ -283,7 +289,7 @@ def _with(table: pa.Table, **columns: pa.Array) -> pa.Table:
 
 
 def _read(folder: Path, columns: list[str], pattern: str = "*.parquet", but: str = "") -> pa.Table:
-    """Some columns of all files in `folder` that fit the pattern."""
+    """`columns` of all files in `folder` that match `pattern`, except the file named `but`."""
     paths = sorted(path for path in folder.glob(pattern) if path.name != but)
     if not paths:
         raise ValueError(
@@ -303,5 +309,6 @@ def _read_file(path: Path, columns: list[str]) -> pa.Table:
 
 
 def _validate(suites: Iterable[Suite], root: Path, *stage: str) -> None:
+    """Validate the suites of a stage (and part), with the Data Docs in their usual places."""
     docs = root.joinpath("reports/data-docs", *stage)
     validate(list(suites), docs, root.joinpath("work", stage[0], "data-docs", *stage[1:]))

@@ -1,1 +1,1 @@
-"""The files between stages: one module per format, its only reader and writer."""
+"""The files that stages exchange: one module per format, its only reader and writer."""

@@ -1,12 +1,11 @@
-"""Rollouts a chunk at a time, the pairs of one forward pass each: whole chunks outlive a stop or a
+"""Rollouts in chunks, each with the pairs of one forward pass. Finished chunks survive a stop or a
 kill.
 
-    chunks = Chunks(folder, inputs, schema)        of these inputs: what other inputs left there is
-                                                   thrown away
+    chunks = Chunks(folder, inputs, schema)        deletes chunks of other inputs in `folder`
     table, made = chunks.get(3, lambda: groups(model, pairs, config))
-    chunks.join(path, metadata)                    all of them in one file
+    chunks.join(path, metadata)                    all chunks in one file
 
-A chunk's groups are its rows; the pairs that gave none are in its metadata, {pair id: why}.
+The rows of a chunk are its groups. Its metadata lists the pairs without a group, {pair id: why}.
 """
 
 import json
@@ -26,12 +25,12 @@ from gdpo.model.naosd import NAOSD
 from gdpo.preference.group import Group, Skipped, to_row
 from gdpo.preference.rollout import rollout
 
-# rows at least: what is read for one group in training (3 ms at full size), for 500 bytes of footer
-# a row
+# Minimum rows per Parquet row group. Training reads a whole row group for one group (3 ms at full
+# size); the footer takes 500 bytes per row.
 ROW_GROUP = 2
 
-# No two latents are alike, and nobody looks for them by their values. Page headers, where
-# statistics go, have no checksum.
+# Dictionaries and statistics do not help: latents never repeat and are never searched by value.
+# Statistics also sit in page headers, which have no checksum.
 HOW: dict[str, Any] = {
     "compression": "zstd",
     "use_dictionary": False,
@@ -41,9 +40,7 @@ HOW: dict[str, Any] = {
 
 
 def groups(model: NAOSD, pairs: list[Pair], config: Config) -> Iterator[Group | Skipped]:
-    """The groups of a chunk in its order; pairs of one size that follow each other share a forward
-    pass.
-    """
+    """The groups of a chunk, in its order; consecutive pairs of equal size share a forward pass."""
     for _, same in groupby(pairs, key=lambda pair: pair.hr.shape):
         yield from rollout(model, list(same), config)
 
@@ -55,7 +52,7 @@ def skipped(described: pa.Schema) -> dict[str, str]:
 
 
 class Chunks:
-    """Chunks of one set below `folder`; inputs: a text that is equal only for equal chunks."""
+    """Chunks of one rollout set below `folder`; inputs: a fingerprint of all they depend on."""
 
     def __init__(self, folder: Path, inputs: str, described: pa.Schema) -> None:
         self.folder, self._described = folder, described
@@ -69,8 +66,8 @@ class Chunks:
     def get(
         self, number: int, make: Callable[[], Iterable[Group | Skipped]]
     ) -> tuple[pa.Table, bool]:
-        """(the chunk, whether it was made now): as kept, or made where there is none, or a damaged
-        one.
+        """(chunk `number`, whether this call made it): the stored chunk, or a new one if missing or
+        damaged.
         """
         path = self._files[number] = self.folder / f"{number:08d}.parquet"
         try:
@@ -92,8 +89,8 @@ class Chunks:
         return table
 
     def join(self, path: Path, metadata: dict[str, str]) -> None:
-        """All chunks that were asked for, in that order, in one file with this metadata besides the
-        schema's.
+        """Write all requested chunks to one file, in the order of the requests, with `metadata`
+        added to the schema's.
         """
         described = self._described.with_metadata({**(self._described.metadata or {}), **metadata})
         with pq.ParquetWriter(path, described, **HOW) as writer:
@@ -105,5 +102,5 @@ class Chunks:
                     waiting = []
 
     def remove(self) -> None:
-        """Throw all of it away."""
+        """Delete all chunks."""
         shutil.rmtree(self.folder)

@@ -1,18 +1,17 @@
-"""What the evaluate stage leaves in reports/evaluate/<benchmark>, file by file; the report reads
-these.
+"""The files that the stage `evaluate` writes to reports/evaluate/<benchmark>; the report reads
+them.
 
-images/<folder>/{lr,bicubic,<model>,...,hr}.png           noise 0 of each model, for at most
-                                                          PICTURES images
-images/<folder>/candidates/<noise>.png, candidates.json    a few images' whole group of the
-                                                           reference as training scores it
-per_image.parquet                                          a row per image, model and noise; its
-                                                           metadata: the origin
-summary.json                                               means, standard errors, paired
-                                                           differences, FID per noise
+    images/<folder>/{lr,bicubic,<model>,...,hr}.png           noise 0 of each model, for at most
+                                                              PICTURES images
+    images/<folder>/candidates/<noise>.png, candidates.json   for a few images, the reference's
+                                                              whole group as training scores it
+    per_image.parquet                                         a row per image, model and noise; the
+                                                              metadata is the origin
+    summary.json                                              means, standard errors, paired
+                                                              differences, FID per noise
 
-Until all images are done, each lies in work/evaluate/<benchmark>/images/<folder>, whole or not at
-all: pictures, result.json and, for FID, features.npz. A run of another fingerprint throws them
-away.
+During a run, each finished image is stored atomically in work/evaluate/<benchmark>/images/<folder>:
+pictures, result.json and, for FID, features.npz. A run with another fingerprint deletes them.
 """
 
 import json
@@ -37,14 +36,14 @@ from gdpo.metrics.fid import Features, frechet_distance
 from gdpo.metrics.score import higher_is_better
 from gdpo.preference.group import reward_of
 
-PICTURES = 100  # images of a benchmark, spread evenly, whose pictures are kept
-_PRIVATE = ("result.json", "features.npz")
+PICTURES = 100  # at most this many images, evenly spaced, keep their pictures
+_PRIVATE = ("result.json", "features.npz")  # not copied into the results
 
 
 @dataclass(frozen=True)
 class Done:
-    """One finished image: its entry in summary.json, {model: {metric: (N,)}}, and its group of
-    candidates, if it has one.
+    """One finished image: its entry in summary.json, its scores {model: {metric: (N,)}}, and its
+    group of candidates or None.
     """
 
     entry: dict[str, Any]
@@ -53,9 +52,7 @@ class Done:
 
 
 def folder_name(index: int, image: str) -> str:
-    """A folder name for an image: its index and the harmless part of its id, so that none leads out
-    of the folder.
-    """
+    """A folder name for an image: its index and a slug of its id, safe as a path component."""
     slug = re.sub(r"[^a-z0-9]+", "-", image.lower()).strip("-")[:60]
     return f"{index:03d}-{slug}".rstrip("-")
 
@@ -66,7 +63,7 @@ def has_pictures(index: int, count: int) -> bool:
 
 
 def is_current(folder: Path, origin: dict[str, Any]) -> bool:
-    """Whether `folder` holds results of this very origin."""
+    """Whether `folder` holds results of exactly this origin."""
     try:
         return bool(
             json.loads((folder / "summary.json").read_text(encoding="utf-8"))["origin"] == origin
@@ -89,7 +86,10 @@ def describe(pair: Pair, folder: str) -> dict[str, Any]:
 
 
 class Kept:
-    """The finished images of a run that is under way. `folder`: work/evaluate/<benchmark>."""
+    """The finished images of a run in progress. folder: work/evaluate/<benchmark>.
+
+    Deletes the images of a run with another fingerprint.
+    """
 
     def __init__(self, folder: Path, fingerprint: str) -> None:
         self.images = folder / "images"
@@ -100,10 +100,10 @@ class Kept:
                 part.write_text(fingerprint)
 
     def read(self, name: str) -> Done | None:
-        """A finished image, or None."""
+        """A finished image, or None if it is missing or damaged."""
         try:
             found = json.loads((self.images / name / "result.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # not there; a damaged one is made again
+        except (OSError, ValueError):  # missing or damaged: evaluated again
             return None
         scores = {
             model: {m: np.array(v) for m, v in metrics.items()}
@@ -120,7 +120,9 @@ class Kept:
         *,
         pictures: bool,
     ) -> None:
-        """Keep an image; features: of its outputs by model and of `hr`, for FID."""
+        """Store a finished image. features: of its outputs by model, and of `hr`, for FID; may be
+        empty.
+        """
         with written_aside(self.images / done.entry["folder"]) as part:
             part.mkdir()
             if pictures:
@@ -130,7 +132,7 @@ class Kept:
             ):
                 write_png(part / f"candidates/{noise}.png", output)
             if features:
-                # The network computes in single precision, so nothing is lost.
+                # Lossless: the network computes in single precision.
                 single: dict[str, Any] = {
                     name: rows.astype(np.float32) for name, rows in features.items()
                 }
@@ -144,7 +146,7 @@ class Kept:
             )
 
     def features(self, names: Iterable[str]) -> dict[str, Features]:
-        """The features of all images: {model or "hr": (I, N, D)}."""
+        """The FID features of all images: {model or "hr": (I, N, D)}."""
         rows: dict[str, list[Features]] = {}
         for name in names:
             with np.load(self.images / name / "features.npz") as found:
@@ -153,7 +155,7 @@ class Kept:
         return {model: np.stack(found) for model, found in rows.items()}
 
     def remove(self) -> None:
-        """Forget everything."""
+        """Delete all stored images."""
         self._mark.unlink(missing_ok=True)
         shutil.rmtree(self.images, ignore_errors=True)
 
@@ -169,8 +171,8 @@ def _write_images(folder: Path, pair: Pair, result: ImageResult) -> None:
 def candidates(
     pair: Pair, folder: str, reference: str, values: dict[str, Array], config: Config
 ) -> dict[str, Any]:
-    """All outputs of the reference for one image as a group of training: their metrics, reward and
-    advantage.
+    """All outputs of the reference for one image as a training group: their metrics, rewards and
+    advantages.
     """
     group = reward_of(
         {metric: scores.tolist() for metric, scores in values.items()},
@@ -191,8 +193,10 @@ def candidates(
 def write_results(
     out: Path, config: Config, origin: dict[str, Any], images: list[Done], kept: Kept
 ) -> None:
-    """Everything below `out`: the rewards are added to the scores first, for their unit is a spread
-    over all images.
+    """Write the results of all images to `out`.
+
+    Adds the rewards to the scores first: their unit, the reference's within-image spread, needs all
+    images.
     """
     reference, *_ = config.evaluate.models
     scores = stack([done.scores for done in images])
@@ -254,9 +258,7 @@ def _write_rows(path: Path, origin: dict[str, Any], images: list[Done], scores: 
 def _sets(
     origin: dict[str, Any], images: list[Done], kept: Kept
 ) -> dict[str, dict[str, list[float]]]:
-    """{metric of whole sets: {model: its value for each noise}}: all images' outputs of one noise
-    are one set.
-    """
+    """{set metric: {model: one value per noise}}; a set is all images' outputs for one noise."""
     if "fid" not in origin["metrics"]:
         return {}
     features = kept.features(done.entry["folder"] for done in images)

@@ -1,12 +1,12 @@
-"""The photographs of a list of sources, wherever they lie, and the lists of them that `index`
-leaves for `degrade`.
+"""The photographs of a list of sources, local or on S3, and the lists of them that `index` writes
+for `degrade`.
 
-    listed(sources, split, root)    every photograph, sorted by name; nothing is read but names
+    listed(sources, split, root)    every photograph, sorted by name; reads only names
     write_list, read_list           data/photos/<part>.parquet: name, source, file, resize, content
                                     hash, size
 
-Names of the first source are those of its files; of a further one they start with the last part of
-its path, so that another source at the end changes none of them.
+A photograph of the first source is named after its file. In every further source the name also gets
+the last part of the source's path as a prefix, so appending a source changes no existing name.
 """
 
 from collections.abc import Sequence
@@ -41,8 +41,8 @@ SCHEMA = pa.schema(
 def listed(sources: Sequence[Photographs], split: Split, root: Path) -> list[Photo]:
     """Every photograph of `sources` (those of `degrade.<split>`), sorted by name.
 
-    ValueError naming the source if it is missing or empty, or if two would give their photographs
-    the same names.
+    Errors: ValueError naming a missing or empty source, or if two sources would give their
+    photographs the same names.
     """
     prefixes = ["", *(f"{source.path.rstrip('/').rpartition('/')[2]}__" for source in sources[1:])]
     if len(set(prefixes)) < len(prefixes):
@@ -77,14 +77,16 @@ def _remote(url: str, split: Split) -> list[Photo]:
 
 @dataclass(frozen=True)
 class Entry:
-    """One row of a list: the photograph, and the hash its pixels had when it was indexed."""
+    """One row of a list: the photograph, and the hash of its pixels at the time of indexing."""
 
     photo: Photo
     sha256: str
 
     def pixels(self) -> np.ndarray:
-        """uint8 (H, W, 3). ValueError naming the photograph if it cannot be read any more, or has
-        changed.
+        """The photograph as uint8 (H, W, 3).
+
+        Errors: ValueError naming the photograph if it is unreadable or has changed since the
+        indexing.
         """
         pixels = self.photo.load()
         if content_hash(pixels) != self.sha256:
@@ -95,7 +97,7 @@ class Entry:
 
 
 def write_list(path: Path, findings: Sequence[Finding]) -> None:
-    """Write the photographs of one part, aside and then renamed."""
+    """Write the list of one part's photographs atomically."""
     rows = [
         {
             "name": found.photo.name,
@@ -113,7 +115,7 @@ def write_list(path: Path, findings: Sequence[Finding]) -> None:
 
 
 def read_list(path: Path, root: Path) -> list[Entry]:
-    """The photographs of one part. ValueError naming the list if it is missing or damaged."""
+    """The photographs of one part; ValueError naming the list if it is missing or damaged."""
     try:
         table = pq.read_table(path, schema=SCHEMA)
     except (OSError, pa.ArrowException) as error:

@@ -1,15 +1,14 @@
-"""The files between the stages `select`, `rollout` and `finetune`: the pairs that were selected,
-and their groups.
+"""The files between the stages `select`, `rollout` and `finetune`: the selected pairs and their
+groups.
 
-data/rollouts/<part>/00000.parquet     one row per group (gdpo/preference/group.py), in the order of
-                                       the manifest
-  metadata  gdpo-rollout               version of the columns
-            rollout                    `header`: what the groups depend on; `finetune` refuses any
-                                       other than the present
-            plan                       how the selected pairs were shared out to the parts, a hash
-                                       of these pairs and of what computed the metrics: equal in all
-                                       files of a set
-            skipped                    {pair id: why it gave no group}
+    data/rollouts/<part>/00000.parquet   one row per group (gdpo/preference/group.py), in the order
+                                         of the manifest
+      metadata  gdpo-rollout             version of the columns
+                rollout                  `header`: everything the groups depend on; `finetune`
+                                         rejects a file whose header differs from the current one
+                plan                     `plan`: how the selected pairs are split into parts, their
+                                         hash, and the metric versions; equal in all files of a set
+                skipped                  {pair id: why it gave no group}
 """
 
 import hashlib
@@ -30,7 +29,7 @@ from gdpo.preference.group import SCHEMA_VERSION, Group, from_row, schema
 from tasks.run.fingerprint import fingerprint
 
 AGAIN = "run the rollout stage again"
-# Settings that mean something for one kind of candidates only, and those that change no group.
+# Settings that matter for one kind of candidates only (ONLY_FOR) or for no group (NO_MATTER).
 ONLY_FOR = {"guidance_range": "guidance", "t_add_range": "t_add", "sigma": "action"}
 NO_MATTER = {"parts", "batch"}
 NAMES = {
@@ -41,7 +40,7 @@ MAY_BE_NULL = {"tags", "latent_lr"}
 
 
 def header(config: Config, root: Path) -> dict[str, Any]:
-    """{printed name: value} of everything that a rollout set depends on, besides the pairs."""
+    """{printed name: value} of everything that a rollout set depends on, except the pairs."""
     kind = config.rollout.candidates
     settings = config.rollout.model_dump(exclude=NO_MATTER)
     found = {
@@ -61,18 +60,21 @@ def header(config: Config, root: Path) -> dict[str, Any]:
 
 
 def prompts_of(config: Config, root: Path) -> str:
-    """A hash of what embeds prompts: the card of a model has the hashes of UNet and VAE alone."""
+    """A hash of the text encoder and tokenizer; a model's own card has only the hashes of UNet and
+    VAE.
+    """
     return fingerprint(
         {}, [root / config.model.base / name for name in ("text_encoder", "tokenizer")]
     )
 
 
 class Selected(Sequence[Pair]):
-    """The pairs of data/selected/manifest.parquet, each read from data/shards/train when it is
-    asked for.
+    """The pairs of data/selected/manifest.parquet, each read from data/shards/train on access.
 
-    by_id: in the order in which `Rollouts` has their groups; else by rank. Errors: ValueError
-    naming the manifest or shard that is missing or damaged, or the patch that no shard has.
+    by_id: in the order of the groups in `Rollouts`; otherwise by rank.
+
+    Errors: ValueError naming the missing or damaged manifest or shard, or a patch that is in no
+    shard.
     """
 
     def __init__(self, root: Path, *, by_id: bool = False) -> None:
@@ -104,29 +106,28 @@ class Selected(Sequence[Pair]):
     @overload
     def __getitem__(self, index: slice) -> list[Pair]: ...
     def __getitem__(self, index: int | slice) -> Pair | list[Pair]:
-        """The pair at a position, or those of several."""
+        """The pair at an index, or the pairs of a slice."""
         if isinstance(index, slice):
             return [self._shards[self._index[id_]] for id_ in self.ids[index]]
         return self._shards[self._index[self.ids[index]]]
 
     def fingerprint(self) -> str:
-        """SHA-256 of which pairs, in which order, and of all pixels they are taken from."""
+        """SHA-256 of the ids in order, and of the contents of the shards."""
         return hashlib.sha256(
             json.dumps([self.ids, self._shards.fingerprint()]).encode()
         ).hexdigest()
 
 
 def pairs_at_once(settings: Rollout) -> int:
-    """Pairs whose candidates fill a forward pass, at most `rollout.batch` of them."""
+    """Pairs per forward pass: at most `rollout.batch` candidates, but at least one pair."""
     return max(1, settings.batch // settings.group)
 
 
 def ranks(count: int, settings: Rollout, part: str) -> dict[int, range]:
-    """{number of the chunk: ranks of its pairs} of one part: of n parts, part k takes the chunks c
-    with c % n == k.
+    """{chunk number: ranks of its pairs} of one part: of n parts, part k has the chunks c with c %
+    n == k.
 
-    A chunk is what fills a forward pass, so the number of parts changes no batch, and no bit of a
-    group.
+    A chunk is one forward pass, so the number of parts changes no batch and no bit of a group.
     """
     size, parts = pairs_at_once(settings), settings.parts
     chunks = range(parts.index(part), -(-count // size), len(parts))
@@ -134,8 +135,8 @@ def ranks(count: int, settings: Rollout, part: str) -> dict[int, range]:
 
 
 def plan(pairs: Selected, settings: Rollout) -> dict[str, Any]:
-    """What the parts of a set have in common: the shares follow from it, and so does whether their
-    scores compare.
+    """The data that all parts of a set share: it determines the split into parts, and whether their
+    scores are comparable.
     """
     shares = {
         "parts": settings.parts,
@@ -146,13 +147,12 @@ def plan(pairs: Selected, settings: Rollout) -> dict[str, Any]:
 
 
 class Rollouts(Sequence[Group]):
-    """All groups of the rollout set, sorted by id, each read and checked when it is asked for:
-    120,000 of full size are 47 GB.
+    """All groups of the rollout set, sorted by id. Each is read and checked on access: 120,000
+    full-size groups take 47 GB.
 
-    Errors: ValueError naming the file and what is wrong: made by another reference or with other
-    settings, of another selection or with other metrics than the other parts, a part that is
-    missing, a group that is there twice; and of a group, when it is asked for, damage, a value that
-    is missing or not finite.
+    Errors: ValueError naming the file and the problem. On construction: another reference or other
+    settings, another selection or other metrics than in the other parts, a missing part, a
+    duplicate group. On access to a group: damage, or a value that is missing or not finite.
     """
 
     def __init__(self, config: Config, root: Path) -> None:
@@ -184,7 +184,7 @@ class Rollouts(Sequence[Group]):
     @overload
     def __getitem__(self, index: slice) -> list[Group]: ...
     def __getitem__(self, index: int | slice) -> Group | list[Group]:
-        """The group at a position, or those of several."""
+        """The group at an index, or the groups of a slice."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         path, number, row = self._places[index]
@@ -201,8 +201,9 @@ class Rollouts(Sequence[Group]):
 
 
 def _check_metrics(path: Path, made: dict[str, Any], settings: Rollout) -> None:
-    """Scores by other code or weights than those here do not compare; training needs none, so they
-    may be absent.
+    """Reject scores of other metric code or weights than the present: they are not comparable.
+
+    Training itself computes no metrics, so the check is skipped if their weights are missing.
     """
     if missing(settings.metrics):
         return
@@ -217,7 +218,7 @@ def _check_metrics(path: Path, made: dict[str, Any], settings: Rollout) -> None:
 def _ids(
     path: Path, file: pq.ParquetFile, settings: Rollout
 ) -> Iterator[tuple[str, tuple[int, int]]]:
-    """(id, (row group, row in it)) of every group of a file, from that column alone."""
+    """(id, (row group, row in it)) of every group of a file; reads only the column `id`."""
     if file.schema_arrow.remove_metadata() != schema(settings, "").remove_metadata():
         raise ValueError(f"{path}: other columns than rollouts have; {AGAIN}")
     with _damage(path):
@@ -230,6 +231,7 @@ def _ids(
 
 @contextmanager
 def _damage(path: Path) -> Iterator[None]:
+    """Turn read errors into a ValueError naming the file."""
     try:
         yield
     except (OSError, pa.ArrowException) as error:
@@ -237,7 +239,7 @@ def _damage(path: Path) -> Iterator[None]:
 
 
 def _check_metadata(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
-    """The plan of a file whose header is the one that is wanted."""
+    """The plan of a file; ValueError unless its header equals `wanted`."""
     with _opened(path) as file:
         metadata = file.schema_arrow.metadata or {}
     if metadata.get(b"gdpo-rollout") != SCHEMA_VERSION.encode() or b"plan" not in metadata:
@@ -252,7 +254,7 @@ def _check_metadata(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_parts(folder: Path, plans: dict[Path, dict[str, Any]]) -> None:
-    """The files must be those of one plan, one for each of its parts."""
+    """Require that all files share one plan and that there is one file per part."""
     first, of_first = next(iter(plans.items()))
     for path, found in plans.items():
         if found != of_first:
@@ -276,7 +278,9 @@ def _check_parts(folder: Path, plans: dict[Path, dict[str, Any]]) -> None:
 
 
 def _group(path: Path, row: dict[str, Any], settings: Rollout) -> Group:
-    """One group. What is trained on must be there for all candidates and noises, and finite."""
+    """One group. ValueError unless all training inputs are complete (every candidate and noise) and
+    finite.
+    """
     try:
         group = from_row(row)
     except ValueError as error:
@@ -302,10 +306,11 @@ def _opened(path: Path) -> pq.ParquetFile:
 
 
 def _short(value: object) -> str:
-    """A value of the header, a hash cut to its beginning."""
+    """A value of the header for a message; hashes are cut to 12 characters, long texts to 60."""
     text = value if isinstance(value, str) else json.dumps(value)
     return f"{text[:60]}..." if len(text) > 64 else text[:12] if len(text) == 64 else text
 
 
 def _line(error: Exception) -> str:
+    """The error's message on one line."""
     return " ".join(str(error).split())

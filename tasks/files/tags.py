@@ -1,5 +1,5 @@
-"""Tags for prompts: of training pairs when they are made, of a benchmark's images when they are
-evaluated.
+"""Prompt tags: of training pairs, computed by `degrade`; of a benchmark's images, computed at
+evaluation.
 
     degrade.tags: hr     RAM on the HR patch (released code)         training pairs, stored in their
                          column `tags`
@@ -7,8 +7,8 @@ evaluated.
     model.tagger         RAM with DAPE on the enlarged LR image      evaluation and `gdpo-sr upscale
                          --tagger`
 
-The folder of the tagger is no dependency in dvc.yaml, where nothing may be null. After putting
-another tagger into the same folder: `dvc repro --force`.
+The tagger's folder is not a dependency in dvc.yaml, because it may be null and DVC allows no null
+there. After replacing the tagger in that folder, run `dvc repro --force`.
 """
 
 from collections.abc import Iterator
@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 
 
 def load(folder: str | None, root: Path, *, dape: bool) -> "Tagger | None":
-    """The tagger in model.tagger on the stage's device, or None if that is null. ValueError naming
-    a missing file.
+    """The tagger in `folder` (model.tagger) on the stage's device, or None if `folder` is None.
+
+    Errors: ValueError naming a missing file.
     """
     if folder is None:
         return None
@@ -41,8 +42,8 @@ def load(folder: str | None, root: Path, *, dape: bool) -> "Tagger | None":
 
 
 def tagged(pairs: Iterator[Pair], kind: str, folder: str | None, root: Path) -> Iterator[Pair]:
-    """The pairs with their tags, as degrade.tags (`kind`) asks. They are not flipped yet; the
-    release tags flipped ones.
+    """The pairs with their tags; kind: degrade.tags. The pairs are tagged before the random flip,
+    whereas the released code tags flipped pairs.
     """
     tagger = None if kind == "none" else load(folder, root, dape=kind == "lr")
     for pair in pairs:
@@ -60,8 +61,8 @@ def tagged(pairs: Iterator[Pair], kind: str, folder: str | None, root: Path) -> 
 def with_tags(
     tagger: "Tagger", model: "NAOSD", lr: torch.Tensor, keys: "list[Key]", **settings: Any
 ) -> torch.Tensor:
-    """`super_resolve` of one enlarged image, repeated in lr_BCHW once per key, with its tags in the
-    prompt.
+    """`super_resolve` of one enlarged image with its tags in the prompt; lr: BCHW, the image
+    repeated once per key.
     """
     from gdpo.model.sampling import super_resolve
 

@@ -1,1 +1,1 @@
-"""Published runs and promoted models: what goes into the bucket and how people browse it."""
+"""Published runs and promoted models: uploading them to the bucket and browsing them."""

@@ -1,10 +1,10 @@
-"""Look through the bucket in a browser: `gdpo-sr browse`, a read-only server on this machine.
+"""Browse the bucket: `gdpo-sr browse`, a read-only web server on this machine.
 
-    /                       -> /runs/index.html
-    /runs/..., /models/...  the object, with its content type; files over 8 MB by a link signed for
-                            ten minutes
+    /                       redirects to /runs/index.html
+    /runs/..., /models/...  the object, with its content type; objects over 8 MB redirect to a link
+                            that is signed for ten minutes
 
-Only GET and HEAD, only those two folders; the credentials stay in this process.
+It answers only GET and HEAD, and only for these two folders. The credentials stay in this process.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Serve until Ctrl-C."""
     store = Store.at(args.store)
-    store.size(START)  # a missing bucket or list is said here, not in the browser
+    store.size(START)  # report a missing bucket or list here instead of in the browser
     with server(store, args.port) as found:
         address = f"http://127.0.0.1:{found.server_port}/"
         print(f"{store.url()} at {address} (Ctrl-C ends)", flush=True)
@@ -54,18 +54,18 @@ def server(store: Store, port: int) -> ThreadingHTTPServer:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One request."""
+    """Handles one request."""
 
     def __init__(self, store: Store, *args: object) -> None:
         self.store = store
         super().__init__(*args)  # type: ignore[arg-type]
 
     def do_GET(self) -> None:
-        """The object at the path, or a link to it."""
+        """Send the object at the path, or redirect to a signed link."""
         self._answer(body=True)
 
     def do_HEAD(self) -> None:
-        """The same without the object."""
+        """Like GET, without the body."""
         self._answer(body=False)
 
     def _answer(self, body: bool) -> None:
@@ -100,4 +100,4 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing: signed links would be in the log."""
+        """Log nothing: the log would contain signed links."""

@@ -1,10 +1,10 @@
 """What a published run consists of, read from the clone that the pipeline ran in.
 
-    files        every file below the outputs of the run, under the name that it has there
-    describe     what the lists say about the run: kind, date, commit, profile, verdict, table
-    thumbnail    its picture in the lists
+    files        every file of the run's outputs, with its name in the bucket
+    describe     the run's entry in the lists: kind, date, commit, profile, verdict, table
+    thumbnail    the run's picture in the lists
 
-`tasks/publish/publication.py` puts it into the bucket.
+`tasks/publish/publication.py` uploads them to the bucket.
 """
 
 import io
@@ -23,11 +23,11 @@ MODEL = "models/gdpo"
 
 
 def files(root: Path, outs: Sequence[str]) -> Iterator[tuple[str, Path]]:
-    """(name below the run, file) of the outputs `outs`, folders or files: reports/ is left out of a
-    name, the model is model/.
+    """(name below the run, file) for every file of the outputs `outs`, which are folders or files.
 
-    Links stay out with all that lies behind them, and so do dot files. ValueError naming an output
-    that is not there, or that is neither below reports/ nor the model.
+    Names omit reports/; the model's begin with model/. Symbolic links, everything behind them, and
+    dot files are left out. ValueError naming an output that does not exist, or that is neither
+    below reports/ nor the model.
     """
     for out in outs:
         top, *below = PurePosixPath(out).parts or [""]
@@ -53,7 +53,7 @@ def _behind_link(path: Path, root: Path) -> bool:
 
 
 def describe(root: Path, kind: str, commit: str, when: datetime) -> dict[str, Any]:
-    """What the lists say about the run; ValueError if nothing was evaluated."""
+    """The run's entry in the lists; ValueError if nothing was evaluated."""
     table, verdict = summary.artifact(summary.read(root))
     return {
         "kind": kind,
@@ -66,8 +66,9 @@ def describe(root: Path, kind: str, commit: str, when: datetime) -> dict[str, An
 
 
 def thumbnail(root: Path) -> bytes:
-    """The output for the first image of the evaluation, 160 pixels wide: GDPO-SR's, or the last
-    model's if none is `gdpo`.
+    """A picture of at most 160x160 pixels: the output for the first image of the evaluation.
+
+    It is GDPO-SR's output, or the last model's if there is no model `gdpo`.
     """
     benchmark = load(root / "params.yaml").evaluate.benchmarks[0]
     results = summary.read(root, benchmark)

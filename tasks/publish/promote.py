@@ -1,8 +1,8 @@
 """Make a published run the promoted one: `gdpo-sr promote RUN`.
 
-The pointer s3://BUCKET/models/latest.json moves by compare-and-swap, so of two people who promote
-at once one is told. The run's scores come into promoted/<benchmark>/, which is in git: later
-reports and the nightly evaluation compare with them.
+The pointer s3://BUCKET/models/latest.json is written by compare-and-swap: if two people promote at
+once, one of them gets an error. The run's scores are downloaded to promoted/<benchmark>/, which is
+in git; later reports and the nightly evaluation compare with them.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Promote, and bring the scores here."""
+    """Promote the run and download its scores."""
     manifest = publication.promote(args.store, args.run, datetime.now(UTC))
     store = Store.at(args.store)
     brought = publication.bring_scores(store, manifest, Path("promoted"))

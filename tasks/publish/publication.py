@@ -1,21 +1,20 @@
-"""Runs in the bucket, as pages that people browse: what each run published, and which models are
-promoted.
+"""Published runs and promoted models in the bucket, as pages that people browse.
 
-    runs/<id>/claim.txt         written first: whose name this is, by the SHA-256 of what is
-                                published
-    runs/<id>/manifest.json     written last: every file of the run by its SHA-256, and what the
-                                lists say about it
-    runs/<id>/index.html        the report, with its files; runs/<id>/model/ the model folder
-    runs/index.html             all runs, newest first          made from the manifests
-    models/latest.json          the promoted runs, newest first: the pointer, written by
+    runs/<id>/claim.txt         written first: reserves the name for one publication, by the SHA-256
+                                of its manifest
+    runs/<id>/manifest.json     written last: every file of the run with its SHA-256, and the run's
+                                entry in the lists
+    runs/<id>/index.html        the report, with its files; runs/<id>/model/ is the model folder
+    runs/index.html             all runs, newest first; generated from the manifests
+    models/latest.json          the pointer: the promoted runs, newest first; written by
                                 compare-and-swap
-    models/index.html           them with their cards           made from the pointer and the
-                                manifests
+    models/index.html           the promoted models, with a card each; generated from the pointer
+                                and the manifests
 
-A run without a whole manifest was interrupted, and is in no list; a promoted one that was deleted
-is listed as gone. All links are relative: the pages work through a static gateway, behind a prefix,
-and by `gdpo-sr browse`.
-Everything but the pointer works on a server without conditional writes.
+A run without a complete manifest was interrupted and is not listed. A promoted run that was deleted
+is listed as gone. All links are relative, so the pages work through a static gateway, behind a
+prefix, and with `gdpo-sr browse`. Everything but the pointer works on a server without conditional
+writes.
 """
 
 import hashlib
@@ -40,11 +39,10 @@ from tasks.report import summary
 from tasks.store.conditional import refresh, swap, swap_or_look
 from tasks.store.s3 import Conflict, Store, sha256_of
 
-Manifest = dict[
-    str, Any
-]  # `_Needed`, and what `contents.describe` says: other versions may have said less or more
+# The fields of `_Needed` and of `contents.describe`; other versions may have written fewer or more.
+Manifest = dict[str, Any]
 UPLOADS = 8
-NAMES = 100  # publications of one second and commit
+NAMES = 100  # limit of publications with the same second and commit
 THUMBNAIL = "thumbnail.webp"
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -55,15 +53,16 @@ class _File(BaseModel):
 
 
 class _Needed(BaseModel):
-    """What every reader of a manifest needs."""
+    """The fields that every reader of a manifest needs."""
 
     run: str
     files: dict[str, _File]
 
 
 def run_id(when: datetime, commit: str) -> str:
-    """The name that a run asks for: when it was published (UTC) and the commit. `publish` says
-    which it got.
+    """The preferred name of a run: the time of publication (UTC) and the commit.
+
+    `publish` appends a number if the name is taken.
     """
     return f"{when:%Y%m%dT%H%M%SZ}-{commit[:8]}"
 
@@ -82,8 +81,8 @@ def publish(
     `address`.
 
     outs: relative to `root`, each below reports/ or the folder of the model. If another publication
-    has the name, it is <run>-2, and so on; the same one again goes on where it was interrupted.
-    ValueError if an output or the report is not there.
+    has the name, the run becomes <run>-2, and so on. Publishing the same contents again completes
+    an interrupted publication. ValueError if an output or the report does not exist.
     """
     if not _RUN.fullmatch(run):
         raise ValueError(f"{run!r} cannot name a run: letters, digits, dots, dashes")
@@ -109,7 +108,7 @@ def publish(
 
 
 def _claim(store: Store, run: str, content: bytes) -> str:
-    """The first of <run>, <run>-2, ... that is free, or whose claim is of this very content."""
+    """Reserve a name: the first of <run>, <run>-2, ... that is free or claimed by this content."""
     claim = f"{hashlib.sha256(content).hexdigest()}\n".encode()
     for name in (run, *(f"{run}-{number}" for number in range(2, NAMES))):
         with suppress(Conflict):
@@ -125,11 +124,11 @@ def _json(content: Any) -> bytes:
 
 
 def address(store: Store, key: str) -> str:
-    """Where people find an object: below GDPO_GATEWAY, an address that serves the bucket, or its
-    s3:// URL.
+    """The address of an object for people: below GDPO_GATEWAY if set, otherwise its s3:// URL.
 
-    It goes into artifacts and logs, so it is no signed link: that holds a key's id, and the token
-    of temporary credentials.
+    GDPO_GATEWAY is the address of a server that serves the bucket. Addresses go into artifacts and
+    logs. They are not signed links, because those contain an access key's id, and the token of
+    temporary credentials.
     """
     gateway = os.environ.get("GDPO_GATEWAY", "").rstrip("/")
     if "@" in urlsplit(gateway).netloc:
@@ -141,7 +140,7 @@ def address(store: Store, key: str) -> str:
 
 
 def manifests(store: Store) -> list[Manifest]:
-    """The manifests of all whole runs, newest first."""
+    """The manifests of all complete runs, newest first."""
     with ThreadPoolExecutor(UPLOADS) as pool:
         found = list(pool.map(lambda run: _manifest_or_none(store, run), store.folders("runs/")))
     return sorted(
@@ -170,20 +169,21 @@ def _manifest_or_none(store: Store, run: str) -> Manifest | None:
 
 
 def list_runs(store: Store) -> None:
-    """Make runs/index.html anew (see `refresh`), and models/index.html if there is none, for every
-    page links to it.
+    """Rewrite runs/index.html (see `refresh`), and create models/index.html if there is none.
+
+    Every page links to models/index.html.
     """
     refresh(store, "runs/index.html", lambda: _page("runs.html", runs=manifests(store)))
-    with suppress(
-        PermissionError
-    ):  # a worker need not be allowed to write there: then the first promotion makes it
+    # A worker may lack permission to write to models/; then the first promotion creates the page.
+    with suppress(PermissionError):
         if store.tag("models/index.html") is None:
             refresh(store, "models/index.html", partial(_models, store))
 
 
 def promoted(store: Store) -> tuple[list[dict[str, Any]], str | None]:
-    """(the promoted runs, newest first; the pointer's tag for `swap`); ([], None) before the first
-    promotion.
+    """(the promoted runs, newest first; the pointer's tag for `swap`).
+
+    ([], None) before the first promotion.
     """
     try:
         content, tag = store.fetch("models/latest.json")
@@ -197,9 +197,10 @@ def promoted(store: Store) -> tuple[list[dict[str, Any]], str | None]:
 def promote(store_url: str, run: str, when: datetime) -> Manifest:
     """Make `run` the promoted one and list the models; returns its manifest.
 
-    If it is the promoted one already, only what the lists lack is made: the same again completes
-    what was interrupted. ValueError if there is no such run, it has no model, or a file of it is
-    missing or not the published one; `Conflict` if somebody promoted at the same time.
+    If `run` is already the promoted one, only the lists are brought up to date; so repeating an
+    interrupted promotion completes it. ValueError if the run does not exist or has no model, or if
+    a file of the model or scores is missing or differs from the published one. `Conflict` if
+    another run was promoted at the same time.
     """
     store = Store.at(store_url)
     manifest = manifest_of(store, run)
@@ -229,8 +230,9 @@ def promote(store_url: str, run: str, when: datetime) -> Manifest:
 
 
 def _check(store: Store, manifest: Manifest, name: str, found: str) -> None:
-    """ValueError naming the file if its SHA-256 `found` is not the manifest's; the object's own
-    changes with the object.
+    """ValueError naming the file if its SHA-256 `found` is not the one in the manifest.
+
+    The SHA-256 stored with the object cannot show this: it is replaced together with the object.
     """
     wanted, place = manifest["files"][name]["sha256"], store.url(f"runs/{manifest['run']}/{name}")
     if found != wanted:
@@ -249,8 +251,9 @@ def _scores(manifest: Manifest) -> Sequence[str]:
 
 
 def bring_scores(store: Store, manifest: Manifest, folder: Path) -> list[Path]:
-    """Write the run's scores as folder/<benchmark>/per_image.parquet; the files. ValueError if one
-    is not the published one.
+    """Download the run's scores to folder/<benchmark>/per_image.parquet; returns the files.
+
+    ValueError if a file differs from the published one.
     """
     found = []
     for name in _scores(manifest):
@@ -263,8 +266,9 @@ def bring_scores(store: Store, manifest: Manifest, folder: Path) -> list[Path]:
 
 
 def list_models(store: Store) -> None:
-    """Make models/index.html anew, as `refresh` does, and the card of every promoted model whose
-    run is there.
+    """Rewrite models/index.html (see `refresh`) and the cards of the promoted models.
+
+    A promoted run that was deleted gets no card.
     """
     for run in dict.fromkeys(entry["run"] for entry in promoted(store)[0]):
         if _manifest_or_none(store, run):
@@ -274,9 +278,8 @@ def list_models(store: Store) -> None:
 
 def _card(store: Store, run: str) -> bytes:
     entries, _ = promoted(store)
-    entry = next(
-        entry for entry in entries if entry["run"] == run
-    )  # the newest, if it was promoted twice
+    # The newest entry, if the run was promoted twice.
+    entry = next(entry for entry in entries if entry["run"] == run)
     return _page("card.html", model={**manifest_of(store, run), **entry}, latest=entries[0]["run"])
 
 

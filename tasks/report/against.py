@@ -1,14 +1,14 @@
-"""Compare an evaluation with an earlier one: `python -m tasks evaluate --against latest`, the
-nightly form.
+"""Compare an evaluation with an earlier one: `python -m tasks evaluate --against latest`, as the
+nightly run does.
 
     latest    promoted/<benchmark>/per_image.parquet, the promoted model's run
     PATH      another per_image.parquet, or a folder with one
 
-GDPO-SR in this run minus GDPO-SR in that run, paired by image over the noises that both have. A
-metric regressed when its 95 % interval lies wholly on the worse side of 0 (each metric by itself:
-of twenty without a change, one does by chance). Then what regressed comes first on stderr and in
-reports/against/<benchmark>.json (no DVC output: it depends on what is promoted), and the exit code
-is 4.
+Compares GDPO-SR in this run with GDPO-SR in the earlier run, paired by image, over the noises that
+both runs have. A metric regressed if its 95 % interval lies entirely on the worse side of 0. Each
+metric is judged by itself: of twenty unchanged metrics, one regresses by chance. The regressed
+metrics come first on stderr and in reports/against/<benchmark>.json (not a DVC output: it depends
+on what is promoted). After a regression the exit code is 4.
 """
 
 import json
@@ -27,10 +27,10 @@ from gdpo.metrics.score import METRICS, higher_is_better
 from tasks.report.tables import interval_text, label, mean_text
 from tasks.report.verdict import Changes, ImageMeans, Row, changes
 
-REGRESSED = 4
+REGRESSED = 4  # exit code
 LATEST = "latest"
 _TEXTS = ("image", "model", "noise")
-# What must agree for two runs to be comparable, and what to do where it does not.
+# Settings that comparable runs share, and the advice if they differ.
 _SAME = {
     "benchmark": "name another run",
     "color_fix": "evaluate both alike",
@@ -39,8 +39,8 @@ _SAME = {
 
 
 def check(config: Config, root: Path, benchmark: str | None, against: str) -> int:
-    """Compare with a run and report; 0, or 4 after a regression. Errors: those of `place` and
-    `compare`.
+    """Compare with an earlier run and report; returns 0, or 4 after a regression. Errors: those of
+    `place` and `compare`.
     """
     benchmark = benchmark or config.evaluate.benchmarks[0]
     before = place(config, root, benchmark, against)
@@ -74,13 +74,13 @@ def check(config: Config, root: Path, benchmark: str | None, against: str) -> in
 
 
 def _judged(config: Config) -> str:
-    """GDPO-SR; among models without it, the first that is no reference."""
+    """The model to compare: GDPO-SR, else the first model after the reference."""
     names = list(config.evaluate.models)
     return "gdpo" if "gdpo" in names else names[:2][-1]
 
 
 def place(config: Config, root: Path, benchmark: str | None, against: str) -> Path:
-    """The file of the run to compare with. ValueError naming it if it is not there."""
+    """The file of the run to compare with. Errors: ValueError naming it if it is missing."""
     if against == LATEST:
         path = (
             root / "promoted" / (benchmark or config.evaluate.benchmarks[0]) / "per_image.parquet"
@@ -100,10 +100,11 @@ def place(config: Config, root: Path, benchmark: str | None, against: str) -> Pa
 
 
 def compare(now: Path, before: Path, model: str) -> tuple[Changes, dict[str, Any]]:
-    """Paired differences of `model`, and where the earlier run comes from (its commit and weights).
+    """Paired differences of `model` (this run minus the earlier one), and the earlier run's commit
+    and weights.
 
-    ValueError naming the earlier file if it is of another benchmark, setting, version of a metric
-    or set of images.
+    Errors: ValueError naming the earlier file if its benchmark, settings, metric versions or images
+    differ.
     """
     (rows, new), (old_rows, old) = _read(now), _read(before)
     for key, advice in _SAME.items():
@@ -150,7 +151,7 @@ def _read(path: Path) -> tuple[pa.Table, dict[str, Any]]:
 
 
 def _image_means(table: pa.Table, metrics: list[str], noises: int | None) -> ImageMeans:
-    """{model: {image: {metric: mean over noises}}}, over the first `noises` noises, or all."""
+    """{model: {image: {metric: mean over noises}}} over the first `noises` noises (None: all)."""
     if noises is not None:
         table = table.filter(pc.less(table["noise"], noises))
     means = table.group_by(["model", "image"], use_threads=False).aggregate(
@@ -165,7 +166,9 @@ def _image_means(table: pa.Table, metrics: list[str], noises: int | None) -> Ima
 
 
 def _sorted(found: Changes) -> tuple[list[Row], list[Row]]:
-    """The regressed rows, furthest from 0 in standard errors first, and the others."""
+    """The regressed rows, sorted by distance from 0 in standard errors (largest first), and the
+    other rows.
+    """
 
     def regressed(row: Row) -> bool:
         end = row["high"] if higher_is_better(row["metric"]) else row["low"]
@@ -179,6 +182,7 @@ def _sorted(found: Changes) -> tuple[list[Row], list[Row]]:
 
 
 def _line(row: Row) -> str:
+    """One metric's difference and interval, as text."""
     interval = (
         "one image, no interval" if row["low"] is None else f"95 % interval {interval_text(row)}"
     )

@@ -1,9 +1,9 @@
-"""The figures of the report about training; a function returns {"url", "alt", "note"} for each.
+"""The report's figures about training. Each is returned as {"url", "alt", "note"}.
 
     trainings     pretrain, finetune: every logged value over the steps
-    batches       finetune: what the candidate of the highest reward has over those beside it, step
-                  by step
-    rollouts      rollout: what the advantage prefers, and the spread inside a group
+    batches       finetune: the metrics of each group's highest-reward candidate and of the group's
+                  mean, step by step
+    rollouts      rollout: the metrics by rank of the reward, and the spread inside a group
 
 Addresses are relative to reports/.
 """
@@ -24,7 +24,7 @@ from tasks.report import figures
 from tasks.report.gallery import read_text
 from tasks.report.tables import label
 
-LOGGED = {  # key of metrics.jsonl: title, what it means
+LOGGED = {  # key of metrics.jsonl: title, note
     "loss": ("Loss", "what the optimiser lowers"),
     "implicit_accuracy": ("Groups ranked right", "share of the batch whose margin is positive"),
     "weighted_error_difference": (
@@ -68,7 +68,7 @@ def trainings(root: Path, assets: Path, name: str, runs: Mapping[str, str]) -> l
 
 
 def _titled(key: str, keys: Collection[str]) -> tuple[str, str]:
-    """Title and note of a logged value; a metric is logged with its spread."""
+    """Title and note of a logged value. The spread of metric M is logged as `M_std`."""
     if key in LOGGED:
         return LOGGED[key]
     if key.endswith(SPREAD):
@@ -100,7 +100,7 @@ def _log(root: Path, folder: str) -> list[dict[str, float]]:
 
 
 def read_groups(root: Path, reward: Reward) -> Groups:
-    """Reward and metrics of all candidates, groups in the order in which finetune counts them."""
+    """Reward and metrics of all candidates; the groups are sorted by id, as in finetune."""
     columns = ["id", "detail_share", "metrics"]
     files = shard_files(root / "data/rollouts")
     rows = [row for file in files for row in pq.read_table(file, columns=columns).to_pylist()]
@@ -122,12 +122,11 @@ def read_groups(root: Path, reward: Reward) -> Groups:
 def batches(
     root: Path, assets: Path, groups: Groups, seed: int, settings: Finetune
 ) -> list[Figure]:
-    """Reward and metrics over the steps, of the groups that each step visited and of their
-    preferred candidates.
+    """Reward and metrics over the steps: means over the groups of each step, and over their
+    highest-reward candidates.
 
-    The order of the groups is that of gdpo/preference/loop.py. Where the spread of the reward that
-    it logged says otherwise (rollouts made in the loop, say), there is nothing to show: an empty
-    list.
+    Recomputes the order of the groups as gdpo/preference/loop.py does. Returns an empty list if the
+    logged spread of the reward contradicts that order (with online rollouts, for example).
     """
     rows = _log(root, "finetune/gdpo")
     steps = [int(row["step"]) for row in rows]
@@ -153,7 +152,7 @@ def batches(
 
 
 def _visited(seed: int, position_SB: np.ndarray, count: int) -> np.ndarray:
-    """The groups at positions of finetune's endless, per-epoch shuffled order."""
+    """The groups at positions of finetune's endless order, which is reshuffled every epoch."""
     epoch_SB, offset_SB = np.divmod(position_SB, count)
     orders = {
         int(epoch): numpy_generator(seed, "groups", int(epoch)).permutation(count)

@@ -1,9 +1,9 @@
-"""The report's figures: small SVG files, one panel each for a phone to stack, readable in light and
-dark mode.
+"""The report's figures: small SVG files with one panel each, so that a phone can stack them,
+readable in light and dark mode.
 
-The same input gives the same bytes (no date, salted ids). Ink and grid are drawn in marker colours,
-which become CSS variables: the browser resolves them for the reader's colour scheme, also inside
-<img>.
+Equal inputs give equal bytes (no date, salted ids). Ink and grid are drawn in marker colours, which
+`_save` replaces by CSS variables: the browser resolves them for the reader's colour scheme, also
+inside <img>.
 """
 
 import io
@@ -20,7 +20,7 @@ from tasks.report.tables import label
 
 INK, GRID = "#010203", "#040506"
 COLORS = {"naosd": "#2f9e76", "gdpo": "#4a86e8", "control": "#d9822b"}
-OTHERS = ("#a76bd1", "#c9587a", "#6f8796")  # of models that have no colour of their own, in turn
+OTHERS = ("#a76bd1", "#c9587a", "#6f8796")  # for models without a colour of their own, in turn
 STYLE = (
     ":root{--ink:#3a4049;--grid:#e3e6ea}@media(prefers-color-scheme:dark){:root{--ink:#b9c0ca;--grid:#333a44}}"
     "text{font-family:system-ui,sans-serif!important}"
@@ -29,7 +29,7 @@ Series = Mapping[
     str, tuple[Sequence[float], Sequence[float] | np.ndarray]
 ]  # {run: (steps, values)}
 
-SETTINGS: Any = {  # matplotlib types its own keys one by one
+SETTINGS: Any = {  # Any: matplotlib types the keys of rc_context as literals
     "svg.fonttype": "none",
     "svg.hashsalt": "gdpo-sr",
     "font.size": 9,
@@ -57,7 +57,7 @@ SETTINGS: Any = {  # matplotlib types its own keys one by one
 def _axes(title: str, xlabel: str, width: float = 4.2, height: float = 2.6) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
-    # parse_math off: a metric's or a photograph's name is text, whatever dollar signs it has.
+    # parse_math off: names of metrics and photographs may contain dollar signs.
     axes.set_title(title, parse_math=False)
     axes.set_xlabel(xlabel, parse_math=False)
     return figure, axes
@@ -79,7 +79,7 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """Running mean over a twentieth of the values, narrower at the ends."""
+    """Running mean over a twentieth of the values; the window shrinks at the ends."""
     half = len(values) // 40
     total = np.concatenate([[0.0], np.cumsum(values)])
     index = np.arange(len(values))
@@ -88,8 +88,8 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 
 def curves(path: Path, title: str, series: Series) -> None:
-    """One logged value over training steps: raw faintly, its running mean strongly; {run: (steps,
-    values)}.
+    """One logged value over training steps: raw values faint, their running mean strong. series:
+    {run: (steps, values)}.
     """
     with mpl.rc_context(SETTINGS):
         figure, axes = _axes(title, "step")
@@ -109,7 +109,7 @@ def curves(path: Path, title: str, series: Series) -> None:
 
 
 def histogram(path: Path, title: str, xlabel: str, values: np.ndarray) -> None:
-    """How a quantity is distributed; its median as a line."""
+    """The distribution of a quantity, with a line at its median."""
     with mpl.rc_context(SETTINGS):
         figure, axes = _axes(f"{title}, median {float(np.median(values)):.3g}", xlabel)
         axes.hist(values, bins=min(30, max(5, len(values) // 4)), color=COLORS["gdpo"], alpha=0.75)
@@ -118,10 +118,10 @@ def histogram(path: Path, title: str, xlabel: str, values: np.ndarray) -> None:
 
 
 def ranks(path: Path, title: str, ranked_BG: np.ndarray) -> None:
-    """A metric of the candidates by rank in their group, best reward first, relative to the group's
-    mean.
+    """A metric of the candidates by rank of their reward (1 = best), relative to the group's mean.
 
-    The line is the mean over groups, the band their middle half.
+    ranked_BG: (groups, candidates in order of rank). The line is the mean over groups, the band the
+    interquartile range.
     """
     x = np.arange(1, ranked_BG.shape[1] + 1)
     low, high = np.percentile(ranked_BG, [25, 75], axis=0)
@@ -137,7 +137,7 @@ def ranks(path: Path, title: str, ranked_BG: np.ndarray) -> None:
 
 
 def forest(path: Path, rows: Sequence[tuple[str, str, float, float, float]]) -> None:
-    """Effects with intervals, one line per (metric label, run, mean, low, high); right of zero is
+    """Effects with intervals, a line per (metric label, run, mean, low, high); right of 0 is
     better.
     """
     labels = list(dict.fromkeys(row[0] for row in rows))

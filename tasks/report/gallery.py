@@ -1,12 +1,11 @@
-"""The parts of the report that are pictures, each made from one benchmark's folder
-reports/evaluate/<benchmark>.
+"""The pictures of the report, made from one benchmark's folder reports/evaluate/<benchmark>.
 
-    viewer        images of all models on one scale, with the scores of what is shown (noise 0)
+    viewer        images of all models at the same scale, with their scores (noise 0)
     candidates    groups of NAOSD outputs as training scores them
-    maps          which pixels count as detail in the reward
+    maps          the pixels that count as detail in the reward
 
-Pictures become WebP under reports/assets/images/<benchmark>, in the folders that evaluate named: a
-photograph's own name is no part of any path. Addresses are relative to reports/.
+Pictures are stored as WebP under reports/assets/images/<benchmark>, in folders named by `evaluate`:
+no path contains a photograph's own name. Addresses are relative to reports/.
 """
 
 import json
@@ -29,14 +28,16 @@ DECIMALS = {"psnr_y": 2, "piqe": 1, "musiq": 2}
 
 
 def read_text(root: Path, path: str) -> str:
-    """A file that another stage wrote, named relative to `root`."""
+    """The text of another stage's output; path: relative to `root`. Errors: ValueError if the file
+    is missing.
+    """
     if not (root / path).is_file():
         raise ValueError(f"{path}: missing; run the stage that writes it, or `dvc repro`")
     return (root / path).read_text(encoding="utf-8")
 
 
 class Gallery:
-    """One benchmark's pictures: where they come from and where their WebP files go."""
+    """The pictures of one benchmark: their sources and their WebP files."""
 
     def __init__(self, root: Path, benchmark: str, summary: dict[str, Any]) -> None:
         self.root, self.benchmark, self.summary = root, benchmark, summary
@@ -55,7 +56,7 @@ class Gallery:
         return quote(f"assets/images/{self.benchmark}/{name}.webp")
 
     def views(self) -> dict[str, str]:
-        """{file stem: printed name} of what the viewer can show, worst first."""
+        """{file stem: label} of the views that every image has: LR, the models, the original."""
         names = {
             "lr": "Low resolution",
             **{model: label(model) for model in self.summary["models"]},
@@ -69,8 +70,8 @@ class Gallery:
         }
 
     def viewer(self, assets: Path) -> dict[str, Any]:
-        """Data of the before/after viewer: for each image the address of every view and the scores
-        of noise 0.
+        """The data of the before/after viewer: for each image the address of every view, and the
+        scores for noise 0.
         """
         metrics, views = list(self.summary["metrics"]), self.views()
         table = pq.read_table(
@@ -106,7 +107,7 @@ class Gallery:
         return {"views": views, "images": images, "of": self.summary["images"]}
 
     def candidates(self, assets: Path) -> list[dict[str, Any]]:
-        """Groups of NAOSD outputs, best advantage first."""
+        """Groups of NAOSD outputs, each sorted by advantage, best first."""
         return [
             {"name": group["image"], "members": self._members(group, assets)}
             for group in json.loads(
@@ -114,7 +115,7 @@ class Gallery:
             )
             if (
                 self.source / "images" / group["folder"]
-            ).is_dir()  # a large benchmark keeps the pictures of some images
+            ).is_dir()  # a large benchmark keeps pictures of some images only
         ]
 
     def _members(self, group: dict[str, Any], assets: Path) -> list[dict[str, Any]]:
@@ -144,7 +145,7 @@ class Gallery:
         return sorted(members, key=lambda member: (-member["weight"], member["noise"]))
 
     def maps(self, assets: Path, grayscale: Grayscale) -> list[dict[str, Any]]:
-        """HR images with what the reward takes for detail tinted orange and the smooth rest
+        """HR images: pixels that the reward counts as detail are tinted orange, smooth ones are
         dimmed.
         """
         found = []
@@ -163,7 +164,7 @@ class Gallery:
 
 
 def spread(items: list[Any], most: int) -> list[Any]:
-    """At most `most` of the items, evenly over the list."""
+    """At most `most` of the items, evenly spaced."""
     return (
         [items[index * len(items) // most] for index in range(most)] if len(items) > most else items
     )

@@ -1,15 +1,15 @@
-"""The paper's tables of results as data: arXiv 2603.16769v1, Tables 1-4, 8, 10 and 12, and what
-Fig. 7 varies.
+"""The paper's result tables as data: arXiv 2603.16769v1, Tables 1-4, 8, 10 and 12, and the settings
+of Fig. 7.
 
-A line of a table is the line of the paper's text, so it can be held against it
-(tests/tasks/report/test_published.py). The dataset stands on its last line in the paper's text
-extraction; here it stands above its lines.
+Each line of a table below is a line of the paper's text, so tests/tasks/report/test_published.py
+can compare the two. The paper's text extraction puts the dataset on its last line; here the dataset
+is above its lines.
 """
 
 from dataclasses import dataclass
 
-# Column of the paper -> our metric of the same definition (docs/fidelity.md; MANIQA has the PIPAL
-# weights in the tables).
+# Column of the paper -> our metric of the same definition (docs/fidelity.md). The paper's tables
+# use MANIQA with the PIPAL weights.
 METRICS = {
     "PSNR": "psnr_y",
     "SSIM": "ssim_y",
@@ -22,10 +22,10 @@ METRICS = {
     "AFINE": "afine",
 }
 LOWER_IS_BETTER = frozenset({"LPIPS", "FID", "DISTS", "AFINE"})
-# Dataset of the paper -> the name that a benchmark of these pairs has in `evaluate.pairs`.
+# Dataset of the paper -> name of its benchmark in `evaluate.pairs`.
 BENCHMARKS = {"DRealSR": "drealsr", "RealSR": "realsr", "DIV2K-val": "div2k_val"}
 NAOSD, OURS = "NAOSD", "GDPO-SR"
-# Method of the paper -> model of ours.
+# Method of the paper -> our model.
 MODELS = {NAOSD: "naosd", OURS: "gdpo"}
 
 Results = dict[str, dict[str, dict[str, float]]]  # dataset -> method -> column -> value
@@ -33,8 +33,8 @@ Results = dict[str, dict[str, dict[str, float]]]  # dataset -> method -> column 
 
 @dataclass(frozen=True)
 class Published:
-    """One table of results: its number, its subject, its columns, and the values by dataset and
-    method, in order.
+    """One table of results: its number, subject and columns, and the values by dataset and method,
+    in the paper's order.
     """
 
     number: int
@@ -155,8 +155,8 @@ TABLE_4 = {
 }
 
 # Fig. 7: the settings (t_add, t_diff) of NAOSD. (a) shows max - min of PSNR and MUSIQ over 50
-# noises on RealSR, (b) their means. The values are drawn, not printed; what the text says of them
-# is that both ranges grow from the first to the third.
+# noises on RealSR, (b) their means. The values are drawn, not printed. The text says that both
+# ranges grow from the first setting to the third.
 FIGURE_7 = ((100, 100), (250, 250), (500, 500), (250, 100))
 T_ADD_TABLE_10 = (150, 250, 350)
 T_DIFF = 100  # of GDPO-SR

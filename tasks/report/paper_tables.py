@@ -1,9 +1,9 @@
 """The paper's tables with our figures beside the paper's: `gdpo-sr tables`, and `paper_tables` for
 the report.
 
-Ours come from reports/evaluate/*/ (every benchmark that was evaluated),
-benchmarks/results/sweep.json (Table 10, Fig. 7; benchmarks/sweep.py) and
-benchmarks/results/inference.json (Table 4; benchmarks/inference.py), as far as these are there.
+Our figures come from reports/evaluate/*/ (every evaluated benchmark), benchmarks/results/sweep.json
+(Table 10, Fig. 7; benchmarks/sweep.py) and benchmarks/results/inference.json (Table 4;
+benchmarks/inference.py). Missing files are skipped.
 """
 
 import argparse
@@ -25,12 +25,12 @@ from tasks.report.tables import Table, to_csv, to_html, to_markdown, to_text
 
 EXAMPLE = "gdpo-sr tables --out reports/tables"
 RESULTS = Path("benchmarks/results")
-SWEPT = ("table-10", "figure-7")
+SWEPT = ("table-10", "figure-7")  # tables from sweep.json
 FORMATS: dict[str, Callable[[Table], str]] = {"md": to_markdown, "csv": to_csv, "html": to_html}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Where the tables go."""
+    """Add --out (output folder) and --json."""
     parser.add_argument(
         "--out", type=Path, metavar="FOLDER", help="write each as Markdown, CSV and HTML instead"
     )
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Print the tables, or write them; ValueError naming a file that is damaged."""
+    """Print the tables, or write them. Errors: ValueError naming a damaged file."""
     found = paper_tables(Path.cwd())
     if args.out:
         write(found, args.out)
@@ -59,7 +59,7 @@ def _notes(table: Table) -> str:
 
 
 def write(found: list[Table], folder: Path) -> None:
-    """Each table as folder/<name>.md, .csv and .html; the folder is replaced."""
+    """Write each table to folder/<name>.md, .csv and .html; replaces the folder."""
     with written_aside(folder) as part:
         part.mkdir()
         for table in found:
@@ -68,8 +68,10 @@ def write(found: list[Table], folder: Path) -> None:
 
 
 def paper_tables(root: Path) -> list[Table]:
-    """Tables 1-4, Fig. 7, Tables 8, 10 and 12 from what lies under `root`; a cell without a
-    measurement is empty, the notes say why. ValueError naming a file that is damaged.
+    """Tables 1-4, Fig. 7, Tables 8, 10 and 12, from the files under `root`.
+
+    A cell without a measurement is empty, and the notes say why. Errors: ValueError naming a
+    damaged file.
     """
     runs, weights = [], {}
     for folder in sorted(
@@ -96,6 +98,7 @@ def paper_tables(root: Path) -> list[Table]:
 
 
 def _read(root: Path, name: str, absent: Any) -> dict[str, Any]:
+    """A file of `RESULTS`; {"results": absent} if it is missing."""
     path = root / RESULTS / name
     if not path.is_file():
         return {"results": absent}
@@ -109,7 +112,7 @@ def _read(root: Path, name: str, absent: Any) -> dict[str, Any]:
 
 
 def _differ(evaluated: Mapping[str, str] | None, swept: Mapping[str, str]) -> bool:
-    """Whether an evaluated model has other weights than the one of that name in the sweep."""
+    """Whether an evaluated model has other weights than the sweep's model of the same name."""
     return any(
         swept.get(model, weights) != weights
         for model, weights in (evaluated or {}).items()
@@ -118,7 +121,7 @@ def _differ(evaluated: Mapping[str, str] | None, swept: Mapping[str, str]) -> bo
 
 
 def _origin(folder: Path) -> dict[str, Any]:
-    """Where the results of a benchmark come from."""
+    """The origin of a benchmark's results (tasks/run/provenance.py)."""
     found: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8")).get(
         "origin", {}
     )
@@ -126,7 +129,7 @@ def _origin(folder: Path) -> dict[str, Any]:
 
 
 def _run(folder: Path) -> Run:
-    """Means over images for each noise, from what the evaluate stage left in `folder`."""
+    """Means over images for each noise, from the evaluate stage's files in `folder`."""
     path = folder / "per_image.parquet"
     try:
         table = pq.read_table(path)

@@ -1,12 +1,12 @@
 """The paper's tables with our figures beside the paper's, from evaluated benchmarks and measured
 results.
 
-    tables(runs, sweeps, inference)     Tables 1-4, 8, 10, 12 and Fig. 7, as far as there are
-                                        figures of ours
+    tables(runs, sweeps, inference)     Tables 1-4, 8, 10, 12 and Fig. 7, with all our figures that
+                                        were measured
 
-A cell of ours is empty where nothing was measured; a note below the table says why. Nothing is
-estimated. Tables 1, 2, 3 and 12 have one noise per image, as the paper's: noise 0 of ours. Table 8
-is the mean over noises.
+A cell without a measurement of ours is empty, and a note below the table says why. Nothing is
+estimated. Tables 1, 2, 3 and 12 have one noise per image, as in the paper: ours is noise 0. Table 8
+has the mean over noises.
 """
 
 import re
@@ -29,8 +29,8 @@ Row = list[Cell]
 
 @dataclass(frozen=True)
 class Run:
-    """An evaluated benchmark: mean over its images of every metric, for each noise, by model or
-    peer.
+    """An evaluated benchmark. models: by model or peer, the mean over its images of every metric,
+    for each noise.
     """
 
     benchmark: str
@@ -41,8 +41,8 @@ class Run:
 def tables(
     runs: Sequence[Run], sweeps: Mapping[str, Sweep], inference: Sequence[Mapping[str, Any]]
 ) -> list[Table]:
-    """All tables, in the paper's order. sweeps: by benchmark; inference: what
-    benchmarks/inference.py measured.
+    """All tables, in the paper's order. sweeps: by benchmark. inference: the measurements of
+    benchmarks/inference.py.
     """
     return [
         _results(1, runs, first_noise, "noise 0 of each image, the same for both models"),
@@ -73,7 +73,7 @@ def mean(values: Sequence[float]) -> float:
 
 
 def same(one: str, other: str) -> bool:
-    """Whether two names of a method differ in case and punctuation only: DP2O-SR, dp2osr."""
+    """Whether two names of a method are equal up to case and punctuation: DP2O-SR, dp2osr."""
     plain = [re.sub(r"[^a-z0-9]", "", name.lower()) for name in (one, other)]
     return plain[0] == plain[1]
 
@@ -81,6 +81,9 @@ def same(one: str, other: str) -> bool:
 def _results(
     number_: int, runs: Sequence[Run], of_noises: Callable[[Sequence[float]], float], what: str
 ) -> Table:
+    """A table of results: the paper's datasets, then benchmarks of ours that have at least two of
+    its methods.
+    """
     published = paper.TABLES[number_]
     notes = [f"Ours: {what}; mean over images. {_ours(published.columns)}"]
     by_name = {run.benchmark: run for run in runs}
@@ -117,12 +120,12 @@ def _results(
 
 
 def _fits(run: Run, methods: Sequence[str]) -> bool:
-    """Whether a benchmark that is not the paper's has anything to compare: two of the methods."""
+    """Whether a benchmark that is not the paper's has at least two of the methods to compare."""
     return sum(_model(run, method) is not None for method in methods) > 1
 
 
 def _model(run: Run, method: str) -> str | None:
-    """The model or peer of a run that stands for a method of the paper."""
+    """The model or peer of a run that corresponds to a method of the paper."""
     name = paper.MODELS.get(method, method)
     return next((model for model in run.models if same(model, name)), None)
 
@@ -134,7 +137,7 @@ def _block(
     run: Run | None,
     of_noises: Callable[[Sequence[float]], float],
 ) -> list[Row]:
-    """A dataset's rows: each method's figures in the paper and, below them, ours."""
+    """A dataset's rows: each method's figures in the paper, and ours below them."""
     found: list[tuple[str, str, dict[str, float]]] = []
     for method, values in methods.items():
         if values:
@@ -166,7 +169,7 @@ def _cell(
     values: Mapping[str, float],
     block: Sequence[tuple[str, str, Mapping[str, float]]],
 ) -> Cell:
-    """A figure; bold where it is the best of its dataset, among the paper's or among ours."""
+    """A figure; bold if it is the best of its dataset among the paper's, or among ours."""
     if column not in values:
         return EMPTY
     rivals = [other[column] for _, origin, other in block if origin == source and column in other]
@@ -174,7 +177,7 @@ def _cell(
     value = values[column]
     printed = (
         len(repr(value).partition(".")[2]) if source == PAPER else 0
-    )  # 8.654 among figures of two decimals
+    )  # the paper prints 8.654 in a column of two decimals
     return Cell(
         number(value, max(DECIMALS.get(column, 4), printed)),
         value,
@@ -183,7 +186,7 @@ def _cell(
 
 
 def _absent(run: Run, methods: Sequence[str], columns: Sequence[str]) -> Iterator[str]:
-    """Why cells of an evaluated benchmark are empty."""
+    """Notes that say why cells of an evaluated benchmark are empty."""
     known = {metric for values in run.models.values() for metric in values}
     columns_ = [column for column in columns if paper.METRICS[column] not in known]
     if columns_:
@@ -201,7 +204,7 @@ def _heading(column: str) -> str:
 
 
 def _ours(columns: Sequence[str]) -> str:
-    """Which of our metrics stand in the paper's columns: MANIQA, say, is one of two."""
+    """The names of our metrics in the paper's columns; MANIQA, for example, has two variants."""
     return f"Our names of the columns: {', '.join(paper.METRICS[column] for column in columns)}."
 
 
@@ -210,7 +213,7 @@ def _caption(name: str, subject: str) -> str:
 
 
 def table_10(sweeps: Mapping[str, Sweep]) -> Table:
-    """Table 10: GDPO-SR as it is, t_add varied at inference, the same noise for all."""
+    """Table 10: GDPO-SR without retraining, t_add varied at inference, the same noise for all."""
     published = paper.TABLES[10]
     notes = [_ours(published.columns)]
     if "realsr" not in sweeps:
@@ -246,8 +249,8 @@ def _t_add(t: str | int) -> str:
 
 
 def figure_7(sweeps: Mapping[str, Sweep]) -> Table:
-    """Fig. 7: per setting (t_add, t_diff) of NAOSD the range over noises of the mean over images,
-    and its mean.
+    """Fig. 7: for each setting (t_add, t_diff) of NAOSD, the range over noises of the mean over
+    images, and the mean.
     """
     measured = {
         metric
@@ -290,6 +293,7 @@ def figure_7(sweeps: Mapping[str, Sweep]) -> Table:
 
 
 def _range(values: Sequence[float] | None) -> list[Cell]:
+    """The range and the mean of a metric over noises."""
     if not values:
         return [EMPTY, EMPTY]
     numbers = float(np.ptp(values)), mean(values)
@@ -297,7 +301,7 @@ def _range(values: Sequence[float] | None) -> list[Cell]:
 
 
 def _complexity(inference: Sequence[Mapping[str, Any]]) -> Table:
-    """Table 4: ours in further columns, one for each model that was measured."""
+    """Table 4; each of our measured models is a further column."""
     columns = [
         [Cell(number(row[i], 2), row[i]) for row in paper.TABLE_4.values()]
         for i in range(len(paper.TABLE_4_METHODS))

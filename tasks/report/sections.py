@@ -1,14 +1,15 @@
-"""The parts of the report that are made from files of one stage each; a function returns what its
-block shows.
+"""The sections of the report that come from the files of one stage. Each function returns the
+content of its section.
 
-    photographs   index: used, and skipped by reason;  parts: what each part of degrade made
+    photographs   index: used and skipped photographs, by reason
+    parts         degrade: the counts of each part
     reasons       select, index: counts by reason, as bars
-    since         evaluate and promoted/: what changed since the promoted run
-    origins       evaluate: where the scores come from, out of the metadata of per_image.parquet
+    since         evaluate and promoted/: the changes since the promoted run
+    origins       evaluate: the provenance of the scores, from the metadata of per_image.parquet
     data_docs     the pages of Great Expectations
 
-Pictures are in tasks/report/gallery.py, figures of training in tasks/report/curves.py. Addresses
-are relative to reports/.
+Pictures are in tasks/report/gallery.py, training figures in tasks/report/curves.py. Addresses are
+relative to reports/.
 """
 
 import json
@@ -22,17 +23,17 @@ import pyarrow.parquet as pq
 from tasks.report.gallery import read_text
 from tasks.report.verdict import Changes, changes
 
-LONGEST_LIST = 12  # entries of a report.json that are listed one by one
-MOST_SKIPPED = 100  # photographs that are named with the reason
+LONGEST_LIST = 12  # longer collections are shown as their length
+MOST_SKIPPED = 100  # skipped photographs listed with their reason
 
 
 def since(
     root: Path, benchmark: str, summary: Mapping[str, Any]
 ) -> tuple[Changes, list[tuple[str, str, str]]] | None:
-    """GDPO-SR in this run against the promoted run, and (name, then, now) of what else differs
-    between the two.
+    """GDPO-SR in this run against the promoted run, and (name, then, now) of every origin entry
+    that differs.
 
-    None where nothing is promoted for the benchmark.
+    None if no run of the benchmark is promoted.
     """
     before = root / "promoted" / benchmark / "per_image.parquet"
     if not before.is_file():
@@ -49,6 +50,7 @@ def since(
 
 
 def _image_means(path: Path, metrics: list[str]) -> dict[str, dict[str, dict[str, float]]]:
+    """{model: {image: {metric: mean over noises}}}; metrics that the file lacks are left out."""
     try:
         table = pq.read_table(path)
     except (OSError, ValueError) as error:
@@ -65,8 +67,8 @@ def _image_means(path: Path, metrics: list[str]) -> dict[str, dict[str, dict[str
 
 
 def origins(path: Path) -> list[tuple[str, str]]:
-    """The metadata of a Parquet file as (name, text) lines: commit, hashes of weights, versions of
-    metrics.
+    """The metadata of a Parquet file as (name, text) lines: commit, hashes of weights, metric
+    versions.
     """
     metadata = pq.read_schema(path).metadata or {}
     texts = {
@@ -92,8 +94,8 @@ def reasons(found: Mapping[str, int]) -> list[tuple[str, int, float]]:
 
 
 def photographs(root: Path) -> list[dict[str, Any]]:
-    """Of the training and the held-out photographs: how many were used, or skipped for which
-    reason, and which.
+    """For the training and the held-out photographs: the number used, the number skipped by reason,
+    and the skipped ones.
     """
     found = json.loads(read_text(root, "reports/photographs/report.json"))
     return [
@@ -108,7 +110,7 @@ def photographs(root: Path) -> list[dict[str, Any]]:
 
 
 def parts(root: Path, names: list[str]) -> list[tuple[str, int, int]]:
-    """(part, photographs, pairs) of what each part of degrade made."""
+    """(part, photographs, pairs) of each part of degrade."""
     found = [
         (name, json.loads(read_text(root, f"reports/degrade/{name}/report.json"))) for name in names
     ]
@@ -116,16 +118,14 @@ def parts(root: Path, names: list[str]) -> list[tuple[str, int, int]]:
 
 
 def data_docs(root: Path, names: list[str]) -> list[tuple[str, str]]:
-    """(what was checked, address) of the sites of Great Expectations that are under
-    reports/data-docs.
-    """
+    """(name, address) of the Great Expectations sites that exist under reports/data-docs."""
     there = [name for name in names if (root / "reports/data-docs" / name / "index.html").is_file()]
     return [(name, quote(f"data-docs/{name}/index.html")) for name in there]
 
 
 def flat(content: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """Nested mappings become `a / b`; what is long (a count per photograph, say) becomes its
-    length.
+    """(name, text) lines: nested mappings become `a / b`; a long collection (a count per
+    photograph, for example) becomes its length.
     """
     if prefix and isinstance(content, dict | list) and len(content) > LONGEST_LIST:
         return [(prefix, _length(content))]

@@ -1,5 +1,5 @@
-"""Print what the last evaluation of a benchmark showed, from
-reports/evaluate/<benchmark>/summary.json: `gdpo-sr summary`.
+"""Print the last evaluation of a benchmark from reports/evaluate/<benchmark>/summary.json: `gdpo-sr
+summary`.
 """
 
 import argparse
@@ -13,12 +13,12 @@ from tasks.report.tables import differences_table, models_table, to_text
 from tasks.report.verdict import verdict_sentence
 
 EXAMPLE = "gdpo-sr summary --benchmark sample"
-SAMPLE = "sample"  # the benchmark where nothing says another
+SAMPLE = "sample"  # the default benchmark without a params.yaml
 REPORT = Path("reports/index.html")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which benchmark, and `--json` for programs."""
+    """Add --benchmark and --json."""
     parser.add_argument(
         "--benchmark",
         metavar="NAME",
@@ -28,15 +28,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Two tables, the verdict and where the report is; or the JSON."""
+    """Print two tables, the verdict and the path of the report; or the JSON."""
     summary = read(Path.cwd(), args.benchmark)
     print(json.dumps(summary, indent=2) if args.json else text(summary, Path.cwd()))
     return 0
 
 
 def read(root: Path, benchmark: str | None = None) -> Mapping[str, Any]:
-    """The summary of a benchmark that the evaluate stage wrote under `root`; None: the first in
-    root/params.yaml.
+    """The summary.json of a benchmark under `root`; None: the first benchmark in root/params.yaml.
+
+    Errors: ValueError naming a missing or damaged file.
     """
     params = root / "params.yaml"
     first = (
@@ -53,7 +54,7 @@ def read(root: Path, benchmark: str | None = None) -> Mapping[str, Any]:
 
 
 def text(summary: Mapping[str, Any], root: Path) -> str:
-    """What `make demo` ends with."""
+    """The summary as plain text; also the last output of `make demo`."""
     models, differences = models_table(summary), differences_table(summary)
     parts = [
         to_text(models),
@@ -66,7 +67,7 @@ def text(summary: Mapping[str, Any], root: Path) -> str:
 
 
 def artifact(summary: Mapping[str, Any]) -> tuple[list[dict[str, str]], str]:
-    """For a table artifact: one mapping from heading to text per model, and the verdict as its
+    """The content of a Prefect table artifact: {heading: text} per model, and the verdict as its
     description.
     """
     table = models_table(summary)

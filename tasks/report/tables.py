@@ -1,10 +1,10 @@
-"""Tables of an evaluation: one source for Markdown, CSV, HTML and plain text.
+"""Tables of an evaluation, rendered as Markdown, CSV, HTML or plain text.
 
-    models_table(summary)        rows models, columns metrics: mean +- standard error over images,
+    models_table(summary)        rows models, columns metrics: mean ± standard error over images,
                                  the best in bold
-    differences_table(summary)   rows comparison x metric: difference, interval, p, effect, verdict
+    differences_table(summary)   rows comparison × metric: difference, interval, p, effect, verdict
 
-`summary` is what the evaluate stage writes to summary.json.
+`summary` is the content of summary.json (tasks/files/evaluation.py).
 """
 
 import csv
@@ -17,7 +17,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 LABELS = {"bicubic": "Bicubic", "naosd": "NAOSD", "gdpo": "GDPO-SR", "control": "Control"}
-# A metric of several variants says which it is: a heading is read without the text around it.
+# Labels name the variant of a metric that has several: headings are read without context.
 METRIC_LABELS = {
     "psnr_y": "PSNR-Y",
     "ssim_y": "SSIM-Y",
@@ -57,7 +57,8 @@ class Cell:
 class Table:
     """A caption, column headings and rows of cells; the first column names the row.
 
-    name: of a file of it, where it has one; notes: sentences below it.
+    name: file name without suffix, if the table is written to a file. notes: sentences below the
+    table.
     """
 
     caption: str
@@ -68,20 +69,20 @@ class Table:
 
 
 def number(value: float | None, decimals: int, *, sign: bool = False) -> str:
-    """A number with a fixed count of decimals and a real minus sign; a dash where there is none;
-    never "-0.00".
+    """A number with a fixed count of decimals and a typographic minus sign; a dash for None; never
+    "-0.00".
     """
     if value is None:
         return "–"
-    value = round(value, decimals) + 0.0
+    value = round(value, decimals) + 0.0  # + 0.0 turns -0.0 into 0.0
     return f"{value:{'+' if sign else ''}.{decimals}f}".replace("-", "−")
 
 
 def _decimals(standard_error: float | None) -> int:
-    """Decimals that show two digits of the standard error, between 2 and 5."""
+    """Decimals that show two significant digits of the standard error, between 2 and 5."""
     if (
         not standard_error or standard_error < 1e-9
-    ):  # a reference's own reward: 0 by construction, but for rounding
+    ):  # the reference's own reward is 0 up to rounding
         return 3
     return min(max(1 - math.floor(math.log10(standard_error)), 2), 5)
 
@@ -97,7 +98,7 @@ def mean_text(row: Mapping[str, Any]) -> str:
 
 
 def label(metric: str) -> str:
-    """The printed name of a metric or model; unknown names stand as they are."""
+    """The printed name of a metric or model; unknown names are returned unchanged."""
     return METRIC_LABELS.get(metric, LABELS.get(metric, metric))
 
 
@@ -107,8 +108,8 @@ def metric_heading(summary: Summary, metric: str) -> str:
 
 
 def sample(summary: Summary) -> str:
-    """How many images an interval is about, and how many photographs: tiles of one resemble each
-    other.
+    """The sample behind an interval: the number of images and, if different, of photographs, whose
+    tiles resemble each other.
     """
     images, photographs = summary["images"], summary.get("photographs", summary["images"])
     if photographs == images:
@@ -117,7 +118,7 @@ def sample(summary: Summary) -> str:
 
 
 def no_published_niqe(metrics: Iterable[str]) -> str:
-    """What a caption adds where `niqe` is shown: its values look like published ones."""
+    """A caption's warning if `niqe` is shown: its values look like published NIQE values."""
     if "niqe" not in metrics:
         return ""
     return (
@@ -127,8 +128,8 @@ def no_published_niqe(metrics: Iterable[str]) -> str:
 
 
 def models_table(summary: Summary) -> Table:
-    """Every model's mean and standard error for every metric; the best mean of a column is bold,
-    and says no more.
+    """Every model's mean and standard error for every metric. Bold marks the best mean of a column,
+    without any claim of significance.
     """
     metrics, models = list(summary["metrics"]), summary["models"]
     sign = {
@@ -178,7 +179,7 @@ def models_table(summary: Summary) -> Table:
 
 
 def _set_cell(values: Mapping[str, Sequence[float]], model: str) -> Cell:
-    """A distance of whole sets of images (FID), one value per noise: the least mean is the best."""
+    """A distance between sets of images (FID), one value per noise; the lowest mean is the best."""
     if model not in values:
         return Cell("–")
     means = {name: fmean(found) for name, found in values.items()}
@@ -203,8 +204,8 @@ def interval_text(row: Mapping[str, Any]) -> str:
 
 
 def differences_table(summary: Summary) -> Table:
-    """Every paired difference with its 95 % interval, p, size in NAOSD's within-image spread, and
-    verdict.
+    """Every paired difference with its 95 % interval, p, size in NAOSD's within-image standard
+    deviations, and verdict.
     """
 
     def cells(row: Mapping[str, Any]) -> list[Cell]:
@@ -236,7 +237,7 @@ def differences_table(summary: Summary) -> Table:
 
 
 def to_markdown(table: Table) -> str:
-    """A GitHub-flavoured Markdown table, the caption below it."""
+    """A GitHub-flavoured Markdown table, followed by the caption and the notes."""
     lines = [
         "| " + " | ".join(row) + " |"
         for row in ([table.header, ["---"] + ["---:"] * (len(table.header) - 1)])
@@ -252,7 +253,7 @@ def to_markdown(table: Table) -> str:
 
 
 def to_csv(table: Table) -> str:
-    """Comma-separated values: the numbers unrounded where a cell has one, else its text."""
+    """Comma-separated values: the unrounded number of a cell that has one, else its text."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(table.header)
@@ -262,7 +263,7 @@ def to_csv(table: Table) -> str:
 
 
 def to_html(table: Table) -> str:
-    """An HTML table, every text escaped; `data-value` carries the number to sort by."""
+    """An HTML table with every text escaped; `data-value` has the number to sort by."""
 
     def cell(content: Cell, tag: str) -> str:
         value = "" if content.value is None else f' data-value="{content.value!r}"'

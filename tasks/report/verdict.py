@@ -1,17 +1,17 @@
-"""What an evaluation shows, in words: GDPO-SR against NAOSD, the control and an earlier run; which
-promises are kept.
+"""The results of an evaluation in words: GDPO-SR against NAOSD, the control and an earlier run, and
+the project's claims.
 
     headline(summary)           one line
-    gain(summary)               the difference to NAOSD with its interval, each metric by verdict
-    verdict_sentence(summary)   does GDPO-SR beat NAOSD, on which metrics, by how much, what is not
-                                significant
-    claims(summary)             what the project promises, each with its evidence and whether this
-                                run shows it
-    changes(now, before, ...)   a model's scores in two runs, paired by image: what one run changed
+    gain(summary)               the difference to NAOSD with its interval; the metrics by verdict
+    verdict_sentence(summary)   whether GDPO-SR beats NAOSD, on which metrics, by how much, and what
+                                is not significant
+    claims(summary)             the project's claims, each with its evidence and whether this run
+                                supports it
+    changes(now, before, ...)   a model's scores in two runs, paired by image
     change_sentence(found)      the same in words
 
-A gain that the control (advantages shuffled inside each group) shows too is none of GDPO's: so it
-is always named.
+The texts always mention the control (advantages shuffled inside each group): a gain that the
+control shows too is not due to GDPO.
 """
 
 from collections.abc import Mapping
@@ -37,7 +37,7 @@ from tasks.report.tables import (
 LEAST_GAIN = 0.3  # of NAOSD's within-image standard deviation of the reward
 MOST_PSNR_LOSS = 0.05  # dB
 SAME_INPUT = (
-    1e-4  # relative: bicubic scores nearer than this come from the same image and the same metric
+    1e-4  # relative: bicubic scores closer than this mean the same image and the same metric
 )
 
 ImageMeans = Mapping[
@@ -48,7 +48,7 @@ Row = Mapping[str, Any]  # mean, standard_error, low, high, p, verdict of a pair
 
 @dataclass(frozen=True)
 class Claim:
-    """A promise, whether this run shows it, and the numbers."""
+    """A claim, whether this run supports it, and the numbers."""
 
     text: str
     holds: bool
@@ -58,7 +58,7 @@ class Claim:
 @dataclass(frozen=True)
 class Changes:
     """A model's paired differences, this run minus an earlier one: a row per metric, over `images`
-    of `of` images.
+    of this run's `of` images.
     """
 
     model: str
@@ -79,7 +79,7 @@ def evidence(row: Row, unit: str = "") -> str:
 
 
 def find(summary: Summary, pair: str, metric: str) -> Row | None:
-    """The difference of a pair such as `gdpo-naosd`; None where the evaluation has no such pair or
+    """The difference of a pair such as `gdpo-naosd`; None if the evaluation lacks the pair or
     metric.
     """
     return next(
@@ -89,7 +89,7 @@ def find(summary: Summary, pair: str, metric: str) -> Row | None:
 
 
 def claims(summary: Summary) -> list[Claim]:
-    """The project's promises about GDPO-SR beside this run's numbers: reward, no-reference metric,
+    """The project's claims about GDPO-SR with this run's numbers: reward, no-reference metric,
     PSNR, control.
     """
     reward, control = find(summary, "gdpo-naosd", "reward"), find(summary, "gdpo-control", "reward")
@@ -118,16 +118,14 @@ def claims(summary: Summary) -> list[Claim]:
         found.append(Claim(text, control["verdict"] == "better", f"reward {evidence(control)}"))
     if psnr := find(summary, "gdpo-naosd", "psnr_y"):
         text = f"PSNR falls by no more than {MOST_PSNR_LOSS} dB"
-        # The interval's lower end: a mean near 0 with a wide interval shows nothing.
+        # Use the interval's lower end: a mean near 0 with a wide interval proves nothing.
         least = psnr["mean"] if psnr["low"] is None else psnr["low"]
         found.append(Claim(text, least >= -MOST_PSNR_LOSS, f"PSNR-Y {evidence(psnr, ' dB')}"))
     return found
 
 
 def headline(summary: Summary) -> str:
-    """The answer in one line; a gain on the reward that the control shows as well is said to be
-    one.
-    """
+    """The result in one line; it says so if GDPO-SR beats NAOSD's reward but not the control's."""
     reward, control = find(summary, "gdpo-naosd", "reward"), find(summary, "gdpo-control", "reward")
     if reward is None:
         return "GDPO-SR and NAOSD are not compared"
@@ -155,7 +153,7 @@ def by_verdict(rows: list[Row]) -> str:
 
 
 def gain(summary: Summary) -> str:
-    """GDPO-SR against NAOSD: the difference of the reward with its interval, then each metric by
+    """GDPO-SR against NAOSD: the difference of the reward with its interval, then the metrics by
     verdict.
     """
     reward = find(summary, "gdpo-naosd", "reward")
@@ -174,7 +172,7 @@ def gain(summary: Summary) -> str:
 
 
 def verdict_sentence(summary: Summary) -> str:
-    """The answer in three sentences: the reward, each metric, the control."""
+    """The result in three sentences: the reward, each metric, the control."""
     control = find(summary, "gdpo-control", "reward")
     text = f"{headline(summary)}: {gain(summary)}"
     if control is None:
@@ -196,10 +194,9 @@ def changes(
 ) -> Changes:
     """`model` in this run minus `model` in an earlier run, paired by image.
 
-    Compared are the images that both runs have under one name and for which bicubic enlargement
-    scores the same in both: so neither another photograph, another degradation nor another version
-    of a metric passes for a change of the model. Metrics that only one run has are left out, and so
-    is the reward, whose unit is each run's own NAOSD.
+    Compares only images that have the same name and the same bicubic scores in both runs. So a
+    different photograph, degradation or metric version cannot pass for a change of the model.
+    Leaves out metrics that only one run has, and the reward, whose unit is each run's own NAOSD.
     """
     metrics = [
         metric
@@ -225,6 +222,7 @@ def changes(
 
 
 def _everywhere(metric: str, now: ImageMeans, before: ImageMeans, model: str) -> bool:
+    """Whether every image of both runs has the metric."""
     runs = (now.get(model, {}), before.get(model, {}))
     return all(run and all(metric in values for values in run.values()) for run in runs)
 
@@ -232,6 +230,7 @@ def _everywhere(metric: str, now: ImageMeans, before: ImageMeans, model: str) ->
 def _same_input(
     image: str, now: ImageMeans, before: ImageMeans, model: str, metrics: list[str]
 ) -> bool:
+    """Whether both runs have the image, with equal bicubic scores up to `SAME_INPUT`."""
     if image not in before.get(model, {}):
         return False
     a, b = (run.get("bicubic", {}).get(image, {}) for run in (now, before))
@@ -242,7 +241,7 @@ def _same_input(
 
 
 def change_sentence(found: Changes) -> str:
-    """What changed since the earlier run, with an interval for every metric that did."""
+    """The changes since the earlier run, with an interval for every metric that changed."""
     if not found.rows:
         return (
             "No image of this run can be compared with that run: names, inputs or metrics differ."
@@ -265,7 +264,7 @@ def change_sentence(found: Changes) -> str:
 
 
 def changes_table(summary: Summary, found: Changes) -> Table:
-    """The same as a table, a row per metric."""
+    """The same as a table, with a row per metric."""
     caption = (
         f"{label(found.model)} in this run minus the promoted run, paired by image over "
         f"{found.images} of {found.of} "

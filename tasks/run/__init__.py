@@ -1,3 +1,1 @@
-"""What surrounds a running stage: progress, trackers, torchrun and the provenance of its
-results.
-"""
+"""Support for running stages: progress, trackers, torchrun and the provenance of results."""

@@ -1,4 +1,4 @@
-"""One text for the settings and input folders of a run."""
+"""A fingerprint of a run's settings and input folders."""
 
 import hashlib
 import json
@@ -7,11 +7,11 @@ from typing import Any
 
 
 def fingerprint(settings: dict[str, Any], inputs: list[Path]) -> str:
-    """A text that is equal only for equal settings and equal input folders (every file's bytes).
+    """A SHA-256 that is equal only for equal settings and equal input folders (every file's path
+    and bytes).
 
-    A checkpoint carries it, so a run never resumes from one made with other settings or data.
-    Shards may be half a terabyte and are not hashed here: put `Shards.fingerprint()` into
-    `settings`.
+    Checkpoints store it, so a run never resumes from a checkpoint of other settings or data. Shards
+    may hold half a terabyte and are not hashed here: put `Shards.fingerprint()` into `settings`.
     """
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for folder in inputs:

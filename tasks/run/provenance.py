@@ -1,5 +1,5 @@
-"""Where an evaluation's numbers come from: the commit and hash of its code, hashes of weights and
-data, versions of the metrics.
+"""Provenance of an evaluation: the commit and hash of its code, hashes of weights and data,
+versions of the metrics.
 """
 
 from pathlib import Path
@@ -16,11 +16,11 @@ STAGE = "tasks.stages.evaluate"
 def origin(
     config: Config, root: Path, benchmark: str, metrics: list[str], data: list[Path]
 ) -> dict[str, Any]:
-    """What the numbers of one benchmark depend on, as plain values; the metadata of
+    """Everything that the results of one benchmark depend on, as plain values; the metadata of
     per_image.parquet.
 
-    data: the folders of LR and HR images, or of shards. Equal for equal code, weights, data and
-    settings.
+    data: the folders of LR and HR images, or of shards. The result is equal for equal code,
+    weights, data and settings.
     """
     settings = config.evaluate
     peers = settings.pairs[benchmark].peers if benchmark in settings.pairs else {}
@@ -41,7 +41,7 @@ def origin(
         "noises": noises(config, benchmark),
         "color_fix": settings.color_fix,
         "precision": settings.precision,
-        "batch": settings.batch,  # decides how sums in low precision are rounded
+        "batch": settings.batch,  # affects rounding in low precision
         "reward": config.reward.model_dump(),
     }
 

@@ -1,22 +1,22 @@
-"""What a person sees of a running loop: work/<stage>/metrics.jsonl, a progress bar or a line now
-and then, and a tracker.
+"""Progress of a running stage: work/<stage>/metrics.jsonl, a progress bar (or a line every 10 s
+without a terminal), and a tracker.
 
     {"step": 12, "of": 64, "loss": 0.691, ...}     one line per step, readable while the stage runs;
                                                    never a DVC output
 
-The file is opened for writing at the first value. A resumed loop replays its history through `log`
-(gdpo.train.loop.Loop), so the file is whole again after an interruption. The metrics under reports/
-are another matter: a stage writes them when it is done. What a step cost is noted here alone, since
-no two runs agree about it:
+The first value opens and truncates the file. A resumed loop replays its history through `log`
+(gdpo.train.loop.Loop), so the file is complete again after an interruption. The metrics under
+reports/ are separate: a stage writes them when it is done. Only this file records the cost of a
+step, because the cost differs between runs:
 
-    seconds          from the end of the step before, so with a checkpoint that was written in
+    seconds          since the end of the previous step, including the writing of a checkpoint in
                      between
-    samples_per_s    LR patches per second over all processes; of finetune, each with its group of
-                     candidates
-    memory_gb        the most this process has held until now, in 10^9 bytes: of its GPU, or of main
-                     memory where it uses none
+    samples_per_s    LR patches per second over all processes; in finetune, each LR patch comes with
+                     its group of candidates
+    memory_gb        peak memory of this process so far, in 10^9 bytes: of its GPU, or of main
+                     memory if it uses no GPU
 
-Steps that are replayed, and the first one after them, whose beginning is not known, come without.
+Replayed steps have no cost, nor has the first step after them, whose start time is unknown.
 """
 
 import json
@@ -41,9 +41,11 @@ LINE_EVERY_S = 10.0
 class Recorder:
     """`log` for gdpo.train.loop.Hooks; use as a context manager.
 
-    total: the number of steps, where it is known; samples: in each step of a training loop; track:
-    none, or the tracker that the first process sends its values to. Entering raises BadParams where
-    that does not start: ValueError in the others.
+    total: the number of steps, if known. samples: samples per step of a training loop. track:
+    "none", or the tracker to which rank 0 sends its values.
+
+    Errors: if the tracker does not start, entering raises BadParams on rank 0 and ValueError on the
+    other ranks.
     """
 
     def __init__(
@@ -61,13 +63,13 @@ class Recorder:
         self.samples = samples
         self.track = track
         self._tracking: Tracking | None = None
-        self._begun: float | None = None  # when the present step began
+        self._begun: float | None = None  # start time of the current step, if known
         self._file: TextIO | None = None
-        self._bar: tqdm | None = None  # type: ignore[type-arg]  # tqdm of nothing: moved by hand
+        self._bar: tqdm | None = None  # type: ignore[type-arg]  # no iterable: updated by hand
         self._next_line = time.monotonic() + LINE_EVERY_S
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """Note the values of one step (0-based)."""
+        """Record the values of one step (0-based)."""
         of = {"of": self.total} if self.total else {}
         row = (
             {"step": step, **of}
@@ -76,7 +78,7 @@ class Recorder:
         )
         self.total = (
             int(row["of"]) if "of" in row else None
-        )  # a stage may count its steps only after it has begun
+        )  # some stages know their total only after they start
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("w", encoding="utf-8", buffering=1)
@@ -88,8 +90,8 @@ class Recorder:
         self._show(step + 1, row)
 
     def timed(self, should_stop: Callable[[], bool]) -> Callable[[], bool]:
-        """`should_stop` for the same hooks: a training loop asks it after every step that it makes,
-        and the next one begins.
+        """Wrap `should_stop` to time the steps: a training loop calls it after every step it
+        computes, so the call marks the start of the next step.
         """
 
         def ask() -> bool:
@@ -99,6 +101,7 @@ class Recorder:
         return ask
 
     def _cost(self) -> dict[str, float]:
+        """The cost of the step that just ended; empty if its start time is unknown."""
         if self._begun is None or self.samples is None:
             return {}
         seconds = time.monotonic() - self._begun
@@ -143,13 +146,14 @@ class Recorder:
 
 
 def _peak_bytes() -> int:
+    """Peak memory of this process, in bytes: of the GPU if CUDA is in use, else resident memory."""
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _text(row: dict[str, float]) -> str:
-    """The first four values, short."""
+    """The first four values, with four significant digits."""
     named = [(name, value) for name, value in row.items() if name not in ("step", "of")][:4]
     return " ".join(
         f"{name} {value:.4g}" if math.isfinite(value) else f"{name} {value}"

@@ -1,20 +1,22 @@
 """A training stage as N processes of torchrun on this host (`pretrain.gpus`, `finetune.gpus`).
 
-    python -m tasks pretrain                      the stage: starts torchrun, hands on the wish to
-                                                  stop, says how it ended
-      python -m tasks.run.torchrun ... -m tasks pretrain      torchrun, in a session of its own: no
-                                                              signal to the stage or its
-        N x python -m tasks pretrain                      group can end it before the ranks have a
-                                                          checkpoint
+    python -m tasks pretrain                                the stage: starts torchrun, forwards the
+                                                            stop request, reports how the ranks
+                                                            ended
+      python -m tasks.run.torchrun ... -m tasks pretrain    torchrun
+        N x python -m tasks pretrain                        the ranks
 
-What passes between the stage and the ranks lies in a temporary folder that the environment names:
+torchrun runs in its own session, so that a signal to the stage or its process group cannot end it
+before the ranks have written a checkpoint. The stage and the ranks communicate through a temporary
+folder, named by an environment variable:
 
-    stop      there as soon as the stage was asked to stop; the ranks agree on the step after which
-              they do
-    lock      locked by the stage as long as it lives: a rank that gets it ends at once (torchrun
-              puts its ranks into sessions of their own, out of the reach of a SIGKILL to the
-              stage's group)
-    0, 1...   exit code and line of a rank that did not finish; the stage says the first one's, once
+    stop      created when the stage is asked to stop; the ranks agree on the step after which they
+              stop
+    lock      locked by the stage while it runs. A rank that acquires the lock kills itself at once:
+              torchrun puts its ranks into sessions of their own, which a SIGKILL to the stage's
+              process group does not reach
+    0, 1...   exit code and message of a failed or stopped rank; the stage prints the lowest rank's,
+              once
 """
 
 import fcntl
@@ -31,13 +33,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-FOLDER = "GDPO_RANKS"
+FOLDER = "GDPO_RANKS"  # environment variable that names the temporary folder
 TICK_S = 0.1
-STOPPED = 143
+STOPPED = 143  # exit code of a stage that stopped on request
 
 
 def start(arguments: Sequence[str], count: int, should_stop: Callable[[], bool]) -> int:
-    """Run `python -m tasks ARGUMENTS` as `count` ranks to the end; returns the exit code."""
+    """Run `python -m tasks ARGUMENTS` as `count` ranks until they end; returns the exit code.
+
+    should_stop: polled every `TICK_S` seconds; once true, the ranks write a checkpoint and stop.
+    """
     options = ["--standalone", "--nproc-per-node", str(count), "-m", "tasks"]
     with tempfile.TemporaryDirectory(prefix="gdpo-ranks-") as name:
         folder = Path(name)
@@ -71,14 +76,14 @@ def start(arguments: Sequence[str], count: int, should_stop: Callable[[], bool])
 
 
 def is_rank() -> bool:
-    """Whether this process is one of those that `start` started."""
+    """Whether `start` launched this process."""
     return FOLDER in os.environ
 
 
 @contextmanager
 def rank(should_stop: Callable[[], bool]) -> Iterator[Callable[[], bool]]:
-    """Be a rank: joined with the others, and gone with the stage. Yields `should_stop`, which now
-    knows the stage's wish.
+    """Join the process group, and end with the stage. Yields `should_stop`, extended by the stage's
+    stop request.
     """
     from gdpo.train.world import joined
 
@@ -89,16 +94,18 @@ def rank(should_stop: Callable[[], bool]) -> Iterator[Callable[[], bool]]:
 
 
 def _end_with_the_stage(lock: Path) -> None:
+    """Kill this process as soon as the stage releases its lock, that is, when the stage ends."""
     with suppress(OSError), lock.open() as file:
         fcntl.flock(file, fcntl.LOCK_SH)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def ended(code: int, line: str) -> int:
-    """Say why the command ends with `code`, and return that; a rank leaves both to the stage.
+    """Report why the command ends with `code`; returns the exit code. A rank leaves both to the
+    stage.
 
-    A rank that stopped as all have agreed ends with 0: torchrun would terminate the others, who may
-    still be at it.
+    A rank that stopped on request returns 0: for any other code torchrun would terminate the
+    remaining ranks, which may still be finishing.
     """
     text = f"gdpo-sr: {line}\n"
     if not is_rank():
@@ -109,8 +116,8 @@ def ended(code: int, line: str) -> int:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """torchrun itself, without its report on a rank that failed; returns the exit code of the first
-    that did.
+    """Run torchrun without its own failure report; returns the exit code of the first rank that
+    failed.
     """
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -121,6 +128,7 @@ def main(arguments: Sequence[str]) -> int:
         run.main(arguments)
     except ChildFailedError as error:
         code = error.get_first_failure()[1].exitcode
+        # A negative code is the signal that killed the rank; shells report 128 + signal.
         return 128 - code if code < 0 else code
     except SignalException as error:
         return 128 + int(error.sigval)

@@ -1,16 +1,17 @@
-"""Where the values of every step go besides metrics.jsonl (key `track`): TensorBoard, or Weights &
-Biases.
+"""Trackers for the values of every step, besides metrics.jsonl (key `track`): TensorBoard or
+Weights & Biases.
 
     tensorboard    files in work/<stage>/tensorboard/; `tensorboard --logdir work` shows all stages
-    wandb          a run of the project gdpo-sr, named after the stage. Its own files lie in
-                   work/<stage>/wandb/, and with WANDB_MODE=offline all of it; `wandb sync` uploads
-                   that
+    wandb          a run of the project gdpo-sr, named after the stage. Its files are in
+                   work/<stage>/wandb/; with WANDB_MODE=offline all its data stays there until
+                   `wandb sync` uploads it
 
-A resumed loop replays its history, so both begin anew with each start and show every step once:
-TensorBoard drops what older files in the folder hold, W&B gets another run. We send the values of
-steps and no more: no parameters, code, git remote, environment or output (W&B itself adds the
-machine's load, the command line and the installed packages). A tracker that does not start is an
-error, since nothing is lost by then; one that fails later costs a line, not the training.
+A resumed loop replays its history, so both trackers start from scratch at each start and show every
+step once: TensorBoard discards the content of older files in the folder, W&B gets a new run. Only
+the values of the steps are sent: no parameters, code, git remote, environment or output (W&B itself
+adds system load, the command line and the installed packages). A tracker that does not start is an
+error, because no work is lost at that point. A tracker that fails later costs one warning and does
+not stop the training.
 """
 
 import importlib
@@ -25,20 +26,20 @@ from tqdm import tqdm
 from tasks.params import BadParams
 
 PROJECT = "gdpo-sr"
-# how long the end of a stage may wait for W&B; what is not uploaded by then stays in
-# work/<stage>/wandb
+# Timeout of W&B's upload at the end of a stage; data not uploaded by then stays in
+# work/<stage>/wandb.
 UPLOAD_S = 60.0
 
 
 class Tracker(Protocol):
-    """What shows curves."""
+    """Interface of a tracker."""
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """Add one step, larger than the last."""
+        """Add one step, larger than the previous one."""
         ...
 
     def close(self, failed: bool) -> None:
-        """Write out what is left; failed: the stage did not come to its end."""
+        """Flush what is pending; failed: the stage did not complete."""
         ...
 
 
@@ -46,8 +47,8 @@ class _TensorBoard:
     def __init__(self, folder: Path, name: str) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # Not by removing the old files: a TensorBoard that watches the folder would then never read
-        # the new one.
+        # purge_step instead of deleting the old files: a running TensorBoard that watches the
+        # folder would then never read the new file.
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=0, flush_secs=10)
 
     def log(self, step: int, values: dict[str, float]) -> None:
@@ -62,7 +63,7 @@ class _Wandb:
     def __init__(self, folder: Path, name: str) -> None:
         os.environ.setdefault(
             "WANDB_ERROR_REPORTING", "false"
-        )  # read at the import: its own crashes, to its makers
+        )  # read at import; W&B otherwise reports its own crashes
         wandb = importlib.import_module("wandb")
         settings = wandb.Settings(
             silent=True,
@@ -89,11 +90,11 @@ _TRACKERS: dict[str, Callable[[Path, str], Tracker]] = {
 
 
 class Tracking:
-    """The tracker `kind` while it works: given up, with a line, at the first failure after the
-    start.
+    """The tracker `kind`. The first failure after the start disables it, with a warning on stderr.
 
-    folder: work/<stage>, made if need be; name: of the run. Raises BadParams where the tracker does
-    not start.
+    folder: work/<stage>, created if missing. name: of the run.
+
+    Errors: BadParams if the tracker does not start.
     """
 
     def __init__(self, kind: str, folder: Path, name: str) -> None:
@@ -106,7 +107,7 @@ class Tracking:
                 f"track: {kind} is not installed here ({error}); pip install {kind}, or set "
                 "track: none"
             ) from error
-        except Exception as error:  # W&B has its own kinds
+        except Exception as error:  # W&B raises its own exception types
             raise BadParams(
                 f"track: {kind} does not start ({error}); set track: none to go on without it"
             ) from error
@@ -116,10 +117,11 @@ class Tracking:
         self._send(lambda tracker: tracker.log(step, values))
 
     def close(self, failed: bool) -> None:
-        """End the tracker's run; failed: the stage did not come to its end."""
+        """End the tracker's run; failed: the stage did not complete."""
         self._send(lambda tracker: tracker.close(failed))
 
     def _send(self, send: Callable[[Tracker], None]) -> None:
+        """Call `send` with the tracker; on any error, disable the tracker and print a warning."""
         if self._tracker is None:
             return
         try:
@@ -131,4 +133,4 @@ class Tracking:
                 f"gdpo-sr: track: {self.kind} failed ({why}); going on without it, "
                 f"{self.folder / 'metrics.jsonl'} is whole"
             )
-            tqdm.write(line, file=sys.stderr)  # above a progress bar
+            tqdm.write(line, file=sys.stderr)  # keeps a progress bar intact

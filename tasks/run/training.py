@@ -1,4 +1,4 @@
-"""What the training stages share: the device they compute on, and their history as a report."""
+"""Shared by the training stages: the compute device, and the training history as a report."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from gdpo.train.world import current
 
 
 def device() -> torch.device:
-    """Where a stage computes: its process's GPU, the GPU that CUDA_VISIBLE_DEVICES leaves first, or
+    """The device of this process: the rank's GPU, else the first GPU in CUDA_VISIBLE_DEVICES, else
     the CPU.
     """
     if (world := current()).size > 1:
@@ -19,8 +19,8 @@ def device() -> torch.device:
 
 
 def write_history(folder: Path, history: list[dict[str, float]]) -> None:
-    """Write the values of every step as metrics.jsonl in `folder`: no times in it, so equal runs
-    give equal bytes.
+    """Write the values of every step to `folder`/metrics.jsonl, without times, so equal runs give
+    equal bytes.
     """
     with written_aside(folder) as part:
         part.mkdir()

@@ -1,12 +1,13 @@
-"""Stage `degrade`, one part of it: photographs -> LR-HR pairs in Parquet shards, and
+"""Stage `degrade`: turns the photographs of one part into LR-HR pairs in Parquet shards, and writes
 reports/degrade/<part>/report.json.
 
-    --part 00           data/shards/train/00: sliding windows; enlarged by the drawn mode
-    --part evaluation   data/shards/evaluation: centred tiles without overlap; enlarged by bicubic
+    --part 00           data/shards/train/00: sliding windows; LR enlarged by the drawn mode
+    --part evaluation   data/shards/evaluation: centred tiles without overlap; LR enlarged by
+                        bicubic interpolation
 
-The stage `index` says which photographs a part has. Every patch draws from its own generator
-(version of the data set, patch id, epoch), so neither the number of parts nor the order of the work
-changes a byte of a pair.
+The stage `index` assigns photographs to parts. Every patch draws its degradation from its own
+generator, keyed by (data set version, patch id, epoch), so a pair has the same bytes for any number
+of parts and any processing order.
 """
 
 import hashlib
@@ -30,14 +31,14 @@ from tasks.files.photographs import Entry, read_list
 from tasks.files.tags import tagged
 
 EVALUATION = "evaluation"
-BATCH = 32  # patches whose detail share is computed at once
+BATCH = 32  # patches per call of detail_share
 Patch = tuple[str, str, Box, np.ndarray]  # id, source, box, uint8 (H, W, 3)
 
 
 def run(config: Config, root: Path, hooks: Hooks, part: str | None = None) -> None:
-    """Write the pairs and the report of one part, or of all, one after another.
+    """Write the pairs and the report of `part`, or of every part in turn if None.
 
-    ValueError naming the key, the list or the photograph on bad input.
+    Errors: ValueError naming the key, list or photograph on bad input; `Stopped` between batches.
     """
     known = [*config.degrade.parts, EVALUATION]
     if part is not None and part not in known:
@@ -50,7 +51,7 @@ def _part(config: Config, root: Path, hooks: Hooks, part: str) -> None:
     entries = read_list(root / "data/photos" / f"{part}.parquet", root)
     pairs = _pairs(config, _patches(config.degrade, entries, part), part, hooks)
     held_out = part == EVALUATION
-    if not held_out:  # of held-out images the tags are made when they are evaluated
+    if not held_out:  # held-out images are tagged when they are evaluated
         pairs = tagged(pairs, config.degrade.tags, config.model.tagger, root)
     target = root / "data/shards/evaluation" if held_out else root / "data/shards/train" / part
     with written_aside(target) as aside:
@@ -66,7 +67,9 @@ def _part(config: Config, root: Path, hooks: Hooks, part: str) -> None:
 
 
 def _patches(cut: Degrade, entries: list[Entry], part: str) -> Iterator[Patch]:
-    """Cut every photograph."""
+    """Cut every photograph into patches: sliding windows for training, centred tiles for
+    evaluation.
+    """
     side = cut.evaluation_crop if part == EVALUATION else cut.crop
     for entry in entries:
         photo, pixels = entry.photo.name, entry.pixels()
@@ -83,12 +86,12 @@ def _patches(cut: Degrade, entries: list[Entry], part: str) -> Iterator[Patch]:
 
 
 def _patch_id(source: str, box: Box) -> str:
-    """A short hash of where a patch comes from; it does not change when photographs are added."""
+    """A short hash of the patch's photograph and box; adding photographs does not change it."""
     return hashlib.sha256(json.dumps([source, *box]).encode()).hexdigest()[:20]
 
 
 def _pairs(config: Config, patches: Iterator[Patch], part: str, hooks: Hooks) -> Iterator[Pair]:
-    """Degrade the patches, a batch at a time."""
+    """Degrade the patches, `BATCH` at a time."""
     done = 0
     while batch := list(islice(patches, BATCH)):
         if hooks.should_stop():

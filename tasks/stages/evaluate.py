@@ -1,16 +1,16 @@
-"""Stage `evaluate`: bicubic and every model of evaluate.models on one benchmark, the same noises
-for all.
+"""Stage `evaluate`: scores bicubic and every model of evaluate.models on one benchmark, with the
+same noises for all.
 
-    python -m tasks evaluate --benchmark sample                     the held-out shards,
+    python -m tasks evaluate --benchmark sample                     the held-out shards in
                                                                     data/shards/evaluation
     python -m tasks evaluate --benchmark realsr                     the folders of
                                                                     evaluate.pairs.realsr
     python -m tasks evaluate --benchmark sample --against latest    and compare with the promoted
                                                                     run (tasks/report/against.py)
 
-Writes reports/evaluate/<benchmark> (see tasks/files/evaluation.py). A stopped or killed run goes on
-with the image it was at. gdpo/evaluate/benchmark.py says what is scored and how the reward is
-defined.
+Writes reports/evaluate/<benchmark> (format: tasks/files/evaluation.py). A stopped or killed run
+resumes with the image it was processing. gdpo/evaluate/benchmark.py defines the scores and the
+reward.
 """
 
 from collections.abc import Mapping
@@ -44,20 +44,22 @@ from tasks.run.provenance import origin
 from tasks.run.training import device
 
 SAMPLE = "sample"
-# images, each the first of a photograph, whose whole group of candidates is kept for the report
+# Images whose whole group of candidates is kept for the report; at most one per photograph.
 CANDIDATE_IMAGES = 3
 
 
 def run(
     config: Config, root: Path, hooks: Hooks, benchmark: str | None = None, *, keep: bool = False
 ) -> None:
-    """Evaluate every model on every pair of a benchmark (None: the first of evaluate.benchmarks).
+    """Evaluate every model on every pair of `benchmark` (None: the first of evaluate.benchmarks).
 
-    keep: leave the results alone if they are there and come from the same code, weights, data and
-    settings. Raises `Stopped` between images; what is done stays in work/evaluate/<benchmark>, and
-    the same call goes on from there.
-    Errors: ValueError naming the metric whose weights are missing, the folder, or every pair that
-    cannot be used.
+    keep: do nothing if results exist and come from the same code, weights, data and settings.
+
+    Raises `Stopped` between images. Finished images stay in work/evaluate/<benchmark>, and the same
+    call resumes from them.
+
+    Errors: ValueError naming the metric whose weights are missing, the folder, or every unusable
+    pair.
     """
     benchmark = benchmark or config.evaluate.benchmarks[0]
     metrics = list(
@@ -71,9 +73,10 @@ def run(
     if keep and is_current(root / "reports/evaluate" / benchmark, found):
         return
     kept = Kept(root / "work/evaluate" / benchmark, fingerprint(found, []))
-    ways: dict[str, Upscaler] = {}
+    ways: dict[str, Upscaler] = {}  # loaded only if an image is missing
     images: list[Done] = []
-    shown = list(config.evaluate.models)[:2][-1]  # GDPO-SR, usually
+    # The model whose means are logged: the second, usually GDPO-SR, or the only one.
+    shown = list(config.evaluate.models)[:2][-1]
     for index, image in enumerate(pairs.ids):
         done = kept.read(folder_name(index, image))
         if done is None:
@@ -92,7 +95,7 @@ def run(
 def open_pairs(
     config: Config, root: Path, name: str, metrics: list[str]
 ) -> tuple[Shards | PairFolder, list[Path]]:
-    """The pairs of a benchmark, and the folders they come from. ValueError as `run`."""
+    """The pairs of a benchmark, and the folders they come from. Errors: ValueError as in `run`."""
     if name == SAMPLE:
         folder = root / "data/shards/evaluation"
         pairs: Shards | PairFolder = Shards(folder)
@@ -130,7 +133,11 @@ def _evaluate(
     before: list[Done],
     kept: Kept,
 ) -> Done:
-    """Outputs, scores and files of one image."""
+    """Compute and store the outputs and scores of one image; FID features and candidates where
+    needed.
+
+    before: the images finished so far; they decide whether this image's candidates are kept.
+    """
     pair: Pair = pairs[index]
     peers = pairs.peer(index) if isinstance(pairs, PairFolder) else {}
     metrics = [metric for metric in found["metrics"] if not METRICS[metric].per_set]
@@ -169,8 +176,8 @@ def _models(config: Config, root: Path) -> dict[str, NAOSD]:
 
 
 def upscalers(config: Config, root: Path, models: Mapping[str, NAOSD]) -> dict[str, Upscaler]:
-    """How each model is run: colour correction, precision and tags are those of the
-    configuration.
+    """{model name: function from LR to SR}, with the configured colour correction, precision and
+    tags.
     """
     settings: Any = {"color_fix": config.evaluate.color_fix, "precision": config.evaluate.precision}
     tagger = tags.load(config.model.tagger, root, dape=True)

@@ -1,4 +1,4 @@
-"""Stage `finetune`: preference fine-tuning -> models/gdpo, or its control, advantages shuffled ->
+"""Stage `finetune`: preference fine-tuning -> models/gdpo; with shuffled advantages, the control ->
 models/control.
 """
 
@@ -20,7 +20,8 @@ from tasks.run.training import device, write_history
 def run(config: Config, root: Path, hooks: Hooks, name: str = "gdpo") -> None:
     """Train `name` ("gdpo" or "control") and write its model folder and history.
 
-    Errors: ValueError naming the file or key; `Stopped` after a checkpoint in work/finetune/<name>.
+    Errors: ValueError naming the file or key; `Stopped` after writing a checkpoint to
+    work/finetune/<name>.
     """
     groups: Sequence[Group] = []
     pairs: Selected | None = None
@@ -66,8 +67,10 @@ def run(config: Config, root: Path, hooks: Hooks, name: str = "gdpo") -> None:
 
 
 def _selected(root: Path) -> Selected:
-    """The pairs to make groups of. DVC does not fetch them for this stage: the rollouts stand for
-    them.
+    """The pairs for online rollouts. DVC does not fetch them: this stage depends on the rollouts
+    instead.
+
+    Errors: ValueError naming the manifest or shard.
     """
     try:
         return Selected(root, by_id=True)

@@ -1,12 +1,13 @@
-"""Stage `index`: reads every photograph once -> data/photos/<part>.parquet, and
+"""Stage `index`: reads every photograph once -> data/photos/<part>.parquet and
 reports/photographs/report.json.
 
     evaluation.parquet     the held-out photographs
-    00.parquet, ...        the training photographs, each in the part that its name's hash says
-                           (`degrade.parts`)
+    00.parquet, ...        the training photographs, assigned to a part (`degrade.parts`) by a hash
+                           of the name
 
-A list has name, place, content hash and size of the photographs that can be used; the report has
-the others with the reason. `degrade` works on one list, so its parts can run anywhere at once.
+Each list has the name, location, content hash and size of the usable photographs. The report has
+the skipped ones with the reason. `degrade` reads only its part's list, so its parts can run on
+different machines at the same time.
 """
 
 import json
@@ -24,13 +25,14 @@ from tasks.files.photographs import listed, write_list
 
 READERS = min(
     4, os.cpu_count() or 1
-)  # photographs in memory at once; decoding and hashing leave Python's lock alone
-AHEAD = 64
+)  # photographs in memory at once; threads suffice: decoding and hashing release the GIL
+AHEAD = 64  # photographs between two checks of should_stop
 
 
 def run(config: Config, root: Path, hooks: Hooks) -> None:
-    """Write the lists and the report. ValueError naming the photograph or key on bad input; then
-    nothing is written.
+    """Write the lists and the report.
+
+    Errors: ValueError naming the photograph or key on bad input; nothing is written then.
     """
     held_out = _scan(config, "evaluation", root, hooks, None)
     trained = _scan(config, "train", root, hooks, held_out)
@@ -54,6 +56,10 @@ def run(config: Config, root: Path, hooks: Hooks) -> None:
 
 
 def _scan(config: Config, split: Split, root: Path, hooks: Hooks, held_out: Scan | None) -> Scan:
+    """Examine every photograph of a split. Errors: ValueError if none is usable.
+
+    held_out: the evaluation scan, whose photographs the training split must not contain.
+    """
     sources, side = config.degrade.train, config.degrade.crop
     if split == "evaluation":
         sources, side = config.degrade.evaluation, config.degrade.evaluation_crop
@@ -71,7 +77,7 @@ def _scan(config: Config, split: Split, root: Path, hooks: Hooks, held_out: Scan
 
 
 def _examined(photos: Sequence[Photo], min_side: int, hooks: Hooks) -> Iterator[Finding]:
-    """The findings in the order of the photographs, a few being read at once."""
+    """The findings in the order of the photographs; `READERS` photographs are read concurrently."""
     with ThreadPoolExecutor(READERS) as pool:
         for start in range(0, len(photos), AHEAD):
             if hooks.should_stop():
@@ -82,7 +88,9 @@ def _examined(photos: Sequence[Photo], min_side: int, hooks: Hooks) -> Iterator[
 
 
 def _described(found: Scan, sources: Sequence[Photographs], root: Path) -> dict[str, object]:
-    """One split of the report: the same wherever the repository lies, as every output must be."""
+    """One split of the report. Paths are relative to `root`, so the output does not depend on where
+    it is.
+    """
     skipped = [
         {**row, "detail": row["detail"].replace(f"{root}{os.sep}", "")} for row in found.skipped
     ]

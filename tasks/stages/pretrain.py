@@ -1,4 +1,4 @@
-"""Stage `pretrain`: NAOSD's adapters over the base model -> models/naosd,
+"""Stage `pretrain`: trains NAOSD's adapters on the base model -> models/naosd and
 reports/pretrain/metrics.jsonl.
 """
 
@@ -17,7 +17,8 @@ from tasks.run.training import device, write_history
 def run(config: Config, root: Path, hooks: Hooks) -> None:
     """Train on data/shards/train and write the model folder and the loss history.
 
-    Errors: ValueError naming the file or key; `Stopped` after a checkpoint in work/pretrain.
+    Errors: ValueError naming the file or key; `Stopped` after writing a checkpoint to
+    work/pretrain.
     """
     settings = config.pretrain
     base = root / config.model.base

@@ -1,21 +1,21 @@
-"""Stage `report`: reports/index.html, reports/pages and reports/assets, a static site without
-network or server.
+"""Stage `report`: reports/index.html, reports/pages and reports/assets, a static site that needs no
+network and no server.
 
     python -m tasks report
 
-    index.html                        verdict, what changed since the promoted run, slider, main
-                                      table, promises
+    index.html                        verdict, changes since the promoted run, slider, main table,
+                                      claims
     pages/benchmark-<name>.html       every picture, tables, paired differences, groups of
-                                      candidates, complexity maps
+                                      candidates, detail maps
     pages/tables.html                 the paper's tables with our figures beside the paper's
-    pages/training.html               curves of both trainings and of the control; what the rollouts
-                                      hold
+    pages/training.html               curves of both trainings and of the control; statistics of
+                                      the rollouts
     pages/data.html                   photographs, pairs, selection with reasons, links to Data Docs
-    pages/provenance.html             parameters, versions, commit and hashes of what was scored
+    pages/provenance.html             parameters, versions, commit and hashes of the evaluated files
 
-Reads what the other stages wrote and promoted/, which is in git; renders tasks/report/templates.
-Links are relative, so the site works from a file, from a bucket or behind a prefix; the same inputs
-give the same bytes. Names are escaped.
+Reads the outputs of the other stages and promoted/ (in git); renders tasks/report/templates. Links
+are relative, so the site works from a file, from a bucket or behind a prefix. Equal inputs give
+equal bytes. Names are HTML-escaped.
 """
 
 import json
@@ -41,12 +41,13 @@ from tasks.report.paper_tables import paper_tables, write
 
 VERSIONS = ("torch", "diffusers", "transformers", "peft", "pyiqa", "numpy", "pyarrow", "pillow")
 TEMPLATES = Path(__file__).parents[1] / "report/templates"
-Page = dict[str, Any]  # what one template shows
+Page = dict[str, Any]  # the variables of one template
 
 
 def run(config: Config, root: Path, hooks: Hooks) -> None:
-    """Write reports/assets, reports/pages and reports/index.html; a missing input is a ValueError
-    that names it.
+    """Write reports/assets, reports/pages and reports/index.html.
+
+    Errors: ValueError naming a missing input.
     """
     with written_aside(root / "reports/assets") as assets:
         (assets / "figures").mkdir(parents=True)
@@ -65,11 +66,11 @@ def run(config: Config, root: Path, hooks: Hooks) -> None:
 def _write(path: Path, text: str) -> None:
     path.write_bytes(
         text.encode("utf-8", "replace")
-    )  # a file's name may hold bytes that are no text
+    )  # a file name may hold bytes that are not UTF-8
 
 
 def _render(pages: dict[str, Page]) -> dict[str, str]:
-    """{page: HTML}; the first benchmark's page comes second in the menu, after the summary."""
+    """{page: HTML}; the first benchmark's page is second in the menu, after the summary."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -220,12 +221,15 @@ def _provenance(config: Config, root: Path, names: list[str]) -> Page:
 
 
 def _one_line(numbers: re.Match[str]) -> str:
+    """A list that json.dumps spread over several lines, on one line."""
     return re.sub(r"\n *", " ", numbers[0]).replace("[ ", "[").replace(" ]", "]")
 
 
 def _params(config: Config) -> dict[str, Any]:
-    """All sections, each named: tests/test_pipeline.py reads from this which parameters the stage
-    depends on.
+    """All sections of the configuration.
+
+    Every section is named explicitly: tests/test_pipeline.py derives from this function which
+    parameters the stage depends on.
     """
     stages = (
         config.model,
@@ -249,11 +253,11 @@ def _asset(*parts: str) -> str:
 
 
 def _html(table: tables.Table) -> Markup:
-    return Markup(tables.to_html(table))  # every text in it is escaped
+    return Markup(tables.to_html(table))  # to_html escapes every text
 
 
 def _tables(assets: Path, benchmark: str, results: dict[str, Any]) -> dict[str, Any]:
-    """The tables as HTML for the page, and as Markdown and CSV files to take away."""
+    """Write the tables as Markdown and CSV files for download; returns them as HTML."""
     folder = assets / "tables" / benchmark
     folder.mkdir(parents=True)
     found: dict[str, Any] = {}
@@ -268,16 +272,14 @@ def _tables(assets: Path, benchmark: str, results: dict[str, Any]) -> dict[str, 
 
 
 def _variants(results: dict[str, Any]) -> list[tuple[str, str]]:
-    """(printed name, our name and what exactly is computed) of every metric; the reward has words
-    of its own.
-    """
+    """(label, our name and exact definition) of every metric; the templates describe the reward."""
     names = [name for name in (*results["metrics"], *results.get("sets", {})) if name in METRICS]
     return [(tables.label(name), f"{name}: {METRICS[name].variant}") for name in names]
 
 
 def _sets(results: dict[str, Any]) -> list[tuple[str, str]]:
-    """(metric and model, mean ± standard deviation over noises) of what is measured on all images
-    at once, as FID is.
+    """(metric and model, mean ± standard deviation over noises) of metrics of whole image sets,
+    such as FID.
     """
     found = results.get("sets", {})
     return [
@@ -291,8 +293,10 @@ def _sets(results: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _forest(path: Path, results: dict[str, Any], reference: str) -> bool:
-    """Every model against the reference in its within-image standard deviations, right being
-    better.
+    """Draw every model's difference to the reference, in the reference's within-image standard
+    deviations; right is better.
+
+    Returns whether there was anything to draw.
     """
     rows = []
     for metric, properties in results["metrics"].items():

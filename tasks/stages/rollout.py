@@ -1,13 +1,12 @@
-"""Stage `rollout`, one part of it: G scored candidates per selected patch by the frozen NAOSD ->
+"""Stage `rollout`: the frozen NAOSD makes G scored candidates per selected patch ->
 data/rollouts/<part>.
 
-    python -m tasks rollout --part 00     one part, on any worker; without --part all of them, one
-                                          after another
+    python -m tasks rollout --part 00     one part, on any worker; without --part all parts in turn
 
-Finished chunks are kept in work/rollout/<part>/chunks until the part is whole: after a stop or a
-kill the same command goes on with the next. tasks/files/rollouts.py says which chunks a part has
-and what its file holds. A pair whose scores are not finite gives no group; it is named on stderr,
-in the file and in the Data Docs.
+Finished chunks stay in work/rollout/<part>/chunks until the part is complete: after a stop or a
+kill, the same command resumes with the next chunk. tasks/files/rollouts.py defines the chunks of a
+part and its file format. A pair whose scores are not finite gives no group; stderr, the file and
+the Data Docs name it.
 """
 
 import json
@@ -35,10 +34,10 @@ from tasks.run.training import device
 
 
 def run(config: Config, root: Path, hooks: Hooks, part: str | None = None) -> None:
-    """Make the groups of one part, or of all, one after another.
+    """Make the groups of `part`, or of every part in turn if None.
 
-    Raises `Stopped` after a chunk. ValueError naming the key, file, metric or patch on bad input,
-    or if no pair of a part gave a group.
+    Raises `Stopped` after a chunk. Errors: ValueError naming the key, file, metric or patch on bad
+    input, or if no pair of a part gave a group.
     """
     known = config.rollout.parts
     if part is not None and part not in known:
@@ -63,7 +62,7 @@ def _part(config: Config, root: Path, hooks: Hooks, part: str) -> None:
     )
 
     @cache
-    def model() -> NAOSD:  # not before a chunk is missing
+    def model() -> NAOSD:  # loaded only if a chunk is missing
         model = load_model(root / "models/naosd", root / config.model.base)
         return model.to(device(), base_dtype(config.rollout.precision))
 
@@ -95,7 +94,7 @@ def _part(config: Config, root: Path, hooks: Hooks, part: str) -> None:
 
 
 def _named(chunk: pa.Table, part: str) -> dict[str, str]:
-    """Which pairs of a chunk gave no group, and why."""
+    """{pair id: why it gave no group} of a chunk; also written to stderr."""
     found = skipped(chunk.schema)
     for id_, reason in found.items():
         sys.stderr.write(f"gdpo-sr: rollout {part}: {id_} is left out, {reason}\n")

@@ -1,10 +1,10 @@
-"""Stage `select`: the training patches worth a rollout -> data/selected/{manifest,scores}.parquet
-and report.json.
+"""Stage `select`: chooses the training patches for rollouts ->
+data/selected/{manifest,scores}.parquet and report.json.
 
-manifest.parquet refers to pairs by id, first to be taken first; scores.parquet has every patch with
-its score and the reason. The rule is stated in gdpo/data/selection.py. What has been scored is kept
-in work/select until the stage is done, so that after a stop or a kill the same command goes on; a
-selection is visible only if it passes its checks.
+manifest.parquet lists the ids of the selected pairs in order of rank. scores.parquet has every
+patch with its score and the reason for the decision. gdpo/data/selection.py states the rule. Scores
+stay in work/select until the stage is done, so after a stop or a kill the same command resumes.
+Outputs are put in place only after they pass their checks.
 """
 
 import json
@@ -29,7 +29,7 @@ from tasks.run.fingerprint import fingerprint
 from tasks.run.training import device
 
 BATCH = 32
-KEEP_EVERY = 2048  # patches; what a kill can cost
+KEEP_EVERY = 2048  # patches; a kill loses at most this many scores
 SCORED = pa.schema(
     {
         "source": pa.string(),
@@ -44,7 +44,8 @@ Scorer = Callable[[list[Pair]], list[float]]
 def run(config: Config, root: Path, hooks: Hooks) -> None:
     """Score every training patch and write the selection.
 
-    Errors: ValueError if no patch is fit, a shard is damaged, or the selection fails its checks.
+    Errors: ValueError if no patch qualifies, a shard is damaged, or the selection fails its checks;
+    `Stopped` between batches.
     """
     rule = config.select
     check_available([rule.metric])
@@ -64,9 +65,7 @@ def run(config: Config, root: Path, hooks: Hooks) -> None:
 
 
 def _scored(shards: Shards, config: Config, root: Path, kept: Path, hooks: Hooks) -> pa.Table:
-    """Source, score, detail share and hash of all patches; those that an interrupted run kept are
-    not computed again.
-    """
+    """Source, score, detail share and hash of all patches; reuses an interrupted run's scores."""
     tables = list(_kept(kept, _inputs(shards, config, root)))
     done = sum(table.num_rows for table in tables)
     scores_of = _scorer(config, root)
@@ -88,7 +87,9 @@ def _scored(shards: Shards, config: Config, root: Path, kept: Path, hooks: Hooks
 
 
 def _inputs(shards: Shards, config: Config, root: Path) -> str:
-    """A text that is equal only for scores of the same pairs by the same metric (and model)."""
+    """A fingerprint of everything the scores depend on: pairs, metric and, for `difficulty`, the
+    model.
+    """
     settings: dict[str, object] = {"metric": versions([config.select.metric])}
     if config.select.rule == "difficulty":
         settings |= {
@@ -103,8 +104,10 @@ def _inputs(shards: Shards, config: Config, root: Path) -> str:
 
 
 def _kept(folder: Path, inputs: str) -> Iterator[pa.Table]:
-    """What an interrupted run with the same inputs kept: files of consecutive patches, named by the
-    first.
+    """The tables that an interrupted run with the same inputs wrote, each named by its first
+    patch's index.
+
+    Deletes the tables of a run with other inputs. Errors: ValueError naming an unreadable file.
     """
     mark = folder / "fingerprint"
     if not mark.is_file() or mark.read_text() != inputs:
@@ -124,7 +127,7 @@ def _kept(folder: Path, inputs: str) -> Iterator[pa.Table]:
 
 
 def _keep(folder: Path, first: int, table: pa.Table) -> list[pa.Table]:
-    """Write the patches scored since the last time; returns them."""
+    """Write the patches scored since the last call; returns them as a list of zero or one table."""
     if not table.num_rows:
         return []
     with written_aside(folder / f"{first:09d}.parquet") as part:
@@ -133,11 +136,11 @@ def _keep(folder: Path, first: int, table: pa.Table) -> list[pa.Table]:
 
 
 def _scorer(config: Config, root: Path) -> Scorer:
-    """What gives a few pairs their scores: a metric of the HR patches, or of NAOSD's outputs."""
+    """A function that scores a list of pairs: a metric of the HR patches or of NAOSD's outputs."""
     rule = config.select
     if rule.rule == "quality":
         return lambda pairs: score([rule.score], _hr(pairs).to(device()))[rule.score].tolist()
-    from gdpo.model.checkpoints import load_model  # seconds that the other rule need not wait
+    from gdpo.model.checkpoints import load_model  # slow import, not needed by the rule `quality`
     from gdpo.preference.difficulty import difficulty_scores
 
     model = load_model(root / "models/naosd", root / config.model.base).to(device())
@@ -156,12 +159,12 @@ def _scorer(config: Config, root: Path) -> Scorer:
 
 
 def _hr(pairs: list[Pair]) -> torch.Tensor:
-    """The HR patches as one batch BCHW in [0, 1]."""
+    """The HR patches as one batch, BCHW in [0, 1]."""
     return torch.from_numpy(np.stack([pair.hr for pair in pairs])).movedim(-1, 1).float() / 255
 
 
 def _report(table: pa.Table, rule: Select) -> dict[str, object]:
-    """Counts by reason and by photograph; says so if fewer passed than were asked for."""
+    """Counts by reason and by photograph, with a note if fewer patches passed than select.count."""
     reasons = Counter(table["reason"].to_pylist())
     selected = reasons[SELECTED]
     short = rule.count is not None and selected < rule.count

@@ -1,12 +1,11 @@
-"""Objects that several write at once: replaced only by who has seen what it replaces.
+"""Compare-and-swap for objects that several processes write at once.
 
-    swap            strict: for the pointer; refused on a server without conditional writes
-    swap_or_look    there, a look and a write instead: for names
-    refresh         a page that is made from what lies in the bucket: for lists
+    swap            strict, for the pointer: fails on a server without conditional writes
+    swap_or_look    for names: on such a server, compares the tag and then writes
+    refresh         for lists: writes a page that is generated from the bucket's contents
 
-A server is without conditional writes if it ignores the conditions, and if it answers them with
-NotImplemented. Tags are those of `Store.fetch` and `Store.tag`; None stands for "there is none
-yet".
+A server has no conditional writes if it ignores the conditions or answers NotImplemented. A tag is
+an object's ETag, from `Store.fetch` or `Store.tag`; None means that the object does not exist yet.
 """
 
 from collections.abc import Callable
@@ -16,14 +15,14 @@ from uuid import uuid4
 
 from tasks.store.s3 import Conflict, NotSupported, Store
 
-TRIES = 8  # of a list, before it is left to the others who write it
+TRIES = 8  # attempts to write a page while other processes write it too
 
 
 def swap(store: Store, key: str, data: bytes, tag: str | None) -> None:
     """Write if the object still has `tag`.
 
-    `Conflict` if somebody was first, unless with the same bytes. ValueError on a server without
-    conditional writes.
+    `Conflict` if another process wrote it first, unless it wrote the same bytes. ValueError on a
+    server without conditional writes.
     """
     if not supports_cas(store):
         raise ValueError(
@@ -35,8 +34,9 @@ def swap(store: Store, key: str, data: bytes, tag: str | None) -> None:
 
 
 def swap_or_look(store: Store, key: str, data: bytes, tag: str | None) -> None:
-    """`swap`; on a server without conditional writes, a look and then a write: somebody may come
-    between the two.
+    """Like `swap`; on a server without conditional writes, compare the tag and then write.
+
+    There, another process can write between the two requests.
     """
     if supports_cas(store):
         store.put_if(key, data, _condition(tag))
@@ -47,15 +47,15 @@ def swap_or_look(store: Store, key: str, data: bytes, tag: str | None) -> None:
 
 
 def refresh(store: Store, key: str, make: Callable[[], bytes]) -> None:
-    """Write the page that `make` makes from what lies in the bucket; nothing if that page is there.
+    """Write the page that `make` generates from the bucket, unless the object already holds it.
 
-    It never replaces a page that was written after it began to look: then it looks again, and
-    `Conflict` if that happens TRIES times. On a server without conditional writes it may replace
-    one, and looks again after every write instead. So who puts something into the bucket and then
-    refreshes the page finds it there, however many do so at once.
+    It does not replace a page that was written after it read the tag: it starts again, and raises
+    `Conflict` after TRIES attempts. On a server without conditional writes it may replace such a
+    page, so there it starts again after every write to check. A process that adds an object and
+    then refreshes the page therefore finds its object listed, however many do so at once.
     """
     for _ in range(TRIES):
-        tag = store.tag(key)  # before what the page is made from
+        tag = store.tag(key)  # read before `make` reads the bucket
         page = make()
         if store.tag_if_holds(key, page):
             return
@@ -70,8 +70,9 @@ def refresh(store: Store, key: str, make: Callable[[], bytes]) -> None:
 
 @cache
 def supports_cas(store: Store) -> bool:
-    """Whether the server refuses writes whose If-None-Match or If-Match fails, and no others: tried
-    once per store.
+    """Whether the server refuses writes whose If-None-Match or If-Match fails, and no others.
+
+    Tested once per store.
     """
     probe = f".conditional-write-probe-{uuid4().hex}"
 
@@ -83,7 +84,8 @@ def supports_cas(store: Store) -> bool:
         return False
 
     try:
-        # Every write has other bytes: the same again would be no conflict.
+        # Every write has different bytes, because `put_if` does not report a conflict if the object
+        # already holds the same bytes.
         tag = store.put_if(probe, b"created", _condition(None))
         return (
             refused(b"created again", None)

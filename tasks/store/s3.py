@@ -3,11 +3,11 @@
     store = Store.at("s3://bucket/prefix")
     for key in store.keys(): store.read(key)         keys are relative to the prefix
     store.write(key, data)                           with its SHA-256, which every read checks
-    store.put_if(key, data, {"IfMatch": tag})        only if nobody has written it since
+    store.put_if(key, data, {"IfMatch": tag})        only if the object still has this tag (ETag)
 
-A missing bucket, prefix or object is a ValueError, a store that does not answer an OSError
-(PermissionError if it answers that we may not, or there are no credentials); each names the s3://
-URL. An object is there whole or not at all: S3 shows a (multipart) upload when it is complete.
+Errors name the s3:// URL. A missing bucket, prefix or object is a ValueError. A store that does not
+answer is an OSError; refused access or missing credentials are a PermissionError. An object is
+always complete: S3 shows an upload, including a multipart one, only when it has finished.
 """
 
 import hashlib
@@ -42,8 +42,8 @@ NOT_SUPPORTED = {"NotImplemented", "501"}
 CONFLICT = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
 USER = re.compile(
     "//.*(@|%40)"
-)  # and password: the value may be a wrong one, so whatever is before the last @
-# What Python's table does not know, or not everywhere.
+)  # user and password in an address: everything before the last @, as the address may be malformed
+# Content types that Python's table lacks on some or all systems.
 TYPES = {
     ".parquet": "application/vnd.apache.parquet",
     ".safetensors": "application/octet-stream",
@@ -52,11 +52,11 @@ TYPES = {
 
 
 class Conflict(ValueError):
-    """Somebody else wrote the object first."""
+    """Another process wrote the object first."""
 
 
 class NotSupported(OSError):
-    """The server does not know what it was asked for, such as a conditional write."""
+    """The server does not support the request, such as a conditional write."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,9 @@ class Store:
 
     @classmethod
     def at(cls, url: str) -> "Store":
-        """The store at s3://bucket/prefix. ValueError if that is no such URL; no request is
-        made.
+        """The store at s3://bucket/prefix. Makes no request.
+
+        ValueError if `url` has another form, or AWS_ENDPOINT_URL is malformed.
         """
         bucket, _, prefix = url.removeprefix("s3://").partition("/")
         if not url.startswith("s3://") or not bucket:
@@ -78,9 +79,8 @@ class Store:
         try:
             with _errors(url):
                 return cls(bucket, prefix.strip("/"), _client())
-        except (
-            ValueError
-        ):  # botocore's own shows the endpoint with the user and password that may be in it
+        except ValueError:
+            # botocore's own message shows the endpoint, including any user and password in it.
             raise ValueError(
                 f"{url}: AWS_ENDPOINT_URL is no address of a server, such as https://s3.example.org"
             ) from None
@@ -90,7 +90,7 @@ class Store:
         return "s3://" + "/".join(part for part in (self.bucket, self.prefix, key) if part)
 
     def keys(self, under: str = "") -> Iterator[str]:
-        """The keys below `under`, in the order of their bytes, a page of 1000 per request."""
+        """The keys below `under` in byte order; one request per 1000 keys."""
         base = self._name("")
         with _errors(self.url(under)):
             pages = self.client.get_paginator("list_objects_v2").paginate(
@@ -123,7 +123,7 @@ class Store:
         return body, str(answer["ETag"])
 
     def _get(self, key: str) -> tuple[bytes, Any]:
-        """boto3 repeats a request that fails, but not an answer that breaks off: we do."""
+        """Get one object. boto3 retries failed requests, but not interrupted reads: this does."""
         with _errors(self.url(key)):
             for left in reversed(range(ATTEMPTS)):
                 try:
@@ -135,7 +135,7 @@ class Store:
         raise AssertionError("the last attempt returns or raises")
 
     def tag(self, key: str) -> str | None:
-        """The present tag of one object, without reading it; None if there is no such object."""
+        """The current tag of one object, without reading it; None if there is no such object."""
         with _errors(self.url(key)):
             try:
                 return str(self.client.head_object(Bucket=self.bucket, Key=self._name(key))["ETag"])
@@ -145,8 +145,9 @@ class Store:
                 return None
 
     def tag_if_holds(self, key: str, data: bytes) -> str | None:
-        """The object's tag if it is `data`, written with the SHA-256 as we write it; else, or if
-        there is none, None.
+        """The object's tag if it holds `data` and the SHA-256 that `write` stores with it.
+
+        None if it does not, or if there is no such object.
         """
         try:
             body, answer = self._get(key)
@@ -166,8 +167,9 @@ class Store:
             )
 
     def download(self, key: str, path: Path) -> None:
-        """Stream one object into the file `path`: as large as it may be, it is never in memory; a
-        failure leaves no file.
+        """Stream one object into the file `path`, so that a large object need not fit into memory.
+
+        A failure leaves no file.
         """
         with _errors(self.url(key)):
             try:
@@ -175,9 +177,8 @@ class Store:
                     "Metadata", {}
                 )
                 self.client.download_file(self.bucket, self._name(key), str(path))
-            except (
-                Boto3Error
-            ) as error:  # it repeats what breaks off, and then says so in a way of its own
+            except Boto3Error as error:
+                # Transfers retry interrupted reads themselves, then raise boto3's own error class.
                 raise OSError(
                     f"{self.url(key)}: the download broke off ({reason(error)})"
                 ) from error
@@ -196,8 +197,9 @@ class Store:
             )
 
     def write(self, key: str, data: bytes | Path) -> None:
-        """Upload bytes or a file, in parts if it is large, with content type and SHA-256; replaces
-        what was there.
+        """Upload bytes or a file with content type and SHA-256; replaces an existing object.
+
+        A large file is uploaded in parts.
         """
         with _errors(self.url(key)):
             try:
@@ -213,11 +215,11 @@ class Store:
                 raise OSError(f"{self.url(key)}: the upload broke off ({reason(error)})") from error
 
     def put_if(self, key: str, data: bytes, condition: dict[str, str]) -> str:
-        """Write on a condition that this server may ignore (tasks/store/conditional.py knows), and
-        return the new tag.
+        """Conditional write; returns the new tag.
 
-        condition: {"IfNoneMatch": "*"} or {"IfMatch": tag}. `Conflict` if it fails and the object
-        is not `data` already.
+        condition: {"IfNoneMatch": "*"} or {"IfMatch": tag}. `Conflict` if the condition fails and
+        the object does not already hold `data`. Some servers ignore the condition:
+        `supports_cas` in tasks/store/conditional.py tests for it.
         """
         with _errors(self.url(key)):
             try:
@@ -233,8 +235,8 @@ class Store:
                 if _code(error) not in CONFLICT | NO_KEY:
                     raise
                 refused = error
-        # If the answer to our write was lost, botocore wrote again, and it is our own object that
-        # was in the way.
+        # If the answer to the first write was lost, botocore repeated the write, and the repetition
+        # failed because of our own object.
         tag = self.tag_if_holds(key, data)
         if tag is None:
             raise Conflict(f"{self.url(key)}: somebody else wrote it first") from refused
@@ -266,7 +268,7 @@ def sha256_of(path: Path) -> str:
 
 
 def content_type(key: str) -> str:
-    """What a browser is told about an object, by the end of its name."""
+    """The Content-Type of an object, from its suffix."""
     suffix = Path(key).suffix.lower()
     guessed = TYPES.get(suffix) or mimetypes.guess_type(key)[0] or "application/octet-stream"
     return f"{guessed}; charset=utf-8" if guessed.startswith("text/") else guessed
@@ -279,10 +281,10 @@ def _extra(key: str, data: bytes | Path) -> dict[str, Any]:
 
 @cache
 def _client() -> Any:
-    """One client per process; boto3 retries what may pass by itself."""
+    """One client per process; boto3 retries transient errors itself."""
     retries = {"mode": "standard", "max_attempts": ATTEMPTS}
-    # Signed links in the present form: the older one, boto3's default for some places, is refused
-    # by many servers.
+    # Many servers refuse links signed with the older signature version, which is boto3's default in
+    # some regions.
     config = Config(retries=retries, max_pool_connections=CONNECTIONS, signature_version="s3v4")
     return boto3.client("s3", config=config)
 
@@ -293,9 +295,7 @@ def _code(error: ClientError) -> str:
 
 @contextmanager
 def _errors(url: str) -> Iterator[None]:
-    """Turn what botocore says into one line that names the URL and holds no header, key or
-    token.
-    """
+    """Turn botocore's errors into one line that names the URL and has no header, key or token."""
     try:
         yield
     except ClientError as error:
@@ -317,7 +317,7 @@ def _errors(url: str) -> Iterator[None]:
             f"{url}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
         ) from error
     except BotoCoreError as error:
-        # The cause says more, and shows the endpoint as it is.
+        # Keep the cause for its details, unless it shows a user and password in the endpoint.
         cause = None if USER.search(str(error)) else error
         said = (
             f"the store cannot be reached ({reason(error)}); check AWS_ENDPOINT_URL and credentials"
@@ -326,5 +326,5 @@ def _errors(url: str) -> Iterator[None]:
 
 
 def reason(error: Exception) -> str:
-    """What boto3 says, in one line and without the user and password that may be in an address."""
+    """boto3's message in one line, without any user and password in an address."""
     return USER.sub("//", " ".join(str(error).split()))

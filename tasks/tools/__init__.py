@@ -1,1 +1,1 @@
-"""The commands for people that are no stages."""
+"""Tools: commands that people run and dvc.yaml does not. tasks/commands.py lists them."""

@@ -1,14 +1,15 @@
-"""The paper's ablations, each row beside its shuffled control: `gdpo-sr ablate 5 6 7 9 11 fig7
-options`.
+"""Tool `ablate`: the paper's ablations, each row beside its shuffled control.
 
-    one rollout set per way of making candidates  ->  for every row, repeat, and control or not:
-                                                  fine-tune, evaluate
-    ->  reports/ablate/<table>.md, .csv, .html, .svg; results.json; index.md
+    gdpo-sr ablate 5 6 7 9 11 fig7 options
 
-It starts from what `dvc repro select` leaves. Rows that several tables have are trained once.
-Finished runs stay in work/ablate, so that after a stop or a kill the same command goes on; what it
-depends on: section `ablate` of params.yaml, and everything that a run of the pipeline does.
-tasks/ablate/findings.py says how differences and signs are judged.
+    1. one rollout set per way of making candidates
+    2. for every row and repeat, with and without shuffled advantages: fine-tune, evaluate
+    3. write reports/ablate/<table>.md, .csv, .html, .svg; results.json; index.md
+
+The tool starts from the outputs of `dvc repro select`. A row that several tables share is trained
+once. Finished runs stay in work/ablate, so the same command resumes after a stop or a kill. Results
+depend on the section `ablate` of params.yaml, and on everything that a pipeline run depends on.
+tasks/ablate/findings.py defines how differences and signs are judged.
 """
 
 import argparse
@@ -77,7 +78,7 @@ def _table(text: str) -> str:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Do the runs that are missing, then write the tables. ValueError naming what is not there."""
+    """Do the missing runs, then write the tables. ValueError naming a missing input."""
     from tasks.params import load
 
     config = load(args.params, args.profile, args.set)
@@ -115,10 +116,11 @@ def _has_gpu() -> bool:
 
 @dataclass(frozen=True)
 class Plan:
-    """Every run of some tables, once each: the rollout sets and evaluations first, then what needs
-    them.
+    """The runs of the chosen tables, each once.
 
-    rows: by table and row the runs of its repeats, and those of its control (none in Fig. 7).
+    reference: the evaluation of NAOSD. first: rollout sets, evaluations and pretrainings. then: the
+    fine-tunings, which need them. rows: {table: {row: (the repeats, those of the control)}}; Fig. 7
+    has no controls.
     """
 
     reference: "Job"
@@ -128,11 +130,11 @@ class Plan:
 
 
 def plan(config: Config, tables: Sequence[str], sources: dict[str, Any]) -> Plan:
-    """What has to be done for these tables. sources: see tasks.ablate.runs.sources."""
+    """The runs that these tables need. sources: see tasks.ablate.runs.sources."""
     from tasks.ablate.runs import Job
 
     start = base(config)
-    # G of Table 7 are the first candidates of one set.
+    # The groups of every size G in Table 7 are the first candidates of one set of the largest size.
     largest = changed(start, {"rollout": {"group": max(*SIZES, start.rollout.group)}})
     reference = Job("naosd", start, sources, config.seed)
     found: dict[str, dict[str, tuple[list[Job], list[Job]]]] = {}
@@ -170,6 +172,8 @@ def _runs(
 ) -> tuple[list["Job"], list["Job"]]:
     """The repeats of a row, and those of its control."""
     config = changed(start, row.changes)
+    # One rollout set per way of making candidates serves every rollout.noise and rollout.target.
+    # The set of noise candidates also serves every group size.
     kept = {"noise": start.rollout.noise, "target": start.rollout.target}
     source = largest if config.rollout.candidates == "noise" else changed(config, {"rollout": kept})
     made = replace(reference, kind="rollouts", config=source)
@@ -185,7 +189,7 @@ def _runs(
 
 
 def run(config: Config, root: Path, tables: Sequence[str], out: Path) -> str:
-    """Do and write everything; returns a sentence or two per table."""
+    """Do all runs and write the results; returns a sentence or two per table."""
     from tasks.ablate.pages import write
     from tasks.ablate.pool import run_all
     from tasks.ablate.runs import left_out, sources
@@ -226,7 +230,7 @@ def _result(runs: list["Job"], controls: list["Job"], root: Path) -> "Result":
 
 
 def _scores(jobs: Sequence["Job"], root: Path) -> dict[str, Any]:
-    """{metric: (I, R, N)} of the repeats of one model."""
+    """{metric: array (I, R, N)} over images, the repeats of one model, and noises."""
     found = [_read(job, root)["images"] for job in jobs]
     metrics = found[0][0]["scores"]
     return {
@@ -247,7 +251,7 @@ def _read(job: "Job", root: Path) -> dict[str, Any]:
 
 
 class _Progress:
-    """A bar on a terminal, otherwise a line now and then."""
+    """A progress bar on a terminal; otherwise at most one line per LINE_EVERY_S seconds."""
 
     def __init__(self, total: int) -> None:
         self._bar = tqdm(total=total, desc="ablate", unit="run", disable=None, leave=False)

@@ -1,4 +1,4 @@
-"""What a profile needs and a stage does not make: one row of what `doctor` lists."""
+"""A row in the output of `doctor`: a file or folder that a profile needs and no stage makes."""
 
 from dataclasses import dataclass
 
@@ -7,8 +7,10 @@ FOUND, MISSING, BAD, UNUSED = "found", "MISSING", "BAD", "not used"
 
 @dataclass(frozen=True)
 class Artefact:
-    """One file or folder: which key asks for it, its state, bytes (expected ones if it is not
-    there), licence, origin.
+    """One file or folder.
+
+    needed_by: the key that asks for it. size: in bytes; the expected size if it is missing.
+    where: its origin.
     """
 
     needed_by: str

@@ -1,11 +1,11 @@
-"""Tool `cost`: parameters and multiply-accumulates (MACs) of a model, counted on shapes alone.
+"""Tool `cost`: parameters and multiply-accumulates (MACs) of a model, counted from shapes alone.
 
     infer      one super-resolution, by network; for sd2.1 beside Table 4 of the paper
-    pretrain   one step of NAOSD per image        rl    one step of GDPO per LR image (G = 6),
-               released and ours
+    pretrain   one step of NAOSD, per image
+    rl         one step of GDPO, per LR image (G = 6), as released and as implemented here
 
-No weights are read: sd2.1 is SD2.1-base with the released tagger, a folder is read for its
-configuration files.
+No weights are read. sd2.1 is SD2.1-base with the released tagger; of a folder only the
+configuration files are read.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Count and print; ValueError naming the folder's file or the size that does not fit."""
+    """Count and print; ValueError naming the folder's file, or the size, that is not valid."""
     from gdpo.cost import architectures
     from gdpo.cost import count as cost
 
@@ -65,7 +65,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def inference(networks: "Networks", size: int) -> dict[str, Any]:
-    """Components and totals; with a tagger and at the size of Table 4 also what the table says."""
+    """Components and totals; with a tagger and at Table 4's size also the published figures."""
     from gdpo.cost import count as cost
 
     rows: list[dict[str, Any]] = [
@@ -98,7 +98,7 @@ def inference(networks: "Networks", size: int) -> dict[str, Any]:
 
 
 def training(parts: "list[Part]") -> dict[str, Any]:
-    """Parts with MACs of one call, the number of calls per way, and the sums."""
+    """Parts with the MACs of one call, the number of calls in each variant, and the sums."""
     columns = list(parts[0].calls)
     return {
         "parts": [

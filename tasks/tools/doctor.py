@@ -1,12 +1,13 @@
 """Tool `doctor`: does this machine have what the parameters (and a profile over them) need?
 
-    artefacts    base model, adapters to start from, tagger, weights of every metric and loss named,
-                 photographs
+    artefacts    base model, adapters to start from, tagger, weights of every metric and loss that
+                 the parameters name, photographs
     machine      Python, packages against pyproject.toml, CPU, memory, disk, GPU
 
-Reads parameters, file names and the headers of the base's weights: no network but for photographs
-in S3. Exit code 1 if something needed is missing. `--shards` reads the pairs instead, every row.
-What the tagger's folder is made of is listed while that folder is not whole.
+It reads parameters, file names and the headers of the base model's weights. It uses the network
+only for photographs in S3. Exit code 1 if something needed is missing. `--shards` reads every row
+of the LR-HR pairs instead. While the tagger's folder is incomplete, the files it is made from are
+listed too.
 """
 
 import argparse
@@ -49,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Print the findings; 1 if anything needed is missing. BadParams as for any command."""
+    """Print the findings; 1 if anything needed is missing. Raises `BadParams`."""
     from tasks import params
 
     if args.shards is not None:
@@ -73,9 +74,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def needed(config: "Config", root: Path) -> Iterator[Artefact]:
-    """Everything the configuration names that is not made by a stage, in the order of the
-    pipeline.
-    """
+    """Everything the configuration names that no stage makes, in the order of the pipeline."""
     yield from photographs(config, root)
     yield from _base(config, root)
     if config.pretrain.init is not None:
@@ -86,9 +85,7 @@ def needed(config: "Config", root: Path) -> Iterator[Artefact]:
 
 
 def _base(config: "Config", root: Path) -> Iterator[Artefact]:
-    """The files of a diffusers folder that `load_base` reads: are they whole, and is the schedule
-    the right one?
-    """
+    """The files that `load_base` reads; BAD if damaged or if the noise schedule is a wrong one."""
     from safetensors import SafetensorError, safe_open
 
     from gdpo.model.checkpoints import check_scheduler
@@ -112,9 +109,8 @@ def _base(config: "Config", root: Path) -> Iterator[Artefact]:
                 artefact = replace(artefact, state=BAD, problem=str(error))
         if name.endswith(".safetensors") and artefact.state == FOUND:
             try:
-                with safe_open(
-                    root / base / name, "pt"
-                ):  # reads the header and compares it with the length
+                # Reads only the header, and compares it with the file's length.
+                with safe_open(root / base / name, "pt"):
                     pass
             except SafetensorError as error:
                 artefact = replace(artefact, state=BAD, problem=f"damaged or cut short ({error})")
@@ -125,9 +121,7 @@ def _base(config: "Config", root: Path) -> Iterator[Artefact]:
 
 
 def _init(folder: Path, root: Path) -> Iterator[Artefact]:
-    """The model folder that pretraining starts from: its card, and the adapter files that the card
-    names.
-    """
+    """The model folder that pretraining starts from: model.json and the adapter files it names."""
     card = _file("pretrain.init", folder / "model.json", root)
     if card.state != FOUND:
         yield card
@@ -145,8 +139,9 @@ def _init(folder: Path, root: Path) -> Iterator[Artefact]:
 
 
 def _metrics(config: "Config", root: Path) -> Iterator[Artefact]:
-    """The weights of every metric: first those of losses and metrics of a stage, each file once,
-    then the others.
+    """The weights of every metric, each file once.
+
+    First those that a stage's losses and metrics need, then the others that `gdpo-sr score` knows.
     """
     from gdpo.metrics.score import METRICS, files
     from gdpo.model.sources import LPIPS_VGG
@@ -179,7 +174,7 @@ def _metrics(config: "Config", root: Path) -> Iterator[Artefact]:
 
 
 def _tagger(folder: str | None, root: Path) -> Iterator[Artefact]:
-    """The tagger's folder, and while it is not whole what it is made of."""
+    """The tagger's folder and, while it is incomplete, the files it is made from."""
     from gdpo.model.sources import TAGGER, Source, source_of
     from gdpo.tagger.tagger import COMMAND, FILES
 
@@ -227,8 +222,9 @@ def _file(key: str, path: Path, root: Path, source: "Source | None" = None) -> A
 
 
 def describe(artefacts: list[Artefact], machine: dict[str, Any], fine: bool) -> str:
-    """The findings as text: one line per artefact, its problem below, and for absent ones of one
-    origin where to get them.
+    """The findings as text: one line per artefact, with its problem below.
+
+    Missing artefacts of the same origin share one line that says where to get them.
     """
     lines = []
     for a, following in zip(artefacts, [*artefacts[1:], None], strict=True):

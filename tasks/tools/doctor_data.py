@@ -1,6 +1,4 @@
-"""What `doctor` says about data: are the photographs there, and is every row of the shards whole
-(`--shards`)?
-"""
+"""The data checks of `doctor`: do the photographs exist; are the shards undamaged (`--shards`)?"""
 
 import json
 import sys
@@ -43,9 +41,7 @@ def photographs(config: Config, root: Path) -> Iterator[Artefact]:
 
 
 def pairs(config: Config, root: Path) -> Iterator[Artefact]:
-    """The folders of the benchmarks with ready-made pairs, and of the methods that stand beside
-    ours.
-    """
+    """The folders of benchmarks with ready-made pairs, and of the methods compared with ours."""
     for benchmark in config.evaluate.benchmarks:
         found = config.evaluate.pairs.get(benchmark)
         folders = {} if found is None else {"lr": found.lr, "hr": found.hr, **found.peers}

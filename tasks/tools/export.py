@@ -1,4 +1,4 @@
-"""Hand a model over to diffusers or the released code: `gdpo-sr export models/gdpo -o out`."""
+"""Export a model for diffusers or the released code: `gdpo-sr export models/gdpo -o out`."""
 
 import argparse
 import sys

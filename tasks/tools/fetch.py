@@ -1,18 +1,16 @@
-"""Tool `fetch`: the base model from the first source that works -> model.base, checked before it
-stands there.
-
-    fetch.base      a list, tried in order: a folder, s3://bucket/prefix, hf://owner/name@commit (a
-                    hub, HF_ENDPOINT's)
-    fetch.hashes    SHA-256 of files that must be these and no others, wherever they come from
-    work/fetch/     where a download waits until it is whole; what is there already is not fetched
-                    again
+"""Tool `fetch`: downloads the base model from the first source that works to model.base.
 
     gdpo-sr fetch --profile paper
 
-Only what `load_base` reads is taken: fp32 weights as safetensors, configurations, tokenizer. The
-schedule is checked before the weights are fetched (a v-prediction base is refused by name), the
-whole model is loaded once, and every file's SHA-256 goes to <model.base>.source.json. This is the
-only command that goes online.
+    fetch.base      the sources, tried in order: a folder, s3://bucket/prefix, or
+                    hf://owner/name@commit (from the hub at HF_ENDPOINT)
+    fetch.hashes    the SHA-256 that files must have, whatever the source
+    work/fetch/     holds a download until it is complete; complete files are not fetched again
+
+Only the files that `load_base` reads are fetched: fp32 weights as safetensors, configurations and
+tokenizer. The noise schedule is checked before the weights are fetched; a v-prediction base is
+refused by name. The whole model is loaded once before it moves to model.base. The SHA-256 of every
+file goes to <model.base>.source.json. This is the only command that goes online.
 """
 
 import argparse
@@ -33,8 +31,10 @@ EXAMPLE = "gdpo-sr fetch --profile paper"
 
 @dataclass(frozen=True)
 class Listing:
-    """What a source has: names relative to the model folder, each with its SHA-256 if the source
-    says; and how to get one.
+    """The files of a source.
+
+    files: names relative to the model folder, with the SHA-256 if the source states it, else None.
+    read: downloads the file of a name to a path.
     """
 
     files: dict[str, str | None]
@@ -60,8 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Fetch and print what was fetched; 0 also when the model is there already. ValueError when no
-    source works.
+    """Fetch the model and print its source; 0 also if the model already exists.
+
+    ValueError if no source works, or if the existing model does not load.
     """
     from gdpo.model.checkpoints import load_base
     from tasks import params
@@ -103,12 +104,12 @@ def fetch(
     work: Path,
     note: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Put the base model of the first source that works at `target`; returns {"source", "files":
-    {name: size, sha256}}.
+    """Put the base model of the first source that works at `target`.
 
-    hashes: SHA-256 that files must have. note: told why a source was passed over. Errors:
-    ValueError with every source's reason when none works; then nothing is at `target`, and whole
-    files wait in `work` for another try.
+    hashes: the SHA-256 that files must have. note: called with the reason for each source that
+    failed. Returns {"source": ..., "files": {name: {"size": ..., "sha256": ...}}}. ValueError with
+    every source's reason if none works; then there is nothing at `target`, and complete files stay
+    in `work` for another attempt.
     """
     from gdpo.files import written_aside
 
@@ -130,7 +131,7 @@ def fetch(
 
 
 def _download(listing: Listing, hashes: dict[str, str], folder: Path) -> dict[str, dict[str, Any]]:
-    """Every file that is needed into `folder`, and all checks; a file that fails one is removed."""
+    """Download the needed files to `folder` and check them; a file with a wrong hash is deleted."""
     from tqdm import tqdm
 
     from gdpo.model.checkpoints import check_scheduler, load_base, sha256
@@ -157,7 +158,7 @@ def _download(listing: Listing, hashes: dict[str, str], folder: Path) -> dict[st
 
 
 def _or_remove(folder: Path, check: Callable[[], object]) -> None:
-    """A download that cannot be used is of no use to the next try either."""
+    """Run `check`; delete the download if it fails, so that the next attempt starts afresh."""
     try:
         check()
     except ValueError as error:
@@ -166,8 +167,9 @@ def _or_remove(folder: Path, check: Callable[[], object]) -> None:
 
 
 def _needed(there: set[str]) -> list[str]:
-    """The files to take, the schedule first and weights last. ValueError naming the first that the
-    source lacks.
+    """The files to fetch, the schedule first and the weights last.
+
+    ValueError naming the first file that the source lacks.
     """
     from gdpo.model.sources import BASE_FILES
 
@@ -182,8 +184,8 @@ def _needed(there: set[str]) -> list[str]:
                 f"has no {name}"
                 + ("; pickled weights are not read" if kind == "safetensors" else "")
             )
-    # Files of that folder and no deeper: a name with ".." in a bucket or hub must not be written
-    # elsewhere.
+    # Only files directly in that folder: a name with ".." in a bucket or hub must not be written to
+    # another place.
     tokenizer = {name for name in there if re.fullmatch(r"tokenizer/[^/\\]+\.(json|txt)", name)}
     if (
         "tokenizer/tokenizer.json" not in there
@@ -197,7 +199,7 @@ def _needed(there: set[str]) -> list[str]:
 
 
 def _listing(source: str) -> Listing:
-    """What is at a source. ValueError or OSError if it is not there or does not answer."""
+    """The files of a source. ValueError or OSError if it does not exist or does not answer."""
     if source.startswith("hf://"):
         return _hub(*source.removeprefix("hf://").split("@"))
     if source.startswith("s3://"):
@@ -215,9 +217,8 @@ def _listing(source: str) -> Listing:
 def _hub(repository: str, commit: str) -> Listing:
     from huggingface_hub import HfApi
 
-    endpoint = os.environ.get(
-        "HF_ENDPOINT"
-    )  # the library reads it when it is imported, which may be long ago
+    # Read here, because the library reads it only once, when it is first imported.
+    endpoint = os.environ.get("HF_ENDPOINT")
 
     def read(name: str, path: Path) -> None:
         cache = path.parent / ".hub"
@@ -238,8 +239,9 @@ def _hub(repository: str, commit: str) -> Listing:
 
 @contextmanager
 def _online() -> Iterator[None]:
-    """The hub's library with its offline switch off, which the command line sets for everything;
-    its errors as OSError.
+    """Let the hub's library go online, and turn its errors into OSError.
+
+    The command line sets HF_HUB_OFFLINE for every command.
     """
     from httpx import HTTPError
     from huggingface_hub import constants

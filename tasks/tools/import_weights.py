@@ -1,8 +1,9 @@
-"""Take over released weights: checked, never run.
+"""Tool `import-weights`: imports released weights. Files are checked and never unpickled as code.
 
-gdpo-sr import-weights NAOSD.pkl -o models/naosd --base models/sd21-base
-gdpo-sr import-weights ram_swin_large_14m.pth -o models/tagger --dape DAPE.pth      the tagger, 5.6
-GB -> 0.85 GB
+    gdpo-sr import-weights NAOSD.pkl -o models/naosd --base models/sd21-base
+    gdpo-sr import-weights ram_swin_large_14m.pth -o models/tagger --dape DAPE.pth
+
+The second command makes the tagger: 5.6 GB -> 0.85 GB.
 """
 
 import argparse
@@ -13,7 +14,7 @@ EXAMPLE = "gdpo-sr import-weights model_35001.pkl -o models/naosd --base models/
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The released file or folder, where ours goes, and what it belongs on."""
+    """The released file or folder, the output folder, and the model to which the weights apply."""
     parser.add_argument(
         "source",
         type=Path,
@@ -54,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Check and write; 0, or ValueError naming the file and what is wrong in it."""
+    """Check and convert; 0, or ValueError naming the file and its problem."""
     from gdpo.tagger.convert import import_tagger, kind
 
     found = kind(args.source) if args.source.is_file() else None

@@ -1,6 +1,4 @@
-"""What the machine is and has: Python and packages against pyproject.toml, CPU, memory, disk, GPUs.
-Read by `doctor`.
-"""
+"""The machine checks of `doctor`: Python and packages, CPU, memory, disk, GPUs."""
 
 import os
 import platform
@@ -12,8 +10,9 @@ from typing import Any
 
 
 def examine(root: Path) -> dict[str, Any]:
-    """What runs here: versions, processors, memory, disk, GPUs; "problems" lists what does not fit
-    pyproject.toml.
+    """This machine's versions, CPUs, memory, disk and GPUs (sizes in bytes).
+
+    "problems" lists the versions that do not satisfy pyproject.toml, one line each.
     """
     import torch
 
@@ -33,9 +32,7 @@ def examine(root: Path) -> dict[str, Any]:
 
 
 def _versions(root: Path) -> tuple[dict[str, str], list[str]]:
-    """Installed versions of what pyproject.toml asks for, and one line per package (or Python) that
-    does not fit.
-    """
+    """Installed versions of the packages in pyproject.toml, and a line per unmet requirement."""
     from packaging.requirements import Requirement
     from packaging.specifiers import SpecifierSet
 

@@ -1,15 +1,15 @@
-"""Tool `prior`: train the tiny prior, its NIQE statistics and its NAOSD, from a folder of
-photographs.
+"""Tool `prior`: trains the tiny prior, its NIQE statistics and its NAOSD from photographs.
 
-    photographs    per folder, ordered by the hash of the file name: 1/7 for choices, 1/7 for
-                   evidence, the rest trains
-    autoencoder, denoiser, decoder    gdpo/prior/train.py
+    photographs    split per folder, ordered by the hash of the file name: 1/7 for choices, 1/7 for
+                   evidence, the rest for training
+    vae/, unet/    autoencoder, denoiser and decoder, trained by gdpo/prior/train.py
     niqe.mat       statistics of the training photographs
-    naosd/         the stages degrade and pretrain, long, from fresh adapters (profiles/prior.yaml)
+    naosd/         from the stages index, degrade and pretrain: a long training from new adapters
+                   (profiles/prior.yaml)
     card.json      data, steps, seconds, held-out figures; README.md beside it is written by hand
 
-Every part leaves its checkpoint in work/prior and is skipped when it is done, so a killed run goes
-on where it stopped.
+Every part keeps its checkpoint in work/prior and is skipped once it is finished, so a killed run
+resumes where it stopped.
 """
 
 import argparse
@@ -53,8 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def split(folder: Path) -> dict[str, list[Path]]:
-    """The photographs of a folder tree as train / choice / evidence, by the hash of the file name
-    within each folder.
+    """Split a folder tree's photographs into train, choice and evidence.
+
+    Each folder is split on its own, in the order of the hashes of the file names.
     """
     parts: dict[str, list[Path]] = {"train": [], "choice": [], "evidence": []}
     files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES]
@@ -73,7 +74,7 @@ def split(folder: Path) -> dict[str, list[Path]]:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Train whatever part is missing and write the folder."""
+    """Train the missing parts and write the folder."""
     from gdpo.metrics.niqe import fit_niqe, write_niqe
 
     parts = split(args.photos)
@@ -178,9 +179,7 @@ def _sharpen_decoder(vae: AutoencoderKL, photos: list[np.ndarray]) -> None:
 def _run(
     name: str, state: dict[str, Stateful], steps: int, step_fn: Callable[[int], dict[str, float]]
 ) -> None:
-    """Run one part to its end; the checkpoint stays, so that a finished part is not trained
-    again.
-    """
+    """Train one part to its end. Its checkpoint stays, so a finished part is not trained again."""
     folder = Path("work/prior") / name
     with Recorder(folder, name, steps) as recorder:
         loop = Loop(folder, steps, state, f"prior-{name}", 500, Hooks(log=recorder.log))
@@ -222,7 +221,7 @@ def _train_naosd(output: Path, photos: list[Path]) -> None:
 
 
 def held_out_figures(folder: Path, photos: list[np.ndarray]) -> dict[str, float]:
-    """PSNR-Y of reconstruction over the central 192-pixel squares of held-out photographs."""
+    """Mean PSNR-Y and SSIM-Y of the autoencoder on central 192-pixel squares of the photographs."""
     from gdpo.images import to_tensor
     from gdpo.metrics.score import score
     from gdpo.model.checkpoints import load_base

@@ -1,5 +1,6 @@
-"""Write the values of a profile into params.yaml, which DVC reads: `gdpo-sr profile paper`, then
-`dvc repro`.
+"""Tool `profile`: writes the values of a profile into params.yaml, which DVC reads.
+
+gdpo-sr profile paper && dvc repro
 """
 
 import argparse
@@ -19,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Rewrite the file, keeping its comments, and say how to come back."""
+    """Rewrite the file, keeping its comments, and print how to undo the change."""
     source = params.apply_profile(args.params, args.name)
     print(f"{args.params} now holds profiles/{source.name}; back: git checkout {args.params}")
     return 0

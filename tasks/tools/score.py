@@ -1,9 +1,10 @@
-"""Score any method's output folder against references: `gdpo-sr score results/mine testset/HR
---metrics psnr_y ssim_y`.
+"""Tool `score`: scores any method's output folder against references.
 
-A metric whose weights are absent, or that an image is too small for, is left out with the reason,
-and the others run. An image that turns out to be broken is named at the end; its row is empty and
-no mean counts it. Exit code 1 then, and when no metric is left.
+    gdpo-sr score results/mine testset/HR --metrics psnr_y ssim_y
+
+A metric is left out, with the reason, if its weights are missing or an image is too small for it;
+the others run. A broken image is named at the end; its row is empty and the means omit it. The exit
+code is 1 if an image is broken or no metric is left.
 """
 
 import argparse
@@ -75,8 +76,9 @@ def _names(text: str) -> list[str]:
 
 
 def _target(suffix: str) -> Any:
-    """An argument type: a file to write, told by its suffix from an image or a folder that it would
-    replace.
+    """An argument type: a file to write, which must end in `suffix` ("-" is allowed for .json).
+
+    Checking the suffix keeps a mistyped command from replacing an image or a folder.
     """
 
     def path(text: str) -> Path:
@@ -90,7 +92,7 @@ def _target(suffix: str) -> Any:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Pair, score, write; 0, or ValueError naming what is wrong."""
+    """Pair the images, score them, write the results; 0, or ValueError naming the problem."""
     names = list(dict.fromkeys(name for part in args.metrics or [] for name in part)) or DEFAULT
     _check_reference(names, args.hr)
     from gdpo.metrics.folders import pair_folders, shown
@@ -161,7 +163,7 @@ def _left_out(names: Sequence[str], pairs: "Sequence[Pair]", device: str) -> dic
 def _score(
     pairs: "Sequence[Pair]", names: Sequence[str], device: str
 ) -> tuple[dict[str, Row], dict[str, str]]:
-    """The values of each image by its name, and the reason for each that is broken."""
+    """({image: its values}, {broken image: the reason})."""
     from tqdm import tqdm
 
     from gdpo.metrics.folders import score_pair
@@ -177,7 +179,7 @@ def _score(
 
 
 def _sets(pairs: "Sequence[Pair]", rows: dict[str, Row], names: Sequence[str], device: str) -> Row:
-    """The metrics of the whole set: FID of the images that are not broken."""
+    """The metrics of the whole set: FID over the images that are not broken."""
     if "fid" not in names or len(rows) < 2:
         return {}
     from tqdm import tqdm
@@ -206,7 +208,7 @@ def _result(
     failed: dict[str, str],
     sets: Row,
 ) -> dict[str, Any]:
-    """What --json writes. A value that is not finite, or not there, is null."""
+    """The content that --json writes. A missing or non-finite value is null."""
     from gdpo.metrics.folders import mean
     from gdpo.metrics.score import versions
 
@@ -245,8 +247,9 @@ def _finite(value: float | None) -> float | None:
 
 
 def _text(result: dict[str, Any]) -> str:
-    """The table: a row per image, the mean, and below it what each metric is or why it is left
-    out.
+    """The table: a row per image and the mean.
+
+    Below it, a line per metric describes its variant or says why it is left out.
     """
     from gdpo.metrics.folders import shown
 

@@ -1,4 +1,4 @@
-"""Super-resolve one photograph: `gdpo-sr upscale photo.jpg -o out.png`."""
+"""Tool `upscale`: super-resolves one photograph, `gdpo-sr upscale photo.jpg -o out.png`."""
 
 import argparse
 import json
@@ -25,7 +25,7 @@ FORMATS: dict[str, dict[str, Any]] = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The photograph, where the result goes, and the knobs."""
+    """The photograph, the output file, and the options."""
     parser.add_argument("photo", type=Path, metavar="PHOTO", help="any common kind of image file")
     parser.add_argument(
         "-o",
@@ -104,7 +104,7 @@ def _whole(low: int, high: int | None) -> Callable[[str], int]:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Read, enlarge, write; 0, or ValueError naming the file or argument that is wrong."""
+    """Read, upscale, write; 0, or ValueError naming the file or argument that is wrong."""
     _check_paths(args)
     import torch
     from tqdm import tqdm
@@ -159,7 +159,7 @@ def _advance(bar: "tqdm[NoReturn]", total: int) -> None:
 
 
 def _check_paths(args: argparse.Namespace) -> None:
-    """What can be wrong before anything slow begins."""
+    """Check the paths before the slow work begins. ValueError naming the wrong one."""
     if args.output.suffix.lower() not in FORMATS:
         raise ValueError(f"{args.output}: unknown extension; use one of {', '.join(FORMATS)}")
     if not args.photo.is_file():
@@ -173,7 +173,7 @@ def _check_paths(args: argparse.Namespace) -> None:
 
 
 def _write(path: Path, image: NDArray[np.uint8]) -> None:
-    """Write aside, then rename."""
+    """Write to a temporary file, then rename it."""
     from PIL import Image
 
     from gdpo.files import written_aside

@@ -11,6 +11,8 @@ from ruamel.yaml import YAML
 
 from flows.setup import HEARTBEAT_S, _crash_the_dead, setup
 
+pytestmark = pytest.mark.processes
+
 ROOT = Path(__file__).parents[2]
 
 

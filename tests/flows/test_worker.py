@@ -16,6 +16,8 @@ from flows import evaluate, stage, train
 from flows.dvc.run import StageFailed
 from tasks.publish import publication
 
+pytestmark = pytest.mark.processes
+
 GRAPH = {"rollout": set[str](), "finetune@gdpo": {"rollout"}, "evaluate@sample": {"finetune@gdpo"}}
 NOW = datetime(2026, 11, 21, 2, 0, tzinfo=UTC)
 

@@ -13,6 +13,8 @@ from flows.dvc.graph import ancestors, check_inputs, graph, outdated
 from flows.dvc.run import StageFailed, run_dvc
 from flows.workplace import read_ledger, write_ledger
 
+pytestmark = pytest.mark.processes
+
 # No alphabet puts them into order. `all` reads a folder that is two stages' outputs, `part` a file
 # in a stage's output.
 DVC_YAML = """

@@ -23,6 +23,8 @@ from flows.workplace import read_ledger, write_ledger
 from tasks.store import s3 as store
 from tests import s3
 
+pytestmark = pytest.mark.processes
+
 ENTRIES = {"made": {"cmd": "x", "outs": [{"path": "made", "md5": "0" * 32}]}}
 
 

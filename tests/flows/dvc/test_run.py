@@ -25,6 +25,8 @@ from flows.dvc.run import (
 from flows.evaluate import restore_ledger
 from flows.workplace import read_ledger, write_ledger
 
+pytestmark = pytest.mark.processes
+
 SLOW = """
 import pathlib, signal, sys, time
 def stop(*_):

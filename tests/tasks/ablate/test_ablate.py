@@ -179,23 +179,6 @@ def test_a_fingerprint_names_what_a_run_depends_on(sample_config: Config) -> Non
     )
 
 
-def test_words_about_the_code_are_no_part_of_its_hash(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ablation_runs, "CODE", ("a.py",))
-    path = tmp_path / "a.py"
-    found = set()
-    for text in (
-        '"""A."""\ndef f():\n    """Says."""\n    return 1\n',
-        '"""B."""\ndef f():\n    return 1  # one\n',
-    ):
-        path.write_text(text)
-        found.add(ablation_runs.code(tmp_path))
-    assert len(found) == 1
-    path.write_text("def f():\n    return 2\n")
-    assert ablation_runs.code(tmp_path) not in found
-
-
 def test_every_table_is_written_and_its_runs_are_shared(
     root: Path, here: list[Job], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -446,6 +429,7 @@ def stopped(root: Path, number: signal.Signals, after: int) -> tuple[int, str]:
     return process.wait(), process.communicate()[1]
 
 
+@pytest.mark.processes
 @pytest.mark.timeout(900)
 def test_terminated_and_killed_it_ends_in_the_bytes_of_a_run_left_in_peace(
     root: Path, straight: tuple[Path, list[Job]]

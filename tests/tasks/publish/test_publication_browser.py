@@ -28,9 +28,12 @@ from tests import s3
 from tests.tasks import fabricated
 from tests.tasks.stages.test_report_browser import BROWSER, DRIVER, _screen, browser, driver  # noqa: F401 (fixtures)
 
-pytestmark = pytest.mark.skipif(
-    not (BROWSER and DRIVER), reason="needs Debian's packages chromium and chromium-driver"
-)
+pytestmark = [
+    pytest.mark.processes,
+    pytest.mark.skipif(
+        not (BROWSER and DRIVER), reason="needs Debian's packages chromium and chromium-driver"
+    ),
+]
 
 RUNS = ("20261120T020000Z-first", "20261121T020000Z-second")
 HOSTILE = "<script>alert('x')</script>"

@@ -23,6 +23,8 @@ from tasks.stages import finetune, pretrain, rollout
 from tests import tiny
 from tests.tasks.forks import Forks
 
+pytestmark = pytest.mark.processes
+
 SHARED = {"batch": 3, "optimizer": {"lr": 1e-4}}  # three over two processes: shares of one and two
 CONFIG = tiny.settings(
     pretrain={"steps": 4, **SHARED}, finetune={"steps": 60, "checkpoint_every": 7, **SHARED}

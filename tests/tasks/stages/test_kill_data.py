@@ -17,6 +17,8 @@ from gdpo.images import write_png
 from tests.tasks.forks import Forks
 from tests.tasks.photos import config, files, photo
 
+pytestmark = pytest.mark.processes
+
 COMMANDS = {"index": ("index",), "degrade": ("degrade", "--part", "00")}
 OUTPUTS = {
     "index": ("data/photos", "reports/photographs"),

@@ -15,6 +15,8 @@ from gdpo.data.shards import write_shards
 from tests import tiny
 from tests.tasks.forks import Forks
 
+pytestmark = pytest.mark.processes
+
 IMAGES = 14
 KEPT = "work/evaluate/sample/images"
 

@@ -17,6 +17,8 @@ from tasks.stages import pretrain
 from tests import tiny
 from tests.tasks.forks import Forks
 
+pytestmark = pytest.mark.processes
+
 PAIRS = 24
 CHUNKS = "work/rollout/00/chunks"
 PART = ("rollout", "--part", "00")

@@ -49,9 +49,12 @@ FLAGS = (
     "--hide-scrollbars",
 )
 
-pytestmark = pytest.mark.skipif(
-    not (BROWSER and DRIVER), reason="needs Debian's packages chromium and chromium-driver"
-)
+pytestmark = [
+    pytest.mark.processes,
+    pytest.mark.skipif(
+        not (BROWSER and DRIVER), reason="needs Debian's packages chromium and chromium-driver"
+    ),
+]
 
 
 @pytest.fixture(scope="module")

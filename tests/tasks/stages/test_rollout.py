@@ -247,7 +247,7 @@ def without_scores(monkeypatch: pytest.MonkeyPatch, *indices: int) -> None:
                 found["psnr_y"][row] = torch.nan
         return found
 
-    monkeypatch.setattr(core, "score", scored)
+    monkeypatch.setattr(core, "score_computed", scored)
 
 
 @pytest.mark.parametrize("parts", [1, 2])

@@ -315,6 +315,7 @@ def lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("stage", STAGES)
 def test_terminated_and_killed_it_ends_in_the_same_bytes(
     root: Path, tmp_path: Path, forks: Forks, stage: str
