@@ -46,7 +46,7 @@ class Model(Section):
         250, description="timestep at which noise is added to z_LR; null: none is (OSEDiff)"
     )
     t_diff: Timestep = Field(
-        100, description="timestep the UNet is told, and at which x0 is predicted"
+        100, description="timestep given to the UNet, at which x0 is predicted"
     )
     prompt: str = Field(
         "clean, high-resolution, 8k,", description="appended to the tags at inference"
@@ -139,7 +139,7 @@ class Photographs(Section):
         min_length=1,
         description="a folder tree, s3://bucket/prefix, or scikit-image: those it ships with",
     )
-    first: Count | None = Field(None, description="take only so many, in the order of their names")
+    first: Count | None = Field(None, description="use only the first N, in the order of their names")
     resize: Count | None = Field(
         None, description="resize to this shorter side in pixels, by antialiased bicubic"
     )
@@ -379,7 +379,7 @@ class Finetune(Section):
     )
     pairs: Count = Field(
         1,
-        description="dpo: the so many best against the so many worst of the group (DP2O-SR: more "
+        description="dpo: k best against k worst of the group (DP2O-SR: more "
         "than 1)",
     )
     clip: Positive = Field(

@@ -1,14 +1,13 @@
-"""The full-size networks as shapes only, on the meta device: nothing is downloaded, nothing takes
-memory.
+"""The full-size networks on the meta device: shapes only, without downloads or memory use.
 
-    SD2.1-base     UNet, VAE, text encoder (OpenCLIP-H, 23 layers) from diffusers' and transformers'
-                   own classes
-    RAM + DAPE     the tagger of the release: Swin-L, the tagging head, and what RAM carries but
-                   tagging never runs
-    MUSIQ, MANIQA  the reward's networks, from pyiqa
+    SD2.1-base     UNet, VAE, text encoder (OpenCLIP-H, 23 layers), as classes of diffusers and
+                   transformers
+    RAM + DAPE     the tagger of the released code: Swin-L, the tagging head, and the parts of RAM
+                   that tagging never runs
+    MUSIQ, MANIQA  the networks of the reward, from pyiqa
 
-Sizes: the published configuration files; for RAM its own code (Recognize Anything, `ram.py` and its
-BERT configuration).
+Sizes come from the published configuration files; those of RAM from its code (Recognize Anything,
+`ram.py` and its BERT configuration).
 """
 
 import json
@@ -60,7 +59,7 @@ DAPE_RANK = 8
 
 @dataclass(frozen=True)
 class Networks:
-    """The networks of one model on the meta device; no tagger for a folder."""
+    """The networks of one model on the meta device; tagger is None for a diffusers folder."""
 
     unet: UNet2DConditionModel
     vae: AutoencoderKL
@@ -69,15 +68,16 @@ class Networks:
 
 
 def sd21() -> Networks:
-    """SD2.1-base with the release's tagger."""
+    """SD2.1-base with the tagger of the released code."""
     with torch.device("meta"):
         text_encoder = CLIPTextModel(CLIPTextConfig(**TEXT))
         return Networks(UNet2DConditionModel(**UNET), AutoencoderKL(**VAE), text_encoder, Tagger())
 
 
 def from_folder(folder: Path) -> Networks:
-    """The networks that the configuration files of a diffusers folder describe. ValueError naming
-    what is missing.
+    """The networks that the configuration files of a diffusers folder describe.
+
+    Errors: ValueError naming a file that is missing or not valid JSON.
     """
     configs: dict[str, dict[str, Any]] = {}
     for part in ("unet", "vae", "text_encoder"):
@@ -101,8 +101,9 @@ def from_folder(folder: Path) -> Networks:
 
 
 class Attention(nn.Module):
-    """BERT's attention block, output projection and norm included; keys and values come from a
-    source of any width.
+    """BERT's attention block with output projection and norm.
+
+    source: width of the sequence that gives keys and values.
     """
 
     def __init__(self, source: int, heads: int) -> None:
@@ -125,8 +126,9 @@ class Attention(nn.Module):
 
 
 class BertLayer(nn.Module):
-    """One layer of RAM's BERT: self-attention (absent in the tagging head), cross-attention,
-    feed-forward.
+    """One layer of RAM's BERT: self-attention, cross-attention, feed-forward.
+
+    own: with self-attention, which the tagging head lacks.
     """
 
     def __init__(self, source: int, heads: int, *, own: bool) -> None:
@@ -146,8 +148,9 @@ class BertLayer(nn.Module):
 
 
 class Bert(nn.Module):
-    """RAM's tag encoder (source width 512) or text decoder (768, with a head tied to the word
-    embeddings). Never run.
+    """RAM's tag encoder (source width 512) or text decoder (768); tagging runs neither.
+
+    The head of the text decoder is tied to the word embeddings.
     """
 
     def __init__(self, source: int, *, head: bool) -> None:
@@ -164,9 +167,7 @@ class Bert(nn.Module):
 
 
 class Tagger(nn.Module):
-    """RAM with DAPE's LoRA; `forward` is the tagging path. image (B, 3, 384, 384) -> logits (B,
-    4585).
-    """
+    """RAM with DAPE's LoRA: image (B, 3, 384, 384) -> logits (B, 4585) by the tagging path."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -183,8 +184,9 @@ class Tagger(nn.Module):
         _tie(self.unused[0].layers, self.head)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """The tagging path of RAM's `generate_tag_openset`: 4585 label queries attend to the mean
-        and 144 image tokens.
+        """The tagging path of RAM's `generate_tag_openset`.
+
+        4585 label queries attend to 144 image tokens and their mean.
         """
         tokens = self.swin(image).last_hidden_state
         tokens = self.image_proj(torch.cat([tokens.mean(1, keepdim=True), tokens], dim=1))
@@ -200,8 +202,9 @@ class Tagger(nn.Module):
         )
 
     def dape_layers(self) -> list[nn.Linear]:
-        """The layers of the tagging path that are loralib's in the release: Swin's joint q, k and
-        v; the head's q and k.
+        """The layers of the tagging path that are loralib's in the released code.
+
+        They are Swin's joint q, k and v, and the head's q and k.
         """
         joint = (".q_proj", ".k_proj", ".v_proj")
         swin = [module for name, module in self.swin.named_modules() if name.endswith(joint)]
@@ -210,16 +213,18 @@ class Tagger(nn.Module):
 
 
 def add_dape(layer: Any) -> None:
-    """Give a linear layer the LoRA parameters of DAPE. They are merged before inference, so
-    `forward` stays.
+    """Give a linear layer the LoRA parameters of DAPE.
+
+    `forward` does not use them, because DAPE is merged before inference.
     """
     layer.lora_A = nn.Parameter(torch.empty(DAPE_RANK, layer.in_features))
     layer.lora_B = nn.Parameter(torch.empty(layer.out_features, DAPE_RANK))
 
 
 def _tie(layers: Any, head: nn.ModuleList) -> None:
-    """RAM shares the lowest layers' cross-attention and feed-forward between tag encoder and
-    tagging head (not the LoRA).
+    """Tie the lowest layers of the tag encoder to the tagging head, as RAM does.
+
+    They share cross-attention and feed-forward, but not the LoRA.
     """
     for layer, of_head in zip(layers, head, strict=False):
         modules = dict(layer.named_modules())
@@ -229,9 +234,7 @@ def _tie(layers: Any, head: nn.ModuleList) -> None:
 
 
 def reward_networks() -> dict[str, nn.Module]:
-    """MUSIQ and MANIQA on the meta device, random weights: the reward's networks
-    (`reward.perception` of the paper).
-    """
+    """MUSIQ and MANIQA, the paper's `reward.perception`, on the meta device without weights."""
     from pyiqa.archs.maniqa_arch import MANIQA
     from pyiqa.archs.musiq_arch import MUSIQ
 

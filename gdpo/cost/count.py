@@ -1,19 +1,18 @@
-"""What the networks cost: parameters, and multiply-accumulates (MACs) of inference and of one
-training step.
+"""Parameters and multiply-accumulates (MACs) of inference and of one training step.
 
-    count        run networks on the meta device and add up what every operator would multiply
-    linear       convolutions and matrix products with weights      attention    products of
-                 activations with each other
+    count        runs networks on the meta device and adds up the multiplications of each operator
+    linear       convolutions and matrix products with weights
+    attention    products of activations with each other
     published    Table 4 of the paper: 1.77 B parameters and "2.27 T FLOPs". The latter are MACs
-                 without attention and, it seems, without the tagger's layers that carry DAPE's
-                 LoRA: with them our sum is 1.3 % higher, without them it is equal (a counter that
-                 goes by layer class does not know loralib's)
+                 without attention and apparently without the tagger's layers that carry DAPE's
+                 LoRA: with them our sum is 1.3 % higher, without them it is equal. (A counter by
+                 layer class does not know the classes of loralib.)
 
     gdpo-sr cost --model sd2.1 --size 512 [--step rl]
 
-A step is a table: one row per part, one column per way to do it, in calls per LR image.
-tests/gdpo/cost/test_count.py counts the calls of our columns in the code itself. Legend: G
-candidates per LR image.
+A training step is a table with one row per part and one column per implementation; its entries are
+calls per LR image. tests/gdpo/cost/test_count.py counts the calls of our columns in the code.
+Legend: G candidates per LR image.
 """
 
 from collections.abc import Callable
@@ -37,20 +36,20 @@ LEAST_REWARD_SIDE = 224  # MANIQA scores crops of this side
 
 @dataclass(frozen=True)
 class Macs:
-    """Multiply-accumulates of convolutions and linear layers, and of attention's own products."""
+    """MACs of convolutions and linear layers (linear), and of products inside attention."""
 
     linear: int
     attention: int = 0
 
     @property
     def total(self) -> int:
-        """Both."""
+        """The sum of both."""
         return self.linear + self.attention
 
 
 @dataclass(frozen=True)
 class Component:
-    """One network of inference: its parameters, and its MACs for one image."""
+    """One network of inference: the number of its parameters, and its MACs for one image."""
 
     name: str
     parameters: int
@@ -59,9 +58,7 @@ class Component:
 
 @dataclass(frozen=True)
 class Part:
-    """One row of a training step: MACs of one call, and the number of calls per LR image in each
-    column.
-    """
+    """One row of a training step: MACs of one call, and calls per LR image by column."""
 
     name: str
     macs: Macs
@@ -69,7 +66,7 @@ class Part:
 
 
 def count(run: Callable[[], Any]) -> Macs:
-    """MACs of whatever `run` computes with tensors on the meta device, backward passes included."""
+    """MACs of all that `run` computes on the meta device, including backward passes."""
     with FlopCounterMode(display=False) as counter:
         run()
     linear = attention = 0
@@ -82,7 +79,7 @@ def count(run: Callable[[], Any]) -> Macs:
 
 
 def parameters(*networks: nn.Module) -> int:
-    """Parameters of some networks, a shared one counted once."""
+    """Number of parameters of some networks; a shared parameter counts once."""
     return sum(parameter.numel() for parameter in nn.ModuleList(networks).parameters())
 
 
@@ -108,9 +105,10 @@ def _inputs(networks: Networks, size: int) -> tuple[torch.Tensor, torch.Tensor, 
 
 @torch.no_grad()
 def forward_macs(networks: Networks, size: int) -> dict[str, Macs]:
-    """One forward pass of each network: tagger (0 if there is none), text, encoder, unet, decoder.
+    """MACs of one forward pass of each network for one image of `size` x `size` pixels.
 
-    Errors: ValueError when the size is no multiple of what the networks halve.
+    Keys: tagger (0 MACs without a tagger), text, encoder, unet, decoder.
+    Errors: ValueError when the networks cannot halve the size often enough.
     """
     image, latent, prompt = _inputs(networks, size)
     tagger = networks.tagger
@@ -126,8 +124,9 @@ def forward_macs(networks: Networks, size: int) -> dict[str, Macs]:
 
 
 def inference(networks: Networks, size: int) -> list[Component]:
-    """The components of one super-resolution in the order they run, and last what RAM carries and
-    never runs.
+    """The components of one super-resolution, in the order in which they run.
+
+    The last one holds RAM's parameters that tagging never uses. Errors: as in `forward_macs`.
     """
     macs = forward_macs(networks, size)
     vae, tagger = networks.vae, networks.tagger
@@ -145,9 +144,7 @@ def inference(networks: Networks, size: int) -> list[Component]:
 
 @torch.no_grad()
 def dape_macs(networks: Networks) -> int:
-    """MACs of the tagger's layers that carry DAPE's LoRA, which the published figure seems to leave
-    out.
-    """
+    """MACs of the tagger's layers with DAPE's LoRA; the published figure seems to omit them."""
     assert networks.tagger is not None
     found: list[int] = []
 
@@ -162,11 +159,11 @@ def dape_macs(networks: Networks) -> int:
 
 
 def training_macs(networks: Networks, size: int, *, whole: bool) -> dict[str, Macs]:
-    """UNet with rank-4 adapters, forward and backward; if `whole`, as in pretraining, the VAE's
-    passes with gradient too.
+    """MACs of the passes with gradient, for one image, with rank-4 adapters.
 
-    The networks keep their adapters. whole: the gradient goes through the UNet's input into the VAE
-    encoder's adapters.
+    whole: as in pretraining, the gradient passes through the UNet's input into the adapters of the
+    VAE encoder, and the result has the VAE's passes too. Otherwise only the UNet's forward and
+    backward. Side effect: the networks keep their adapters.
     """
     image, latent, prompt = _inputs(networks, size)
     unet, vae = networks.unet, networks.vae.requires_grad_(False)
@@ -202,12 +199,12 @@ def reward_macs(size: int) -> dict[str, Macs]:
 
 
 def rl_step(networks: Networks, size: int, group: int = 6) -> list[Part]:
-    """One GDPO step per LR image with the paper's reward (MUSIQ, MANIQA and PSNR, which costs
-    nothing).
+    """One GDPO step per LR image with the paper's reward: MUSIQ, MANIQA and PSNR (0 MACs).
 
-    as released: everything in the step; online: our rollout and finetune stages together, nothing
-    cached; cached: our finetune stage, which reads the rollouts. Errors: ValueError for a size that
-    does not fit.
+    Columns: "as released", all computations within the step; "ours, online", our rollout and
+    finetune stages together, without a cache; "ours, cached", our finetune stage, which reads the
+    rollouts. group: G.
+    Errors: ValueError for a size that is too small or that the networks cannot halve.
     """
     if size < LEAST_REWARD_SIDE:
         raise ValueError(
@@ -239,8 +236,10 @@ def rl_step(networks: Networks, size: int, group: int = 6) -> list[Part]:
 
 
 def pretrain_step(networks: Networks, size: int) -> list[Part]:
-    """One NAOSD step per image: pixel, LPIPS-VGG (VGG16's convolutions) and VSD with guidance.
-    Errors as in `rl_step`.
+    """One NAOSD pretraining step per image.
+
+    The losses are pixel, LPIPS-VGG (convolutions of VGG16) and VSD with guidance.
+    Errors: ValueError as in `forward_macs`.
     """
     one, lora = forward_macs(networks, size), training_macs(networks, size, whole=True)
     vgg = _vgg()

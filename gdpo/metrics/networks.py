@@ -72,7 +72,7 @@ def build(pyiqa_name: str, device: torch.device | str, **options: Any) -> nn.Mod
             pyiqa_name, device=torch.device(device), **options
         )
     network: Any = metric.net.eval()
-    # pyiqa keeps some tensors as plain attributes, which would be copied to the device at each call.
+    # pyiqa keeps some tensors as plain attributes and would copy them to the device at each call.
     for part in network.modules():
         for name, value in vars(part).items():
             if isinstance(value, torch.Tensor):

@@ -181,7 +181,7 @@ def _score(name: str, image: torch.Tensor, reference: torch.Tensor | None) -> to
     value = torch.cat(
         [module(*(one.clone() for one in group)).double().reshape(-1) for group in groups]
     )
-    # PIQE divides by the maximum of the image, which is NaN for a black one. Any other image without
+    # PIQE divides by the maximum of the image: NaN for a black image. Any other image without
     # active blocks scores 100.
     return value.nan_to_num(nan=100.0) if name == "piqe" else value
 

@@ -1,144 +1,214 @@
-"""The table of metrics; each name denotes one variant.
+"""The metrics by name, one row each; the name says which variant is computed.
 
-This module does not import torch, so that `--help` is quick.
+A row has everything there is to say about a metric: adding one that pyiqa computes touches this
+file only. No torch here, so that `gdpo-sr --help` is quick.
 """
 
 from dataclasses import dataclass, field
 from typing import Any
+
+from gdpo.model.sources import IQA, TORCHVISION, VGG16, Source
+
+OURS, PYIQA = "Apache-2.0 (ours)", "PolyForm Noncommercial 1.0.0 (pyiqa)"
 
 
 @dataclass(frozen=True)
 class Metric:
     """One row of the table.
 
-    variant: description of the exact variant. pyiqa: name of pyiqa's metric; None for our own code.
-    options: differences from pyiqa's defaults. weights: files in torch.hub's folder
-    ($TORCH_HOME/hub). min_side: minimum height and width in pixels. double: computed in float64.
-    batched: the images of a batch are computed together. per_set: one value for two sets of images
-    instead of one per image.
+    label: heading in tables; it names the variant of a metric that has several. variant: what
+    exactly is computed. decimals: as printed for one image. licence: of the code. pyiqa: name of
+    pyiqa's metric, None for our own code; options: differences from pyiqa's defaults. weights:
+    files below torch.hub's folder ($TORCH_HOME/hub) and where they come from. min_side: least
+    height and width in pixels. double: computed in float64. batched: images of a batch are computed
+    together. per_set: one value for two sets of images, none per image.
     """
 
+    label: str
     variant: str
     higher_is_better: bool
     needs_reference: bool
+    decimals: int = 3
     pyiqa: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
-    weights: tuple[str, ...] = ()
+    weights: dict[str, Source] = field(default_factory=dict)
     min_side: int = 1
     double: bool = True
     batched: bool = False
     per_set: bool = False
 
-
-def _network(
-    variant: str,
-    up: bool,
-    reference: bool,
-    pyiqa: str,
-    *weights: str,
-    min_side: int = 32,
-    batched: bool = True,
-) -> Metric:
-    return Metric(variant, up, reference, pyiqa, {}, weights, min_side, False, batched)
+    @property
+    def licence(self) -> str:
+        """Licence of the code that computes the metric."""
+        return OURS if self.pyiqa is None else PYIQA
 
 
-# "True, True" means: higher is better, needs a reference. MANIQA has two checkpoints: KonIQ for
-# GDPO's reward, PIPAL for the published tables. NIQE has two parameter files: ours ships with the
-# repository and suits small crops; the published one reproduces published values.
+# MANIQA has two checkpoints: KonIQ for GDPO's reward, PIPAL for the published tables. NIQE has two
+# parameter files: ours ships and fits small crops, the published one gives published values.
+# Metrics that are formulas go image by image: sums over a batch round in another order.
 METRICS = {
-    # Our code or pyiqa's formulas, without files to download. Formulas are computed image by image,
-    # because sums over a batch would round in another order.
     "psnr_y": Metric(
-        "PSNR in dB of Y (BT.601 video range, not rounded), no border crop", True, True
+        label="PSNR-Y",
+        variant="PSNR in dB of Y (BT.601 video range, not rounded), no border crop",
+        higher_is_better=True,
+        needs_reference=True,
+        decimals=2,
     ),
     "ssim_y": Metric(
-        "SSIM of Y (BT.601 video range, rounded), 11x11 Gaussian, no border crop",
-        True,
-        True,
+        label="SSIM-Y",
+        variant="SSIM of Y (BT.601 video range, rounded), 11x11 Gaussian, no border crop",
+        higher_is_better=True,
+        needs_reference=True,
         min_side=11,
     ),
     "ms_ssim": Metric(
-        "MS-SSIM of Y (YIQ, rounded), product of five scales", True, True, "ms_ssim", min_side=161
+        label="MS-SSIM",
+        variant="MS-SSIM of Y (YIQ, rounded), product of five scales",
+        higher_is_better=True,
+        needs_reference=True,
+        pyiqa="ms_ssim",
+        min_side=161,
     ),
-    "gmsd": Metric("GMSD of Y (YIQ)", False, True, "gmsd", min_side=8),
+    "gmsd": Metric(
+        label="GMSD",
+        variant="GMSD of Y (YIQ)",
+        higher_is_better=False,
+        needs_reference=True,
+        pyiqa="gmsd",
+        min_side=8,
+    ),
     "vif": Metric(
-        "VIF of the steerable pyramid, Y (YIQ)", True, True, "vif", min_side=41, double=False
+        label="VIF",
+        variant="VIF of the steerable pyramid, Y (YIQ)",
+        higher_is_better=True,
+        needs_reference=True,
+        pyiqa="vif",
+        min_side=41,
+        double=False,
     ),
     "niqe": Metric(
-        "NIQE with our pristine parameters, 32-pixel blocks: no published value compares",
-        False,
-        False,
+        label="NIQE (own fit)",
+        variant="NIQE with our pristine parameters, 32-pixel blocks: no published value compares",
+        higher_is_better=False,
+        needs_reference=False,
         min_side=32,
     ),
-    "piqe": Metric("PIQE", False, False, "piqe", min_side=16),
-    "entropy": Metric("entropy of grey levels in bits", True, False, "entropy"),
-    # Metrics with files to download.
+    "piqe": Metric(
+        label="PIQE",
+        variant="PIQE",
+        higher_is_better=False,
+        needs_reference=False,
+        decimals=1,
+        pyiqa="piqe",
+        min_side=16,
+    ),
+    "entropy": Metric(
+        label="Entropy",
+        variant="entropy of grey levels in bits",
+        higher_is_better=True,
+        needs_reference=False,
+        pyiqa="entropy",
+    ),
     "niqe_pyiqa": Metric(
-        *(
-            "NIQE with the published pristine parameters (pyiqa's niqe), 96-pixel blocks",
-            False,
-            False,
-            "niqe",
-        ),
-        weights=("pyiqa/niqe_modelparameters.mat",),
+        label="NIQE (published)",
+        variant="NIQE with the published pristine parameters (pyiqa's niqe), 96-pixel blocks",
+        higher_is_better=False,
+        needs_reference=False,
+        pyiqa="niqe",
+        weights={"pyiqa/niqe_modelparameters.mat": Source(0, *IQA)},
         min_side=96,
     ),
-    "musiq": _network(
-        "MUSIQ, KonIQ-10k weights", True, False, "musiq", "pyiqa/musiq_koniq_ckpt-e95806b9.pth"
+    "musiq": Metric(
+        label="MUSIQ",
+        variant="MUSIQ, KonIQ-10k weights",
+        higher_is_better=True,
+        needs_reference=False,
+        decimals=2,
+        pyiqa="musiq",
+        weights={"pyiqa/musiq_koniq_ckpt-e95806b9.pth": Source(109_000_000, *IQA)},
+        min_side=32,
+        double=False,
+        batched=True,
     ),
-    "maniqa_koniq": _network(
-        *(
-            "MANIQA, KonIQ-10k weights, 20 crops of a fixed grid",
-            True,
-            False,
-            "maniqa",
-            "pyiqa/ckpt_koniq10k.pt",
-        ),
+    "maniqa_koniq": Metric(
+        label="MANIQA (KonIQ)",
+        variant="MANIQA, KonIQ-10k weights, 20 crops of a fixed grid",
+        higher_is_better=True,
+        needs_reference=False,
+        pyiqa="maniqa",
+        weights={"pyiqa/ckpt_koniq10k.pt": Source(543_000_000, *IQA)},
         min_side=224,
+        double=False,
+        batched=True,
     ),
-    "maniqa_pipal": _network(
-        *(
-            "MANIQA, PIPAL weights, 20 crops of a fixed grid",
-            True,
-            False,
-            "maniqa-pipal",
-            "pyiqa/MANIQA_PIPAL-ae6d356b.pth",
-        ),
+    "maniqa_pipal": Metric(
+        label="MANIQA (PIPAL)",
+        variant="MANIQA, PIPAL weights, 20 crops of a fixed grid",
+        higher_is_better=True,
+        needs_reference=False,
+        pyiqa="maniqa-pipal",
+        weights={"pyiqa/MANIQA_PIPAL-ae6d356b.pth": Source(543_000_000, *IQA)},
         min_side=224,
+        double=False,
+        batched=True,
     ),
-    "clipiqa": _network(
-        "CLIP-IQA, RN50, five pairs of prompts", True, False, "clipiqa", "clip/RN50.pt"
+    "clipiqa": Metric(
+        label="CLIPIQA",
+        variant="CLIP-IQA, RN50, five pairs of prompts",
+        higher_is_better=True,
+        needs_reference=False,
+        pyiqa="clipiqa",
+        weights={"clip/RN50.pt": Source(256_000_000, "MIT", "OpenAI's CLIP, models of its README")},
+        min_side=32,
+        double=False,
+        batched=True,
     ),
-    "lpips_alex": _network(
-        *("LPIPS v0.1, AlexNet", False, True, "lpips"),
-        *("pyiqa/LPIPS_v0.1_alex-df73285e.pth", "checkpoints/alexnet-owt-7be5be79.pth"),
+    "lpips_alex": Metric(
+        label="LPIPS",
+        variant="LPIPS v0.1, AlexNet",
+        higher_is_better=False,
+        needs_reference=True,
+        pyiqa="lpips",
+        weights={
+            "pyiqa/LPIPS_v0.1_alex-df73285e.pth": Source(6_000, *IQA),
+            "checkpoints/alexnet-owt-7be5be79.pth": Source(244_000_000, *TORCHVISION),
+        },
+        min_side=32,
+        double=False,
+        batched=True,
     ),
-    "dists": _network(
-        *(
-            "DISTS, VGG16",
-            False,
-            True,
-            "dists",
-            "pyiqa/DISTS_weights-f5e65c96.pth",
-            "checkpoints/vgg16-397923af.pth",
-        ),
+    "dists": Metric(
+        label="DISTS",
+        variant="DISTS, VGG16",
+        higher_is_better=False,
+        needs_reference=True,
+        pyiqa="dists",
+        weights={
+            "pyiqa/DISTS_weights-f5e65c96.pth": Source(12_000, *IQA),
+            "checkpoints/vgg16-397923af.pth": VGG16,
+        },
+        min_side=32,
+        double=False,
+        batched=True,
     ),
-    "afine": _network(
-        "A-FINE, scaled to 0..100 (pyiqa's afine_all_scale)",
-        False,
-        True,
-        "afine_all_scale",
-        "pyiqa/afine.pth",
-        batched=False,
+    "afine": Metric(
+        label="A-FINE",
+        variant="A-FINE, scaled to 0..100 (pyiqa's afine_all_scale)",
+        higher_is_better=False,
+        needs_reference=True,
+        pyiqa="afine_all_scale",
+        weights={"pyiqa/afine.pth": Source(610_000_000, *IQA)},
+        min_side=32,
+        double=False,
     ),
     "fid": Metric(
-        *(
-            "FID of the two sets (clean-fid's resizing, Inception of 2015-12-05)",
-            False,
-            True,
-            "fid",
-        ),
-        weights=("pyiqa/pt_inception-2015-12-05-6726825d.pth",),
+        label="FID",
+        variant="FID of the two sets (clean-fid's resizing, Inception of 2015-12-05)",
+        higher_is_better=False,
+        needs_reference=True,
+        decimals=2,
+        pyiqa="fid",
+        weights={"pyiqa/pt_inception-2015-12-05-6726825d.pth": Source(95_600_000, *IQA)},
         double=False,
         per_set=True,
     ),
@@ -150,3 +220,12 @@ def metric(name: str) -> Metric:
     if name not in METRICS:
         raise ValueError(f"unknown metric {name!r}; known are {', '.join(METRICS)}")
     return METRICS[name]
+
+
+def weight_sources() -> dict[str, Source]:
+    """{file name: source} of the weights of all metrics."""
+    return {
+        path.rpartition("/")[2]: source
+        for row in METRICS.values()
+        for path, source in row.weights.items()
+    }

@@ -36,22 +36,14 @@ BASE_FILES = {
     "scheduler/scheduler_config.json": 1_000,
 }
 VOCABULARY = 1_100_000  # the tokenizer's, in one file or two
-_IQA = ("CC BY-NC-SA 4.0", "chaofengc/IQA-PyTorch-Weights")
+IQA = ("CC BY-NC-SA 4.0", "chaofengc/IQA-PyTorch-Weights")
 _RAM_LISTS = ("Apache-2.0", "ram/data of the GitHub repository xinyu1205/recognize-anything")
-_TORCHVISION = ("BSD-3-Clause", "download.pytorch.org/models")
+TORCHVISION = ("BSD-3-Clause", "download.pytorch.org/models")
+VGG16 = Source(553_000_000, *TORCHVISION)
+# Weights that are no metric's; those are in gdpo/metrics/table.py.
 WEIGHTS = {
-    "musiq_koniq_ckpt-e95806b9.pth": Source(109_000_000, *_IQA),
-    "ckpt_koniq10k.pt": Source(543_000_000, *_IQA),
-    "MANIQA_PIPAL-ae6d356b.pth": Source(543_000_000, *_IQA),
-    "DISTS_weights-f5e65c96.pth": Source(12_000, *_IQA),
-    "LPIPS_v0.1_alex-df73285e.pth": Source(6_000, *_IQA),
-    "LPIPS_v0.1_vgg-a78928a0.pth": Source(7_000, *_IQA),
-    "alexnet-owt-7be5be79.pth": Source(244_000_000, *_TORCHVISION),
-    "vgg16-397923af.pth": Source(553_000_000, *_TORCHVISION),
-    "niqe_modelparameters.mat": Source(0, *_IQA),
-    "afine.pth": Source(610_000_000, *_IQA),
-    "pt_inception-2015-12-05-6726825d.pth": Source(95_600_000, *_IQA),
-    "RN50.pt": Source(256_000_000, "MIT", "OpenAI's CLIP, models of its README"),
+    "LPIPS_v0.1_vgg-a78928a0.pth": Source(7_000, *IQA),
+    "vgg16-397923af.pth": VGG16,
     "ram_swin_large_14m.pth": Source(
         5_625_634_877, "Apache-2.0", "xinyu1205/recognize_anything_model"
     ),

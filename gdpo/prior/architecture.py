@@ -16,8 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 LATENT_CHANNELS = 8
 CONTEXT = 32
-# The scheduler file of SD2.1-base. `clip_sample` false is load-bearing: DDPMScheduler's own default
-# clamps x0.
+# The scheduler file of SD2.1-base. `clip_sample` must be false: DDPMScheduler's default clamps x0.
 SCHEDULER = {
     "_class_name": "DDPMScheduler",
     "num_train_timesteps": 1000,
@@ -62,8 +61,9 @@ def tiny_unet() -> UNet2DConditionModel:
 
 
 def tiny_tokenizer() -> CLIPTokenizer:
-    """CLIP's tokenizer over single bytes: 512 byte tokens (inside and at the end of a word), start
-    and end.
+    """CLIP's tokenizer over single bytes.
+
+    There are 512 byte tokens, half of them for the end of a word, and the start and end tokens.
     """
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = [

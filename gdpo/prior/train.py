@@ -1,18 +1,17 @@
-"""The tiny prior: a Stable-Diffusion-shaped model of a few million parameters, trained from scratch
-on photographs.
+"""Train the tiny prior, a Stable-Diffusion-shaped model, from scratch on photographs.
 
-    autoencoder   L1 + L1 of 8x8 means + 0.5 (1 - SSIM) + kl_weight * KL    on crops, randomly
-                  down-scaled and flipped
-    denoiser      || eps - eps_hat(z_t, t, prompt) ||^2    on its latents; the prompt says clean or
-                  degraded
+    autoencoder   L1 + L1 of 8x8 means + 0.5 (1 - SSIM) + kl_weight * KL
+                  on crops, randomly down-scaled and flipped
+    denoiser      || eps - eps_hat(z_t, t, prompt) ||^2
+                  on latents of the autoencoder; the prompt states clean or degraded
     decoder       reconstruction + hinge adversarial term, encoder frozen
-    all           AdamW, one cosine cycle, everything seeded by (seed, step)
+    all           AdamW, one cosine cycle, all randomness seeded by (seed, step)
 
     gdpo-sr prior PHOTOS -o assets/tiny-sd     # makes the folder that ships in assets/
 
-It stands in for SD2.1-base in the sample profile, so that every later stage runs the real code on
-real photographs. The two prompts make classifier-free guidance, and with it the VSD loss, mean
-something at this scale.
+The prior has a few million parameters. It replaces SD2.1-base in the sample profile, so that every
+later stage runs the real code on real photographs. The denoiser learns two prompts, clean and
+degraded, because classifier-free guidance, and with it the VSD loss, needs them.
 """
 
 import itertools
@@ -37,8 +36,9 @@ Photos = list[np.ndarray]
 
 
 def random_crop(photos: Photos, size: int, rng: np.random.Generator) -> np.ndarray:
-    """One (size, size, 3) uint8 crop: a random photograph, down-scaled by 1..1/2 (area), flipped
-    with probability 1/2.
+    """One random (size, size, 3) uint8 crop of a random photograph.
+
+    The crop is down-scaled by a factor of 1 to 2 (area) and flipped with probability 1/2.
     """
     import cv2
 
@@ -53,7 +53,7 @@ def random_crop(photos: Photos, size: int, rng: np.random.Generator) -> np.ndarr
 
 
 def crop_batch(photos: Photos, size: int, count: int, *key: int | str) -> torch.Tensor:
-    """A (count, 3, size, size) batch in [-1, 1], crop i drawn from the generator of (*key, i)."""
+    """A (count, 3, size, size) batch in [-1, 1]; (*key, i) seeds crop i."""
     crops = [random_crop(photos, size, numpy_generator(*key, i)) for i in range(count)]
     batch = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 127.5 - 1
     return batch.contiguous(memory_format=torch.channels_last)
@@ -71,9 +71,7 @@ def autoencoder_step(
     lr: float,
     kl_weight: float,
 ) -> Callable[[int], dict[str, float]]:
-    """The step function of the autoencoder's training loop (see the module docstring for the
-    loss).
-    """
+    """The step function of the autoencoder's training; the module docstring gives the loss."""
     parameters = [p for p in vae.parameters() if p.requires_grad]
 
     def step_fn(step: int) -> dict[str, float]:
@@ -85,7 +83,8 @@ def autoencoder_step(
             z = posterior.sample(generator=torch_generator(seed, "posterior", step))
             y = vae.decode(z).sample.float()
         l1 = (y - x).abs().mean()
-        tone = F.avg_pool2d(y - x, 8).abs().mean()  # without it hues drift for a long time
+        # Without this term colours drift for a long time.
+        tone = F.avg_pool2d(y - x, 8).abs().mean()
         similarity = ssim(y * 0.5 + 0.5, x * 0.5 + 0.5)
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
         kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
@@ -101,8 +100,9 @@ def autoencoder_step(
 
 
 class PatchDiscriminator(nn.Sequential):
-    """Real or decoded, per patch: (B, 3, H, W) in [-1, 1] -> (B, 1, H/8, W/8) logits. Trained
-    beside the decoder, not kept.
+    """Discriminates real from decoded patches: (B, 3, H, W) in [-1, 1] -> (B, 1, H/8, W/8) logits.
+
+    It is trained together with the decoder and then discarded.
     """
 
     def __init__(self, width: int = 32) -> None:
@@ -126,11 +126,12 @@ def decoder_step(
     lr: float,
     adversarial: float,
 ) -> Callable[[int], dict[str, float]]:
-    """The step function that sharpens the decoder: reconstruction plus a hinge adversarial term, as
-    SD's own VAE was made.
+    """The step function of the adversarial training of the decoder, which makes it sharper.
 
-    The encoder stays, so latents keep their meaning for a denoiser trained on them. At the image,
-    the adversarial gradient gets `adversarial` times the norm of the reconstruction gradient.
+    The loss is reconstruction plus a hinge adversarial term, as in SD's VAE. The encoder is frozen,
+    so that a denoiser trained on its latents remains valid. The adversarial gradient with respect
+    to the image is scaled to `adversarial` times the norm of the reconstruction gradient; the
+    factor grows linearly over the first 300 steps.
     """
     adam, adam_judge = optimizers
     parameters = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
@@ -176,7 +177,7 @@ CLEAN, EMPTY, DEGRADED = 0, 1, 2
 
 
 def degraded(crop: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A uint8 HWC crop after second-order degradation, enlarged back to its size (bicubic)."""
+    """A uint8 HWC crop after second-order degradation, enlarged to its original size (bicubic)."""
     lr = degrade(torch.from_numpy(crop.transpose(2, 0, 1)).float() / 255, Degradation(), rng)
     small = (lr.numpy().transpose(1, 2, 0) * 255).round().astype(np.uint8)
     return resize_bicubic(small, crop.shape[:2])
@@ -186,9 +187,7 @@ def degraded(crop: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def latent_bank(
     vae: AutoencoderKL, photos: Photos, *, size: int, clean: int, bad: int, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Unscaled posterior means of `clean` crops and of `bad` degraded ones: two (N, c, h, w)
-    tensors.
-    """
+    """Unscaled posterior means of `clean` clean and `bad` degraded crops, each (N, c, h, w)."""
     banks: list[list[torch.Tensor]] = [[], []]
     for kind, count in enumerate((clean, bad)):
         for start in range(0, count, 16):
@@ -214,12 +213,11 @@ def denoiser_step(
     seed: int,
     lr: float,
 ) -> Callable[[int], dict[str, float]]:
-    """The step function of the denoiser's training loop: epsilon prediction on the (scaled) latent
-    bank.
+    """The step function of the denoiser's training: epsilon prediction on the scaled latent bank.
 
-    prompt_ids: (3, 77) token ids of the clean, the empty and the negative prompt. 75 % of a batch
-    are clean latents with the clean prompt, 10 % clean with the empty one, 15 % degraded with the
-    negative one.
+    prompt_ids: (3, 77) token ids of the clean, the empty and the negative prompt. On average, 75 %
+    of a batch are clean latents with the clean prompt, 10 % clean latents with the empty prompt,
+    and 15 % degraded latents with the negative prompt.
     """
     parameters = [*unet.parameters(), *text_encoder.parameters()]
 

@@ -1,19 +1,19 @@
-"""Released files -> our model folders, and our model folders -> what diffusers and the released
-code load.
+"""Convert released files to our model folders, and our folders to files for the released code.
 
-    import_released("naosd.pkl", "models/naosd", base)           adapters over a base
-    import_released("gdpo.pkl", "models/gdpo", "models/naosd")   a chain: base, NAOSD's adapters,
-                                                                 GDPO's
-    import_released("merged/", "models/naosd", base)             a diffusers folder, text encoder
-                                                                 and rest from the base
-    export_merged("models/gdpo", "out")                          every adapter merged in fp32: a
-                                                                 diffusers folder
-    export_lora("models/gdpo", "out")                            the last adapter set:
+    import_released("naosd.pkl", "models/naosd", base)           adapters on a base
+    import_released("gdpo.pkl", "models/gdpo", "models/naosd")   a chain: base, adapters of NAOSD,
+                                                                 adapters of GDPO
+    import_released("merged/", "models/naosd", base)             a diffusers folder; text encoder,
+                                                                 tokenizer and scheduler come from
+                                                                 the base
+    export_merged("models/gdpo", "out")                          a diffusers folder, every adapter
+                                                                 merged in fp32
+    export_lora("models/gdpo", "out")                            the last adapters, as
                                                                  pytorch_lora_weights.safetensors
 
-A diffusers folder written here is also a model folder: its model.json names itself as the base,
-with no adapters. Nothing is written before everything is checked, and what exists is never
-replaced.
+diffusers loads the exported files too. A diffusers folder written here is also a model folder: its
+model.json names the folder itself as the base, without adapters. All checks precede the first
+write, and existing files are never replaced.
 """
 
 import shutil
@@ -36,7 +36,7 @@ from gdpo.released.read import Merged, Released, check_against, load_released_ch
 
 REST = ("text_encoder", "tokenizer", "scheduler")
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
-# What the published weights were trained and are run with: t_add, t_diff, suffix of the prompt.
+# t_add, t_diff and prompt suffix with which the published weights were trained and are run.
 SETTINGS: dict[str, tuple[int | None, int, str]] = {
     "naosd": (250, 100, "clean, high-resolution, 8k,"),
     "gdpo": (250, 100, "clean, high-resolution, 8k,"),
@@ -46,12 +46,11 @@ SETTINGS: dict[str, tuple[int | None, int, str]] = {
 
 
 def import_released(source: Path, target: Path, base: Path) -> tuple[str, ...]:
-    """Write the model folder `target` from a released `.pkl` or merged folder, and return notes
-    worth telling.
+    """Write the model folder `target` from a released `.pkl` or merged folder.
 
-    base: what `source` belongs on: a diffusers folder, or for a GDPO file also a model folder of
-    ours, whose adapters then come first. Errors: ValueError naming the file and what does not fit;
-    then nothing is left at `target`.
+    base: the model on which `source` was trained: a diffusers folder or, for a GDPO file, also one
+    of our model folders, whose adapters are merged first. Returns notes for the user.
+    Errors: ValueError naming the file and the mismatch; nothing is then left at `target`.
     """
     _refuse_existing(target)
     found = load_released_checkpoint(source)
@@ -89,8 +88,9 @@ def _save_adapters(source: Path, target: Path, base: Path, found: Released) -> N
 def export_merged(folder: Path, target: Path) -> None:
     """Write `folder` with every adapter merged in fp32 as the diffusers folder `target`.
 
-    unet/ and vae/ are what the released test script and `from_pretrained` load; text encoder,
-    tokenizer and scheduler are copied from the base. Errors: ValueError naming the file.
+    The released test script and `from_pretrained` load its unet/ and vae/. Text encoder, tokenizer
+    and scheduler are copied from the base.
+    Errors: ValueError naming the file.
     """
     _refuse_existing(target)
     _save_merged(target, load_model(folder), base_of(folder))
@@ -99,7 +99,7 @@ def export_merged(folder: Path, target: Path) -> None:
 def _save_merged(target: Path, model: NAOSD, base: Path) -> None:
     with written_aside(target) as part:
         for name, network in (("unet", model.unet), ("vae", model.vae)):
-            network.register_to_config(_name_or_path="")  # a folder of this machine
+            network.register_to_config(_name_or_path="")  # it would name a local folder
             network.save_pretrained(part / name, safe_serialization=True)
         for name in REST:
             shutil.copytree(
@@ -119,13 +119,13 @@ def _save_merged(target: Path, model: NAOSD, base: Path) -> None:
 
 
 def export_lora(folder: Path, target: Path) -> None:
-    """Write the last adapter set of `folder` as `target`/pytorch_lora_weights.safetensors, for
-    `unet.load_lora_adapter`.
+    """Write the last adapters of `folder` as `target`/pytorch_lora_weights.safetensors.
 
-    It belongs on the UNet with every earlier set merged: for GDPO that is the merged NAOSD. LoRA
-    scaling is folded into B, as the file has no place for it that every loader reads. Errors:
-    ValueError when the set is more than LoRA on the UNet, as NAOSD's is (`conv_in` trained in full,
-    VAE adapters).
+    `unet.load_lora_adapter` loads the file onto the UNet with all earlier adapters merged; for GDPO
+    that is the merged NAOSD. B includes the LoRA scaling, because no field of the file for it is
+    read by every loader.
+    Errors: ValueError when the adapters are not only LoRA on the UNet, like those of NAOSD
+    (`conv_in` trained in full, VAE adapters).
     """
     _refuse_existing(target)
     if not (folder / NAME).exists():
@@ -144,7 +144,7 @@ def export_lora(folder: Path, target: Path) -> None:
     ]
     if odd:
         raise ValueError(
-            f"{folder / adapters.name}.safetensors: {min(odd)} cannot be said as LoRA on the "
+            f"{folder / adapters.name}.safetensors: {min(odd)} has no LoRA form on the "
             "UNet; use --format merged"
         )
     scaling = adapters.lora.alpha / adapters.lora.rank

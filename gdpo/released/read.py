@@ -1,19 +1,20 @@
-"""The released files, read without running what they hold, and checked. `gdpo.released.convert`
-writes them as ours.
+"""Read and check the released files without executing their content.
+
+`gdpo.released.convert` writes them as our model folders.
 
     NAOSD .pkl      a dict: module lists, rank_unet, rank_vae, state_dict_unet, state_dict_vae
-    OSEDiff .pkl    the same with one VAE adapter, the encoder's; the UNet's `conv_out` sits in the
-                    decoder list
-    GDPO .pkl       the UNet's part only; it belongs on the merged NAOSD whose frozen `conv_in` it
-                    repeats
-    merged folder   unet/ and vae/ in diffusers layout, which the released test script loads
+    OSEDiff .pkl    the same with one VAE adapter, that of the encoder; the decoder list contains
+                    the UNet's `conv_out`
+    GDPO .pkl       only the part of the UNet; its base is the merged NAOSD, whose frozen `conv_in`
+                    the file repeats
+    merged folder   unet/ and vae/ in diffusers layout, as the released test script loads them
 
-    theirs `<module>.lora_A.<adapter>.weight`, three adapters by place      ours
-    `unet.<module>.lora_A`, one set
+    released name   `<module>.lora_A.<adapter>.weight`, three adapters: encoder, decoder, others
+    our name        `unet.<module>.lora_A`, one set of adapters
 
-NAOSD's files also hold an adapter of the VAE decoder. The released forward pass never activates it
-and the released merge leaves it out, so it is left out here too, whatever its values; a note says
-whether they were zero.
+NAOSD's files also hold an adapter of the VAE decoder. The released forward pass never activates
+that adapter, and the released merge omits it. It is therefore omitted here too, whatever its
+values; a note tells whether they are zero.
 """
 
 import pickle
@@ -35,8 +36,8 @@ from gdpo.model.adapters import unet_targets, vae_targets
 from gdpo.model.checkpoints import WEIGHTS, Adapters, Tensors, check_types
 from gdpo.model.naosd import NAOSD
 
-ALPHA = 8  # peft's default, which the release leaves alone at every rank: scaling 8 / rank
-FULL = ("weight", "bias")  # of the UNet's conv_in
+ALPHA = 8  # peft's default, which the released code uses at every rank: scaling 8 / rank
+FULL = ("weight", "bias")  # parameters of the UNet's conv_in, trained in full
 # key that lists modules -> adapter that holds them
 UNET = {
     "unet_lora_encoder_modules": "default_encoder",
@@ -55,8 +56,10 @@ LAYOUTS = {"gdpo": GDPO_KEYS, "osediff": OSEDIFF_KEYS, "naosd": OSEDIFF_KEYS | {
 
 @dataclass(frozen=True)
 class Released:
-    """A released `.pkl`. adapters: named "naosd", "gdpo" or "osediff"; frozen: the `conv_in` that a
-    GDPO file repeats.
+    """The content of a released `.pkl`.
+
+    adapters: named "naosd", "gdpo" or "osediff". frozen: the `conv_in` that a GDPO file repeats,
+    otherwise empty. notes: for the user.
     """
 
     adapters: Adapters
@@ -73,10 +76,10 @@ class Merged:
 
 
 def load_released_checkpoint(path: str | Path) -> Released | Merged:
-    """Read a released `.pkl` (weights only: nothing in it is run) or a merged diffusers folder.
+    """Read a released `.pkl` (weights only, without executing code) or a merged diffusers folder.
 
-    Errors: ValueError naming the file and what is wrong in it: foreign globals, a missing or extra
-    key or tensor, another rank than it states, values that are not finite.
+    Errors: ValueError naming the file and its defect: foreign globals, a missing or extra key or
+    tensor, a rank other than the stated one, values that are not finite.
     """
     path = check_path("path", path)
     if path.is_dir():
@@ -87,16 +90,15 @@ def load_released_checkpoint(path: str | Path) -> Released | Merged:
 
 
 def unpickle(path: Path) -> dict[str, Any]:
-    """The dict in a file of torch.save, weights only; its tensors are mapped from the file where
-    its format allows that.
+    """The dict in a file of torch.save, read weights-only.
 
-    Errors: ValueError naming the file, and the foreign global if that is why.
+    Tensors are memory-mapped if the format of the file allows it.
+    Errors: ValueError naming the file, and the foreign global if there is one.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # about unusual pickle protocols, which are refused below or harmless
+            # Warnings about unusual pickle protocols, which are rejected below or harmless.
+            warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
     except pickle.UnpicklingError as error:
         name = re.search(r"GLOBAL (\S+)", str(error))
@@ -115,9 +117,7 @@ def unpickle(path: Path) -> dict[str, Any]:
 
 
 def is_weight(tensor: object) -> TypeGuard[torch.Tensor]:
-    """Whether this is a plain tensor of numbers that fp32 can hold: no 8-bit floats, and not one
-    without values.
-    """
+    """Whether `tensor` is a dense fp16, bf16, fp32 or fp64 tensor with data (not a meta tensor)."""
     if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or tensor.is_meta:
         return False
     return tensor.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -151,8 +151,8 @@ class _File:
             }
             if left_out:
                 notes.append(_left_out(left_out))
-            # One scaling holds for the whole set, so a VAE of another rank carries the ratio in its
-            # B.
+            # All adapters of a file have one scaling, so the B of a VAE adapter of another rank is
+            # multiplied by the ratio.
             for name in vae.keys() - left_out.keys():
                 tensors[f"vae.{name}"] = vae[name] * (
                     rank / vae_rank if name.endswith(".lora_B") else 1
@@ -173,9 +173,7 @@ class _File:
         return kind
 
     def _network(self, name: str, lists: dict[str, str], also: set[str]) -> tuple[Tensors, int]:
-        """fp32 tensors `<module>.lora_A|lora_B`, and those called `also`, of one network; and its
-        rank.
-        """
+        """(tensors, rank) of one network, in fp32: `<module>.lora_A|lora_B` and those in `also`."""
         rank, state = self.content[f"rank_{name}"], self.content[f"state_dict_{name}"]
         if type(rank) is not int or rank < 1:
             self.fail(f"rank_{name} is {rank!r}, not a positive whole number")
@@ -199,7 +197,7 @@ class _File:
         return {names[key]: tensor.detach().float() for key, tensor in state.items()}, rank
 
     def _names(self, lists: dict[str, str]) -> dict[str, str]:
-        """Their tensor name -> ours, from the module lists."""
+        """Released tensor name -> our name, from the module lists."""
         names: dict[str, str] = {}
         for key, adapter in lists.items():
             modules = self.content[key]
@@ -224,9 +222,7 @@ class _File:
 
 
 def _rank(name: str, tensor: torch.Tensor) -> int | None:
-    """The rank by the shape of A (rank, in, ...) or B (out, rank, ...); None for a tensor that is
-    not LoRA's.
-    """
+    """The rank given by the shape of A (rank, in, ...) or B (out, rank, ...); None for others."""
     axis = {"lora_A": 0, "lora_B": 1}.get(name.rpartition(".")[2])
     return None if axis is None else tensor.shape[axis] if tensor.ndim > 1 else 0
 
@@ -260,11 +256,11 @@ def _read_merged(folder: Path) -> Merged:
             "local_files_only": True,
         }
         try:
-            check_types(part)  # diffusers would cast whole numbers
+            check_types(part)  # diffusers would cast integers silently
             network, info = kind.from_pretrained(part, output_loading_info=True, **options)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise ValueError(f"{part}: cannot be loaded ({str(error).splitlines()[0]})") from error
-        # diffusers would fill a missing tensor with random numbers and drop an extra one
+        # diffusers would initialise a missing tensor at random and drop an extra one.
         for what in ("missing", "unexpected"):
             if info[f"{what}_keys"]:
                 raise ValueError(
@@ -283,8 +279,9 @@ def _read_merged(folder: Path) -> Merged:
 
 
 def check_against(path: Path, found: Released | Merged, model: NAOSD) -> None:
-    """Raise ValueError unless what was read from `path` fits `model`, the base it is meant for:
-    names and shapes.
+    """Check that the content of `path` fits its base `model`, by names and shapes.
+
+    Errors: ValueError naming the file and the tensor that does not fit.
     """
     networks = {"unet": model.unet, "vae": model.vae}
     if isinstance(found, Merged):
@@ -305,7 +302,7 @@ def check_against(path: Path, found: Released | Merged, model: NAOSD) -> None:
         )
     for key, tensor in found.frozen.items():
         base = model.unet.get_parameter(key)
-        # room for a base kept in fp16, not for another training's conv_in
+        # The tolerance admits a base stored in fp16, but not the conv_in of another training run.
         if float((base - tensor).abs().max()) > 1e-3 * float(base.abs().max()):
             raise ValueError(
                 f"{path}: its frozen {key} is not that of this base; name the merged NAOSD that "
@@ -314,8 +311,9 @@ def check_against(path: Path, found: Released | Merged, model: NAOSD) -> None:
 
 
 def _expected(network: nn.Module, targets: list[str], part: Tensors) -> dict[str, tuple[int, ...]]:
-    """Shapes of the LoRA tensors over every target, at the rank of each A in `part`, and of full
-    replacements.
+    """Expected shapes of the LoRA tensors of all targets, and of full replacements in `part`.
+
+    The A in `part` gives the rank of a target.
     """
     shapes = {key: tuple(network.get_parameter(key).shape) for key in part if key.endswith(FULL)}
     for module in targets:

@@ -1,17 +1,18 @@
-"""The released files of RAM and DAPE -> the slim folder that `gdpo.tagger.tagger` reads, once.
+"""Convert the released files of RAM and DAPE to the small folder that `gdpo.tagger.tagger` reads.
 
-    theirs   ram_swin_large_14m.pth   {"model": ..., "optimizer": ..., ...}, 5.6 GB; "model" has 469
-             M parameters and buffers
-             DAPE.pth                 {name: tensor}, LoRA of loralib only
-             ram_tag_list.txt, ram_tag_list_threshold.txt     in no checkpoint: of RAM's repository,
-                                                              a line per tag
-    ours     tagger.safetensors       the 212.1 M parameters that tagging reads, released names,
-             fp32: 0.85 GB
-             dape.safetensors         the LoRA on them, 0.6 M    tags.json    names and thresholds
+    released   ram_swin_large_14m.pth        {"model": ..., "optimizer": ..., ...}, 5.6 GB; "model"
+                                             has 469 M parameters and buffers
+               DAPE.pth                      {name: tensor}, only LoRA of loralib
+               ram_tag_list.txt,             from RAM's repository, in no checkpoint; one line per
+               ram_tag_list_threshold.txt    tag
+    ours       tagger.safetensors            the 212.1 M parameters that tagging reads, with
+                                             released names, fp32: 0.85 GB
+               dape.safetensors              the LoRA on them, 0.6 M parameters
+               tags.json                     names and thresholds
 
-fp32, as the release computes at inference: with weights rounded to fp16 the tags close to their
-thresholds would change.
-The checkpoint is mapped, not read: of its 5.6 GB only what is kept is ever in memory.
+The weights stay in fp32, the precision of the released inference: rounding to fp16 would change
+tags close to their thresholds. The checkpoint is memory-mapped, so only the tensors that are kept
+are loaded into memory.
 """
 
 import json
@@ -32,15 +33,17 @@ from gdpo.tagger.tagger import DAPE, TAGS, WEIGHTS, check_shapes, layout_of
 
 TAG_LIST, THRESHOLD_LIST = "ram_tag_list.txt", "ram_tag_list_threshold.txt"
 LISTS_FROM = "ram/data of the repository xinyu1205/recognize-anything has it"
-IDLE = ("tag_encoder.", "text_decoder.")  # for sentences; never run for tags
-# Recomputed, or of the head's self-attention and embeddings, which RAM's code deletes.
+IDLE = ("tag_encoder.", "text_decoder.")  # they generate sentences; tagging never runs them
+# DROPPED buffers are recomputed. RAM's code deletes the DELETED parts of the head, and the head's
+# self-attention.
 DROPPED = ("relative_position_index", "attn_mask")
 DELETED = ("tagging_head.embeddings.", "tagging_head.pooler.")
 
 
 def kind(path: Path) -> Literal["ram", "dape"] | None:
-    """Whose file a `.pth` or `.pkl` is by its keys, if one of these. ValueError naming the file if
-    it cannot be read.
+    """Whether the keys of a `.pth` or `.pkl` are those of RAM or DAPE; None for other files.
+
+    Errors: ValueError naming the file if it cannot be read.
     """
 
     def names_swin(state: Any) -> bool:
@@ -60,12 +63,11 @@ def import_tagger(
     tags: Path | None = None,
     thresholds: Path | None = None,
 ) -> tuple[str, ...]:
-    """Write the slim folder `target` from RAM's checkpoint `source`, and return notes worth
-    telling.
+    """Write the tagger folder `target` from RAM's checkpoint `source`; return notes for the user.
 
-    dape: DAPE.pth, without which the folder can tag HR images only. tags, thresholds: the two
-    lists, by default the files of their released names beside `source`. Errors: ValueError naming
-    the file and what is wrong in it; then nothing is left at `target`.
+    dape: DAPE.pth; without it the folder can tag HR images only. tags, thresholds: the two lists;
+    default: the files with the released names in the folder of `source`.
+    Errors: ValueError naming the file and its defect; nothing is then left at `target`.
     """
     if target.exists():
         raise ValueError(f"{target}: is there already; remove it or choose another --output")
@@ -89,11 +91,11 @@ def import_tagger(
 
 
 def read_ram(path: Path) -> tuple[Tensors, Layout]:
-    """The tagging path of RAM's checkpoint, in released names, fp32, bias tables at window 12; and
-    its layout.
+    """(tensors, layout) of the tagging path in RAM's checkpoint.
 
-    Errors: ValueError naming the file and the key: foreign globals, something missing, extra, of
-    another shape, not finite.
+    Tensors have released names, fp32, and bias tables for window 12.
+    Errors: ValueError naming the file and the key: foreign globals, or a tensor that is missing,
+    extra, of another shape or not finite.
     """
     content = unpickle(path).get("model")
     if not isinstance(content, dict):
@@ -118,11 +120,11 @@ def read_ram(path: Path) -> tuple[Tensors, Layout]:
 
 
 def interpolate_bias(path: Path, name: str, table: torch.Tensor) -> torch.Tensor:
-    """A relative position bias table ((2w - 1)^2, heads) of any window w -> window 12, as RAM's
-    loader does it.
+    """Interpolate a relative position bias table ((2w - 1)^2, heads) of window w to window 12.
 
-    A cubic spline through known positions whose distances from the middle grow geometrically, so
-    that the outermost reach as far as the new ones (BEiT's method).
+    As in RAM's loader (BEiT's method), a cubic spline passes through the known positions, which are
+    spaced geometrically from the centre so that the outermost coincide with the new outermost.
+    Errors: ValueError naming the file and a tensor of another shape.
     """
     side = math.isqrt(len(table)) if table.ndim == 2 else 0
     if side**2 != table.shape[0] or side % 2 == 0:
@@ -145,8 +147,9 @@ def interpolate_bias(path: Path, name: str, table: torch.Tensor) -> torch.Tensor
 
 
 def _geometric(side: int, new: int) -> NDArray[np.float64]:
-    """`side` positions around 0, steps 1, q, q^2, ..., with q found by bisection so that the last
-    is near new // 2.
+    """`side` positions around 0 with steps 1, q, q^2, ...
+
+    Bisection chooses q such that the last position is near new // 2.
     """
     half, low, high, q = side // 2, 1.01, 1.5, 1.01
     while high - low > 1e-6:
@@ -157,8 +160,9 @@ def _geometric(side: int, new: int) -> NDArray[np.float64]:
 
 
 def read_dape(path: Path, layout: Layout) -> tuple[Tensors, tuple[str, ...]]:
-    """DAPE's LoRA on the tagging path, in released names, and notes. Errors: ValueError naming the
-    file and the key.
+    """(tensors, notes): DAPE's LoRA on the tagging path, in released names.
+
+    Errors: ValueError naming the file and the key.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
@@ -178,8 +182,9 @@ def read_dape(path: Path, layout: Layout) -> tuple[Tensors, tuple[str, ...]]:
 
 
 def _check_rank(path: Path, name: str, tensor: torch.Tensor) -> None:
-    """Say "rank" where the rank is what is wrong: A is (rank, in) and B (out, rank), in Swin twice
-    the rank in A.
+    """Raise ValueError for a wrong rank, which is clearer than an error about shapes.
+
+    A is (rank, in) and B is (out, rank); A of Swin's joint q, k, v has twice the rank.
     """
     found = tensor.shape[1 if name.endswith(".lora_B") else 0] if tensor.ndim == 2 else 0
     if name.endswith(".attn.qkv.lora_A"):
@@ -189,8 +194,10 @@ def _check_rank(path: Path, name: str, tensor: torch.Tensor) -> None:
 
 
 def _idle_notes(idle: Tensors, layout: Layout) -> tuple[str, ...]:
-    """RAM ties the head's layers to the tag encoder's lowest ones, so a LoRA there would act on the
-    head in the release.
+    """A note if the omitted LoRA of the tag encoder is not zero in layers shared with the head.
+
+    RAM ties the head's layers to the lowest layers of the tag encoder, so in the released code such
+    a LoRA would change the head.
     """
     tied = [
         name
@@ -209,8 +216,9 @@ def _idle_notes(idle: Tensors, layout: Layout) -> tuple[str, ...]:
 
 
 def _checked(path: Path, key: str, tensor: object) -> torch.Tensor:
-    """The tensor in fp32, contiguous. ValueError naming the key unless it is a finite tensor of
-    floating-point numbers.
+    """The tensor in fp32, contiguous.
+
+    Errors: ValueError naming the key unless it is a finite floating-point tensor.
     """
     if not is_weight(tensor):
         raise ValueError(f"{path}: {key!r} is not a tensor of floating-point numbers")

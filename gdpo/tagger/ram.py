@@ -1,16 +1,15 @@
-"""The tagging path of RAM (Recognize Anything, Swin-L 14 M): a photograph of 384 x 384 -> one logit
-per tag.
+"""The tagging path of RAM (Recognize Anything, Swin-L 14 M): a 384 x 384 image -> a logit per tag.
 
-    tokens  = image_proj([mean; Swin(image)])                    145 x 512      transformers' Swin
-    query   = relu(wordvec_proj(label_embed))                    4585 x 768     one per tag
-    twice:    query = norm(query + attention(query, tokens));  query = norm(query + FFN(query))
-              torch's attention
+    tokens  = image_proj([mean; Swin(image)])              145 x 512      transformers' Swin
+    query   = relu(wordvec_proj(label_embed))              4585 x 768     one per tag
+    twice:    query = norm(query + attention(query, tokens))              torch's attention
+              query = norm(query + FFN(query))
     logit   = fc(query)
 
-    212.1 M parameters, 212.7 M with DAPE's LoRA. RAM's other 257 M (tag encoder, text decoder)
-    write sentences and are never run for tags.
+The path has 212.1 M parameters, 212.7 M with DAPE's LoRA. RAM's other 257 M (tag encoder, text
+decoder) generate sentences; tagging never runs them.
 
-`Layout` has the released names and shapes of these tensors; files of ours keep those names.
+`Layout` has the released names and shapes of these tensors; our files keep the names.
 Legend: B batch, N queries, L tokens, D widths.
 """
 
@@ -23,11 +22,11 @@ from torch import nn
 from transformers import SwinConfig, SwinModel
 from transformers.utils.logging import disable_progress_bar
 
-disable_progress_bar()  # the stages have their own, and loading takes no time worth one
+disable_progress_bar()  # the stages show their own, and loading is quick
 
 Tensors = dict[str, torch.Tensor]
 Shape = tuple[int, ...]
-SIDE, PATCH, WINDOW = 384, 4, 12  # of Swin-L as released; they are in no tensor's shape
+SIDE, PATCH, WINDOW = 384, 4, 12  # Swin-L as released; not to be read off tensor shapes
 BIAS_ROWS = (2 * WINDOW - 1) ** 2
 HEADS, NORM_EPS = 4, 1e-12  # of the tagging head (its BERT configuration)
 DAPE_RANK, DAPE_SCALING = 8, 0.125  # loralib with r = 8 and its default alpha = 1
@@ -53,8 +52,10 @@ FEED_FORWARD = {
 
 @dataclass(frozen=True)
 class Layout:
-    """The sizes of a tagger: Swin's first width, blocks and heads per level; tags; widths of tokens
-    and of queries; layers.
+    """The sizes of a tagger.
+
+    embed: Swin's first width. depths, heads: blocks and heads per level. tags: number of tags.
+    width, hidden: widths of tokens and queries. layers: layers of the head.
     """
 
     embed: int
@@ -67,8 +68,9 @@ class Layout:
 
     @classmethod
     def of(cls, shapes: Mapping[str, Shape]) -> "Layout":
-        """Read off released names and shapes. Errors: ValueError naming the first tensor that it
-        needs and does not find.
+        """Infer the layout from released names and shapes.
+
+        Errors: ValueError naming the first required tensor that is missing.
         """
 
         def size(name: str, axis: int) -> int:
@@ -92,7 +94,7 @@ class Layout:
         )
 
     def shapes(self) -> dict[str, Shape]:
-        """Every tensor of the tagging path, in released names."""
+        """Shapes of all tensors of the tagging path, by released name."""
         e, out = self.embed, self.embed * 2 ** (len(self.depths) - 1)
         found: dict[str, Shape] = {"visual_encoder.patch_embed.proj.weight": (e, 3, PATCH, PATCH)}
         found["visual_encoder.patch_embed.proj.bias"] = (e,)
@@ -113,8 +115,9 @@ class Layout:
         return found | _linear("fc", 1, self.hidden)
 
     def lora_shapes(self) -> dict[str, Shape]:
-        """Every tensor of DAPE's LoRA on them: Swin's joint q, k, v (on q and v only), and the
-        head's query and key.
+        """Shapes of all tensors of DAPE's LoRA on the tagging path, by released name.
+
+        It adapts q and v of Swin's joint q, k, v, and the head's query and key.
         """
         found: dict[str, Shape] = {}
         for name, (out, into) in (
@@ -134,7 +137,7 @@ RAM = Layout(192, (2, 2, 18, 2), (6, 12, 24, 48), tags=4585, width=512, hidden=7
 
 
 def _count(names: Collection[str], pattern: str) -> int:
-    """One more than the greatest number that `pattern` finds."""
+    """One more than the greatest index that `pattern` captures in the names; 0 without a match."""
     return max(
         (int(found[1]) + 1 for name in names if (found := re.match(pattern, name))), default=0
     )
@@ -173,9 +176,7 @@ def _head_layer(name: str, hidden: int, width: int) -> dict[str, Shape]:
 
 
 class Layer(nn.Module):
-    """One layer of the tagging head: attention to the tokens, then feed-forward; each is added,
-    then normalised.
-    """
+    """One layer of the tagging head: attention to the tokens, then feed-forward, both post-norm."""
 
     def __init__(self, hidden: int, width: int) -> None:
         super().__init__()
@@ -196,9 +197,7 @@ class Layer(nn.Module):
 
 
 class Head(nn.Module):
-    """What follows Swin: the tokens' projection, the tags' queries, the layers, one logit per
-    tag.
-    """
+    """The tagging head after Swin: projection of tokens, queries of tags, layers, logits."""
 
     def __init__(self, layout: Layout) -> None:
         super().__init__()
@@ -211,7 +210,7 @@ class Head(nn.Module):
         self.fc = nn.Linear(layout.hidden, 1)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Swin's tokens (B, L, D) -> logits (B, N). The mean is a token of its own, the first."""
+        """Swin's tokens (B, L, D) -> logits (B, N). Their mean is added as the first token."""
         tokens = self.image_proj(torch.cat([tokens.mean(1, keepdim=True), tokens], dim=1))
         x = self.wordvec_proj(self.label_embed).relu().expand(len(tokens), -1, -1)
         for layer in self.layers:
@@ -241,8 +240,9 @@ class Network(nn.Module):
 
 
 def build(state: Tensors) -> Network:
-    """The network with tensors in released names (as `Layout.shapes` lists them), fp32, without
-    gradients.
+    """The network with the weights `state`, in fp32, without gradients.
+
+    state: tensors by released name, as in `Layout.shapes`.
     """
     layout = Layout.of({name: tuple(tensor.shape) for name, tensor in state.items()})
     with torch.device("meta"):
@@ -269,7 +269,7 @@ def build(state: Tensors) -> Network:
 
 
 def _swin_names(state: Tensors) -> Tensors:
-    """Released names -> transformers'. The joint q, k, v are three layers there."""
+    """Rename Swin's tensors to transformers' names, which has three layers for q, k and v."""
     found: Tensors = {}
     for name, tensor in state.items():
         if not name.startswith("visual_encoder."):
@@ -287,7 +287,7 @@ def _swin_names(state: Tensors) -> Tensors:
 
 
 def _head_names(state: Tensors) -> Tensors:
-    """Released names -> ours. torch keeps the biases of query, key and value in one tensor."""
+    """Rename the head's tensors to our names; torch has one bias for query, key and value."""
     found: Tensors = {}
     biases: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in state.items():

@@ -1,18 +1,17 @@
-"""Tags of an image, for its prompt: RAM, with or without DAPE's LoRA, from the slim folder that
-`import-weights` writes.
+"""Tag images for their prompts with RAM, with or without DAPE's LoRA.
 
-    image -> 384 x 384, bilinear -> ImageNet's mean and deviation -> RAM -> sigmoid -> above the
-    tag's threshold? "grass, sky, tree": names of the tags that are on, in the order of the list
+    image -> 384 x 384, bilinear -> ImageNet's mean and deviation -> RAM -> sigmoid
+          -> "grass, sky, tree": the tags above their thresholds, in the order of the list
 
-    Tagger.from_folder("models/tagger", dape=False).tags(hr)            training: RAM on the HR
-    patch (released code)
-    Tagger.from_folder("models/tagger", dape=True).tags(enlarged_lr)    inference: RAM + DAPE on the
-    enlarged LR image
+    # training: RAM on the HR patch (released code)
+    Tagger.from_folder("models/tagger", dape=False).tags(hr)
+    # inference: RAM + DAPE on the enlarged LR image
+    Tagger.from_folder("models/tagger", dape=True).tags(enlarged_lr)
 
     models/tagger/  tagger.safetensors  dape.safetensors (RAM alone works without it)  tags.json
 
-Images are tagged one at a time, so that no tag depends on what else was in the batch: the same
-bytes however work is cut.
+`import-weights` writes the folder. Images are tagged one at a time, so that tags do not depend on
+batching.
 """
 
 import json
@@ -51,11 +50,11 @@ class Tagger:
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> "Tagger":
-        """Load a slim folder. dape: merge DAPE's LoRA (released: at inference) or not (released: in
-        training).
+        """Load a tagger folder.
 
+        dape: merge DAPE's LoRA; the released code does so at inference, not in training.
         Errors: ValueError naming the file that is missing, damaged, or does not fit the others, and
-        how to make it.
+        the command that makes it.
         """
         folder = Path(folder)
         card = _read_card(folder / TAGS, folder)
@@ -75,9 +74,9 @@ class Tagger:
 
     @torch.no_grad()
     def probabilities(self, image: torch.Tensor) -> torch.Tensor:
-        """The probability of every tag (B, tags), float32 on the CPU, for image_BCHW in [0, 1] of
-        any size.
+        """The probabilities of all tags, (B, tags), float32 on the CPU.
 
+        image: BCHW in [0, 1], of any size.
         Errors: ValueError for a wrong shape or range, or NaN.
         """
         check_image("image", image)
@@ -87,7 +86,8 @@ class Tagger:
         )
         rows = []
         for one in image.split(1):
-            # As torchvision < 0.17 resizes a tensor (the release pins 0.15): without antialiasing.
+            # Without antialiasing, as torchvision < 0.17 resizes tensors (the released code pins
+            # 0.15).
             small = F.interpolate(
                 one.float().to(first.device), (SIDE, SIDE), mode="bilinear", align_corners=False
             )
@@ -97,18 +97,19 @@ class Tagger:
         return torch.cat(rows)
 
     def tags(self, image: torch.Tensor) -> list[str]:
-        """One line of tags per image of image_BCHW in [0, 1], "" if none is above its threshold.
-        Errors as above.
+        """The tags of each image of image_BCHW in [0, 1], joined by ", "; "" if there are none.
+
+        Errors: as `probabilities`.
         """
         on = self.probabilities(image) > self.thresholds
         return [", ".join(self.names[i] for i in row.nonzero()[:, 0].tolist()) for row in on]
 
 
 def merge_dape(state: Tensors, lora: Tensors) -> None:
-    """Add DAPE's LoRA to tensors in released names, in place, in fp32: W + 0.125 B A.
+    """Merge DAPE's LoRA into tensors with released names, in place, in fp32: W + 0.125 B A.
 
-    Of Swin's joint q, k, v it changes q and v only: the first half of A and B is q's, the second
-    v's.
+    Of Swin's joint q, k, v it changes q and v only: the first halves of A and B belong to q, the
+    second halves to v.
     """
     for name in sorted(lora):
         if not name.endswith(".lora_A"):
@@ -126,8 +127,9 @@ def merge_dape(state: Tensors, lora: Tensors) -> None:
 
 
 def layout_of(path: Path, state: Tensors) -> Layout:
-    """The layout of tensors in released names, every one of which is there with its shape.
-    ValueError naming which is not.
+    """The layout of tensors with released names, after a check of all names and shapes.
+
+    Errors: ValueError naming the tensor that is missing, extra or of another shape.
     """
     try:
         layout = Layout.of({name: tuple(tensor.shape) for name, tensor in state.items()})

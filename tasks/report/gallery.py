@@ -18,13 +18,13 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from gdpo.images import read_photo, to_tensor
+from gdpo.metrics.table import METRICS
 from gdpo.rewards.detail import Grayscale, detail_map
 from tasks.report.tables import label, number
 
 VIEWER_IMAGES, MAP_IMAGES = 24, 6  # at most, spread evenly over the benchmark
 LONGEST_SIDE, THUMB_SIDE = 1024, 112
 LOSSLESS_SIDE = 256  # larger images are stored at WebP quality 90: the report stays below 15 MB
-DECIMALS = {"psnr_y": 2, "piqe": 1, "musiq": 2}
 
 
 def read_text(root: Path, path: str) -> str:
@@ -171,4 +171,7 @@ def spread(items: list[Any], most: int) -> list[Any]:
 
 
 def _score_texts(values: dict[str, float]) -> list[str]:
-    return [number(value, DECIMALS.get(metric, 3)) for metric, value in values.items()]
+    return [
+        number(value, METRICS[metric].decimals if metric in METRICS else 3)
+        for metric, value in values.items()
+    ]

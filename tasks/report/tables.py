@@ -16,29 +16,15 @@ from html import escape
 from statistics import fmean, stdev
 from typing import Any
 
-LABELS = {"bicubic": "Bicubic", "naosd": "NAOSD", "gdpo": "GDPO-SR", "control": "Control"}
-# Labels name the variant of a metric that has several: headings are read without context.
-METRIC_LABELS = {
-    "psnr_y": "PSNR-Y",
-    "ssim_y": "SSIM-Y",
-    "ms_ssim": "MS-SSIM",
-    "gmsd": "GMSD",
-    "vif": "VIF",
-    "niqe": "NIQE (own fit)",
-    "piqe": "PIQE",
-    "entropy": "Entropy",
-    "musiq": "MUSIQ",
-    "maniqa_koniq": "MANIQA (KonIQ)",
-    "maniqa_pipal": "MANIQA (PIPAL)",
-    "lpips_alex": "LPIPS",
-    "dists": "DISTS",
-    "clipiqa": "CLIPIQA",
-    "afine": "A-FINE",
-    "fid": "FID",
-    "niqe_pyiqa": "NIQE (published)",
+from gdpo.metrics.table import METRICS
+
+LABELS = {
+    "bicubic": "Bicubic",
+    "naosd": "NAOSD",
+    "gdpo": "GDPO-SR",
+    "control": "Control",
     "reward": "Reward",
 }
-
 Summary = Mapping[str, Any]
 
 
@@ -98,8 +84,8 @@ def mean_text(row: Mapping[str, Any]) -> str:
 
 
 def label(metric: str) -> str:
-    """The printed name of a metric or model; unknown names are returned unchanged."""
-    return METRIC_LABELS.get(metric, LABELS.get(metric, metric))
+    """The printed name of a metric, model or the reward; unknown names are returned unchanged."""
+    return METRICS[metric].label if metric in METRICS else LABELS.get(metric, metric)
 
 
 def metric_heading(summary: Summary, metric: str) -> str:

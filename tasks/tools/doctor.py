@@ -211,9 +211,10 @@ def _hub() -> Path:
 
 
 def _file(key: str, path: Path, root: Path, source: "Source | None" = None) -> Artefact:
+    from gdpo.metrics.table import weight_sources
     from gdpo.model.sources import source_of
 
-    known = source or source_of(path)
+    known = source or weight_sources().get(path.name) or source_of(path)
     shown = str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
     if path.is_file() and path.stat().st_size:
         return Artefact(key, shown, FOUND, path.stat().st_size, known.licence, known.where)

@@ -370,7 +370,7 @@ def test_lora_export_loads_in_a_pipeline_of_diffusers(files: Path, tmp_path: Pat
 
 def test_what_lora_cannot_say_is_not_exported_as_lora(files: Path, tmp_path: Path) -> None:
     refused = {
-        "naosd": r"naosd.safetensors: unet.conv_in.bias cannot be said as LoRA on the UNet; use "
+        "naosd": r"naosd.safetensors: unet.conv_in.bias has no LoRA form on the UNet; use "
         r"--format merged",
         "base": r"model.json: no such file, so there are no adapters",
         "merged": r"model.json: lists no adapters to export",
