@@ -139,7 +139,9 @@ class Photographs(Section):
         min_length=1,
         description="a folder tree, s3://bucket/prefix, or scikit-image: those it ships with",
     )
-    first: Count | None = Field(None, description="use only the first N, in the order of their names")
+    first: Count | None = Field(
+        None, description="use only the first N, in the order of their names"
+    )
     resize: Count | None = Field(
         None, description="resize to this shorter side in pixels, by antialiased bicubic"
     )
@@ -379,8 +381,7 @@ class Finetune(Section):
     )
     pairs: Count = Field(
         1,
-        description="dpo: k best against k worst of the group (DP2O-SR: more "
-        "than 1)",
+        description="dpo: k best against k worst of the group (DP2O-SR: more than 1)",
     )
     clip: Positive = Field(
         1e-4, description="dance_grpo, dgpo, awm: how far the ratio may leave 1 before it is cut"

@@ -37,7 +37,7 @@ from gdpo.config import Config
 from gdpo.data.shards import Pair
 from gdpo.model.checkpoints import Adapters
 from gdpo.model.naosd import NAOSD
-from gdpo.preference.errors import NoiseTarget, check_group, noise_target, predict, squared
+from gdpo.preference.errors import NoiseTarget, noise_target, predict, squared
 from gdpo.preference.group import Group, Skipped, reward_of
 from gdpo.preference.objectives import objective_loss
 from gdpo.preference.rollout import rollout
@@ -68,7 +68,8 @@ def finetune(
 ) -> tuple[Adapters, History]:
     """Train the policy's adapters; return them and the logged values of every step.
 
-    model: the reference (NAOSD merged), without roles. groups: the cached rollouts. pairs: with
+    model: the reference (NAOSD merged), without roles. groups: the cached rollouts, each read when
+    a step needs it and finite, as `Rollouts` checks on reading. pairs: with
     `rollouts: online`, the pairs from which groups are sampled instead. control: use shuffled
     advantages. folder: holds the checkpoint.
     Errors: `Stopped` after a checkpoint when asked to stop. `Diverged` when a value is not finite
@@ -80,9 +81,6 @@ def finetune(
     online = settings.rollouts == "online"
     if not (pairs if online else groups):
         raise ValueError("there are no rollouts to train on; run the select and rollout stages")
-    if not online:
-        for group in groups:
-            check_group(group)
     run = _Run(model, pairs if online else groups, config, control)
     state: dict[str, Stateful] = {"policy": Tensors(run.policy), "adam": run.optimizer}
     loop = Loop(
@@ -233,7 +231,10 @@ class _Run:
             return torch.tensor([0.0] * (len(self._names()) - 1) + [1.0], dtype=torch.float64).to(
                 self.device
             )
-        reward, advantage = reward_of(group.metrics, group.detail_share, self.config.reward)
+        try:
+            reward, advantage = reward_of(group.metrics, group.detail_share, self.config.reward)
+        except ValueError as error:
+            raise ValueError(f"group {group.id}: {error}") from error
         if self.control:
             order = numpy_generator(self.seed, "shuffle", group.id).permutation(len(advantage))
             advantage = [advantage[i] for i in order]
