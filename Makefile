@@ -1,5 +1,7 @@
 # Everything starts here: a target makes .venv when it is missing. Needs Python 3.11 or 3.12, git and make, nothing else.
 PYTHON ?= python3
+# requirements-worker.lock is the same without tools of development (deploy/Dockerfile).
+LOCK ?= requirements.lock
 VENV := .venv/bin
 
 # dvc.yaml says `python -m tasks STAGE`: that python must be the one of .venv.
@@ -12,14 +14,23 @@ export DO_NOT_TRACK := 1
 export GX_ANALYTICS_ENABLED := false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo code test test-all fleet-test lint lock flow setup train profile clean
+.PHONY: help demo demo-vlcot study code test test-all test-full fleet-test lint lock docs flow setup train profile clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
 demo: .venv  ## run the sample pipeline (what is up to date is not run again), print the result
-	dvc repro
+	dvc repro report
 	@python -m tasks summary
+
+# After `make demo` both systems are shown side by side.
+demo-vlcot: .venv  ## train and evaluate the second system, RealSR-R1, on the same photographs
+	dvc repro vlcot-report
+	@if test -f reports/index.html; then dvc repro --single-item systems && python -m tasks summary; fi
+
+study: .venv  ## train all ablations of the paper (hours on two cores; a stopped run goes on): reports/study
+	dvc repro select
+	python -m tasks ablate --profile study --out reports/study
 
 # The tests' tensors are tiny: one thread for each of two processes is several times as fast as two threads for one.
 test test-all: export OMP_NUM_THREADS := 1
@@ -29,13 +40,22 @@ test: .venv  ## run the quick tests (minutes on two cores)
 test-all: .venv  ## run the quick tests and those with processes, servers and a browser
 	python -m pytest -n 2 --dist worksteal -m "not slow and not orchestration"
 
+test-full: .venv  ## run the tests of networks of full size (minutes, 7 GB of memory)
+	python -m pytest -m slow
+
 fleet-test: .venv  ## run the tests against real servers and workers (a quarter of an hour)
 	python -m pytest -m orchestration
+
+chaos: .venv  ## break stages, disk, files and the bucket for a quarter of an hour: nothing may be lost
+	python -m benchmarks.chaos --minutes 13
 
 lint: .venv  ## style, formatting, types
 	ruff check .
 	ruff format --check .
 	mypy gdpo tasks flows
+
+docs: .venv  ## build the documentation into site/ (site/index.html); warnings are errors
+	python -m mkdocs build --quiet --strict
 
 flow: .venv  ## run the same stages as a Prefect flow
 	python -m flows.pipeline
@@ -50,12 +70,13 @@ train: .venv  ## fine-tune, evaluate and publish on a GPU worker of that server
 profile: .venv  ## make profile PROFILE=paper: write profiles/paper.yaml into params.yaml
 	python -m tasks profile $(PROFILE)
 
-code: .venv  ## rewrite code/<stage>.sha256, each stage's code dependency in dvc.yaml
+code: .venv  ## rewrite code/<stage>.sha256, each stage's code dependency in dvc.yaml; state new sections in params.yaml
 	python -m tasks.run.code
 
+COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -q pyproject.toml
 lock: .venv  ## pin what pyproject.toml asks for, with hashes
-	uv pip compile --universal --python-version 3.11 --extra dev --generate-hashes --no-emit-index-url --no-header \
-	    -q -o requirements.lock pyproject.toml
+	$(COMPILE) --extra dev -o requirements.lock
+	$(COMPILE) --extra metrics --extra fleet --extra track --override deploy/no-tools.txt -o requirements-worker.lock
 
 clean:  ## remove .venv and the tools' caches; keep data, models, reports and DVC's cache
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache
@@ -65,11 +86,11 @@ clean:  ## remove .venv and the tools' caches; keep data, models, reports and DV
 
 # uv installs the pinned set: pip's resolver needs more than ten minutes for it. Compiled once, here, because every stage is a
 # process of its own that imports torch and diffusers. The stamp makes the second call free.
-.venv/installed: requirements.lock pyproject.toml
+.venv/installed: $(LOCK) pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 12) else \
 	    "needs Python 3.11 or 3.12, found %d.%d; name one with: make PYTHON=python3.12" % v)'
 	$(PYTHON) -m venv .venv
 	$(VENV)/python -m pip install --quiet --disable-pip-version-check uv
-	$(VENV)/uv pip install --quiet --python $(VENV)/python --compile-bytecode --require-hashes -r requirements.lock
+	$(VENV)/uv pip install --quiet --python $(VENV)/python --compile-bytecode --require-hashes -r $(LOCK)
 	$(VENV)/uv pip install --quiet --python $(VENV)/python --no-deps --no-build-isolation -e .
 	@touch $@

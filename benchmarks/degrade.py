@@ -7,7 +7,7 @@ Both get the same patches and the same drawn parameters and take turns, patch by
 time is counted and each ratio is the median over the rounds, so that a busy machine changes little.
 The table below compares what the two make of the patches: deciles of PSNR (enlarged, against the
 patch), gradient energy, high-frequency noise and blockiness. The last line is the throughput of two
-processes over that of one, by the clock: it needs two free cores.
+processes over that of one, by the clock: it needs two free cores. Writes benchmarks/results/degrade.json.
 """
 
 import argparse
@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from benchmarks.published_recipe import degraded, enlarged
+from benchmarks.record import record
 from gdpo.config import Degradation
 from gdpo.data.degrade import draw, low_resolution
 from gdpo.data.kernels import Draw
@@ -149,6 +150,15 @@ def main() -> None:
     print(
         f"two processes {np.median(gains):.2f} times the throughput of one (rounds "
         f"{min(gains):.2f} to {max(gains):.2f})"
+    )
+    record(
+        "degrade",
+        {
+            "plain_ms": round(float(plain), 2),
+            "ours_ms": round(float(ours), 2),
+            "ratio": round(float(np.median(ratios)), 2),
+            "two_over_one": round(float(np.median(gains)), 2),
+        },
     )
 
 

@@ -1,14 +1,19 @@
 """Does GDPO help? The sample pipeline over several training seeds, judged on photographs that
 nothing was chosen on.
 
-    python benchmarks/evidence.py --photos FOLDER --seeds 5
+    python -m benchmarks.evidence --seeds 5
+    python -m benchmarks.evidence --seeds 5 --setting fidelity    # the same rollouts, rewarded for
+                                                                  # PSNR alone
 
-Of each photograph in FOLDER the central 384 x 384 pixels are used (four tiles). Per seed, every
-stage from degrade to evaluate runs in its own folder under work/evidence, with the values of
+The photographs are those of params.yaml (degrade.evaluation), or with --photos FOLDER the central
+384 x 384 pixels of each photograph there. Per seed, every stage from degrade to evaluate runs in its own folder under work/evidence, with the values of
 params.yaml. The unit of every test is the photograph: tiles and noises of one photograph are
 averaged first. GDPO-SR is compared with NAOSD and with a control trained on the same rollouts with
 advantages shuffled inside each group; "pooled" averages the seeds of a photograph before the test.
-Writes benchmarks/results/evidence.json and evidence.md; exits 1 when a claim does not hold.
+The claims are those of the report (tasks/report/verdict.py), judged on the pooled seeds; of the
+setting `fidelity`, that PSNR rises and NIQE does not get worse. Writes
+benchmarks/results/evidence.json and evidence.md (evidence-fidelity); exits 1 when a claim does not
+hold.
 """
 
 import argparse
@@ -16,34 +21,40 @@ import hashlib
 import json
 import os
 import platform
-import subprocess
+import re
 import sys
 import time
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
-from gdpo.config import Config
-from gdpo.evaluate.statistics import Difference, paired_difference, within_image_std
+from benchmarks.record import REPO, RESULTS, commit
+from gdpo.config import Config, Reward
+from gdpo.evaluate.benchmark import REWARD
+from gdpo.evaluate.models import EvaluatedModels
+from gdpo.evaluate.statistics import Scores, summarise, within_image_std
 from gdpo.files import written_aside
+from gdpo.hooks import Hooks
 from gdpo.images import read_photo, write_png
 from gdpo.metrics.score import higher_is_better
-from gdpo.train.loop import Hooks
+from gdpo.model.card import IDENTITIES
+from tasks import paths
+from tasks.files.scores import SCORES, ImageScores, read_scores
 from tasks.params import load
+from tasks.report.verdict import Claim, claims, evidence
 from tasks.stages import degrade, evaluate, finetune, index, pretrain, rollout, select
 from tasks.tools.prior import SUFFIXES
 
-REPO = Path(__file__).resolve().parents[1]
-RESULTS = REPO / "benchmarks/results"
 PAIRS = (("gdpo", "naosd"), ("gdpo", "control"), ("control", "naosd"), ("naosd", "bicubic"))
-# What the issue asks of GDPO-SR against NAOSD and its control.
 SIDE = 384
-MIN_REWARD, MAX_PSNR_LOSS, LEVEL = 0.3, 0.05, 0.01
-
-Table = dict[str, dict[str, np.ndarray]]  # model -> metric -> (photographs, measurements)
+SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
+    "main": {},
+    "fidelity": {"reward": {"perception": []}},
+}
+SURE = 0.01
 
 
 def main() -> int:
@@ -52,47 +63,62 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--photos", default="scikit-image", help="a folder of photographs used for no choice"
+        "--photos", type=Path, help="a folder of photographs used for no choice, instead"
     )
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--setting", choices=SETTINGS, default="main")
     args = parser.parse_args()
+    name = "evidence" if args.setting == "main" else f"evidence-{args.setting}"
     tables, units, seconds = [], [], []
+    names: list[str] = []
     for seed in range(1, args.seeds + 1):
-        config = configured(args.photos, seed)
-        root = REPO / "work/evidence" / str(seed)
-        run_stages(config, root)
-        scores = root / "reports/evaluate/sample/per_image.parquet"
-        tables.append(read_table(scores))
-        units.append(within_image_std(read_table(scores, tiles=True)["naosd"]["reward"]))
+        config = configured(args.photos, seed, args.setting)
+        root = run_seed(config, seed, args.setting)
+        scores = read_scores(root / f"{paths.EVALUATED}/sample" / SCORES)
+        tables.append(by_photograph(scores))
+        units.append(within_image_stds(scores))
+        names = sorted({_photograph(image) for image in scores.table["image"].to_pylist()})
         seconds.append(int((root / "seconds").read_text()))
+    unit = {metric: float(np.mean([own[metric] for own in units])) for metric in units[0]}
+    summary = compared(pooled(tables), unit, config.reward)
     result = {
-        "photographs": args.photos
-        if args.photos == "scikit-image"
-        else sorted(p.name for p in Path(args.photos).rglob("*.*")),
-        "seeds": [compared(table, unit) for table, unit in zip(tables, units, strict=True)],
-        "pooled": (summary := compared(pooled(tables), float(np.mean(units)))),
-        "claims": claims(summary),
+        "photographs": names,
+        "seeds": [
+            compared(table, own, config.reward) for table, own in zip(tables, units, strict=True)
+        ],
+        "pooled": summary,
+        "setting": SETTINGS[args.setting],
+        "claims": [asdict(claim) for claim in JUDGES[args.setting](summary)],
         "params": load(REPO / "params.yaml").model_dump(exclude={"seed"}),
         "machine": machine(),
         "seconds": seconds,
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
-    with written_aside(RESULTS / "evidence.json") as part:
-        part.write_text(json.dumps(result, indent=1) + "\n")
-    with written_aside(RESULTS / "evidence.md") as part:
+    with written_aside(RESULTS / f"{name}.json") as part:
+        part.write_text(compact(result))
+    with written_aside(RESULTS / f"{name}.md") as part:
         part.write_text(markdown(result))
     sys.stdout.write(markdown(result))
     return 0 if all(claim["holds"] for claim in result["claims"]) else 1
 
 
-def configured(photos: str, seed: int) -> Config:
-    """params.yaml with this seed and these evaluation photographs."""
+def configured(photos: Path | None, seed: int, setting: str = "main") -> Config:
+    """params.yaml with this seed and setting, and these evaluation photographs where a folder is
+    given. Without validation, which changes no result.
+    """
     plain = load(REPO / "params.yaml").model_dump()
     plain["seed"] = seed
+    plain["finetune"]["validation"]["photographs"] = None
+    for section, values in SETTINGS[setting].items():
+        plain[section] |= values
     plain["model"]["base"] = str(REPO / plain["model"]["base"])
     plain["pretrain"]["init"] = plain["pretrain"]["init"] and str(REPO / plain["pretrain"]["init"])
-    if photos != "scikit-image":
-        plain["degrade"]["evaluation"] = [{"path": str(centres(Path(photos)))}]
+    for split in ("train", "evaluation"):
+        for source in plain["degrade"][split]:
+            if source["path"] != "scikit-image" and "://" not in source["path"]:
+                source["path"] = str(REPO / source["path"])
+    if photos is not None:
+        plain["degrade"]["evaluation"] = [{"path": str(centres(photos))}]
     return Config.model_validate(plain)
 
 
@@ -114,19 +140,37 @@ def centres(photos: Path) -> Path:
     return target
 
 
-def run_stages(config: Config, root: Path) -> None:
+def run_seed(config: Config, seed: int, setting: str) -> Path:
+    """Run a seed's stages; returns its folder. Another setting than the main one trains and is
+    judged in a folder of its own, from the same rollouts, which do not depend on the reward.
+    """
+    folder = REPO / "work/evidence"
+    main = folder / str(seed)
+    run_stages(config, main, until="" if setting == "main" else paths.ROLLOUTS)
+    if setting == "main":
+        return main
+    root = folder / f"{seed}-{setting}"
+    for part in ("data", paths.NAOSD, paths.DEGRADED):
+        (root / part).parent.mkdir(parents=True, exist_ok=True)
+        if not (root / part).is_symlink():
+            (root / part).symlink_to(main / part)
+    run_stages(config, root)
+    return root
+
+
+def run_stages(config: Config, root: Path, until: str = "") -> None:
     """Every stage whose output is missing below `root`; its file `seconds` adds up what they
-    took.
+    took. until: the output of the last stage; default: all.
     """
     steps: list[tuple[str, Any]] = [
-        ("data/photos", index.run),
-        ("reports/degrade", degrade.run),
-        ("models/naosd", pretrain.run),
-        ("data/selected", select.run),
-        ("data/rollouts", rollout.run),
-        ("models/gdpo", finetune.run),
+        (paths.PHOTOS, index.run),
+        (paths.DEGRADED, degrade.run),
+        (paths.NAOSD, pretrain.run),
+        (paths.SELECTED, select.run),
+        (paths.ROLLOUTS, rollout.run),
+        (paths.GDPO, finetune.run),
         ("models/control", lambda c, r, h: finetune.run(c, r, h, "control")),
-        ("reports/evaluate/sample", lambda c, r, h: evaluate.run(c, r, h, "sample")),
+        (f"{paths.EVALUATED}/sample", lambda c, r, h: evaluate.run(c, r, h, "sample")),
     ]
     for output, stage in steps:
         if not (root / output).exists():
@@ -134,23 +178,28 @@ def run_stages(config: Config, root: Path) -> None:
             stage(config, root, Hooks())
             spent = int((root / "seconds").read_text()) if (root / "seconds").exists() else 0
             (root / "seconds").write_text(str(spent + round(time.monotonic() - started)))
+        if output == until:
+            return
 
 
-def read_table(path: Path, *, tiles: bool = False) -> Table:
-    """Scores by model and metric, (photographs, noises), or (tiles, noises); tiles share the id up
-    to the last dash.
+def by_photograph(scores: ImageScores) -> Scores:
+    """Scores (photographs, noises): the mean over a photograph's tiles, whose ids are equal up to
+    the last dash.
     """
-    rows = pq.read_table(path).to_pylist()
-    for row in rows:
-        row["unit"] = row["image"] if tiles else row["image"].rpartition("-")[0]
-    photos = sorted({row["unit"] for row in rows})
-    metrics = [name for name in rows[0] if name not in ("image", "model", "noise", "unit")]
-    table: Table = {}
+    rows = scores.table.to_pylist()
+    photographs = sorted({_photograph(row["image"]) for row in rows})
+    table: Scores = {}
     for model in sorted({row["model"] for row in rows}):
         mine = [row for row in rows if row["model"] == model]
-        per_photo = [[row for row in mine if row["unit"] == photo] for photo in photos]
-        table[model] = {metric: _tile_means(per_photo, metric) for metric in metrics}
+        per_photo = [
+            [row for row in mine if _photograph(row["image"]) == photo] for photo in photographs
+        ]
+        table[model] = {metric: _tile_means(per_photo, metric) for metric in scores.metrics}
     return table
+
+
+def _photograph(image: str) -> str:
+    return image.rpartition("-")[0]
 
 
 def _tile_means(per_photo: list[list[dict[str, Any]]], metric: str) -> np.ndarray:
@@ -164,7 +213,20 @@ def _tile_means(per_photo: list[list[dict[str, Any]]], metric: str) -> np.ndarra
     )
 
 
-def pooled(tables: list[Table]) -> Table:
+def within_image_stds(scores: ImageScores) -> dict[str, float]:
+    """NAOSD's within-image standard deviation of every metric, over single tiles."""
+    rows = sorted(
+        (row for row in scores.table.to_pylist() if row["model"] == "naosd"),
+        key=lambda row: (row["image"], row["noise"]),
+    )
+    noises = 1 + max(row["noise"] for row in rows)
+    return {
+        metric: within_image_std(np.array([row[metric] for row in rows]).reshape(-1, noises))
+        for metric in scores.metrics
+    }
+
+
+def pooled(tables: list[Scores]) -> Scores:
     """Seeds side by side as further measurements of a photograph."""
     return {
         model: {
@@ -174,97 +236,74 @@ def pooled(tables: list[Table]) -> Table:
     }
 
 
-def compared(table: Table, unit: float) -> dict[str, Any]:
-    """Means of every model, paired differences with interval and p over photographs, and the gain
-    of the reward.
+def compared(table: Scores, units: dict[str, float], reward: Reward) -> dict[str, Any]:
+    """A summary as `evaluate` writes it, over photographs: means and paired differences.
 
-    unit: NAOSD's within-image standard deviation of the reward, of single tiles.
+    units: NAOSD's within-image standard deviation of every metric, for the differences' `effect`.
+    reward: which metrics it is made of.
     """
-    differences = {}
-    for a, b in PAIRS:
-        found: dict[str, Difference] = {
-            m: paired_difference(table[a][m], table[b][m]) for m in table[a]
-        }
-        differences[f"{a}-{b}"] = {metric: vars(difference) for metric, difference in found.items()}
+    higher = {metric: metric == REWARD or higher_is_better(metric) for metric in table["naosd"]}
+    summary = summarise(table, higher, PAIRS, unit_of="naosd")
+    for row in summary["differences"]:
+        row["effect"] = row["mean"] / units[row["metric"]] if units[row["metric"]] else None
+    means = {
+        model: {metric: values["mean"] for metric, values in metrics.items()}
+        for model, metrics in summary["models"].items()
+    }
     return {
-        "means": {
-            model: {m: float(v.mean()) for m, v in metrics.items()}
-            for model, metrics in table.items()
-        },
-        "differences": differences,
-        "reward_gain_in_naosd_stds": differences["gdpo-naosd"]["reward"]["mean"] / unit,
+        "means": means,
+        "differences": summary["differences"],
+        "reward": {"fidelity": reward.fidelity, "perception": reward.perception},
     }
 
 
-def claims(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """The claims of the README, each with what was measured on the pooled seeds."""
-    over_naosd, over_control = (
-        result["differences"][f"gdpo-{other}"] for other in ("naosd", "control")
-    )
-    perception = [m for m in ("niqe", "piqe") if m in over_naosd]
-    better = {
-        m: (d["mean"] > 0) == higher_is_better(m) and d["p"] < LEVEL
-        for m, d in over_naosd.items()
-        if m in perception
-    }
-    gain = result["reward_gain_in_naosd_stds"]
-    made = [
-        (
-            "the reward rises by >= 0.3 of NAOSD's within-image standard deviation",
-            gain,
-            gain >= MIN_REWARD,
-        ),
-        (
-            "the reward gain over NAOSD has p < 0.01",
-            over_naosd["reward"]["p"],
-            over_naosd["reward"]["p"] < LEVEL,
-        ),
-        (
-            "a no-reference metric improves over NAOSD with p < 0.01",
-            [m for m in better if better[m]],
-            any(better.values()),
-        ),
-        (
-            "PSNR falls by no more than 0.05 dB",
-            over_naosd["psnr_y"]["mean"],
-            over_naosd["psnr_y"]["mean"] >= -MAX_PSNR_LOSS,
-        ),
-        (
-            "the reward beats the shuffled control with p < 0.01",
-            over_control["reward"]["p"],
-            over_control["reward"]["mean"] > 0 and over_control["reward"]["p"] < LEVEL,
+def judged(summary: dict[str, Any]) -> list[Claim]:
+    """The claims of the report on one of these summaries."""
+    models = EvaluatedModels({name: IDENTITIES[name] for name in ("naosd", "gdpo", "control")})
+    return claims({**summary, "benchmark": "sample", "origin": {"models": models.to_origin()}})
+
+
+def judged_fidelity(summary: dict[str, Any]) -> list[Claim]:
+    """The claims of the setting `fidelity`: PSNR rises surely, NIQE does not get surely worse."""
+    rows = {(row["metric"], row["b"]): row for row in summary["differences"] if row["a"] == "gdpo"}
+    psnr, niqe = [rows["psnr_y", b] for b in ("naosd", "control")], rows["niqe", "naosd"]
+    told = "; ".join(f"against {row['b']} {evidence(row, ' dB')}" for row in psnr)
+    rises = all(row["mean"] > 0 and row["p"] < SURE for row in psnr)
+    return [
+        Claim(f"PSNR rises against NAOSD and against the control, p < {SURE}", rises, told),
+        Claim(
+            "NIQE does not get surely worse than NAOSD’s",
+            niqe["mean"] <= 0 or niqe["p"] >= SURE,
+            evidence(niqe),
         ),
     ]
-    return [{"claim": text, "measured": value, "holds": bool(holds)} for text, value, holds in made]
+
+
+JUDGES = {"main": judged, "fidelity": judged_fidelity}
 
 
 def machine() -> dict[str, Any]:
     """Where and with what this was measured."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=REPO, capture_output=True, text=True, check=False
-    )
-    changed = subprocess.run(
-        ["git", "status", "--porcelain", "-uno"],
-        cwd=REPO,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
     return {
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
-        "commit": commit.stdout.strip() + ("+changes" if changed.stdout.strip() else ""),
+        "commit": commit(),
         "versions": {
             name: version(name) for name in ("torch", "diffusers", "peft", "pyiqa", "numpy")
         },
     }
 
 
+def compact(result: dict[str, Any]) -> str:
+    """The result as JSON with six significant digits, one difference or section on each line."""
+    plain = json.loads(json.dumps(result), parse_float=lambda text: float(f"{float(text):.6g}"))
+    return re.sub(r'(?<=[\[,]) ?(\{"(?:pair|text|means)")', r"\n\1", json.dumps(plain)) + "\n"
+
+
 def markdown(result: dict[str, Any]) -> str:
     """The same as a page."""
-    photographs = result["photographs"]
-    count = photographs if isinstance(photographs, str) else f"{len(photographs)} photographs"
+    count = f"{len(result['photographs'])} photographs"
     lines = [
         f"# Evidence: {len(result['seeds'])} training seeds, {count}",
         "",
@@ -272,43 +311,38 @@ def markdown(result: dict[str, Any]) -> str:
         "|---|---|---|",
     ]
     for claim in result["claims"]:
-        measured = claim["measured"]
-        shown = f"{measured:.3g}" if isinstance(measured, float) else ", ".join(measured) or "none"
-        lines.append(f"| {claim['claim']} | {shown} | {'yes' if claim['holds'] else 'NO'} |")
+        holds = "yes" if claim["holds"] else "NO"
+        lines.append(f"| {claim['text']} | {claim['evidence']} | {holds} |")
     for title, part in [
         ("Pooled", result["pooled"]),
         *((f"Seed {i + 1}", s) for i, s in enumerate(result["seeds"])),
     ]:
-        metrics = list(part["means"]["naosd"])
-        lines += [
-            "",
-            f"## {title}",
-            "",
-            "| | " + " | ".join(metrics) + " |",
-            "|---" * (len(metrics) + 1) + "|",
-        ]
-        for model in ("bicubic", "naosd", "gdpo", "control"):
-            lines.append(
-                f"| {model} | "
-                + " | ".join(f"{part['means'][model][m]:.3f}" for m in metrics)
-                + " |"
-            )
-        for pair, found in part["differences"].items():
-            cells = (
-                f"{d['mean']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}] p={d['p']:.2g}"
-                for d in found.values()
-            )
-            lines.append(f"| {pair} | " + " | ".join(cells) + " |")
-    machine_ = result["machine"]
+        lines += ["", f"## {title}", "", *_section(part)]
+    measured = result["machine"]
     lines += [
         "",
-        f"Reward gain pooled: {result['pooled']['reward_gain_in_naosd_stds']:.2f} of NAOSD's "
-        "within-image standard "
-        f"deviation. Measured on {machine_['cores']} cores, commit {machine_['commit'][:12]}, "
-        "torch "
-        f"{machine_['versions']['torch']}; seconds per seed {result['seconds']}.",
+        "Effects are in NAOSD's within-image standard deviations of single tiles. Measured on "
+        f"{measured['cores']} cores, commit {measured['commit'][:12]}, torch "
+        f"{measured['versions']['torch']}; seconds per seed {result['seconds']}.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _section(part: dict[str, Any]) -> list[str]:
+    """The table of one seed, or of the pooled seeds: means of the models, then the differences."""
+    metrics = list(part["means"]["naosd"])
+    lines = ["| | " + " | ".join(metrics) + " |", "|---" * (len(metrics) + 1) + "|"]
+    for model in ("bicubic", "naosd", "gdpo", "control"):
+        means = (f"{part['means'][model][metric]:.3f}" for metric in metrics)
+        lines.append(f"| {model} | {' | '.join(means)} |")
+    for a, b in PAIRS:
+        cells = (
+            f"{d['mean']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}] p={d['p']:.2g}"
+            for d in part["differences"]
+            if d["pair"] == f"{a}-{b}"
+        )
+        lines.append(f"| {a}-{b} | {' | '.join(cells)} |")
+    return lines
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One worker against two, and both against a plain `dvc repro`: python benchmarks/fleet.py [--full]
+"""One worker against two, and both against a plain `dvc repro`: python -m benchmarks.fleet [--full]
 [--write]
 
 Starts a Prefect server, an S3 server and workers in clones, runs `gdpo-pipeline/head` on the sample
@@ -17,8 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from record import record
-
+from benchmarks.record import record
 from tests.flows.clones import outputs
 from tests.flows.fleet import QUICK, Fleet, wait_for
 
@@ -51,7 +50,7 @@ def plain(changes: dict[str, Any]) -> tuple[float, dict[str, Any]]:
         clone = fleet.clone("plain")
         begun = time.perf_counter()
         subprocess.run(
-            [sys.executable, "-m", "dvc", "repro", "-q"],
+            [sys.executable, "-m", "dvc", "repro", "-q", "report"],
             cwd=clone,
             env=fleet.environment(clone),
             check=True,
@@ -74,12 +73,12 @@ def main() -> None:
     walls = {"plain": seconds}
     same = {}
     for count in (1, 2):
-        walls[f"workers_{count}"], found = on_workers(count, changes)
-        same[f"workers_{count}"] = found == wanted
+        walls[f"workers_{count}"], runs = on_workers(count, changes)
+        same[f"workers_{count}"] = runs == wanted
         for path in sorted(
-            path for path in {**wanted, **found} if wanted.get(path) != found.get(path)
+            path for path in {**wanted, **runs} if wanted.get(path) != runs.get(path)
         ):
-            print(f"{path} differs on {count} worker(s): {wanted.get(path)} and {found.get(path)}")
+            print(f"{path} differs on {count} worker(s): {wanted.get(path)} and {runs.get(path)}")
     result = {
         "profile": "sample" if args.full else "sample, cut short",
         "outputs": len(wanted),

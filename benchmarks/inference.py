@@ -26,7 +26,6 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from gdpo.cost import architectures
 from gdpo.files import written_aside
-from gdpo.model.checkpoints import load_base
 from gdpo.model.naosd import NAOSD
 from gdpo.model.sampling import autocast
 from gdpo.prior.architecture import tiny_tokenizer
@@ -55,7 +54,7 @@ def main() -> int:
             "tiny-sd",
             small["parameters"],
             small["macs_without_attention"],
-            load_base(tiny),
+            NAOSD.from_base(tiny),
             args.images,
         ),
     ]

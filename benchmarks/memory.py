@@ -1,6 +1,6 @@
 """Memory of `index` and `degrade` over many small photographs: it must not grow with their number.
 
-    python benchmarks/memory.py [--photos 20000]
+    python -m benchmarks.memory [--photos 20000]
 
 The photographs (40 x 40 pixels, one patch of 32 each) are made in a temporary folder. Prints
 resident memory in MB at several points of each stage, and the peak; writes
@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from record import REPO, record
 
+from benchmarks.record import REPO, record
 from gdpo.config import Config
+from gdpo.hooks import Hooks
 from gdpo.images import encode_png
-from gdpo.train.loop import Hooks
 from tasks.params import load
 from tasks.stages import degrade, index
 

@@ -92,8 +92,8 @@ def candidates(model: NAOSD, index: int) -> tuple[torch.Tensor, torch.Tensor]:
     lr = (degrade(hr.numpy(), Degradation(), rng).transpose(1, 2, 0) * 255).round().astype(np.uint8)
     up = to_tensor(enlarge(lr, (SIDE, SIDE), "bicubic"))[None]
     keys: list[Any] = [("metric precision", index, i) for i in range(GROUP)]
-    made = super_resolve(model, up, keys, color_fix="wavelet", precision="fp32", per_image=GROUP)
-    return made.clamp(0, 1), hr[None].expand(GROUP, -1, -1, -1).to(made)
+    outputs = super_resolve(model, up, keys, color_fix="wavelet", precision="fp32", per_image=GROUP)
+    return outputs.clamp(0, 1), hr[None].expand(GROUP, -1, -1, -1).to(outputs)
 
 
 def provide(name: str, folder: Path) -> str:
@@ -125,8 +125,8 @@ def scored(
 ) -> np.ndarray:
     """Scores (groups, G), turned so that higher is better."""
     with autocast(precision, device().type):
-        found = [score([name], image, reference)[name] for image, reference in groups]
-    return (1 if METRICS[name].higher_is_better else -1) * torch.stack(found).cpu().numpy()
+        values = [score([name], image, reference)[name] for image, reference in groups]
+    return (1 if METRICS[name].higher_is_better else -1) * torch.stack(values).cpu().numpy()
 
 
 def share(changed: np.ndarray) -> float:

@@ -4,23 +4,23 @@ evaluation.
 python benchmarks/picture.py        # reads reports/evaluate/sample, writes docs/picture.webp
 """
 
-import json
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from tasks import paths
+from tasks.files.results import read_summary
+
 REPO = Path(__file__).resolve().parents[1]
 COLUMNS = {"bicubic": "LR, bicubic x4", "naosd": "NAOSD", "gdpo": "GDPO-SR", "hr": "HR"}
-SHOWN = ("chelsea-00", "coffee-01", "rocket-11")
-ZOOM, GAP, HEAD = 2, 8, 28
+SHOWN = ("kodim21-00", "kodim23-00", "kodim07-00")
+ZOOM, GAP, HEAD = 1, 8, 28
 
 
 def main() -> None:
     """Draw and write the picture."""
-    folder = REPO / "reports/evaluate/sample"
-    files = {
-        entry["id"]: entry for entry in json.loads((folder / "summary.json").read_text())["files"]
-    }
+    folder = REPO / paths.EVALUATED / "sample"
+    files = {entry["id"]: entry for entry in read_summary(folder)["files"]}
     side = next(iter(files.values()))["height"] * ZOOM
     width, height = len(COLUMNS) * (side + GAP) - GAP, HEAD + len(SHOWN) * (side + GAP) - GAP
     canvas = Image.new("RGB", (width, height), "white")

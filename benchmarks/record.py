@@ -17,18 +17,19 @@ REPO = Path(__file__).resolve().parents[1]
 RESULTS = REPO / "benchmarks/results"
 
 
-def record(name: str, measured: dict[str, Any]) -> None:
-    """Write the figures of one benchmark."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=REPO, capture_output=True, text=True, check=False
-    )
-    changed = subprocess.run(
-        ["git", "status", "--porcelain", "-uno"],
-        cwd=REPO,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def commit() -> str:
+    """The commit that is checked out, `+changes` if tracked files differ; `unknown` without git."""
+
+    def git(*arguments: str) -> str:
+        result = subprocess.run(["git", *arguments], cwd=REPO, capture_output=True, text=True)
+        return result.stdout.strip()
+
+    changed = git("status", "--porcelain", "-uno")
+    return (git("rev-parse", "HEAD") or "unknown") + ("+changes" if changed else "")
+
+
+def record(name: str, measured: dict[str, Any], folder: Path = RESULTS) -> None:
+    """Write the figures of one benchmark to NAME.json in the folder."""
     machine = {
         "processor": platform.machine(),
         "cores": os.cpu_count(),
@@ -36,10 +37,10 @@ def record(name: str, measured: dict[str, Any]) -> None:
         "python": platform.python_version(),
         "pyarrow": version("pyarrow"),
         "opencv": version("opencv-python-headless"),
-        "commit": commit.stdout.strip() + ("+changes" if changed.stdout.strip() else ""),
+        "commit": commit(),
         "date": datetime.now(UTC).date().isoformat(),
     }
-    with written_aside(RESULTS / f"{name}.json") as part:
+    with written_aside(folder / f"{name}.json") as part:
         part.write_text(json.dumps({"measured": measured, "machine": machine}, indent=1) + "\n")
 
 
@@ -48,5 +49,5 @@ def recorded(name: str) -> dict[str, Any]:
     path = RESULTS / f"{name}.json"
     if not path.is_file():
         raise ValueError(f"{path.relative_to(REPO)}: not there; run python benchmarks/{name}.py")
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content

@@ -9,8 +9,9 @@ rollouts.
     released    benchmarks/released_step.py, which says what it leaves out
     online      the step of `finetune` with rollouts: online
     cached      the same from the rollouts that the stage stores
+    ...-lr      both with rollout.input: lr, where one pass serves a group
 
-A step is one LR image with G = 6 candidates, as on each GPU of the release. The three take turns in
+A step is one LR image with G = 6 candidates, as on each GPU of the release. The five take turns in
 one process, medians are compared: of the processor time of one thread on a CPU, so that a busy
 machine disturbs little, of wall time on a GPU. Random weights (benchmarks/rl_variants.py) take the
 time of trained ones. On a
@@ -59,7 +60,7 @@ from gdpo.cost import count as cost
 from gdpo.metrics.table import metric
 from gdpo.model.adapters import Roles, unet_targets
 
-TARGETS = {"online": 1.5, "cached": 5.0}
+TARGETS = {"online": 1.5, "cached": 5.0, "online-lr": 1.5, "cached-lr": 15.0}
 MANY = 8  # LR images of the larger step whose waits are counted
 READS = {
     torch.ops.aten._local_scalar_dense.default,
@@ -127,13 +128,13 @@ def counted(variant: Variant) -> dict[str, int]:
         nonlocal walked
         walked += event == "call" and frame.f_code.co_name in WALKS
 
-    with Waits(variant.held) as found:
+    with Waits(variant.held) as waits:
         sys.setprofile(note)
         try:
             variant.step(0)
         finally:
             sys.setprofile(None)
-    return {"waits": found.count, "walked": walked}
+    return {"waits": waits.count, "walked": walked}
 
 
 def outside(variant: Variant) -> float:
@@ -185,21 +186,14 @@ def static_sd21() -> dict[str, int]:
 
     released: two UNets, VAE, text encoder, MUSIQ and MANIQA in fp32, RAM in fp16. Ours: one UNet,
     VAE and text encoder in bf16; online also MUSIQ and MANIQA in fp32. The tags of ours are another
-    stage's work.
+    stage's work. RAM is loaded whole: tag encoder and text decoder, which never run, included.
     """
-    found = architectures.sd21()
-    assert found.tagger is not None
-    dape = sum(
-        p.numel()
-        for name, p in found.tagger.named_parameters()
-        if name.endswith(("lora_A", "lora_B"))
-    )
-    tagger, rewards = (
-        cost.parameters(found.tagger) - dape,
-        cost.parameters(*architectures.reward_networks().values()),
-    )
-    unet, other = cost.parameters(found.unet), cost.parameters(found.vae, found.text_encoder)
-    roles = Roles(found.unet, unet_targets(found.unet))
+    static = architectures.sd21()
+    assert static.tagger is not None
+    tagger = cost.parameters(static.tagger) + architectures.RAM_NEVER_RUN
+    rewards = cost.parameters(*architectures.reward_networks().values())
+    unet, other = cost.parameters(static.unet), cost.parameters(static.vae, static.text_encoder)
+    roles = Roles(static.unet, unet_targets(static.unet))
     roles.add("policy", Lora(), seed=0)
     adapters = 12 * sum(p.numel() for p in roles.parameters("policy").values())
     one = 2 * (unet + other) + adapters
@@ -240,8 +234,8 @@ def measure(size: Size, rounds: int, file: Path) -> dict[str, Any]:
 def described(size: Size) -> dict[str, Any]:
     """The model and the machine."""
     with torch.device("meta"):
-        found = networks(size.divisor)
-    parts = {"UNet": found.unet, "VAE": found.vae, "text encoder": found.text_encoder}
+        models = networks(size.divisor)
+    parts = {"UNet": models.unet, "VAE": models.vae, "text encoder": models.text_encoder}
     return {
         "widths": f"SD2.1-base / {size.divisor}",
         "side": size.side,
@@ -283,7 +277,7 @@ def main() -> None:
         if any(metric(name).pyiqa for name in size.perception):
             random_rewards(Path(scratch))
         write_rollouts(size, file)
-        found = {}
+        results = {}
         for name in VARIANTS:
             command = [
                 sys.executable,
@@ -297,9 +291,9 @@ def main() -> None:
                 file,
             ]
             done = subprocess.run(command, cwd=REPO, check=True, stdout=subprocess.PIPE, text=True)
-            found[name] = json.loads(done.stdout.splitlines()[-1])
+            results[name] = json.loads(done.stdout.splitlines()[-1])
         measured = described(size) | measure(size, args.rounds, file)
-    measured |= {"memory": found, "static_sd2.1": static_sd21()}
+    measured |= {"memory": results, "static_sd2.1": static_sd21()}
     record("rl_step" if args.size == "half" else f"rl_step_{args.size}", measured)
     show(measured)
 
@@ -315,10 +309,11 @@ def show(measured: dict[str, Any]) -> None:
             measured["memory"][name],
             measured["static_sd2.1"],
         )
+        kept = full[name.partition("-")[0]]
         print(
             f"{name:10}{measured['median'][name]:9.3f}{faster:8.2f}{measured['macs'][name] / 1e12:8.3f}"
-            f"{memory_of['static'] / 1e6:11.0f}{memory_of['peak'] / 1e6:9.0f}{full[name] / 1e6:17.0f}"
-            f"{full[name] / full['released']:6.2f}"
+            f"{memory_of['static'] / 1e6:11.0f}{memory_of['peak'] / 1e6:9.0f}{kept / 1e6:17.0f}"
+            f"{kept / full['released']:6.2f}"
         )
     for batch, per_step in measured["per_step"].items():
         print(f"step of {batch}: {per_step}")

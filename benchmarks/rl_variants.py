@@ -37,17 +37,17 @@ from gdpo.preference.group import Group, from_row, schema, to_row
 from gdpo.preference.loop import _Run
 from gdpo.preference.rollout import rollout
 from gdpo.prior.architecture import tiny_tokenizer
-from gdpo.rewards.detail import detail_share
+from gdpo.rewards.detail import PIPELINE_GRAYSCALE, detail_share
 
 GROUP = 6
-VARIANTS = ("released", "online", "cached")
+VARIANTS = ("released", "online", "cached", "online-lr", "cached-lr")
 PHOTOGRAPHS = ("astronaut", "hubble_deep_field", "ihc", "retina")
 
 
 @dataclass(frozen=True)
 class Size:
     """SD2.1-base with its widths divided, on images of `side` pixels. base: type of the frozen
-    weights of ours.
+    weights of ours. layers: per block, and of the text encoder; None: SD2.1-base's.
     """
 
     divisor: int
@@ -56,6 +56,7 @@ class Size:
     precision: str
     base: torch.dtype
     device: str
+    layers: int | None = None
 
 
 SIZES = {
@@ -64,9 +65,9 @@ SIZES = {
 }
 
 
-def networks(divisor: int) -> Networks:
+def networks(divisor: int, layers: int | None = None) -> Networks:
     """UNet, VAE and text encoder of SD2.1-base with every width divided, as their libraries
-    initialise them.
+    initialise them. layers: as in Size.
     """
 
     def narrow(config: dict[str, Any], *names: str) -> dict[str, Any]:
@@ -83,6 +84,8 @@ def networks(divisor: int) -> Networks:
     text = architectures.TEXT | narrow(architectures.TEXT, "hidden_size", "intermediate_size")
     for config in (unet, vae):
         config["norm_num_groups"] = math.gcd(32, config["block_out_channels"][0])
+    if layers is not None:
+        unet["layers_per_block"] = vae["layers_per_block"] = text["num_hidden_layers"] = layers
     return Networks(
         UNet2DConditionModel(**unet),
         AutoencoderKL(**vae),
@@ -94,12 +97,15 @@ def networks(divisor: int) -> Networks:
 def model(size: Size) -> NAOSD:
     """A NAOSD of that size on its device, in fp32; always the same weights."""
     torch.manual_seed(0)
-    found = networks(size.divisor)
-    return NAOSD(found.unet, found.vae, found.text_encoder, tiny_tokenizer()).to(size.device)
+    parts = networks(size.divisor, size.layers)
+    return NAOSD(parts.unet, parts.vae, parts.text_encoder, tiny_tokenizer()).to(size.device)
 
 
-def configured(size: Size, *, batch: int = 1, online: bool = False) -> Config:
-    """The defaults, which are the paper's, with the size's reward."""
+def configured(
+    size: Size, *, batch: int = 1, online: bool = False, own_input: bool = False
+) -> Config:
+    """The defaults, which are the paper's, with the size's reward; own_input: `rollout.input: lr`."""
+    own = {"input": "lr", "noise": "shared", "target": "consistent"}
     nowhere = [{"path": "-"}]
     return Config.model_validate(
         {
@@ -117,6 +123,7 @@ def configured(size: Size, *, batch: int = 1, online: bool = False) -> Config:
                 "group": GROUP,
                 "metrics": ["psnr_y", *size.perception],
                 "precision": size.precision,
+                **(own if own_input else {}),
             },
             "finetune": {"batch": batch, "rollouts": "online" if online else "cached"},
         }
@@ -125,7 +132,7 @@ def configured(size: Size, *, batch: int = 1, online: bool = False) -> Config:
 
 def pairs(side: int) -> list[Pair]:
     """Two corners of each photograph, reduced by block means."""
-    found = []
+    images = []
     for photo in photographs("scikit-image", "train"):
         if photo.name not in PHOTOGRAPHS:
             continue
@@ -134,25 +141,30 @@ def pairs(side: int) -> list[Pair]:
         for name, top, left in (("first", 0, 0), ("last", down, right)):
             hr = np.ascontiguousarray(pixels[top : top + side, left : left + side])
             lr = cv2.resize(hr, (side // 4, side // 4), interpolation=cv2.INTER_AREA)
-            box = Box(top, left, side, side)
-            found.append(
-                Pair(f"{photo.name}-{name}", photo.name, box, hr, lr, {"enlarge": "bicubic"}, 0.5)
-            )
-    return found
+            share = float(detail_share(to_tensor(hr)[None], PIPELINE_GRAYSCALE)[0])
+            drawn, box = {"enlarge": "bicubic"}, Box(top, left, side, side)
+            images.append(Pair(f"{photo.name}-{name}", photo.name, box, hr, lr, drawn, share))
+    return images
 
 
 def write_rollouts(size: Size, file: Path) -> None:
-    """The rollouts of all pairs, as the stage writes them."""
-    config, base = configured(size), model(size).to(size.base)
-    groups = [
-        group
-        for pair in pairs(size.side)
-        for group in rollout(base, [pair], config)
-        if isinstance(group, Group)
-    ]
-    pq.write_table(
-        pa.Table.from_pylist([to_row(group) for group in groups], schema(config.rollout, "")), file
-    )
+    """The rollouts of all pairs, as the stage writes them; those at z_LR beside it (`at_lr`)."""
+    base = model(size).to(size.base)
+    for path, own_input in ((file, False), (at_lr(file), True)):
+        config = configured(size, own_input=own_input)
+        groups = [
+            group
+            for pair in pairs(size.side)
+            for group in rollout(base, [pair], config)
+            if isinstance(group, Group)
+        ]
+        described = schema(config.rollout, "")
+        pq.write_table(pa.Table.from_pylist([to_row(g) for g in groups], described), path)
+
+
+def at_lr(file: Path) -> Path:
+    """The file of the same groups with `rollout.input: lr`."""
+    return file.with_stem(f"{file.stem}-lr")
 
 
 @dataclass(frozen=True)
@@ -176,9 +188,11 @@ def prepare(name: str, size: Size, file: Path, batch: int = 1) -> Variant:
     """A variant by its name. file: the rollouts; batch: LR images per step of ours."""
     if name == "released":
         return released(size, pairs(size.side))
-    if name == "online":
-        return ours(size, pairs(size.side), batch)
-    return ours(size, [from_row(row) for row in pq.read_table(file).to_pylist()], batch)
+    how, _, own_input = name.partition("-")
+    if how == "online":
+        return ours(size, pairs(size.side), batch, own_input=bool(own_input))
+    rows = pq.read_table(at_lr(file) if own_input else file).to_pylist()
+    return ours(size, [from_row(row) for row in rows], batch, own_input=bool(own_input))
 
 
 def released(size: Size, given: list[Pair]) -> Variant:
@@ -189,21 +203,21 @@ def released(size: Size, given: list[Pair]) -> Variant:
         [to_tensor(x)[None] for x in (enlarge(p.lr, p.hr.shape[:2], "bicubic"), p.hr)]
         for p in given
     ]
-    shares = detail_share(torch.cat([hr for _, hr in both]), "released").tolist()
     images = [[x.to(size.device) * 2 - 1 for x in one] for one in both]
     prompts = config.model.training_prompt, config.model.negative_prompt
 
     def step(i: int) -> float:
         lr, hr = images[i % len(given)]
-        return stage.step(lr, hr, shares[i % len(given)], *prompts)
+        return stage.step(lr, hr, given[i % len(given)].detail_share, *prompts)
 
     return Variant(step, list(stage.held()), stage.optimizer)
 
 
-def ours(size: Size, source: list[Pair] | list[Group], batch: int) -> Variant:
+def ours(size: Size, source: list[Pair] | list[Group], batch: int, *, own_input: bool) -> Variant:
     """The step of the finetune loop: online from pairs, cached from groups."""
     online = isinstance(source[0], Pair)
-    config, base = configured(size, batch=batch, online=online), model(size).to(size.base)
+    config = configured(size, batch=batch, online=online, own_input=own_input)
+    base = model(size).to(size.base)
     run = _Run(base, source, config, False)
     rewards = [
         network(name, size.device)
@@ -221,6 +235,6 @@ def random_rewards(folder: Path) -> None:
     os.environ["TORCH_HOME"] = str(folder)
     (folder / "hub/pyiqa").mkdir(parents=True)
     with offline("maniqa_arch"):
-        found = {"musiq": MUSIQ(pretrained=False), "maniqa_koniq": MANIQA(pretrained=False)}
-    for name, net in found.items():
+        nets = {"musiq": MUSIQ(pretrained=False), "maniqa_koniq": MANIQA(pretrained=False)}
+    for name, net in nets.items():
         torch.save(net.state_dict(), folder / "hub" / metric(name).weights[0])

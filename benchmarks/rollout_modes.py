@@ -1,7 +1,7 @@
 """Cached rollouts, the same online, and rollouts by the policy: three trainings per seed from the
 same start, side by side.
 
-    python benchmarks/rollout_modes.py --root FOLDER      a checkout in which `dvc repro select` has
+    python -m benchmarks.rollout_modes --root FOLDER      a checkout in which `dvc repro select` has
                                                           run; default: this one
 
 Per repeat (other initial adapters and order, the same patches) and mode one fine-tuning of --steps
@@ -20,21 +20,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
-from record import REPO, record
 
+from benchmarks.record import REPO, record
 from gdpo.config import Config
 from gdpo.data.shards import Pair, Shards
 from gdpo.evaluate.benchmark import evaluate_image
 from gdpo.evaluate.statistics import paired_difference
-from gdpo.model.checkpoints import load_model
+from gdpo.hooks import Hooks
+from gdpo.model.naosd import NAOSD
 from gdpo.preference.group import Group, from_row, to_row
 from gdpo.preference.loop import History, finetune
 from gdpo.preference.rollout import rollout
-from gdpo.train.loop import Hooks
+from tasks.files.selection import Selected
 from tasks.params import load
 from tasks.report.figures import curves
-from tasks.stages.evaluate import upscalers
+from tasks.stages.evaluate import make_upscalers
 
 MODES: dict[str, dict[str, str]] = {
     "cached": {"rollouts": "cached", "sampler": "reference"},
@@ -74,7 +74,11 @@ def main() -> int:
     making = time.process_time() - started
     histories: dict[str, list[History]] = {mode: [] for mode in MODES}
     seconds: dict[str, float] = dict.fromkeys(MODES, 0.0)
-    models = {"naosd": load_model(args.root / "models/naosd", args.root / plain.model.base)}
+    models = {
+        "naosd": NAOSD.from_pretrained(
+            args.root / "models/naosd", base=args.root / plain.model.base
+        )
+    }
     for repeat in range(args.repeats):
         for mode, keys in MODES.items():
             config = configured(plain, args, repeat, keys)
@@ -82,10 +86,10 @@ def main() -> int:
             adapters, history = trained(config, args.root, groups, pairs)
             seconds[mode] += (time.process_time() - started) / args.repeats
             histories[mode].append(history)
-            models[f"{mode} {repeat}"] = load_model(
-                args.root / "models/naosd", args.root / plain.model.base
+            models[f"{mode} {repeat}"] = NAOSD.from_pretrained(
+                args.root / "models/naosd", base=args.root / plain.model.base
             )
-            adapters.merge_into(models[f"{mode} {repeat}"])
+            models[f"{mode} {repeat}"].merge(adapters)
             sys.stderr.write(f"repeat {repeat} {mode}: {seconds[mode]:.0f} s\n")
     held_out = judged(models, plain, args.root, args.repeats)
     draw(histories)
@@ -108,10 +112,10 @@ def main() -> int:
         "online_over_cached_and_its_rollouts": seconds["online"] / (seconds["cached"] + making),
     }
     record("rollout_modes", result)
-    for mode, found in held_out.items():
+    for mode, scores in held_out.items():
         sys.stdout.write(
             f"{mode}: "
-            + ", ".join(f"{m} {d['mean']:+.4f} (p {d['p']:.2g})" for m, d in found.items())
+            + ", ".join(f"{m} {d['mean']:+.4f} (p {d['p']:.2g})" for m, d in scores.items())
             + "\n"
         )
     sys.stdout.write(f"online takes {result['online_over_cached']:.2f} x the time of cached\n")
@@ -120,21 +124,17 @@ def main() -> int:
 
 def selected(root: Path, count: int) -> list[Pair]:
     """`count` patches of the selection, at equal steps of rank."""
-    shards = Shards(root / "data/shards/train")
-    index = {id_: i for i, id_ in enumerate(shards.ids)}
-    ids = (
-        pq.read_table(root / "data/selected/manifest.parquet", columns=["id"])
-        .column("id")
-        .to_pylist()
-    )
-    return [shards[index[ids[place * len(ids) // count]]] for place in range(count)]
+    pairs = Selected(root)
+    return [pairs[place * len(pairs) // count] for place in range(count)]
 
 
 def stored(pairs: list[Pair], config: Config, root: Path) -> list[Group]:
     """The cached rollouts, after their way through the file."""
-    model = load_model(root / "models/naosd", root / config.model.base)
-    found = [made for pair in pairs for made in rollout(model, [pair], config)]
-    return [from_row(to_row(group)) for group in found if isinstance(group, Group)]
+    model = NAOSD.from_pretrained(root / "models/naosd", base=root / config.model.base)
+    groups = [
+        candidate_group for pair in pairs for candidate_group in rollout(model, [pair], config)
+    ]
+    return [from_row(to_row(group)) for group in groups if isinstance(group, Group)]
 
 
 def configured(
@@ -157,7 +157,7 @@ def trained(
     config: Config, root: Path, groups: list[Group], pairs: list[Pair]
 ) -> tuple[Any, History]:
     """(adapters, history) of one training."""
-    model = load_model(root / "models/naosd", root / config.model.base)
+    model = NAOSD.from_pretrained(root / "models/naosd", base=root / config.model.base)
     with tempfile.TemporaryDirectory() as folder:
         return finetune(
             model,
@@ -178,11 +178,11 @@ def judged(
     noises averaged first.
     """
     shards = Shards(root / "data/shards/evaluation")
-    ways = upscalers(config, root, models)
+    upscalers = make_upscalers(config, root, models)
     images = [
         evaluate_image(
             shards[i],
-            ways,
+            upscalers,
             config.rollout.metrics,
             seed=config.seed,
             noises=NOISES,
@@ -190,7 +190,7 @@ def judged(
         ).scores
         for i in range(len(shards))
     ]
-    found: dict[str, dict[str, Any]] = {}
+    differences: dict[str, dict[str, Any]] = {}
     for metric in config.rollout.metrics:
 
         def values(mode: str, metric: str = metric) -> np.ndarray:
@@ -204,18 +204,18 @@ def judged(
             ("online", "cached"),
             ("policy", "cached"),
         ]:
-            found.setdefault(f"{a} - {b}", {})[metric] = vars(
+            differences.setdefault(f"{a} - {b}", {})[metric] = vars(
                 paired_difference(values(a), values(b))
             )
-    return found
+    return differences
 
 
 def draw(histories: dict[str, list[History]]) -> None:
     """The curves, means over the repeats."""
     for name, (title, key, less) in CURVES.items():
         means = {
-            mode: np.mean([[row[key] for row in one] for one in found], axis=0)
-            for mode, found in histories.items()
+            mode: np.mean([[row[key] for row in one] for one in repeats], axis=0)
+            for mode, repeats in histories.items()
         }
         shown = {
             mode: values - (means["cached"] if less else 0)

@@ -1,7 +1,7 @@
 """The data plane at paper scale, computed from what was measured: files, bytes, hours, S3 requests
 and cost.
 
-    python benchmarks/scale.py [--write]
+    python -m benchmarks.scale [--write]
 
 Reads benchmarks/results/{shards,stages,memory}.json; the constants below are stated, not measured.
 A worker is one process on one core with one part of `degrade.parts`. `--write` puts the tables into
@@ -12,8 +12,7 @@ import argparse
 from dataclasses import dataclass
 from typing import Any
 
-from record import REPO, recorded
-
+from benchmarks.record import REPO, recorded
 from gdpo.files import written_aside
 
 PAIRS = 1_500_000  # the paper
@@ -41,7 +40,7 @@ BEGIN, END = "<!-- benchmarks/scale.py begin -->\n", "<!-- benchmarks/scale.py e
 
 
 @dataclass(frozen=True)
-class Plan:
+class Requirements:
     """What does not depend on the number of workers."""
 
     shards: int
@@ -53,12 +52,12 @@ class Plan:
     training_gets: int
 
 
-def plan(shards: dict[str, Any], stages: dict[str, Any]) -> Plan:
+def requirements(shards: dict[str, Any], stages: dict[str, Any]) -> Requirements:
     """From seconds of one core per megapixel and per pair, and bytes per pair."""
     total = PAIRS * shards["bytes_per_pair"]
     files = -(-total // (SHARD_MB * 10**6))
     requests = -(-SHARD_MB // UPLOAD_PART_MB)
-    return Plan(
+    return Requirements(
         shards=files,
         gigabytes=total / 1e9,
         index_hours=PHOTOGRAPHS * MEGAPIXELS * stages["index_cpu_ms_per_megapixel"] / 3.6e6,
@@ -70,7 +69,7 @@ def plan(shards: dict[str, Any], stages: dict[str, Any]) -> Plan:
 
 
 def tables(
-    found: Plan,
+    needs: Requirements,
     shards: dict[str, Any],
     memory: dict[str, Any],
     stages: dict[str, Any],
@@ -80,25 +79,25 @@ def tables(
     once = [
         ("photographs", f"{PHOTOGRAPHS:,}, {PHOTOGRAPHS * PHOTOGRAPH_MB / 1e3:,.0f} GB"),
         ("pairs", f"{PAIRS:,}, {shards['bytes_per_pair'] / 1e3:.0f} kB each"),
-        ("shards", f"{found.shards:,} files of {SHARD_MB} MB, {found.gigabytes:,.0f} GB"),
+        ("shards", f"{needs.shards:,} files of {SHARD_MB} MB, {needs.gigabytes:,.0f} GB"),
         (
             "`index`, one core",
-            f"{found.index_hours:.1f} h; it reads four photographs at once where there are cores",
+            f"{needs.index_hours:.1f} h; it reads four photographs at once where there are cores",
         ),
-        ("`degrade`, all cores together", f"{found.degrade_hours:.0f} core-hours"),
-        ("requests to write", f"{found.puts:,} PUT, ${found.puts / 1e3 * USD_PER_1000_PUT:.2f}"),
+        ("`degrade`, all cores together", f"{needs.degrade_hours:.0f} core-hours"),
+        ("requests to write", f"{needs.puts:,} PUT, ${needs.puts / 1e3 * USD_PER_1000_PUT:.2f}"),
         (
             "requests to read the photographs, twice",
-            f"{found.gets:,} GET, ${found.gets / 1e3 * USD_PER_1000_GET:.2f}",
+            f"{needs.gets:,} GET, ${needs.gets / 1e3 * USD_PER_1000_GET:.2f}",
         ),
         (
             "requests to fetch the shards, per training machine",
-            f"{found.training_gets:,} GET, ${found.training_gets / 1e3 * USD_PER_1000_GET:.2f}",
+            f"{needs.training_gets:,} GET, ${needs.training_gets / 1e3 * USD_PER_1000_GET:.2f}",
         ),
-        ("storage", f"${found.gigabytes * USD_PER_GB_MONTH:.0f} per month"),
+        ("storage", f"${needs.gigabytes * USD_PER_GB_MONTH:.0f} per month"),
         (
             "processors",
-            f"${(found.index_hours + found.degrade_hours) * USD_PER_CORE_HOUR:.0f} once",
+            f"${(needs.index_hours + needs.degrade_hours) * USD_PER_CORE_HOUR:.0f} once",
         ),
         (
             "manifest of the selection",
@@ -117,7 +116,7 @@ def tables(
         ),
         (
             "opening the set",
-            f"{found.shards * shards['open_ms_per_shard'] / 1e3:.0f} s per process",
+            f"{needs.shards * shards['open_ms_per_shard'] / 1e3:.0f} s per process",
         ),
     ]
     lines = ["| once | |", "|---|---|", *(f"| {name} | {value} |" for name, value in once), ""]
@@ -126,12 +125,12 @@ def tables(
         "|---|---|---|---|---|---|",
     ]
     for workers in WORKERS:
-        degrade = found.degrade_hours / workers
+        degrade = needs.degrade_hours / workers
         transfer = (
-            (found.gigabytes * 1e3 + PHOTOGRAPHS * PHOTOGRAPH_MB) / TRANSFER_MB_S / 3600 / workers
+            (needs.gigabytes * 1e3 + PHOTOGRAPHS * PHOTOGRAPH_MB) / TRANSFER_MB_S / 3600 / workers
         )
         lines.append(
-            f"| {workers} | {PAIRS // workers:,} | {found.gigabytes / workers:,.1f} | "
+            f"| {workers} | {PAIRS // workers:,} | {needs.gigabytes / workers:,.1f} | "
             f"{degrade:.1f} h | {transfer:.2f} h "
             f"| {degrade + transfer:.1f} h |"
         )
@@ -158,8 +157,8 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="into docs/operations.md")
     args = parser.parse_args()
     shards, stages, memory = (recorded(name) for name in ("shards", "stages", "memory"))
-    figures = [found["measured"] for found in (shards, memory, stages)]
-    text = tables(plan(figures[0], figures[2]), *figures, stages["machine"])
+    figures = [result["measured"] for result in (shards, memory, stages)]
+    text = tables(requirements(figures[0], figures[2]), *figures, stages["machine"])
     print(text)
     if args.write:
         path = REPO / "docs/operations.md"

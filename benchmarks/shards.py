@@ -1,7 +1,7 @@
 """Pairs read per second from Parquet shards (SHA-256 checked, both images decoded), against loose
 PNG files.
 
-    python benchmarks/shards.py [--photos FOLDER] [--pairs 400] [--side 512]
+    python -m benchmarks.shards [--photos FOLDER] [--pairs 400] [--side 512]
 
 Both read in the shuffled order of `Shards.order`, split over two workers; the ratio is shards over
 loose files. Random crops of the photographs in FOLDER, by default those that ship with
@@ -19,8 +19,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from record import record
 
+from benchmarks.record import record
 from gdpo.config import Degradation
 from gdpo.data.degrade import draw, low_resolution
 from gdpo.data.shards import Box, Pair, Shards, shard_files, write_shards
@@ -49,7 +49,7 @@ def read_shards(folder: Path, rank: int, world: int) -> tuple[int, float]:
     """One worker's part, from shards: pairs and processor seconds."""
     cv2.setNumThreads(1)
     shards, start = Shards(folder), time.process_time()
-    count = sum(pair.hr.shape[0] > 0 for pair in shards.stream(0, 0, rank, world))
+    count = sum(shards[i].hr.shape[0] > 0 for i in shards.order(0, 0)[rank::world])
     return count, time.process_time() - start
 
 
@@ -76,10 +76,10 @@ def rate(
     rounds = []
     for _ in range(3):
         start = time.perf_counter()
-        found = list(pool.map(read, [folder] * workers, range(workers), [workers] * workers))
-        count = sum(one for one, _ in found)
+        counts = list(pool.map(read, [folder] * workers, range(workers), [workers] * workers))
+        count = sum(one for one, _ in counts)
         rounds.append(
-            (count / (time.perf_counter() - start), 1e3 * sum(cpu for _, cpu in found) / count)
+            (count / (time.perf_counter() - start), 1e3 * sum(cpu for _, cpu in counts) / count)
         )
     return {
         "pairs_per_s": round(max(one for one, _ in rounds), 1),
@@ -97,14 +97,14 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=512)
     args = parser.parse_args()
     cv2.setNumThreads(1)
-    made = list(pairs(args.photos, args.pairs, args.side))
+    sample = list(pairs(args.photos, args.pairs, args.side))
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as scratch, ProcessPoolExecutor(WORKERS, context) as pool:
         folder, files = Path(scratch, "shards"), Path(scratch, "files")
         start = time.process_time()
-        write_shards(folder, made, 192)
-        written = 1e3 * (time.process_time() - start) / len(made)
-        for pair in made:
+        write_shards(folder, sample, 192)
+        written = 1e3 * (time.process_time() - start) / len(sample)
+        for pair in sample:
             write_png(files / f"{pair.id}-hr.png", pair.hr)
             write_png(files / f"{pair.id}-lr.png", pair.lr)
         start = time.perf_counter()
@@ -113,10 +113,12 @@ def main() -> None:
         list(pool.map(read_files, [files] * WORKERS, range(WORKERS), [10**9] * WORKERS))  # warm
         measured = {
             "side": args.side,
-            "pairs": len(made),
+            "pairs": len(sample),
             "photographs": args.photos if args.photos == "scikit-image" else "a folder",
-            "bytes_per_pair": sum(path.stat().st_size for path in shard_files(folder)) // len(made),
-            "bytes_per_pair_png": sum(path.stat().st_size for path in files.iterdir()) // len(made),
+            "bytes_per_pair": sum(path.stat().st_size for path in shard_files(folder))
+            // len(sample),
+            "bytes_per_pair_png": sum(path.stat().st_size for path in files.iterdir())
+            // len(sample),
             "write_cpu_ms": round(written, 2),
             "open_ms_per_shard": round(opened, 2),
             "read_1": rate(pool, read_shards, folder, 1),

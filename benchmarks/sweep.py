@@ -25,9 +25,9 @@ from gdpo.metrics.score import METRICS
 from gdpo.model.naosd import NAOSD
 from tasks.params import load
 from tasks.report import paper
-from tasks.run.provenance import origin
+from tasks.run.provenance import evaluated, origin
 from tasks.run.training import device
-from tasks.stages.evaluate import open_pairs, upscalers
+from tasks.stages.evaluate import make_upscalers, open_pairs
 
 REPO = Path(__file__).resolve().parents[1]
 RESULT = REPO / "benchmarks/results/sweep.json"
@@ -45,33 +45,38 @@ def main() -> int:
     config = load(REPO / "params.yaml", args.profile)
     metrics = [metric for metric in config.evaluate.metrics if not METRICS[metric].per_set]
     pairs, folders = open_pairs(config, REPO, args.benchmark, metrics)
-    variants = settings()
+    variants, names = settings(), evaluated(config, REPO)
+    by_role = {"ours": names.ours, "baseline": names.baseline}
     models = {
-        model: NAOSD.from_pretrained(REPO / config.evaluate.models[model], device=str(device()))
-        for model, _, _ in variants
+        role: NAOSD.from_pretrained(REPO / config.evaluate.models[name], device=str(device()))
+        for role, name in by_role.items()
     }
-    made = {key: at(models[key[0]], *key[1:]) for key in variants}
-    ways = upscalers(config, REPO, {name(key): model for key, model in made.items()})
-    found: dict[str, list[dict[str, Any]]] = {name(key): [] for key in variants}
+    variant_models = {key: at(models[key[0]], *key[1:]) for key in variants}
+    upscalers = make_upscalers(
+        config, REPO, {name(key): model for key, model in variant_models.items()}
+    )
+    results: dict[str, list[dict[str, Any]]] = {name(key): [] for key in variants}
     for index in tqdm(range(len(pairs)), desc=args.benchmark, unit="image", disable=None):
         result = evaluate_image(
             pairs[index],
-            ways,
+            upscalers,
             metrics,
             seed=config.seed,
             noises=args.noises,
             batch=config.evaluate.batch,
         )
-        for key in found:
-            found[key].append(result.scores[key])
-    values: dict[str, Any] = {"naosd": {}, "gdpo": {}}
-    for model, t_add, t_diff in variants:
-        rows = found[name((model, t_add, t_diff))]
-        values[model][f"{t_add},{t_diff}"] = {
-            m: np.mean([row[m] for row in rows], axis=0).tolist() for m in metrics
+        for key in results:
+            results[key].append(result.scores[key])
+    values: dict[str, Any] = {role: {} for role in by_role}
+    for role, t_add, t_diff in variants:
+        scores = results[name((role, t_add, t_diff))]
+        values[role][f"{t_add},{t_diff}"] = {
+            metric: np.mean([image[metric] for image in scores], axis=0).tolist()
+            for metric in metrics
         }
-    source = {
-        **origin(config, REPO, args.benchmark, metrics, folders),
+    source = origin("tasks.stages.evaluate", config, REPO, args.benchmark, metrics, folders)
+    source |= {
+        "weights": {role: source["weights"][name] for role, name in by_role.items()},
         "noises": args.noises,
         "images": len(pairs),
     }
@@ -83,10 +88,10 @@ def main() -> int:
 
 
 def settings() -> list[tuple[str, int, int]]:
-    """(model, t_add, t_diff) of everything that is measured."""
+    """("ours" or "baseline", t_add, t_diff) of everything that is measured."""
     return [
-        *(("gdpo", t_add, paper.T_DIFF) for t_add in paper.T_ADD_TABLE_10),
-        *(("naosd", t_add, t_diff) for t_add, t_diff in paper.FIGURE_7),
+        *(("ours", t_add, paper.T_DIFF) for t_add in paper.T_ADD_TABLE_10),
+        *(("baseline", t_add, t_diff) for t_add, t_diff in paper.FIGURE_7),
     ]
 
 

@@ -1,5 +1,5 @@
 """The bucket of a fleet: made if it is missing, versions kept, what a broken upload left removed
-after a day.
+after a day, and copies of checkpoints after a month.
 
     .venv/bin/python deploy/bucket.py s3://gdpo-sr
 
@@ -18,12 +18,22 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from tasks.store.s3 import reason
 
-BROKEN_UPLOADS = {
-    "ID": "end broken uploads",
-    "Status": "Enabled",
-    "Filter": {"Prefix": ""},
-    "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 1},
-}
+OURS = [
+    {
+        "ID": "end broken uploads",
+        "Status": "Enabled",
+        "Filter": {"Prefix": ""},
+        "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 1},
+    },
+    # A training deletes them when it is pushed; one that nobody goes on with does not.
+    {
+        "ID": "end copies of checkpoints",
+        "Status": "Enabled",
+        "Filter": {"Prefix": "results/checkpoints/"},
+        "Expiration": {"Days": 30},
+        "NoncurrentVersionExpiration": {"NoncurrentDays": 1},
+    },
+]
 
 
 def make(bucket: str) -> None:
@@ -38,17 +48,18 @@ def make(bucket: str) -> None:
 
 
 def _lifecycle(s3: Any, bucket: str) -> dict[str, Any]:
-    """The bucket's lifecycle as it is, but for our rule: it can only be written as a whole."""
+    """The bucket's lifecycle as it is, but for our rules: it can only be written as a whole."""
     try:
         found = s3.get_bucket_lifecycle_configuration(Bucket=bucket)
     except ClientError as error:
         if error.response["Error"]["Code"] != "NoSuchLifecycleConfiguration":
             raise
-        return {"LifecycleConfiguration": {"Rules": [BROKEN_UPLOADS]}}
-    others = [rule for rule in found["Rules"] if rule.get("ID") != BROKEN_UPLOADS["ID"]]
+        return {"LifecycleConfiguration": {"Rules": OURS}}
+    names = {rule["ID"] for rule in OURS}
+    others = [rule for rule in found["Rules"] if rule.get("ID") not in names]
     size = "TransitionDefaultMinimumObjectSize"  # of everybody's rules; not every server has it
     kept = {size: found[size]} if size in found else {}
-    return {"LifecycleConfiguration": {"Rules": [*others, BROKEN_UPLOADS]}, **kept}
+    return {"LifecycleConfiguration": {"Rules": [*others, *OURS]}, **kept}
 
 
 def _place(region: str) -> dict[str, Any]:

@@ -1,18 +1,19 @@
 """The nightly evaluation: the flow `gdpo-evaluate`, deployed as gdpo-evaluate/nightly.
 
-    repro     dvc repro --single-item for evaluate@... and report; up-to-date stages do not run
-    publish   to runs/<date>-<commit>/, with the kind "nightly"
-    compare   with the promoted run, as `python -m tasks evaluate --against FILE` does; a regression
-              fails the flow run, and the message names the metrics
+    repro     dvc repro --single-item for evaluate@... and report; up-to-date stages do not run;
+              then the same for RealSR-R1 (vlcot-...), if dvc.lock names trained models of it
+    publish   to runs/<date>-<commit>/, with the kind "nightly", a run for each system
+    compare   with the system's promoted run, as `python -m tasks evaluate --against FILE` does; a
+              regression fails the flow run, and the message names the metrics
 
 The flow evaluates the models that the lock entries at HEAD (the committed dvc.lock) name. After a
-training it evaluates the models in the training's lock entries instead. It fails if the models were
-made with other code or parameters than this clone has. The committed dvc.lock replaces the one that
-this clone's last run left, so at 02:00 every worker evaluates the same models.
+training it evaluates GDPO-SR's models in the training's lock entries instead. It fails if the
+models were made with other code or parameters than this clone has. The committed dvc.lock replaces
+the one that this clone's last run left, so at 02:00 every worker evaluates the same models.
 
-The flow promotes nothing and does not write the pointer models/latest.json. Without a promoted run
-there is nothing to compare with; this is logged and is not an error. A scheduled flow run that no
-worker started before the next one was due is skipped.
+The flow promotes nothing and does not write the pointers (tasks/publish/publication.py). Without a
+promoted run there is nothing to compare with; this is logged and is not an error. A scheduled flow
+run that no worker started before the next one was due is skipped.
 """
 
 import json
@@ -26,17 +27,21 @@ from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
 from prefect.states import Completed
 
+from flows.dvc.bucket import store_url
 from flows.dvc.graph import check_inputs, graph
-from flows.dvc.lock import evaluation_of, note_evaluation, take_ledger
+from flows.dvc.lock import evaluation_of, fetch_lock_entries, note_evaluation
 from flows.dvc.run import RETRIES, StageFailed, committed, pull, push, repro
-from flows.publish import publish, store_url
-from flows.workplace import ROOT, replace_ledger
+from flows.publish import publish
+from flows.workplace import ROOT, read_lock_entries, replace_lock
+from tasks import paths
 from tasks.params import load
 from tasks.publish import publication
 from tasks.report import against
+from tasks.run.exit_codes import REGRESSED
 from tasks.store.s3 import Store
 
 NIGHT = timedelta(days=1)
+STAGES = {"gdpo": ("evaluate", "report"), "vlcot": ("vlcot-evaluate", "vlcot-report")}
 
 
 @flow(name="gdpo-evaluate")
@@ -49,32 +54,49 @@ def evaluate(after: UUID | None = None) -> "State[None] | None":
     if after is None:
         if is_late(FlowRunContext.get(), datetime.now(UTC)):
             return Completed(
-                message="a day late, and skipped: the run of the next night judges the same"
+                message="skipped, a day late: the next nightly run evaluates the same models"
             )
-        restore_ledger(ROOT)
+        restore_committed_lock(ROOT)
     else:
         # The automation can create this flow run twice: a Prefect server that briefly loses its
         # database repeats the action.
         if by_automation(FlowRunContext.get()) and (there := evaluation_of(str(after))):
             return Completed(message=f"run {after} was evaluated: {there}")
-        take_ledger(ROOT, str(after))
+        fetch_lock_entries(ROOT, str(after))
     edges = graph(ROOT)
-    mine = [stage for stage in edges if stage.partition("@")[0] in ("evaluate", "report")]
+    failures = []
+    for system in ["gdpo"] if after is not None or not has_vlcot(ROOT) else STAGES:
+        try:
+            failures += regressions(system, edges, after)
+        except StageFailed as error:  # of one system: the other is judged all the same
+            failures.append(str(error))
+    if failures:
+        raise StageFailed("\n".join(failures))
+    return None
+
+
+def has_vlcot(root: Path) -> bool:
+    """Whether dvc.lock names trained models of RealSR-R1; `make demo` makes none."""
+    return any(stage.partition("@")[0] == "vlcot-grpo" for stage in read_lock_entries(root))
+
+
+def regressions(system: str, edges: dict[str, set[str]], after: UUID | None) -> list[str]:
+    """Bring a system's evaluation and report up to date, publish them, and compare with its
+    promoted run: a line for each benchmark that is worse.
+    """
+    mine = [stage for stage in edges if stage.partition("@")[0] in STAGES[system]]
     pull("gdpo-evaluate", check_inputs("the evaluation", mine, edges, ROOT), ROOT)
     for stage in mine:
         repro(stage, ROOT, share=True)
         push(stage, ROOT)
-    link = publish(ROOT, share=True, kind="nightly")
+    link = publish(ROOT, share=True, kind="nightly", system=system)
     if after is not None:
         note_evaluation(str(after), link)
-    regressions = [
-        text
-        for benchmark, scores in promoted_scores(ROOT).items()
-        if (text := compare(benchmark, scores, ROOT))
-    ]
-    if regressions:
-        raise StageFailed("\n".join(regressions))
-    return None
+    # After publishing, so that the report of a run that fails can be looked at. All benchmarks are
+    # compared before the run fails, so that one message names all regressions.
+    promoted = promoted_scores(ROOT, system=system).items()
+    lines = [compare(benchmark, scores, ROOT, system) for benchmark, scores in promoted]
+    return [line for line in lines if line]
 
 
 def is_late(context: FlowRunContext | None, now: datetime) -> bool:
@@ -104,7 +126,7 @@ def by_automation(context: FlowRunContext | None) -> bool:
     )
 
 
-def restore_ledger(root: Path) -> None:
+def restore_committed_lock(root: Path) -> None:
     """Replace the clone's dvc.lock with the committed one. `StageFailed` if none is committed."""
     content = committed("dvc.lock", root)
     if content is None:
@@ -112,25 +134,26 @@ def restore_ledger(root: Path) -> None:
             "no dvc.lock is committed here, so no models are named: commit that of the training "
             "to be judged"
         )
-    replace_ledger(root, content)
+    replace_lock(root, content)
 
 
 @task(cache_policy=NO_CACHE, **RETRIES)
-def promoted_scores(root: Path) -> dict[str, Path]:
-    """The promoted run's scores as {benchmark: per_image.parquet below work/promoted}.
+def promoted_scores(root: Path, system: str = "gdpo") -> dict[str, Path]:
+    """The scores of the system's promoted run as {benchmark: per_image.parquet below
+    work/promoted/<system>}.
 
     Only the benchmarks in evaluate.benchmarks; {} if nothing is promoted.
     """
     store = Store.at(store_url())
-    known, _ = publication.promoted(store)
+    known, _ = publication.promoted(store, system)
     if not known:
         get_run_logger().warning(
-            "no run is promoted: nothing to compare with (gdpo-sr promote RUN)"
+            "%s: no run is promoted: nothing to compare with (gdpo-sr promote RUN)", system
         )
         return {}
     manifest = publication.manifest_of(store, known[0]["run"])
-    found = publication.bring_scores(store, manifest, root / "work/promoted")
-    scores = {path.parent.name: path for path in found}
+    files = publication.bring_scores(store, manifest, paths.work(root, "promoted", system))
+    scores = {file.parent.name: file for file in files}
     here = load(root / "params.yaml").evaluate.benchmarks
     for benchmark in sorted(scores.keys() - here):
         get_run_logger().warning(
@@ -140,16 +163,17 @@ def promoted_scores(root: Path) -> dict[str, Path]:
 
 
 @task(task_run_name="compare {benchmark}", cache_policy=NO_CACHE)
-def compare(benchmark: str, before: Path, root: Path) -> str:
+def compare(benchmark: str, before: Path, root: Path, system: str = "gdpo") -> str:
     """The regressed metrics of a benchmark as one line, "" if none regressed.
 
     before: the promoted run's per_image.parquet. ValueError if the two runs cannot be compared.
     """
-    code = against.check(load(root / "params.yaml"), root, benchmark, str(before))
-    found = json.loads((root / "reports/against" / f"{benchmark}.json").read_text(encoding="utf-8"))
-    get_run_logger().info("%s: %s", benchmark, json.dumps(found))
-    return (
-        f"{benchmark} regressed: {', '.join(found['regressed'])}"
-        if code == against.REGRESSED
-        else ""
+    code = against.check(load(root / "params.yaml"), root, benchmark, str(before), system)
+    comparison = json.loads(
+        (root / against.comparison(benchmark, system)).read_text(encoding="utf-8")
     )
+    get_run_logger().info("%s: %s", benchmark, json.dumps(comparison))
+    if code != REGRESSED:
+        return ""
+    name = benchmark if system == "gdpo" else f"{benchmark} of {system}"
+    return f"{name} regressed: {', '.join(comparison['regressed'])}"

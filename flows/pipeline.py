@@ -1,4 +1,4 @@
-"""The whole pipeline as a Prefect flow: every stage of dvc.yaml after those it depends on.
+"""The whole pipeline as a Prefect flow: every stage of a system after those it depends on.
 
     python -m flows.pipeline                     all stages here, one after another; starts a
                                                  temporary Prefect server if none is configured
@@ -18,32 +18,41 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from math import inf
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Literal, TypeVar, cast
 from uuid import UUID
 
 import httpx
 from prefect import flow, get_run_logger, runtime, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.futures import PrefectFuture
+from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelling
 
 from flows.dvc.faults import is_network_fault
-from flows.dvc.graph import graph
-from flows.dvc.lock import leave_ledger
+from flows.dvc.graph import graph, stages_of
+from flows.dvc.lock import store_lock_entries
 from flows.dvc.run import StageFailed, commit_of, repro
 from flows.heartbeat import Heartbeat
 from flows.publish import publish
-from flows.workplace import ROOT, Ledger, read_ledger, write_ledger
-from tasks.commands import STAGES
+from flows.workplace import ROOT, LockEntries, read_lock_entries, write_lock_entries
+from tasks.commands import STAGES, command_of
+from tasks.run.exit_codes import STOPPED
 
 POLL_S = 2.0
 PATIENCE_S = 600.0
 CRASHED_S = 180.0
+# How long a stage's flow run may stay where nothing happens; a running one sends heartbeats.
+LIMITS_S = {
+    StateType.SCHEDULED: 24 * 3600.0,
+    StateType.PENDING: 3600.0,
+    StateType.CANCELLING: 3600.0,
+}
 T = TypeVar("T")
 
 
@@ -53,27 +62,29 @@ def pipeline(
     fan_out: bool = False,
     cpu: str = "gdpo-stage/cpu",
     gpu: str = "gdpo-stage/a100",
+    system: Literal["gdpo", "vlcot"] = "gdpo",
 ) -> None:
     """Run the stages that are not up to date, then publish the results.
 
     root: the repository; by default the one this package is installed from. fan_out: run each stage
-    as a flow run of the deployment `cpu` or `gpu` instead of in this process.
+    as a flow run of the deployment `cpu` or `gpu` instead of in this process. system: vlcot runs
+    the stages of RealSR-R1.
     """
     root = (root or ROOT).resolve()
-    edges = graph(root)
+    edges = stages_of(graph(root), system)
     if fan_out:
         commit = commit_of(root)
         _fan_out(root, edges, commit, cpu, gpu)
-        leave_ledger(root, commit, commit)
+        store_lock_entries(root, commit, commit)
     else:
         for stage in edges:
             repro(stage, root)
-    publish(root, share=fan_out)
+    publish(root, share=fan_out, system=system)
 
 
 def _needs_gpu(stage: str) -> bool:
     """Whether a stage of dvc.yaml, such as degrade-evaluation or rollout@00, runs a network."""
-    command = stage.partition("@")[0].partition("-")[0]
+    command = command_of(stage)
     return command in STAGES and STAGES[command].needs_gpu
 
 
@@ -83,12 +94,15 @@ def _fan_out(root: Path, edges: dict[str, set[str]], commit: str, cpu: str, gpu:
     try:
         for stage, inputs in edges.items():
             deployment = gpu if _needs_gpu(stage) else cpu
+            # `edges` is in topological order, so the futures of all inputs are there by now.
             waits = [futures[name] for name in inputs]
             futures[stage] = dispatch.submit(
                 stage, sorted(inputs), deployment, fleet, wait_for=waits
             )  # type: ignore[call-overload]
+        # All of them, also after one has failed: branches that do not depend on it are finished.
         for future in futures.values():
             future.wait()
+    # Also Prefect's TerminationSignal and KeyboardInterrupt, which are no `Exception`.
     except BaseException:
         fleet.cancel()
         raise
@@ -105,19 +119,20 @@ class _Fleet:
         self.root, self.commit = root, commit
         self.running: dict[UUID, str] = {}
         self.cancelled = False
-        self.alive = Heartbeat()
-        self._ledger = threading.Lock()
+        self.heartbeat = Heartbeat()
+        # Tasks run in threads and all rewrite one dvc.lock: without it an entry could be lost.
+        self._lock_file = threading.Lock()
 
-    def entries(self, stages: list[str]) -> Ledger:
+    def entries(self, stages: list[str]) -> LockEntries:
         """The lock entries of `stages`."""
-        with self._ledger:
-            known = read_ledger(self.root)
+        with self._lock_file:
+            known = read_lock_entries(self.root)
         return {stage: known[stage] for stage in stages}
 
-    def add(self, entries: Ledger) -> None:
+    def add(self, entries: LockEntries) -> None:
         """Write a completed stage's lock entry into dvc.lock."""
-        with self._ledger:
-            write_ledger(self.root, entries)
+        with self._lock_file:
+            write_lock_entries(self.root, entries)
 
     def check(self) -> None:
         """`StageFailed` once the pipeline run is cancelled.
@@ -131,6 +146,7 @@ class _Fleet:
     def cancel(self) -> None:
         """Cancel the flow runs in progress: Prefect does not do so across deployments."""
         self.cancelled = True
+        # A copy: the tasks' threads remove their runs from the dict meanwhile.
         for run in list(self.running):
             self.stop(run)
 
@@ -154,9 +170,10 @@ def dispatch(stage: str, inputs: list[str], deployment: str, fleet: _Fleet) -> N
     Raises `StageFailed` with the flow run's message if it does not complete.
     """
     fleet.check()
-    parameters = {"stage": stage, "ledger": fleet.entries(inputs), "commit": fleet.commit}
+    parameters = {"stage": stage, "lock_entries": fleet.entries(inputs), "commit": fleet.commit}
     # Idempotency: if the answer to a request was lost, repeating the request returns the same flow
-    # run instead of creating a second one.
+    # run instead of creating a second one. The run count is in the key because a retried pipeline
+    # run needs new flow runs: the old key would return the one that failed.
     key = f"{runtime.flow_run.id}-{runtime.flow_run.run_count}-{stage}"
     try:
         run = retry_while_offline(
@@ -173,9 +190,10 @@ def dispatch(stage: str, inputs: list[str], deployment: str, fleet: _Fleet) -> N
         )
     except ObjectNotFound as error:
         raise StageFailed(
-            f"there is no deployment {deployment}: python -m flows.setup makes it"
+            f"no deployment {deployment} on the server; python -m flows.setup creates it"
         ) from error
     fleet.running[run.id] = stage
+    # From here on the flow run exists on another host, and nothing but this process ends it.
     try:
         fleet.check()
         get_run_logger().info("%s waits for a worker as run %s", stage, run.name)
@@ -190,18 +208,21 @@ def dispatch(stage: str, inputs: list[str], deployment: str, fleet: _Fleet) -> N
     fleet.add(retry_while_offline(state.result))
 
 
-def _wait(run: UUID, fleet: _Fleet) -> "State[Ledger]":
+def _wait(run: UUID, fleet: _Fleet) -> "State[LockEntries]":
     """Wait for a flow run's final state. Raises `StageFailed` if the pipeline is cancelled.
 
     Crashed is final only after three minutes: a flow run that is still running sets itself back to
-    Running (flows/heartbeat.py).
+    Running (flows/heartbeat.py). `StageFailed` too if no worker takes, begins or ends it
+    (`LIMITS_S`).
     """
-    crashed_at = None
+    crashed_at, kind, since = None, None, time.monotonic()
     with get_client(sync_client=True) as client:
         while True:
-            fleet.alive.update()
+            fleet.heartbeat.update()
             state = retry_while_offline(lambda: client.read_flow_run(run).state)
             now = time.monotonic()
+            # A crash counts from when it was first seen; a run that reports itself Running again in
+            # between starts afresh.
             crashed_at = (crashed_at or now) if state is not None and state.is_crashed() else None
             if (
                 state is not None
@@ -209,6 +230,15 @@ def _wait(run: UUID, fleet: _Fleet) -> "State[Ledger]":
                 and (crashed_at is None or now - crashed_at > CRASHED_S)
             ):
                 return state
+            # The limit is on the time in one state: a run that waits again begins to count again.
+            if state is not None and state.type != kind:
+                kind, since = state.type, now
+            if kind is not None and now - since > LIMITS_S.get(kind, inf):
+                what = "ended" if kind is StateType.CANCELLING else "begun"
+                raise StageFailed(
+                    f"stage {fleet.running[run]}: {kind.value.lower()} for {LIMITS_S[kind]:.0f} s: "
+                    f"no worker of its pool has {what} it; start one"
+                )
             fleet.check()
             time.sleep(POLL_S)
 
@@ -232,11 +262,19 @@ def retry_while_offline(call: Callable[[], T]) -> T:
 def main() -> int:
     """Run the flow here and return the exit code."""
     # By default SIGTERM would end only this process and leave the stage's process running.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))
     try:
         pipeline(Path.cwd())
     except StageFailed as error:
         sys.stderr.write(f"{error}\n")
+        return 1
+    except (RuntimeError, httpx.TransportError) as error:
+        # Prefect puts the fault of the connection behind an error of its own.
+        fault = error if isinstance(error, httpx.TransportError) else error.__cause__
+        if not isinstance(fault, httpx.TransportError):
+            raise
+        url = PREFECT_API_URL.value()
+        sys.stderr.write(f"PREFECT_API_URL: {url} does not answer ({fault})\n")
         return 1
     return 0
 

@@ -8,10 +8,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
+
+from tasks import paths
 
 
 def last_step(root: Path, stage: str, since: float) -> tuple[int, int] | None:
@@ -19,15 +21,15 @@ def last_step(root: Path, stage: str, since: float) -> tuple[int, int] | None:
 
     None if there is no such line, or the file was not written after the time `since`.
     """
-    path = root.joinpath("work", *stage.split("@"), "metrics.jsonl")
+    path = paths.work(root, *stage.split("@")) / "metrics.jsonl"
     try:
         if path.stat().st_mtime < since:
             return None
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - 65536))
             lines = file.read().split(b"\n")[:-1]  # without a line that is still being written
-        row: dict[str, Any] = json.loads(lines[-1])
-        return int(row["step"]) + 1, int(row["of"])
+        step: dict[str, Any] = json.loads(lines[-1])
+        return int(step["step"]) + 1, int(step["of"])
     except (OSError, IndexError, KeyError, TypeError, ValueError):
         return None
 
@@ -51,16 +53,15 @@ class Progress:
 
     def update(self) -> None:
         """Read the last step and update the artifact."""
-        found = last_step(self.root, self.stage, self._since)
-        if found is not None:
-            self._show(100.0 * found[0] / max(found[1], 1))
+        latest = last_step(self.root, self.stage, self._since)
+        if latest is not None:
+            self._show(100.0 * latest[0] / max(latest[1], 1))
 
     def _show(self, percent: float) -> None:
         try:
             if self._artifact is None:
-                self._artifact = create_progress_artifact(
-                    percent, description=f"steps of {self.stage}"
-                )  # type: ignore[assignment]
+                created = create_progress_artifact(percent, description=f"steps of {self.stage}")
+                self._artifact = cast(UUID, created)  # typed as if it might be a coroutine
             else:
                 update_progress_artifact(self._artifact, percent)
         # Catch every error: the caller stops the trainer on any exception. Prefect's
@@ -68,7 +69,7 @@ class Progress:
         except Exception as error:
             if not self._warned:
                 self._warned = True
-                self.warn(f"no progress is shown ({type(error).__name__}); the stage goes on")
+                self.warn(f"progress is not shown ({type(error).__name__}); the stage continues")
 
     def __exit__(
         self,

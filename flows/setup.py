@@ -1,8 +1,9 @@
 """Creates everything on the Prefect server that the flows need, or updates what exists.
 
-    python -m flows.setup [--store s3://BUCKET] [--heartbeat S]
+    python -m flows.setup [--store s3://BUCKET] [--heartbeat S] [--notify URL]
 
-An option that is left out keeps the server's value. On a new server that is s3://gdpo-sr and 180.
+An option that is left out keeps the server's value. On a new server that is s3://gdpo-sr and 180,
+and nobody is notified.
 The command can be repeated at any time.
 
     work pools      head, cpu, a100: process workers
@@ -15,32 +16,29 @@ The command can be repeated at any time.
     results         S3Bucket block `gdpo-results`; endpoint and credentials stay in each worker's
                     environment
     deployments     those in prefect.yaml
-    automations     a flow run without heartbeats is marked Crashed; a completed flow run of
-                    gdpo-train/a100 is evaluated
+    automations     those of flows/automations.py
 """
 
 import argparse
+import re
 import subprocess
 import sys
 from datetime import timedelta
-from typing import cast
 from urllib.parse import urlparse
-from uuid import UUID
 
 import httpx
-from prefect.automations import Automation
+from apprise import Apprise
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
-from prefect.client.schemas.objects import StateType
-from prefect.events import EventTrigger, Posture, ResourceSpecification
-from prefect.events.actions import ChangeFlowRunState, RunDeployment
+from prefect.events.actions import RunDeployment
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 from prefect.variables import Variable
 from prefect_aws import AwsCredentials, S3Bucket
 
+from flows import automations
+from flows.dvc.bucket import STORE_VARIABLE
 from flows.dvc.run import TRANSFER_TAG
-from flows.publish import STORE_VARIABLE
 from flows.workplace import RESULTS_BLOCK, ROOT
 
 POOLS = {
@@ -54,19 +52,26 @@ TRANSFERS = 16
 STORE = "s3://gdpo-sr"
 HEARTBEAT_S = 180
 HEARTBEAT_VARIABLE = "gdpo_heartbeat_s"
-_ENDS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
 AFTER = {
     "after": {"__prefect_kind": "jinja", "template": "{{ flow_run.id }}"}
 }  # the id of the training's flow run that completed
-_BEAT = "prefect.flow-run.heartbeat"
 
 
-def setup(store: str | None = None, heartbeat_s: int | None = None) -> str:
+def setup(
+    store: str | None = None, heartbeat_s: int | None = None, notify: str | None = None
+) -> str:
     """Create or update everything; returns the bucket.
 
-    store: s3://BUCKET. heartbeat_s: PREFECT_FLOWS_HEARTBEAT_FREQUENCY of the workers. None keeps
-    the server's value. ValueError naming `store` if it is not a bucket's URL.
+    store: s3://BUCKET. heartbeat_s: PREFECT_FLOWS_HEARTBEAT_FREQUENCY of the workers. notify: the
+    web hook or e-mail address to which failed, crashed and late flow runs are reported
+    (`automations.alerts_block`). None keeps the server's value.
+    ValueError naming `store` or `notify` if it is no URL of its kind.
     """
+    if notify is not None and not _takes_alerts(notify):
+        raise ValueError(
+            "--notify must be the http or https address of a web hook, or "
+            "mailtos://USER:PASSWORD@SMTP-HOST?from=ADDRESS&to=ADDRESS"
+        )
     store = store or str(Variable.get(STORE_VARIABLE, STORE))
     bucket = urlparse(store)
     if bucket.scheme != "s3" or not bucket.netloc or bucket.path.strip("/"):
@@ -93,9 +98,14 @@ def setup(store: str | None = None, heartbeat_s: int | None = None) -> str:
         train = client.read_deployment_by_name(
             "gdpo-train/a100"
         )  # not gdpo-train/local: its outputs stay on its machine
-    _automation(_crash_the_dead(timedelta(seconds=3 * heartbeat_s)))
-    _automation(
-        _evaluate_after_training(
+    # One or two lost heartbeats are a slow network; a window of one would crash healthy runs.
+    window = timedelta(seconds=3 * heartbeat_s)
+    automations.put(automations.crash_the_dead(window))
+    automations.put(automations.crash_the_unbegun(window))
+    if notify is not None:
+        automations.put(automations.alert(automations.alerts_block(notify)))
+    automations.put(
+        automations.evaluate_after_training(
             train.id,
             RunDeployment(
                 deployment_id=nightly.id, source="selected", parameters=AFTER, job_variables=None
@@ -103,6 +113,12 @@ def setup(store: str | None = None, heartbeat_s: int | None = None) -> str:
         )
     )
     return f"s3://{bucket.netloc}"
+
+
+def _takes_alerts(url: str) -> bool:
+    if re.match(r"mailtos?://[^/\s]", url):
+        return Apprise().add(url)
+    return re.match(r"https?://[^/\s]", url) is not None
 
 
 def _deploy() -> None:
@@ -128,58 +144,6 @@ def _queue(client: SyncPrefectClient, pool: str, name: str) -> None:
         client.update_work_queue(queue.id, priority=2, concurrency_limit=1)
 
 
-def _crash_the_dead(window: timedelta) -> Automation:
-    """The automation that marks a flow run Crashed after `window` without a heartbeat.
-
-    A self-hosted server does not do this by itself. Without the automation, a flow run whose host
-    failed would stay Running for ever.
-    """
-    return Automation(
-        name="gdpo: mark dead runs crashed",
-        trigger=EventTrigger(
-            after={_BEAT},
-            expect={_BEAT} | _ENDS,
-            match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
-            for_each={"prefect.resource.id"},
-            posture=Posture.Proactive,
-            threshold=1,
-            within=window,
-        ),
-        actions=[
-            ChangeFlowRunState(
-                state=StateType.CRASHED, name=None, message="no sign of life from the worker"
-            )
-        ],
-    )
-
-
-def _evaluate_after_training(train: UUID, evaluate: RunDeployment) -> Automation:
-    return Automation(
-        name="gdpo: evaluate after training",
-        trigger=EventTrigger(
-            expect={"prefect.flow-run.Completed"},
-            match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
-            match_related=ResourceSpecification(
-                {"prefect.resource.id": f"prefect.deployment.{train}"}
-            ),
-            posture=Posture.Reactive,
-            threshold=1,
-            within=timedelta(0),
-        ),
-        actions=[evaluate],
-    )
-
-
-def _automation(wanted: Automation) -> None:
-    try:
-        there = cast(Automation, Automation.read(name=wanted.name))
-    except ValueError:  # there is no automation of this name
-        wanted.create()
-        return
-    there.trigger, there.actions, there.enabled = wanted.trigger, wanted.actions, True
-    there.update()
-
-
 def main() -> int:
     """Set up the server and return the exit code: 1 no answer, 2 wrong usage or settings."""
     parser = argparse.ArgumentParser(
@@ -198,6 +162,14 @@ def main() -> int:
         "is marked crashed; "
         f"at first {HEARTBEAT_S}, then what it was",
     )
+    parser.add_argument(
+        "--notify",
+        metavar="URL",
+        help="where runs that failed, crashed or are late are reported: a web hook (of Slack, "
+        'Mattermost, ...), which gets {"text": ...}, or e-mail by '
+        "mailtos://USER:PASSWORD@SMTP-HOST?from=ADDRESS&to=ADDRESS; "
+        "at first none, then what it was",
+    )
     args = parser.parse_args()
     if not PREFECT_API_URL.value():
         sys.stderr.write(
@@ -206,7 +178,7 @@ def main() -> int:
         )
         return 2
     try:
-        store = setup(args.store, args.heartbeat)
+        store = setup(args.store, args.heartbeat, args.notify)
     except ValueError as error:
         sys.stderr.write(f"{error}\n")
         return 2

@@ -3,46 +3,57 @@
     prefect deployment run gdpo-train/a100     on a GPU worker, from rollouts in the DVC remote
     prefect deployment run gdpo-train/local    every stage that is not up to date, on the worker of
                                                the pool head, without a bucket
+    prefect deployment run gdpo-train/vlcot    RealSR-R1, from the shards in the DVC remote
 
-On the GPU pool only the stages in STAGES run. Their inputs are pulled; inputs that were made with
-other code or parameters are refused. `gdpo-pipeline/head` makes these inputs, and stores its lock
-entries in the bucket under the commit. This flow stores its own lock entries under the id of its
-flow run, because the evaluation that follows may run in another clone.
+On the GPU pool only the stages of the system in STAGES run. Their inputs are pulled; inputs that
+were made with other code or parameters are refused. `gdpo-pipeline/head` makes these inputs, and
+stores its lock entries in the bucket under the commit. This flow stores its own lock entries under
+the id of its flow run, because the evaluation that follows may run in another clone.
 """
+
+from typing import Literal
 
 from prefect import flow, runtime
 
-from flows.dvc.graph import check_inputs, graph
-from flows.dvc.lock import leave_ledger, take_pipelines_ledger
+from flows.dvc.graph import check_inputs, graph, stages_of
+from flows.dvc.lock import fetch_pipeline_lock_entries, store_lock_entries
 from flows.dvc.run import check_commit, commit_of, pull, push, repro
 from flows.publish import publish
 from flows.workplace import ROOT
+from tasks import commands
 
-STAGES = ("finetune", "evaluate", "report")
+STAGES = {
+    "gdpo": ("finetune", "evaluate", "report"),
+    "vlcot": tuple(name for name, stage in commands.STAGES.items() if stage.system == "vlcot"),
+}
 
 
 @flow(name="gdpo-train")
-def train(share: bool = True, commit: str | None = None) -> None:
+def train(
+    share: bool = True,
+    commit: str | None = None,
+    system: Literal["gdpo", "vlcot"] = "gdpo",
+) -> None:
     """Fine-tune, evaluate and publish.
 
     share: pull inputs from the DVC remote, push outputs to it, and publish to the bucket. commit:
-    the caller's; `StageFailed` if the clone is at another.
+    the caller's; `StageFailed` if the clone is at another. system: vlcot trains RealSR-R1.
     """
     check_commit(ROOT, commit)
     here = commit_of(ROOT)
-    edges = graph(ROOT)
+    edges = stages_of(graph(ROOT), system)
     if not share:
         for stage in edges:
             repro(stage, ROOT)
-        publish(ROOT, share=False)
+        publish(ROOT, share=False, system=system)
         return
-    mine = [stage for stage in edges if stage.partition("@")[0] in STAGES]
-    take_pipelines_ledger(ROOT)
+    mine = [stage for stage in edges if stage.partition("@")[0] in STAGES[system]]
+    fetch_pipeline_lock_entries(ROOT)
     inputs = check_inputs("training", mine, edges, ROOT)
     pull("gdpo-train", inputs, ROOT)
     for stage in mine:
         repro(stage, ROOT, share=True)
         push(stage, ROOT)
     # Before publishing: the evaluation can then run even if the upload fails.
-    leave_ledger(ROOT, str(runtime.flow_run.id), here)
-    publish(ROOT, share=True)
+    store_lock_entries(ROOT, str(runtime.flow_run.id), here)
+    publish(ROOT, share=True, system=system)

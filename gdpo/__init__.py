@@ -15,10 +15,13 @@ if TYPE_CHECKING:
     from gdpo.released.read import load_released_checkpoint
     from gdpo.rewards.attribute_aware import attribute_aware_reward, group_advantage
     from gdpo.rewards.detail import detail_share
+    from gdpo.upscale.diffusers_pipeline import NAOSDPipeline
+    from gdpo.upscale.resolver import load_super_resolver
 
 # Importing torch and diffusers takes seconds; `gdpo-sr --help` must not.
 _HOME = {
     "NAOSD": "gdpo.model.naosd",
+    "NAOSDPipeline": "gdpo.upscale.diffusers_pipeline",
     "adain_color_fix": "gdpo.color",
     "attribute_aware_reward": "gdpo.rewards.attribute_aware",
     "degrade": "gdpo.data.degrade",
@@ -27,11 +30,13 @@ _HOME = {
     "gdpo_loss": "gdpo.preference.objectives",
     "group_advantage": "gdpo.rewards.attribute_aware",
     "load_released_checkpoint": "gdpo.released.read",
+    "load_super_resolver": "gdpo.upscale.resolver",
     "vsd_loss": "gdpo.pretrain.vsd",
     "wavelet_color_fix": "gdpo.color",
 }
 __all__ = [
     "NAOSD",
+    "NAOSDPipeline",
     "adain_color_fix",
     "attribute_aware_reward",
     "degrade",
@@ -40,6 +45,7 @@ __all__ = [
     "gdpo_loss",
     "group_advantage",
     "load_released_checkpoint",
+    "load_super_resolver",
     "vsd_loss",
     "wavelet_color_fix",
 ]

@@ -8,6 +8,7 @@ Shapes: B batch, C channels, H height, W width.
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,9 +27,9 @@ def check_tensor(name: str, tensor: object, shape: str) -> torch.Tensor:
     shape: one letter per dimension, such as "BCHW"; no dimension may be empty. Otherwise ValueError
     (`NotFinite` for NaN or infinite values).
     """
-    found = check_shape(name, tensor, shape)
-    _limits(name, found)
-    return found
+    checked = check_shape(name, tensor, shape)
+    _limits(name, checked)
+    return checked
 
 
 def check_shape(name: str, tensor: object, shape: str) -> torch.Tensor:
@@ -51,6 +52,7 @@ def check_shape(name: str, tensor: object, shape: str) -> torch.Tensor:
 
 def _limits(name: str, tensor: torch.Tensor) -> tuple[float, float]:
     """Least and greatest value in one pass, which also detects NaN (`NotFinite`)."""
+    # NaN propagates through aminmax, so two numbers answer three questions in one pass.
     least, most = (float(end) for end in torch.aminmax(tensor.detach()))
     if not math.isfinite(least) or not math.isfinite(most):
         raise NotFinite(f"{name} has values that are NaN or infinite")
@@ -117,18 +119,18 @@ def check_path(name: str, path: object) -> Path:
     return Path(path)
 
 
-def check_device(name: str, device: object) -> None:
+def check_device(name: str, device: Any) -> None:
     """Raise ValueError unless `device` names a torch device that is available on this machine."""
     try:
-        kind = torch.device(device).type  # type: ignore[call-overload]
+        kind = torch.device(device).type
     except (RuntimeError, TypeError) as error:
         raise ValueError(
             f"{name} must be a device of torch such as 'cpu' or 'cuda:0', got {device!r}"
         ) from error
     try:
         there = kind != "cuda" or torch.cuda.is_available()
-        torch.empty(0, device=device if there else "cpu")  # type: ignore[call-overload]
+        torch.empty(0, device=device if there else "cpu")
     except (RuntimeError, AssertionError, NotImplementedError):
         there = False
     if not there:
-        raise ValueError(f"{name} is {str(device)!r}, and torch sees no such device here")
+        raise ValueError(f"{name} is {str(device)!r}, and torch finds no such device here")

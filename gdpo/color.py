@@ -19,6 +19,7 @@ from gdpo.checks import check_image, check_same_shape
 
 KINDS = ("none", "adain", "wavelet")
 LEVELS = 5
+REACH = 2**LEVELS - 1  # rows and columns around a pixel that the wavelet correction looks at
 EPSILON = 1e-5
 
 
@@ -52,11 +53,22 @@ def adain_color_fix(image: torch.Tensor, reference: torch.Tensor) -> torch.Tenso
 def _adain(image: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     if image.shape[2] * image.shape[3] == 1:
         return reference.clone()  # one pixel has a mean but no deviation
+    return apply_adain(image, mean_and_std(image), mean_and_std(reference))
+
+
+def mean_and_std(image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(mean, std) of each channel of image BCHW, as AdaIN takes them, (B, C, 1, 1)."""
     variance, mean = torch.var_mean(image, (2, 3), keepdim=True)
-    wanted_variance, wanted_mean = torch.var_mean(reference, (2, 3), keepdim=True)
-    return (image - mean) / (variance + EPSILON).sqrt() * (
-        wanted_variance + EPSILON
-    ).sqrt() + wanted_mean
+    return mean, (variance + EPSILON).sqrt()
+
+
+def apply_adain(
+    image: torch.Tensor,
+    own: tuple[torch.Tensor, torch.Tensor],
+    wanted: tuple[torch.Tensor, torch.Tensor],
+) -> torch.Tensor:
+    """image BCHW, or rows of it, from its own `mean_and_std` to the wanted one; not clamped."""
+    return (image - own[0]) / own[1] * wanted[1] + wanted[0]
 
 
 def wavelet_color_fix(image: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
@@ -79,6 +91,7 @@ def lowest_band(image: torch.Tensor, levels: int = LEVELS) -> torch.Tensor:
     """
     for level in range(levels):
         reach = 2**level
+        # Once for both axes: a pad per axis would repeat corners that were filtered already.
         padded = functional.pad(image, (reach, reach, reach, reach), mode="replicate")
         for axis in (2, 3):
             size = image.shape[axis]

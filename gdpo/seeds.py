@@ -18,6 +18,8 @@ def seed_of(*key: int | str) -> int:
 
     The seed is the same on every machine.
     """
+    # JSON and not hash(): Python salts the hash of texts in each process. It also tells ("a", 1)
+    # from ("a1",).
     digest = hashlib.sha256(json.dumps(key).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 

@@ -18,45 +18,70 @@ Only the module of the chosen command is imported, so that `--help` is quick. Ex
     2    wrong usage or parameters
     3    the stage needs a GPU
     4    a regression (evaluate --against)
+    130  a tool was stopped by Ctrl-C
     143  stopped by SIGTERM or SIGINT after a checkpoint; the same command resumes
 """
 
 import argparse
 import importlib
-import logging
+import io
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from tasks.commands import STAGES, TOOLS, Stage
+from tasks import paths
+from tasks.arguments import add_params
+from tasks.commands import STAGES, TOOLS, Stage, gpus_of, groups, nodes_of, section_of
 from tasks.run import torchrun
+from tasks.run.exit_codes import FAILED, INTERRUPTED, NEEDS_GPU, STOPPED, USAGE
+from tasks.run.imports import without_bitsandbytes
 
 if TYPE_CHECKING:
     from gdpo.config import Config
     from gdpo.train.loop import Stopped
 
-NEEDS_GPU = 3
+# Module -> the extra of pyproject.toml that brings it.
+EXTRAS = {
+    "boto3": "fleet",
+    "botocore": "fleet",
+    "gradio": "app",
+    "great_expectations": "fleet",
+    "mlflow": "mlflow",
+    "pillow_heif": "heic",
+    "pyiqa": "metrics",
+    "tensorboard": "track",
+    "trackio": "trackio",
+    "wandb": "wandb",
+}
 
 
 def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
     """The parser of all commands. Only the chosen tool's module is imported for its arguments."""
     parser = argparse.ArgumentParser(
         prog="gdpo-sr",
-        description="One-step diffusion super-resolution post-trained with GDPO.",
-        epilog="example: gdpo-sr upscale photo.jpg -o out.png",
+        description=_overview(),
+        epilog="example: gdpo-sr upscale photo.jpg",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", help="-h shows its options"
+    )
     for name, stage in STAGES.items():
         example = f"example: gdpo-sr {name} --set {stage.example}"
-        command = commands.add_parser(name, help=stage.help, description=stage.help, epilog=example)
+        placeholder = stage.choice.option.upper() if stage.choice else ""
+        writes = ", ".join(path.format(placeholder) for path in stage.writes)
+        what = f"{stage.help}; writes {writes}"
+        command = commands.add_parser(name, description=what, epilog=example)
         _add_stage_arguments(command, stage)
     for name, tool in TOOLS.items():
-        command = commands.add_parser(name, help=tool.help, description=tool.help)
+        command = commands.add_parser(name, description=tool.help)
         if name == chosen:
             module = importlib.import_module(tool.module)
             command.epilog = f"example: {module.EXAMPLE}"
@@ -64,20 +89,26 @@ def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
+def _overview() -> str:
+    """What the program is, and its commands by groups; argparse cannot group subcommands."""
+    lines = ["One-step diffusion super-resolution post-trained with GDPO."]
+    for heading, rows in groups().items():
+        lines += ["", f"{heading}:", *(f"  {name:<16} {text}" for name, text in rows.items())]
+    return "\n".join(lines)
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when it is wanted: importlib.metadata is slow to import."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib import metadata
+
+        sys.stdout.write(f"{parser.prog} {metadata.version('gdpo-sr')}\n")
+        parser.exit()
+
+
 def _add_stage_arguments(parser: argparse.ArgumentParser, stage: Stage) -> None:
-    parser.add_argument(
-        "--params", type=Path, default="params.yaml", metavar="FILE", help="default: params.yaml"
-    )
-    parser.add_argument(
-        "--profile", metavar="NAME", help="lay profiles/NAME.yaml over the parameters"
-    )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="lay one value over the parameters, as YAML",
-    )
+    add_params(parser)
     choice = stage.choice
     if choice is not None:
         parser.add_argument(
@@ -99,25 +130,38 @@ def _add_stage_arguments(parser: argparse.ArgumentParser, stage: Stage) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    # A name that the terminal cannot show must not end a command whose result is written.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     # The base model is a local folder; no library may look for a newer version online.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    # peft imports bitsandbytes, which warns that it cannot download an optional 4-bit kernel.
-    # Nothing here uses that kernel.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    stop = StopFlag()
+    without_bitsandbytes()
+    return _in_one_line(lambda: _run(argv))
+
+
+def _run(argv: Sequence[str]) -> int:
     args = build_parser(argv[0] if argv else None).parse_args(argv)
     if args.command in TOOLS:
-        return _in_one_line(
-            lambda: int(importlib.import_module(TOOLS[args.command].module).main(args))
-        )
-    with stop:
-        return _in_one_line(lambda: _run_stage(args, stop, argv))
+        return int(importlib.import_module(TOOLS[args.command].module).main(args))
+    with StopFlag() as stop:
+        return _run_stage(args, stop, argv)
 
 
 def _in_one_line(run: Callable[[], int]) -> int:
     """Call `run` and return its exit code; report a ValueError or OSError in one line."""
     try:
         return run()
+    except KeyboardInterrupt:  # of a tool; stages stop at the next step
+        sys.stderr.write("gdpo-sr: stopped\n")
+        return INTERRUPTED
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        return _fail(
+            ValueError(f"{error.name} is not installed; `pip install 'gdpo-sr[{extra}]'` does")
+        )
     except (ValueError, OSError) as error:
         if os.environ.get("GDPO_DEBUG") == "1":
             traceback.print_exc()
@@ -132,7 +176,7 @@ def _fail(error: ValueError | OSError) -> int:
         if isinstance(error, OSError) and error.filename
         else str(error)
     )
-    return torchrun.ended(2 if isinstance(error, BadParams) else 1, " ".join(text.split()))
+    return torchrun.ended(USAGE if isinstance(error, BadParams) else FAILED, " ".join(text.split()))
 
 
 def _run_stage(args: argparse.Namespace, stop: "StopFlag", argv: Sequence[str]) -> int:
@@ -141,19 +185,25 @@ def _run_stage(args: argparse.Namespace, stop: "StopFlag", argv: Sequence[str]) 
 
     config = params.load(args.params, args.profile, args.set)
     stage = STAGES[args.command]
-    wanted: int = getattr(config, args.command).gpus if stage.trains else 1
-    if stage.needs_gpu and not config.allow_cpu and (found := _gpus()) < wanted:
-        return _fail_without_gpu(args, wanted, found)
+    wanted = gpus_of(config, args.command)
+    if stage.needs_gpu and not config.allow_cpu and (gpus := _gpus()) < wanted:
+        return _fail_without_gpu(args, wanted, gpus)
+    # A rank reads the same parameters as its stage, and must not start ranks of its own.
     if torchrun.is_rank():
         with torchrun.rank(stop) as should_stop:
             return _run_here(args, config, should_stop)
-    return torchrun.start(argv, wanted, stop) if wanted > 1 else _run_here(args, config, stop)
+    nodes = nodes_of(config, args.command)
+    if wanted * nodes == 1:
+        return _run_here(args, config, stop)
+    host = torchrun.host(nodes, f"{args.command}.nodes")
+    return torchrun.start(argv, wanted, stop, host)
 
 
 def _run_here(args: argparse.Namespace, config: "Config", should_stop: Callable[[], bool]) -> int:
     """Run the stage in this process; `Stopped` becomes exit code 143."""
     from gdpo.train.loop import Hooks, Stopped
     from gdpo.train.world import current
+    from tasks.run.copies import copies
     from tasks.run.recorder import Recorder
 
     stage = STAGES[args.command]
@@ -162,26 +212,35 @@ def _run_here(args: argparse.Namespace, config: "Config", should_stop: Callable[
     against = getattr(args, "against", None)
     names = [chosen] if chosen else []
     root = Path.cwd()
-    work = root.joinpath("work", args.command, *names)
+    work = paths.work(root, args.command, *names)
     progress: dict[str, Any] = {}
+    copied: AbstractContextManager[dict[str, Any]] = nullcontext({})
     if stage.trains:
-        section: Any = getattr(config, args.command)
+        section = section_of(config, args.command)
         progress = {"total": section.steps, "samples": section.batch, "track": config.track}
+        if current().is_main:
+            copied = copies(work)
     if against:
         from tasks.report.against import check, place
 
-        place(config, root, chosen, against)  # report a missing file before the stage runs
+        place(
+            config, root, chosen, against, stage.system
+        )  # report a missing file before the stage runs
     try:
-        with Recorder(work, " ".join([args.command, *names]), **progress) as recorder:
+        name = " ".join([args.command, *names])
+        with Recorder(work, name, **progress) as recorder, copied as copying:
+            # Asked of all ranks: if a signal has reached some of them only, those would stop here
+            # and the others wait for them in their first collective call.
             if current().any_rank(should_stop()):
                 raise Stopped(0)
             options = {"keep": True} if against else {}
-            own = Hooks(log=recorder.log, should_stop=recorder.timed(should_stop))
+            # The other ranks compute the same values; one logs and copies them.
+            own = Hooks(recorder.log, recorder.timed(should_stop), **copying)
             hooks = own if current().is_main else Hooks(should_stop=should_stop)
             run(config, root, hooks, *names, **options)
     except Stopped as stopped:
-        return torchrun.ended(torchrun.STOPPED, _stopped_line(stopped, root, work))
-    return check(config, root, chosen, against) if against else 0
+        return torchrun.ended(STOPPED, _stopped_line(stopped, root, work))
+    return check(config, root, chosen, against, stage.system) if against else 0
 
 
 def _gpus() -> int:
@@ -190,13 +249,13 @@ def _gpus() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
-def _fail_without_gpu(args: argparse.Namespace, wanted: int, found: int) -> int:
+def _fail_without_gpu(args: argparse.Namespace, wanted: int, present: int) -> int:
     """Print where the stage can run and how to fetch its outputs; returns exit code 3."""
     stage = os.environ.get("DVC_STAGE", args.command)
-    needed = f"{wanted} GPUs ({args.command}.gpus)" if wanted > 1 else "a GPU"
+    needed = f"{wanted} GPUs ({STAGES[args.command].trains}.gpus)" if wanted > 1 else "a GPU"
     sys.stderr.write(
-        f"gdpo-sr: {stage} needs {needed} and there {'is' if found < 2 else 'are'} "
-        f"{found or 'none'} here "
+        f"gdpo-sr: {stage} needs {needed} and there {'is' if present < 2 else 'are'} "
+        f"{present or 'none'} here "
         f"(allow_cpu: true lets it run on the CPU); run it on a worker, "
         f"then fetch what it made:\n  prefect deployment run gdpo-stage/a100 -p stage={stage} "
         "--watch\n"
@@ -206,16 +265,17 @@ def _fail_without_gpu(args: argparse.Namespace, wanted: int, found: int) -> int:
 
 
 def _stopped_line(stopped: "Stopped", root: Path, work: Path) -> str:
-    for kept in work.glob("**/fingerprint"):  # evaluate, image by image
-        return (
-            f"stopped after image {stopped.step}, kept in {kept.parent.relative_to(root)}; the "
-            "same command resumes"
-        )
-    checkpoints = sorted(work.glob("**/checkpoint.pt"), key=lambda path: path.stat().st_mtime)
-    if not checkpoints:
-        return "stopped, nothing half-written is left; the same command starts again"
-    checkpoint = checkpoints[-1].relative_to(root)
-    return f"stopped at step {stopped.step}, checkpoint in {checkpoint}; the same command resumes"
+    # What is set aside is of other inputs: the same command does not resume from it.
+    kept = [path for path in work.rglob("*") if not path.parent.name.startswith("unused-")]
+    checkpoint = next((path for path in kept if path.name == "checkpoint.pt"), None)
+    if checkpoint is not None:
+        place = f"at step {stopped.step}, checkpoint in {checkpoint.relative_to(root)}"
+        return f"stopped {place}; the same command resumes"
+    inputs = next((path for path in kept if path.name == "inputs.json"), None)
+    if inputs is not None:  # images, or chunks of them
+        place = f"after image {stopped.step}, kept in {inputs.parent.relative_to(root)}"
+        return f"stopped {place}; the same command resumes"
+    return "stopped, nothing half-written is left; the same command starts again"
 
 
 class StopFlag:
@@ -243,6 +303,8 @@ class StopFlag:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._stop = True
+        # Only for SIGINT: a person presses twice on purpose, but a scheduler may repeat its SIGTERM
+        # while the checkpoint is written.
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
 

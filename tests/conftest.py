@@ -71,7 +71,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def repository(root: Path, tmp_path: Path) -> Path:
-    """A small repository with deploy/, a DVC configuration and a committed ledger."""
+    """A small repository with deploy/, a DVC configuration and a committed dvc.lock."""
     from tests.guide import git
 
     place = tmp_path / "repository"

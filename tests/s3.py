@@ -4,8 +4,9 @@ demand.
 
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from hashlib import md5
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -16,6 +17,7 @@ import boto3
 from moto.server import ThreadedMotoServer
 
 SECRET = "a-secret-that-must-not-be-shown"
+EMPTY: Mapping[str, str] = {}
 KEYS = {"aws_access_key_id": "test", "aws_secret_access_key": SECRET, "region_name": "us-east-1"}
 
 
@@ -53,7 +55,8 @@ def client(url: str) -> Any:
 # What a fault does with a request: None lets it pass; a number is answered as that status; "cut"
 # sends half of the answer and closes, of a PUT's nothing: it is stored and nobody hears of it;
 # "ignore NAME" strips the headers that begin with NAME, and "refuse NAME" answers NotImplemented to
-# a request that has one: two ways of not knowing conditional writes ("ignore if-").
+# a request that has one: two ways of not knowing conditional writes ("ignore if-"). "lie" answers a
+# PUT as if it had been stored.
 Fault = Callable[[str, str], int | str | None]
 
 
@@ -71,6 +74,8 @@ def proxy(target: str, fault: Fault) -> Iterator[str]:
             if isinstance(wrong, int):
                 return self._refuse(wrong)
             headers = dict(self.headers)
+            if wrong == "lie" and self.command == "PUT":
+                return self._refuse(200, headers={"ETag": f'"{md5(body).hexdigest()}"'})
             what, _, beginning = str(wrong).partition(" ")
             named = [name for name in headers if beginning and name.lower().startswith(beginning)]
             if what == "refuse" and named:
@@ -101,8 +106,12 @@ def proxy(target: str, fault: Fault) -> Iterator[str]:
             elif self.command != "HEAD":
                 self.wfile.write(content)
 
-        def _refuse(self, status: int, content: bytes = b"") -> None:
+        def _refuse(
+            self, status: int, content: bytes = b"", headers: Mapping[str, str] = EMPTY
+        ) -> None:
             self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)

@@ -7,10 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 pytestmark = pytest.mark.processes
 
-PARTS = ("gdpo", "tasks", "assets", "code", "profiles", "dvc.yaml", "params.yaml", "Makefile")
+ROOT = Path(__file__).parents[1]
+PARTS = ("gdpo", "tasks", "flows", "tests", "assets", "code", "profiles", "docs", "benchmarks")
+PARTS += ("promoted", "pyproject.toml", "dvc.yaml", "dvc.lock", "params.yaml", "Makefile")
 
 MODULE = '''"""Stage `toy`: writes the number of its steps, one file per step."""
 
@@ -18,7 +21,8 @@ from pathlib import Path
 
 from gdpo.config import Config
 from gdpo.files import written_aside
-from gdpo.train.loop import Hooks, Loop
+from gdpo.hooks import Hooks
+from gdpo.train.loop import Loop
 from tasks.run.training import write_history
 
 
@@ -27,17 +31,22 @@ def run(config: Config, root: Path, hooks: Hooks) -> None:
     loop = Loop(root / "work/toy", config.toy.steps, {}, "toy", 1, hooks)
     write_history(root / "reports/toy", loop.run(lambda step: {"value": 2.0 * step}))
 '''
-ROW = """    "toy": Stage("tasks.stages.toy", "count", "toy.steps=2", trains=True),
+ROW = """    "toy": Stage("tasks.stages.toy", "count", "toy.steps=2", ("reports/toy",), trains="toy"),
     "report": Stage("""
-SECTION = '''class Toy(Section):
+SECTION = '''"""Stage `toy`."""
+
+from gdpo.config.fields import Count, Section
+
+
+class Toy(Section):
     """Stage `toy`."""
 
     steps: Count = 3
     batch: Count = 1
-    gpus: Count = 1
+'''
+KEYS = """| a count | - | - | ours | `toy.steps`, `toy.batch` | none |
 
-
-class Config(Section):'''
+## 2. Pretraining"""
 STAGE = """  toy:
     desc: a count
     cmd: python -m tasks toy
@@ -64,15 +73,13 @@ def repository(root: Path, tmp_path: Path) -> Path:
             shutil.copytree(source, tmp_path / part, ignore=ignore)
         else:
             shutil.copy(source, tmp_path)
-    shutil.copy(root / "tests/params.yaml", tmp_path)
     (tmp_path / "tasks/stages/toy.py").write_text(MODULE)
     insert(tmp_path / "tasks/commands.py", '    "report": Stage(', ROW)
-    insert(tmp_path / "gdpo/config.py", "class Config(Section):", SECTION)
-    insert(
-        tmp_path / "gdpo/config.py", "    ablate: Ablate = ", "    toy: Toy\n    ablate: Ablate = "
-    )
-    with (tmp_path / "params.yaml").open("a") as file:
-        file.write("\ntoy:\n  steps: 3\n  batch: 1\n  gpus: 1\n")
+    (tmp_path / "gdpo/config/toy.py").write_text(SECTION)
+    config = tmp_path / "gdpo/config/__init__.py"
+    insert(config, "\n__all__ = ", "from gdpo.config.toy import Toy\n\n__all__ = ")
+    insert(config, "    ablate: Ablate = ", "    toy: Toy = Toy()\n    ablate: Ablate = ")
+    insert(tmp_path / "docs/fidelity.md", "\n## 2. Pretraining", KEYS)
     insert(tmp_path / "dvc.yaml", "  report:\n", STAGE)
     return tmp_path
 
@@ -90,13 +97,18 @@ def test_a_stage_is_added_in_four_places(repository: Path) -> None:
         result = subprocess.run(
             command, cwd=repository, env=environment, capture_output=True, text=True
         )
-        assert result.returncode == 0, result.stderr
+        assert result.returncode == 0, result.stdout + result.stderr
         return result.stdout
 
+    yaml = YAML(typ="safe", pure=True)
     before = {path.name: path.read_text() for path in (repository / "code").iterdir()}
     run(sys.executable, "-m", "tasks.run.code")
     after = {path.name: path.read_text() for path in (repository / "code").iterdir()}
     assert after.pop("toy.sha256") and after == before  # no other stage runs again
+    for name in ("params.yaml", "tests/params.yaml", "profiles/paper.yaml"):
+        stated = (repository / name).read_text()
+        assert stated.startswith((ROOT / name).read_text()), name
+        assert yaml.load(stated)["toy"] == {"steps": 3, "batch": 1}, name
 
     assert "example: gdpo-sr toy" in run(sys.executable, "-m", "tasks", "toy", "--help")
     run("dvc", "init", "-q", "--no-scm")
@@ -104,3 +116,6 @@ def test_a_stage_is_added_in_four_places(repository: Path) -> None:
     assert len((repository / "reports/toy/metrics.jsonl").read_text().splitlines()) == 3
     assert (repository / "work/toy/metrics.jsonl").is_file()  # progress, as of every training
     assert "didn't change" in run("dvc", "repro", "toy")
+    # What holds of every stage holds of this one.
+    tests = ("tests/test_pipeline.py", "tests/test_fidelity.py", "tests/test_layers.py")
+    run(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests)

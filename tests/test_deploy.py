@@ -38,7 +38,7 @@ UNITS = (
 
 def unit(root: Path, name: str) -> configparser.ConfigParser:
     parsed = configparser.ConfigParser(strict=False, interpolation=None)
-    parsed.optionxform = str  # type: ignore[assignment,method-assign]
+    parsed.optionxform = str
     parsed.read_string((root / "deploy/systemd" / name).read_text())
     return parsed
 
@@ -122,7 +122,7 @@ def test_a_bucket_keeps_the_lifecycle_rules_of_others(
 ) -> None:
     theirs = [
         {
-            "ID": "old ledgers",
+            "ID": "old lock entries",
             "Status": "Enabled",
             "Filter": {"Prefix": "results/"},
             "Expiration": {"Days": 90},
@@ -138,7 +138,9 @@ def test_a_bucket_keeps_the_lifecycle_rules_of_others(
         use(monkeypatch, url)
         client = s3.client(url)
         assert bucket(root).returncode == 0  # there are no rules yet
-        (ours,) = client.get_bucket_lifecycle_configuration(Bucket="gdpo-sr")["Rules"]
+        ours, copies = client.get_bucket_lifecycle_configuration(Bucket="gdpo-sr")["Rules"]
+        assert copies["Filter"] == {"Prefix": "results/checkpoints/"}
+        assert copies["Expiration"] == {"Days": 30}
         stale = {**ours, "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 9}}
         client.put_bucket_lifecycle_configuration(
             Bucket="gdpo-sr", LifecycleConfiguration={"Rules": [*theirs, stale]}
@@ -147,7 +149,7 @@ def test_a_bucket_keeps_the_lifecycle_rules_of_others(
             assert bucket(root).returncode == 0
             found = client.get_bucket_lifecycle_configuration(Bucket="gdpo-sr")["Rules"]
             assert sorted(found, key=lambda rule: str(rule["ID"])) == sorted(
-                [*theirs, ours], key=lambda rule: str(rule["ID"])
+                [*theirs, ours, copies], key=lambda rule: str(rule["ID"])
             )
 
 
@@ -234,6 +236,7 @@ def test_the_kubernetes_template_is_a_job_whose_every_placeholder_is_a_variable(
     assert (
         pod["restartPolicy"] == "Never" and job["spec"]["backoffLimit"] == 0
     )  # a failing stage fails once
+    assert job["spec"]["parallelism"] == job["spec"]["completions"] == 1
     assert (
         pod["parallelism"] == pod["completions"] == 1
     )  # no fields of a pod, but the worker refuses a template without
@@ -257,7 +260,7 @@ def test_what_a_clone_keeps_outlives_the_pod(root: Path) -> None:
     ignored = [
         line.strip("/")
         for line in (root / ".gitignore").read_text().splitlines()
-        if line.startswith("/")
+        if line.startswith("/") and line not in ("/site/", "/deploy/space/*.whl")
     ]
     assert {"work", "data", "models", "reports"} <= set(ignored)
     for folder in ignored:  # a folder per worker, as every worker of a host has its clone
@@ -292,6 +295,7 @@ def test_the_image_is_a_clean_clone_with_the_locked_environment_and_no_entry_poi
         "RUN",
         "WORKDIR",
         "ENV",
+        "USER",
     }  # Prefect's arguments are the command
     assert "/" not in lines[0]  # a registry is the builder's own business
     (container,) = template(root)["job_configuration"]["job_manifest"]["spec"]["template"]["spec"][
@@ -299,12 +303,17 @@ def test_the_image_is_a_clean_clone_with_the_locked_environment_and_no_entry_poi
     ]
     place = container["workingDir"]
     assert f"WORKDIR {place}" in lines and f"ENV PATH={place}/.venv/bin:$PATH" in lines
-    assert any(line.startswith("RUN make .venv") for line in lines)
-    assert "--require-hashes -r requirements.lock" in (root / "Makefile").read_text()
+    (install,) = [line for line in lines if line.startswith("RUN make .venv")]
+    assert "--require-hashes -r $(LOCK)" in (root / "Makefile").read_text()
+    lock = root / re.search(r"LOCK=(\S+)", install)[1]
+    locked = set(re.findall(r"^([a-z0-9._-]+)==", lock.read_text(), re.M))
+    assert {"torch", "prefect", "dvc", "pyiqa"} <= locked
+    assert not locked & {"pytest", "ruff", "mypy", "moto", "selenium", "pre-commit", "yapf"}
+    assert lines.index("USER gdpo") > lines.index(install)
     (clone,) = [line for line in lines if "git clone" in line]
     mount, command = re.fullmatch(
         r"RUN --mount=type=bind,source=(\S+),target=/source (.*)", clone
-    ).groups()  # type: ignore[union-attr]
+    ).groups()
     (repository / "deploy/bucket.py").write_text("changed")
     (repository / "data").mkdir()
     subprocess.run(
@@ -357,12 +366,14 @@ def test_the_pool_of_the_guide_is_kubernetes_and_stays_so_on_a_server_with_a_pas
         )
         subprocess.run(setup, cwd=root, env=env, check=True)
         with httpx.Client(base_url=f"{address}/api", auth=("gdpo", "secret")) as api:
-            pool = api.get("/work_pools/a100").json()
-            assert pool["type"] == "kubernetes"
-            assert (
-                pool["base_job_template"]["variables"]["properties"]["image"]["default"]
-                == "an/image"
-            )
+            wanted = {"a100": (1, 12, "96Gi"), "cpu": (0, 4, "16Gi")}
+            for name, resources in wanted.items():
+                pool = api.get(f"/work_pools/{name}").json()
+                assert pool["type"] == "kubernetes"
+                properties = pool["base_job_template"]["variables"]["properties"]
+                assert properties["image"]["default"] == "an/image"
+                found = tuple(properties[key]["default"] for key in ("gpus", "cpus", "memory"))
+                assert found == resources
             nightly = api.get("/deployments/name/gdpo-evaluate/nightly").json()
             assert (nightly["work_pool_name"], nightly["work_queue_name"]) == ("a100", "nightly")
     finally:
@@ -391,6 +402,7 @@ def test_deployments_are_named_for_what_and_where(root: Path) -> None:
     assert found == {
         "gdpo-train/a100",
         "gdpo-train/local",
+        "gdpo-train/vlcot",
         "gdpo-pipeline/head",
         "gdpo-stage/cpu",
         "gdpo-stage/a100",

@@ -9,6 +9,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from gdpo.config import Config
+from tasks import paths
 from tasks.run.code import closure, code_hash
 
 ROOT = Path(__file__).parents[1]
@@ -61,9 +62,14 @@ def command(stage: dict[str, Any]) -> str:
     return str(stage["cmd"].split()[3])
 
 
+def module(stage: dict[str, Any]) -> str:
+    """The name of a stage's module below tasks/stages."""
+    return command(stage).replace("-", "_")
+
+
 def stage_file(stage: dict[str, Any]) -> Path:
     """The module of a stage."""
-    return ROOT / "tasks" / "stages" / f"{command(stage)}.py"
+    return ROOT / "tasks" / "stages" / f"{module(stage)}.py"
 
 
 def is_code(dep: str) -> bool:
@@ -92,12 +98,24 @@ STAGES = dvc_yaml()
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_runs_its_own_command(name: str) -> None:
     from tasks.commands import STAGES as commands
+    from tasks.commands import command_of
 
     ours = command(STAGES[name])
     assert STAGES[name]["cmd"].split("--")[0].split() == ["python", "-m", "tasks", ours]
-    assert name.partition("-")[0] == ours
-    assert commands[ours].module == f"tasks.stages.{ours}"
+    assert command_of(name) == ours
+    assert commands[ours].module == f"tasks.stages.{module(STAGES[name])}"
     assert stage_file(STAGES[name]).is_file()
+
+
+def test_a_row_says_what_its_stages_write() -> None:
+    from tasks.commands import STAGES as commands
+
+    for name, row in commands.items():
+        ours = [stage for stage in STAGES.values() if command(stage) == name]
+        written = {re.sub(r"\$\{item\.\w+\}", "{}", out) for stage in ours for out in stage["outs"]}
+        # The held-out part has a stage of its own in dvc.yaml, because its shards lie elsewhere.
+        held_out = {path.format("evaluation") for path in row.writes} - {*row.writes}
+        assert written - held_out == {*row.writes}, name
 
 
 def test_every_stage_command_is_in_dvc_yaml() -> None:
@@ -108,9 +126,9 @@ def test_every_stage_command_is_in_dvc_yaml() -> None:
 
 @pytest.mark.parametrize("name", STAGES)
 def test_the_code_dependency_is_the_hash_of_what_the_stage_imports(name: str) -> None:
-    path = f"code/{command(STAGES[name])}.sha256"
+    path = f"code/{module(STAGES[name])}.sha256"
     assert [dep for dep in STAGES[name]["deps"] if is_code(dep)] == [path]
-    expected = code_hash(f"tasks.stages.{command(STAGES[name])}")
+    expected = code_hash(f"tasks.stages.{module(STAGES[name])}")
     assert (ROOT / path).read_text() == f"{expected}\n", f"{path} is not up to date; run: make code"
 
 
@@ -124,6 +142,10 @@ def test_params_yaml_states_every_key(sample_config: Any) -> None:
                 names.append(f"{at}{key}")
             elif isinstance(value, dict) and isinstance(stated[key], dict):
                 names += missing(value, stated[key], f"{at}{key}.")
+            elif isinstance(value, list) and isinstance(stated[key], list):
+                for index, (item, entry) in enumerate(zip(value, stated[key], strict=False)):
+                    if isinstance(item, dict) and isinstance(entry, dict):
+                        names += missing(item, entry, f"{at}{key}.{index}.")
         return names
 
     stated = YAML(typ="safe", pure=True).load(ROOT / "params.yaml")
@@ -143,12 +165,17 @@ def test_parameters_are_the_sections_the_stage_reads(name: str) -> None:
 @pytest.mark.parametrize("name", STAGES)
 def test_paths_a_stage_names_are_its_dependencies_or_outputs(name: str) -> None:
     stage = STAGES[name]
-    literals = {
-        node.value.rstrip("/")
-        for node in ast.walk(ast.parse(stage_file(stage).read_text()))
-        if isinstance(node, ast.Constant) and isinstance(node.value, str)
-        if re.fullmatch(r"(data|models|reports|assets)/[\w./-]+", node.value)
-    }
+    nodes = list(ast.walk(ast.parse(stage_file(stage).read_text())))
+    named = [n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+    constants = [
+        getattr(paths, n.attr)
+        for n in nodes
+        if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name) and n.value.id == "paths"
+        if n.attr.isupper()
+    ]
+    named += [value for value in constants if isinstance(value, str)]  # others: names of runs
+    pattern = r"(data|models|reports|assets)/[\w./-]+"
+    literals = {text.rstrip("/") for text in named if re.fullmatch(pattern, text)}
     same = [other for other in STAGES.values() if command(other) == command(stage)]
     known = [
         path
@@ -174,7 +201,7 @@ def test_every_data_dependency_is_an_output_or_a_tracked_file() -> None:
             known = dep in made or any(out.startswith(dep + "/") for out in made)
             known = (
                 known
-                or dep.startswith("${model.base}")
+                or dep in ("${model.base}", "${pretrain.init}")
                 or (ROOT / dep).exists()
                 or dep.startswith("assets/")
             )
@@ -191,11 +218,54 @@ def test_outputs_are_disjoint_and_outside_work() -> None:
     assert len(set(everything)) == len(everything)
 
 
-def test_the_committed_ledger_knows_no_output_that_is_not_made() -> None:
-    """DVC keeps the entries of stages that were renamed, and whoever pulls what the ledger names
-    would stop there.
+def test_the_committed_lock_names_no_output_that_is_not_made() -> None:
+    """DVC keeps the entries of stages that were renamed, and whoever pulls what dvc.lock names
+    would stop there. The second system's stages may have no entry: `make demo` does not run them.
     """
+    from tasks.commands import STAGES as commands
+
     lock = YAML(typ="safe").load((ROOT / "dvc.lock").read_text())["stages"]
     locked = {out["path"] for entry in lock.values() for out in entry["outs"]}
     made = {out for stage in STAGES.values() for out in outs(stage)}
-    assert locked == made
+    first = [stage for stage in STAGES.values() if commands[command(stage)].system == "gdpo"]
+    assert {out for stage in first for out in outs(stage)} <= locked <= made
+
+
+def test_the_committed_lock_has_the_dependencies_and_keys_of_its_stages() -> None:
+    """A stage that reads another file or key than its lock entry states would run again in every
+    fresh clone, and `dvc repro --pull` would fetch nothing.
+    """
+    keys = {name: set(section) for name, section in _test_parameters().items()}
+    lock = YAML(typ="safe").load((ROOT / "dvc.lock").read_text())["stages"]
+    for name, entry in lock.items():
+        stage = STAGES[name.partition("@")[0]]
+        values = entry["params"]["params.yaml"]
+        assert set(values) == set(stage["params"]), name
+        for section, content in values.items():
+            assert not isinstance(content, dict) or set(content) == keys[section], (name, section)
+        patterns = [_pattern(dep, values) for dep in stage["deps"]]
+        locked = [dep["path"] for dep in entry["deps"]]
+        for path in locked:
+            assert any(re.fullmatch(pattern, path) for pattern in patterns), (name, path)
+        for pattern in patterns:
+            assert any(re.fullmatch(pattern, path) for path in locked), (name, pattern)
+
+
+def _pattern(dep: str, values: dict[str, Any]) -> str:
+    """A dependency of dvc.yaml as a regular expression: ${section.key} by the lock entry's value
+    where it has one, a matrix item or another value by anything.
+    """
+
+    def text(part: str) -> str:
+        section, _, key = part.strip("${}").partition(".")
+        if not part.startswith("$"):
+            return re.escape(part)
+        return re.escape(values[section][key]) if section in values else ".+"
+
+    return "".join(map(text, re.split(r"(\$\{[^}]*\})", dep)))
+
+
+def _test_parameters() -> dict[str, Any]:
+    """tests/params.yaml: it has every key, like params.yaml, which may hold any profile."""
+    parameters = YAML(typ="safe", pure=True).load(ROOT / "tests/params.yaml")
+    return {name: value for name, value in parameters.items() if isinstance(value, dict)}

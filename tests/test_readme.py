@@ -1,4 +1,4 @@
-"""The commands in README.md exist: make targets, modules, subcommands and their options."""
+"""The commands in README.md and docs/ exist: make targets, modules, subcommands, their options."""
 
 import importlib.util
 import re
@@ -6,10 +6,12 @@ import shlex
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 # Programs the reader has, or that .venv brings.
-OTHERS = {"git", "cd", "dvc", "prefect", "."}
+OTHERS = {"git", "cd", "dvc", "prefect", ".", "docker", "sbatch"}
+OTHERS |= {"cp", "ln", "tail", "tensorboard", "uv"}
 
 
 def commands(text: str) -> list[str]:
@@ -57,29 +59,28 @@ def parses(arguments: list[str]) -> None:
         assert exit_.code == 0, f"gdpo-sr {shlex.join(arguments)}: wrong arguments"
 
 
-def test_every_command_of_the_readme_exists() -> None:
-    found = commands((ROOT / "README.md").read_text())
-    assert "make demo" in found
-    assert "make test" in found
-    for command in found:
+# docs/operations.md administers hosts; tests/test_operations.py runs its blocks. tests/test_docs.py
+# runs the script of how-to/slurm.md.
+APART = ("operations.md", "slurm.md")
+DOCS = sorted(path for path in (ROOT / "docs").rglob("*.md") if path.name not in APART)
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_command_of_a_page_exists(page: Path) -> None:
+    for command in commands(page.read_text()):
         check(command)
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "make nothing",
-        "python -m flows.nothing",
-        "python nothing.py",
-        "gdpo-sr nothing",
-        "gdpo-sr finetune --run nothing",
-        "curl x",
-    ],
-)
-def test_a_wrong_command_is_noticed(command: str) -> None:
-    with pytest.raises((AssertionError, ModuleNotFoundError)):
-        check(command)
+def test_the_picture_of_realsr_r1_has_a_column_for_every_step(root: Path) -> None:
+    from benchmarks import vlcot_picture
 
-
-def test_the_command_line_runs_from_the_makefile() -> None:
-    assert {"demo", "test", "lint", "lock", "flow", "profile"} <= targets()
+    path = root / "docs/vlcot.webp"
+    assert path.stat().st_size <= 150_000
+    rows, side, gap = len(vlcot_picture.SHOWN), vlcot_picture.SIDE, vlcot_picture.GAP
+    with Image.open(path) as picture:
+        # LR, three images, HR; the words have a width of their own.
+        assert picture.size == (
+            5 * side + vlcot_picture.TEXT + 5 * gap,
+            vlcot_picture.HEAD + rows * (side + gap) - gap,
+        )

@@ -17,7 +17,6 @@ from gdpo.images import to_tensor
 from gdpo.preference.group import Group
 from gdpo.preference.loop import _Run
 from gdpo.preference.rollout import rollout
-from gdpo.rewards.detail import detail_share
 from gdpo.seeds import seeded_noise
 from tests import tiny
 
@@ -53,9 +52,8 @@ def as_released(group: Group) -> tuple[Released, float, dict[str, torch.Tensor]]
     )
     enlarged = enlarge(PAIR.lr, PAIR.hr.shape[:2], PAIR.degradation["enlarge"])
     lr, hr = (to_tensor(x)[None] for x in (enlarged, PAIR.hr))
-    share = float(detail_share(hr, "released")[0])
     loss = released.step(
-        lr * 2 - 1, hr * 2 - 1, share, group.prompt, "blurry", lambda count: next(order)
+        lr * 2 - 1, hr * 2 - 1, PAIR.detail_share, group.prompt, "blurry", lambda count: next(order)
     )
     return released, loss, gradients
 

@@ -12,8 +12,10 @@ from urllib.parse import parse_qs, urlsplit
 from uuid import uuid4
 
 import pytest
+import torch
 
 from tasks.publish import publication
+from tasks.run.copies import Copies, forget
 from tasks.store import s3 as store_module
 from tasks.store.conditional import supports_cas
 from tasks.store.s3 import Store
@@ -113,9 +115,9 @@ def test_a_worker_may_do_its_work_and_may_not_promote(
     )  # as the nightly asks, before the first promotion
     (finished / "models/gdpo/large.safetensors").write_bytes(bytes(9 << 20))  # goes up in parts
     run = publish(finished)
-    ledger = f"results/ledgers/{uuid4()}.json"
-    store.write(ledger, b"{}")
-    assert store.read(ledger) == b"{}"
+    key = f"results/lock/{uuid4()}.json"
+    store.write(key, b"{}")
+    assert store.read(key) == b"{}"
     # Where nothing is promoted yet, a publication offers the empty list of models, and goes on when
     # that is refused.
     assert set(guarded.refused) <= {"s3:PutObject arn:aws:s3:::gdpo-sr/models/index.html"}
@@ -142,6 +144,22 @@ def test_a_worker_may_do_its_work_and_may_not_promote(
         )
     ]
     assert not guarded.refused
+
+
+def test_a_worker_may_copy_checkpoints_and_delete_the_copies(
+    guarded: Guarded, tmp_path: Path
+) -> None:
+    copying = Copies("s3://gdpo-sr/results/checkpoints", 0.0, tmp_path)
+    for step in (2, 4):
+        torch.save({"fingerprint": "inputs", "step": step}, tmp_path / "checkpoint.pt")
+        with (tmp_path / "checkpoint.pt").open("rb") as file:
+            copying._copy("inputs", step, file)
+    (tmp_path / "checkpoint.pt").unlink()
+    copying.fetch("inputs", 9, tmp_path / "checkpoint.pt")
+    assert (tmp_path / "checkpoint.pt").is_file()
+    forget(tmp_path)
+    assert not guarded.refused
+    assert "s3:DeleteObject results" in guarded.seen
 
 
 def test_a_worker_may_push_and_pull_what_dvc_makes(
@@ -180,4 +198,5 @@ def test_a_policy_names_its_actions(root: Path, who: str) -> None:
         if "s3:DeleteObject" in statement["Action"]
         for text in strings(statement["Resource"])
     ]
-    assert deletes == ["arn:aws:s3:::gdpo-sr/.conditional-write-probe-*"]
+    copies = ["arn:aws:s3:::gdpo-sr/results/checkpoints/*"] if who == "worker" else []
+    assert deletes == [*copies, "arn:aws:s3:::gdpo-sr/.conditional-write-probe-*"]

@@ -22,14 +22,20 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from gdpo.config import Config
+from gdpo.config import Config, Rollout
 from gdpo.data.shards import Box, Pair, write_shards
+from gdpo.images import to_tensor
 from gdpo.model.naosd import NAOSD
+from gdpo.preference.errors import noise_target, predict, squared
+from gdpo.preference.group import Group
 from gdpo.prior.architecture import SCHEDULER, tiny_tokenizer
+from gdpo.rewards.detail import PIPELINE_GRAYSCALE, detail_share
 from gdpo.seeds import numpy_generator, torch_generator
 
 WIDTH = 8
 SIDE = 32
+SHARED = {"noise": "shared", "target": "consistent"}  # what rollout.input: lr needs
+OWN_INPUT = {"input": "lr", **SHARED}
 SETTINGS: dict[str, Any] = {
     "allow_cpu": True,
     "seed": 0,
@@ -155,6 +161,14 @@ def model() -> NAOSD:
     return NAOSD(unet(), vae(), text_encoder(tokenizer), tokenizer, prompt="sharp")
 
 
+def noise_errors(
+    model: NAOSD, group: Group, prompt: torch.Tensor, config: Rollout, noise_index: int
+) -> torch.Tensor:
+    """The errors m (G,) of the active role, float64."""
+    batch = noise_target(model, group, config, noise_index)
+    return squared(predict(model, batch, prompt, config) - batch.target.double(), batch)
+
+
 def write_base(folder: Path) -> Path:
     tokenizer = tiny_tokenizer()
     parts = {
@@ -184,7 +198,10 @@ def pair(index: int, side: int = SIDE) -> Pair:
     lr = hr.reshape(side // 4, 4, side // 4, 4, 3).mean(axis=(1, 3))
     hr_u8, lr_u8 = ((image.clip(0, 1) * 255).round().astype(np.uint8) for image in (hr, lr))
     mode = ("area", "bilinear", "bicubic")[index % 3]
-    return Pair(f"pair{index}", "made", Box(0, 0, side, side), hr_u8, lr_u8, {"enlarge": mode}, 0.5)
+    # As `degrade` stores it: the golden trajectories depend on it through the rewards.
+    share = float(detail_share(to_tensor(hr_u8)[None], PIPELINE_GRAYSCALE)[0])
+    box = Box(0, 0, side, side)
+    return Pair(f"pair{index}", "made", box, hr_u8, lr_u8, {"enlarge": mode}, share)
 
 
 def workplace(root: Path, base: Path, count: int = 5) -> Path:

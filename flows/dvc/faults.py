@@ -1,4 +1,6 @@
-"""Which failures are retried: S3, the Prefect server or the network is unreachable; no others."""
+"""How a stage fails, and which failures are retried: S3, the Prefect server or the network is
+unreachable; no others.
+"""
 
 import re
 
@@ -22,6 +24,14 @@ _FAULT = re.compile(
     r"|payload is not completed",
     re.IGNORECASE,
 )
+
+
+class StageFailed(RuntimeError):
+    """A dvc command or a check before it failed; the message has the command's last lines."""
+
+
+class StageBroke(StageFailed):
+    """Failure after the stage started; never retried."""
 
 
 def is_network_fault(text: str) -> bool:

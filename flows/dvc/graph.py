@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from flows.dvc.run import StageFailed, dvc_output
-from flows.workplace import read_ledger
+from flows.workplace import read_lock_entries
 from tasks import params
+from tasks.commands import STAGES, command_of
 
 Hashes = Mapping[str, str | None]  # path: md5 in dvc.lock
 
@@ -30,6 +31,8 @@ def graph(root: Path) -> dict[str, set[str]]:
     """The stages of dvc.yaml in topological order: stage -> the stages whose outputs it reads."""
     edges: dict[str, set[str]] = {}
     for line in dvc_output(["dag", "--dot"], root).splitlines():
+        # `dvc dag` has no JSON; a line of its DOT output is a stage, or an arrow from a stage to a
+        # reader.
         names = [part.strip().strip('"') for part in line.strip().removesuffix(";").split("->")]
         if line.strip().startswith('"'):
             edges.setdefault(names[-1], set()).update(names[:-1])
@@ -51,27 +54,38 @@ def ancestors(edges: dict[str, set[str]], stages: Sequence[str]) -> list[str]:
     return [stage for stage in edges if stage in wanted]
 
 
+def stages_of(edges: dict[str, set[str]], system: str) -> dict[str, set[str]]:
+    """The part of the graph that makes a system: its stages and all that they depend on.
+
+    Stages that are none of ours count as GDPO-SR's.
+    """
+    stages = {stage: STAGES.get(command_of(stage)) for stage in edges}
+    wanted = [s for s, stage in stages.items() if (stage.system if stage else "gdpo") == system]
+    return {stage: edges[stage] for stage in ancestors(edges, wanted)}
+
+
 def outdated(stages: Sequence[str], root: Path) -> dict[str, str]:
     """The stages never run, or run with other code, parameters or inputs: {stage: reason}.
 
     stages: must include every stage they depend on, because a file that none of them makes counts
     as code. The result is in the same order.
     """
-    known = read_ledger(root)
-    made = {
+    known = read_lock_entries(root)
+    outputs = {
         path: md5 for stage in stages for path, md5 in _hashes(known.get(stage, {}), "outs").items()
     }
     ran = [stage for stage in stages if stage in known]
+    # One call for all stages: every start of dvc costs seconds.
     status = (
         json.loads(dvc_output(["status", "--json", *ran], root).splitlines()[-1]) if ran else {}
     )
-    found = {}
+    reasons = {}
     for stage in stages:
         if stage not in known:
-            found[stage] = "it was never run"
-        elif what := _changed(status.get(stage, []), _hashes(known[stage], "deps"), made):
-            found[stage] = f"it was run with another {what}"
-    return found
+            reasons[stage] = "it has never run"
+        elif what := _changed(status.get(stage, []), _hashes(known[stage], "deps"), outputs):
+            reasons[stage] = f"{what} has changed since it ran"
+    return reasons
 
 
 def check_inputs(
@@ -87,8 +101,8 @@ def check_inputs(
     if old:
         stage, why = next(iter(old.items()))
         raise StageFailed(
-            f"{what} reads what stage {stage} makes, but {why}: prefect deployment run "
-            "gdpo-pipeline/head makes it anew"
+            f"{what} reads the outputs of stage {stage}, but {why}; run: "
+            "prefect deployment run gdpo-pipeline/head"
         )
     return inputs
 
@@ -97,11 +111,11 @@ def _hashes(entry: Mapping[str, Any], which: str) -> dict[str, str | None]:
     return {file["path"]: file.get("md5") for file in entry.get(which, [])}
 
 
-def _changed(entries: Sequence[Any], read: Hashes, made: Hashes) -> str:
+def _changed(entries: Sequence[Any], read: Hashes, outputs: Hashes) -> str:
     """The first parameter or file that differs, or "".
 
     entries: a stage in the output of `dvc status`. read: the stage's dependencies in dvc.lock.
-    made: all stages' outputs in dvc.lock.
+    outputs: all stages' outputs in dvc.lock.
     """
     if "changed command" in entries:
         return "command"
@@ -109,10 +123,12 @@ def _changed(entries: Sequence[Any], read: Hashes, made: Hashes) -> str:
         for path, state in entry.get("changed deps", {}).items() if isinstance(entry, dict) else ():
             if isinstance(state, dict):  # params.yaml: {parameter: state}
                 return next(iter(state))
-            is_code = not any(_overlap(path, out) for out in made)
+            is_code = not any(_overlap(path, out) for out in outputs)
+            # Data may be absent or old in this clone, which `dvc pull` repairs; code must be what
+            # it was.
             if path not in read or (is_code and state in ("modified", "new")):
                 return str(path)
-    return next((path for path, md5 in read.items() if made.get(path, md5) != md5), "")
+    return next((path for path, md5 in read.items() if outputs.get(path, md5) != md5), "")
 
 
 def _overlap(one: str, other: str) -> bool:

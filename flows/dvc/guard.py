@@ -42,6 +42,8 @@ def main(parent: int, command: list[str]) -> int:
         if os.getppid() != parent:  # the flow's process has ended
             _end_group(reader)
             break
+    # After the reader: the group's last process may outlive the command itself, as a trainer below
+    # a shell does.
     code = process.wait()
     return code if code >= 0 else 128 - code
 
@@ -54,10 +56,12 @@ def _hand_on(source: int) -> None:
     while data := os.read(source, 65536):
         with suppress(OSError):
             while data:
+                # A write to a pipe may take a part of the data only.
                 data = data[os.write(1, data) :]
 
 
 def _end_group(reader: threading.Thread) -> None:
+    # 0 is the guard's own group: COMMAND and all that it started, unless they left the group.
     os.killpg(0, signal.SIGTERM)
     reader.join(GRACE_S)
     if reader.is_alive():

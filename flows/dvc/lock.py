@@ -1,8 +1,8 @@
 """Lock entries in the bucket, so that another clone can continue from a flow run's outputs.
 
-results/ledgers/<commit>.json       stored by gdpo-pipeline/head; trainings and single stages at
+results/lock/<commit>.json          stored by gdpo-pipeline/head; trainings and single stages at
                                     that commit start from these entries
-results/ledgers/<flow run>.json     stored by gdpo-train; the evaluation that follows evaluates
+results/lock/<flow run>.json        stored by gdpo-train; the evaluation that follows evaluates
                                     the models they name
 results/evaluated/<flow run>.txt    the address of that evaluation's report, because Prefect's
                                     automations may request the same evaluation more than once
@@ -21,24 +21,24 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.settings import PREFECT_API_URL
 
+from flows.dvc.bucket import store_url
 from flows.dvc.run import RETRIES, StageFailed, check_commit, commit_of
-from flows.publish import store_url
-from flows.workplace import ROOT, read_ledger, write_ledger
+from flows.workplace import ROOT, read_lock_entries, write_lock_entries
 from tasks.store.s3 import Store
 
 
-@task(task_run_name="leave the ledger", cache_policy=NO_CACHE, **RETRIES)
-def leave_ledger(root: Path, name: str, commit: str) -> None:
+@task(task_run_name="store lock entries", cache_policy=NO_CACHE, **RETRIES)
+def store_lock_entries(root: Path, name: str, commit: str) -> None:
     """Store the clone's lock entries in the bucket.
 
     name: the flow run's id, or the commit. commit: the one at which the stages ran.
     """
-    content = {"commit": commit, "stages": read_ledger(root)}
+    content = {"commit": commit, "stages": read_lock_entries(root)}
     Store.at(store_url()).write(_key(name), json.dumps(content).encode())
 
 
-@task(task_run_name="take the ledger", cache_policy=NO_CACHE, **RETRIES)
-def take_ledger(root: Path, run: str) -> None:
+@task(task_run_name="fetch lock entries", cache_policy=NO_CACHE, **RETRIES)
+def fetch_lock_entries(root: Path, run: str) -> None:
     """Merge the lock entries that a flow run stored into the clone's dvc.lock.
 
     `StageFailed` if the flow run stored none, or ran at another commit.
@@ -47,18 +47,21 @@ def take_ledger(root: Path, run: str) -> None:
         content = json.loads(Store.at(store_url()).read(_key(run)))
     except ValueError as error:
         raise StageFailed(
-            f"run {run} left no ledger to go on from, as with share=false ({error})"
+            f"flow run {run} stored no lock entries, as with share=false ({error})"
         ) from error
+    # Entries of another commit name outputs of other code; merged here, dvc would call them up to
+    # date.
     check_commit(root, content["commit"], f"run {run} was")
-    write_ledger(root, content["stages"])
+    write_lock_entries(root, content["stages"])
 
 
-@task(task_run_name="take the pipeline's ledger", cache_policy=NO_CACHE, **RETRIES)
-def take_pipelines_ledger(root: Path) -> None:
+@task(task_run_name="fetch the pipeline's lock entries", cache_policy=NO_CACHE, **RETRIES)
+def fetch_pipeline_lock_entries(root: Path) -> None:
     """Merge the lock entries that gdpo-pipeline stored for this commit, if any, into dvc.lock."""
+    # With uncommitted changes the name ends in their hash, so entries of other code are not found.
     store, key = Store.at(store_url()), _key(commit_of(root))
     if store.tag(key) is not None:
-        write_ledger(root, json.loads(store.read(key))["stages"])
+        write_lock_entries(root, json.loads(store.read(key))["stages"])
 
 
 @task(task_run_name="note the evaluation", cache_policy=NO_CACHE, **RETRIES)
@@ -75,14 +78,14 @@ def evaluation_of(run: str) -> str | None:
 
 
 def _key(name: str) -> str:
-    return f"results/ledgers/{name}.json"
+    return f"results/lock/{name}.json"
 
 
 def main() -> int:
     """Merge a training's lock entries into dvc.lock and return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m flows.dvc.lock",
-        description="Lay the ledger that a run of gdpo-train left over dvc.lock here.",
+        description="Merge the lock entries that a run of gdpo-train stored into dvc.lock here.",
     )
     parser.add_argument(
         "run", metavar="FLOW_RUN", help="the id of the flow run, as Prefect shows it"
@@ -92,7 +95,7 @@ def main() -> int:
         sys.stderr.write("PREFECT_API_URL is not set: it names the server that knows the bucket\n")
         return 2
     try:
-        take_ledger.fn(ROOT, run)
+        fetch_lock_entries.fn(ROOT, run)
     except (StageFailed, OSError, httpx.TransportError) as error:
         away = (
             "the Prefect server does not answer: "
@@ -102,7 +105,7 @@ def main() -> int:
         sys.stderr.write(f"{away}{error}\n")
         return 1
     sys.stdout.write(
-        f"dvc.lock has what run {run} made; `git commit dvc.lock` names it for the nights to come\n"
+        f"dvc.lock names the outputs of run {run}; commit it, and nightly evaluations use them\n"
     )
     return 0
 

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -29,23 +29,18 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task, exponential_backoff
 
-from flows.dvc.faults import is_network_fault
+from flows.dvc.bucket import checkpoints_url
+from flows.dvc.faults import StageBroke, StageFailed, is_network_fault
+from flows.dvc.guard import GRACE_S
 from flows.heartbeat import Heartbeat
 from flows.progress import Progress
-from tasks.store.s3 import sha256_of
+from tasks import paths
+from tasks.run import copies
+from tasks.store.s3 import sha256
 
 GUARD = Path(__file__).with_name("guard.py")
-GRACE_S = 25.0
 LAST_LINES = 15
 TICK_S = 5.0
-
-
-class StageFailed(RuntimeError):
-    """A dvc command or a check before it failed; the message has the command's last lines."""
-
-
-class StageBroke(StageFailed):
-    """Failure after the stage started; never retried."""
 
 
 def run_dvc(
@@ -54,22 +49,27 @@ def run_dvc(
     on_line: Callable[[str], None],
     on_tick: Callable[[], None] = lambda: None,
     grace_s: float = GRACE_S,
+    variables: Mapping[str, str] | None = None,
 ) -> None:
     """Run `dvc ARGS` in the repository at `root`. Raises `StageFailed`.
 
+    variables: added to the environment.
     on_line: called with every line, from another thread; an error in it loses only that line.
     on_tick: called every few seconds, from the calling thread. Any exception in the calling thread
     (also from `on_tick`, or Prefect's `TerminationSignal`) stops the whole process group before it
     propagates.
     """
+    # A stage that started the pipeline would wait for DVC's lock, which its own `dvc repro` holds.
     if "DVC_STAGE" in os.environ:
         raise StageFailed(
             f"inside the DVC stage {os.environ['DVC_STAGE']}: a stage must not start the pipeline"
         )
     process = subprocess.Popen(
+        # -P keeps the guard's own folder off its import path, where `run.py` or `lock.py` could be
+        # taken for other modules.
         [sys.executable, "-P", str(GUARD), str(os.getpid()), sys.executable, "-m", "dvc", *args],
         cwd=root,
-        env=_environment(),
+        env=_environment() | dict(variables or {}),
         start_new_session=True,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -82,6 +82,7 @@ def run_dvc(
     try:
         reader.start()
         code = _wait(process, on_tick)
+        # The guard has ended, but its last lines may still be in the pipe.
         reader.join()
     except BaseException:
         _stop_group(process, reader, grace_s)
@@ -133,10 +134,13 @@ def _stop_group(process: subprocess.Popen[str], reader: threading.Thread, grace_
     """
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
+    # Not process.wait(): dvc ends at once. The pipe closes when the last process that inherited it
+    # has ended, so also the trainer, after its checkpoint.
     reader.join(grace_s)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    # A process that left the group may hold the pipe open for ever; its lines are not waited for.
     reader.join(1.0)
 
 
@@ -148,6 +152,7 @@ def commit_of(root: Path) -> str:
     head = _git(["rev-parse", "HEAD"], root).decode().strip()
     listed = [
         "-c",
+        # A file that was only touched would otherwise count as changed.
         "diff.autoRefreshIndex=true",
         "diff",
         "HEAD",
@@ -155,13 +160,14 @@ def commit_of(root: Path) -> str:
         "--no-renames",
         "-z",
     ]
+    # Not dvc.lock: every stage that runs rewrites it, and it says what was made and not how.
     changed = os.fsdecode(_git([*listed, "--", ".", ":!dvc.lock"], root)).split("\0")[:-1]
     if not changed:
         return head
     # Hash the files and not git's diff, whose format depends on each host's git settings.
     digest = hashlib.sha256()
     for name in sorted(changed):
-        content = sha256_of(root / name) if (root / name).is_file() else "deleted"
+        content = sha256(root / name) if (root / name).is_file() else "deleted"
         digest.update(os.fsencode(f"{name}\0{content}\0"))
     return f"{head}+changes-{digest.hexdigest()[:12]}"
 
@@ -180,13 +186,27 @@ def check_commit(root: Path, wanted: str | None, whose: str = "the caller's") ->
 
 
 def _git(args: Sequence[str], root: Path) -> bytes:
-    return subprocess.run(["git", *args], cwd=root, check=True, capture_output=True).stdout
+    """The output of git. `StageFailed` with git's own reason if it refuses or is not installed."""
+    try:
+        result = subprocess.run(["git", *args], cwd=root, capture_output=True)
+    except FileNotFoundError as error:
+        raise StageFailed(
+            f"{root}: git cannot be started ({error.strerror}); install it"
+        ) from error
+    if result.returncode != 0:
+        message = " ".join(os.fsdecode(result.stderr).split())
+        raise StageFailed(f"{root}: git failed: {message}")
+    return result.stdout
 
 
 def committed(path: str, root: Path) -> bytes | None:
-    """The content of `path` in the commit checked out at `root`; None if the commit lacks it."""
-    result = subprocess.run(["git", "show", f"HEAD:{path}"], cwd=root, capture_output=True)
-    return result.stdout if result.returncode == 0 else None
+    """The content of `path` in the commit checked out at `root`; None if the commit lacks it.
+
+    Errors: `StageFailed` with git's own reason if it refuses.
+    """
+    if not _git(["ls-tree", "HEAD", "--", path], root):
+        return None
+    return _git(["show", f"HEAD:{path}"], root)
 
 
 def dvc_output(args: Sequence[str], root: Path) -> str:
@@ -205,6 +225,7 @@ def dvc_output(args: Sequence[str], root: Path) -> str:
 
 def worth_another_try(task: "Task[..., Any]", run: TaskRun, state: "State[Any]") -> bool:
     """Prefect's retry condition: a network or S3 failure before the stage itself started."""
+    # By the message, because the exception itself comes from dvc's output and has one type.
     return not isinstance(state.data, StageBroke) and is_network_fault(str(state.message))
 
 
@@ -220,6 +241,8 @@ RETRIES: dict[str, Any] = {
 @task(task_run_name="pull for {stage}", tags=[TRANSFER_TAG], cache_policy=NO_CACHE, **RETRIES)
 def pull(stage: str, inputs: Sequence[str], root: Path) -> None:
     """Pull the outputs of the stages `inputs`, as dvc.lock names them, from cache or DVC remote."""
+    # Without names `dvc pull` would pull everything. --force: what another run left here is
+    # replaced without a question, which nobody would answer.
     if inputs:
         run_dvc(["pull", "--force", *inputs], root, get_run_logger().info, Heartbeat().update)
 
@@ -229,26 +252,30 @@ def repro(stage: str, root: Path, *, share: bool = False) -> None:
     """Run one stage unless it is up to date. Its output goes to the task's logs.
 
     Its steps are shown as a progress artifact. share: take the outputs from the DVC remote if the
-    same stage was already run on the same inputs. DVC asks the remote before the stage starts, so a
+    same stage was already run on the same inputs, and keep copies of a training's checkpoints in
+    the bucket. DVC asks the remote before the stage starts, so a
     failure of the remote is retried; a failure of the stage is `StageBroke` and is not retried.
     """
     logger = get_run_logger()
     begun = False
-    alive = Heartbeat()
+    heartbeat = Heartbeat()
 
     def on_line(line: str) -> None:
         nonlocal begun
+        # DVC prints this once the inputs are there and the stage starts: before it a failure is one
+        # of DVC or the remote, after it the stage's own.
         begun = begun or "Running stage '" in line
         logger.info(line)
 
     def on_tick() -> None:
         progress.update()
-        alive.update()
+        heartbeat.update()
 
     command = ["repro", "--single-item", stage, *(["--pull"] if share else [])]
+    variables = {copies.URL: checkpoints_url()} if share else {}
     try:
         with Progress(stage, root, logger.warning) as progress:
-            run_dvc(command, root, on_line, on_tick)
+            run_dvc(command, root, on_line, on_tick, variables=variables)
     except StageFailed as error:
         if begun:
             raise StageBroke(str(error)) from error
@@ -257,5 +284,15 @@ def repro(stage: str, root: Path, *, share: bool = False) -> None:
 
 @task(task_run_name="push {stage}", tags=[TRANSFER_TAG], cache_policy=NO_CACHE, **RETRIES)
 def push(stage: str, root: Path) -> None:
-    """Push a stage's outputs and its run-cache entry to the DVC remote."""
-    run_dvc(["push", "--run-cache", stage], root, get_run_logger().info, Heartbeat().update)
+    """Push a stage's outputs and its run-cache entry to the DVC remote.
+
+    Then the copies of a training's checkpoints are deleted: nothing has to go on from them.
+    """
+    logger = get_run_logger()
+    # With the run cache, `repro --pull` of the same inputs on any other worker finds the outputs.
+    run_dvc(["push", "--run-cache", stage], root, logger.info, Heartbeat().update)
+    try:
+        copies.forget(paths.work(root, *stage.split("@")))
+    # The outputs are safe by now, so a failure here must not run the task, or the stage, again.
+    except (OSError, ValueError) as error:
+        logger.warning(f"copies of checkpoints stay in the bucket: {error}")

@@ -15,6 +15,7 @@ calls per LR image. tests/gdpo/cost/test_count.py counts the calls of our column
 Legend: G candidates per LR image.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -25,11 +26,13 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from gdpo.config import Lora
-from gdpo.cost.architectures import Networks, reward_networks
+from gdpo.cost.architectures import RAM_NEVER_RUN, Networks, reward_networks
 from gdpo.model.adapters import Roles, unet_targets, vae_targets
+from gdpo.tagger.ram import PATCH, RAM, SIDE
 
 PUBLISHED_PARAMETERS, PUBLISHED_MACS = 1.77e9, 2.27e12
 RELEASED, ONLINE, CACHED = "as released", "ours, online", "ours, cached"
+ONLINE_LR, CACHED_LR = "online, lr", "cached, lr"  # with rollout.input: lr
 TOKENS = 77
 LEAST_REWARD_SIDE = 224  # MANIQA scores crops of this side
 
@@ -71,7 +74,10 @@ def count(run: Callable[[], Any]) -> Macs:
         run()
     linear = attention = 0
     for operator, flops in counter.get_flop_counts()["Global"].items():
+        # By operator and not by layer: fused attention and its backward pass are operators of their
+        # own.
         if "bmm" in str(operator) or "attention" in str(operator):
+            # The counter counts a multiplication and an addition as two operations; a MAC is both.
             attention += flops // 2
         else:
             linear += flops // 2
@@ -80,6 +86,7 @@ def count(run: Callable[[], Any]) -> Macs:
 
 def parameters(*networks: nn.Module) -> int:
     """Number of parameters of some networks; a shared parameter counts once."""
+    # A ModuleList, because its parameters() counts what two networks share once.
     return sum(parameter.numel() for parameter in nn.ModuleList(networks).parameters())
 
 
@@ -113,7 +120,7 @@ def forward_macs(networks: Networks, size: int) -> dict[str, Macs]:
     image, latent, prompt = _inputs(networks, size)
     tagger = networks.tagger
     return {
-        "tagger": Macs(0) if tagger is None else count(lambda: tagger(_meta(1, 3, 384, 384))),
+        "tagger": Macs(0) if tagger is None else count(lambda: tagger(_meta(1, 3, SIDE, SIDE))),
         "text": count(
             lambda: networks.text_encoder(torch.zeros(1, TOKENS, dtype=torch.long, device="meta"))
         ),
@@ -130,32 +137,41 @@ def inference(networks: Networks, size: int) -> list[Component]:
     """
     macs = forward_macs(networks, size)
     vae, tagger = networks.vae, networks.tagger
-    found = [
+    components = [
         Component("text encoder", parameters(networks.text_encoder), macs["text"]),
         Component("VAE encoder", parameters(vae.encoder, vae.quant_conv), macs["encoder"]),
         Component("UNet", parameters(networks.unet), macs["unet"]),
         Component("VAE decoder", parameters(vae.decoder, vae.post_quant_conv), macs["decoder"]),
     ]
     if tagger is None:
-        return found
-    idle = Component("RAM, never run", parameters(tagger) - tagger.used(), Macs(0))
-    return [Component("tagger (RAM, DAPE)", tagger.used(), macs["tagger"]), *found, idle]
+        return components
+    used = parameters(tagger) + sum(math.prod(shape) for shape in RAM.lora_shapes().values())
+    idle = Component("RAM, never run", RAM_NEVER_RUN, Macs(0))
+    return [Component("tagger (RAM, DAPE)", used, macs["tagger"]), *components, idle]
 
 
 @torch.no_grad()
 def dape_macs(networks: Networks) -> int:
-    """MACs of the tagger's layers with DAPE's LoRA; the published figure seems to omit them."""
-    assert networks.tagger is not None
-    found: list[int] = []
+    """MACs of the tagger's layers with DAPE's LoRA; the published figure seems to omit them.
+
+    In the released code they are loralib's: Swin's joint q, k and v, and the head's q and k.
+    """
+    tagger = networks.tagger
+    assert tagger is not None
+    # The projections of torch's attention are no modules: a query per tag, a key per token.
+    tokens = (SIDE // (PATCH * 2 ** (len(RAM.depths) - 1))) ** 2 + 1
+    macs = [RAM.layers * RAM.hidden * (RAM.tags * RAM.hidden + tokens * RAM.width)]
 
     def note(layer: nn.Linear, _: Any, out: torch.Tensor) -> None:
-        found.append(out.numel() * layer.in_features)
+        macs.append(out.numel() * layer.in_features)
 
-    handles = [layer.register_forward_hook(note) for layer in networks.tagger.dape_layers()]
-    networks.tagger(_meta(1, 3, 384, 384))
+    joint = (".q_proj", ".k_proj", ".v_proj")
+    layers = [layer for name, layer in tagger.swin.named_modules() if name.endswith(joint)]
+    handles = [layer.register_forward_hook(note) for layer in layers]
+    tagger(_meta(1, 3, SIDE, SIDE))
     for handle in handles:
         handle.remove()
-    return sum(found)
+    return sum(macs)
 
 
 def training_macs(networks: Networks, size: int, *, whole: bool) -> dict[str, Macs]:
@@ -170,16 +186,16 @@ def training_macs(networks: Networks, size: int, *, whole: bool) -> dict[str, Ma
     _adapt(unet, unet_targets(unet), full="conv_in" if whole else None)
     start = latent.clone().requires_grad_(whole)
     out: list[torch.Tensor] = []
-    found = {
+    macs = {
         "unet forward": count(lambda: out.append(unet(start, 100, prompt).sample.sum())),
         "unet backward": count(lambda: out[0].backward()),
     }
     if whole:
         end = latent.clone().requires_grad_()
-        found["decoder"] = count(lambda: vae.decode(end).sample.sum().backward())
+        macs["decoder"] = count(lambda: vae.decode(end).sample.sum().backward())
         _adapt(vae, vae_targets(vae), full=None)
-        found["encoder"] = count(lambda: vae.encode(image).latent_dist.mean.sum().backward())
-    return found
+        macs["encoder"] = count(lambda: vae.encode(image).latent_dist.mean.sum().backward())
+    return macs
 
 
 def _adapt(network: nn.Module, targets: list[str], full: str | None) -> None:
@@ -192,10 +208,10 @@ def _adapt(network: nn.Module, targets: list[str], full: str | None) -> None:
 @torch.no_grad()
 def reward_macs(size: int) -> dict[str, Macs]:
     """MUSIQ and MANIQA (20 crops) of one image of `size` x `size` pixels."""
-    image, found = _meta(1, 3, size, size), {}
+    image, macs = _meta(1, 3, size, size), {}
     for name, network in reward_networks().items():
-        found[name] = count(partial(network, image))
-    return found
+        macs[name] = count(partial(network, image))
+    return macs
 
 
 def rl_step(networks: Networks, size: int, group: int = 6) -> list[Part]:
@@ -203,7 +219,7 @@ def rl_step(networks: Networks, size: int, group: int = 6) -> list[Part]:
 
     Columns: "as released", all computations within the step; "ours, online", our rollout and
     finetune stages together, without a cache; "ours, cached", our finetune stage, which reads the
-    rollouts. group: G.
+    rollouts; and both with `rollout.input: lr`, where the candidates share their input. group: G.
     Errors: ValueError for a size that is too small or that the networks cannot halve.
     """
     if size < LEAST_REWARD_SIDE:
@@ -216,23 +232,21 @@ def rl_step(networks: Networks, size: int, group: int = 6) -> list[Part]:
     lora = training_macs(networks, size, whole=False)
     g = group
     rows = [
-        ("tags of the HR image, twice", one["tagger"], 2, 0, 0),
-        ("text encoder", one["text"], 1 + 2 * g, 3, 1),
-        ("LR image, VAE encoder", one["encoder"], 1, 1, 0),
-        ("candidates, UNet", one["unet"], g, g, 0),
-        ("candidates, VAE decoder", one["decoder"], g, g, 0),
-        *((f"reward, {name}", macs, g, g, 0) for name, macs in reward.items()),
-        ("candidates again, VAE encoder", one["encoder"], g, g, 0),
-        ("reference, UNet", one["unet"], g, g, 0),
-        ("reference, VAE decoder, unused", one["decoder"], g, 0, 0),
-        ("policy, UNet forward", lora["unet forward"], g, g, g),
-        ("policy, UNet backward", lora["unet backward"], g, g, g),
-        ("policy, VAE decoder, unused", one["decoder"], g, 0, 0),
+        ("tags of the HR image, twice", one["tagger"], 2, 0, 0, 0, 0),
+        ("text encoder", one["text"], 1 + 2 * g, 3, 1, 3, 1),
+        ("LR image, VAE encoder", one["encoder"], 1, 1, 0, 1, 0),
+        ("candidates, UNet", one["unet"], g, g, 0, g, 0),
+        ("candidates, VAE decoder", one["decoder"], g, g, 0, g, 0),
+        *((f"reward, {name}", macs, g, g, 0, g, 0) for name, macs in reward.items()),
+        ("candidates again, VAE encoder", one["encoder"], g, g, 0, 0, 0),
+        ("reference, UNet", one["unet"], g, g, 0, 1, 0),
+        ("reference, VAE decoder, unused", one["decoder"], g, 0, 0, 0, 0),
+        ("policy, UNet forward", lora["unet forward"], g, g, g, 1, 1),
+        ("policy, UNet backward", lora["unet backward"], g, g, g, 1, 1),
+        ("policy, VAE decoder, unused", one["decoder"], g, 0, 0, 0, 0),
     ]
-    return [
-        Part(name, macs, dict(zip((RELEASED, ONLINE, CACHED), calls, strict=True)))
-        for name, macs, *calls in rows
-    ]
+    columns = (RELEASED, ONLINE, CACHED, ONLINE_LR, CACHED_LR)
+    return [Part(name, macs, dict(zip(columns, calls, strict=True))) for name, macs, *calls in rows]
 
 
 def pretrain_step(networks: Networks, size: int) -> list[Part]:
@@ -266,7 +280,7 @@ def pretrain_step(networks: Networks, size: int) -> list[Part]:
 
 
 def _vgg() -> nn.Module:
-    from torchvision.models import vgg16  # type: ignore[import-untyped]
+    from torchvision.models import vgg16
 
     with torch.device("meta"):
         return vgg16().features[:30].requires_grad_(False)

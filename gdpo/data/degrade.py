@@ -8,9 +8,9 @@
     second  [blur] -> resize to s H/4 -> noise        s: the drawn scale
     final   resize to H/4 -> [sinc] -> JPEG, or JPEG -> resize to H/4 -> [sinc]
 
-Source: Real-ESRGAN, with the values of the GDPO release as defaults (gdpo/config.py). The release
-enlarges the result back to full size by a random mode. That mode is drawn here too ("enlarge") and
-applied when a pair is used (`enlarge` in gdpo/data/shards.py).
+Source: Real-ESRGAN, with the values of the GDPO release as defaults (gdpo/config/data.py). The
+release enlarges the result back to full size by a random mode. That mode is drawn here too
+("enlarge") and applied when a pair is used (`enlarge` in gdpo/data/shards.py).
 """
 
 from typing import TypeVar
@@ -61,6 +61,8 @@ def draw(config: Degradation, rng: np.random.Generator) -> Draw:
     """Draw all random parameters of one degradation, as plain JSON values."""
     drawn: Draw = {"scale": config.scale, "first": _draw_stage(config, config.first, rng)}
     drawn["first"]["jpeg"] = _draw_quality(config.first, rng)
+    # In the order of the release. Each draw moves the generator on, so another order is another
+    # data set.
     drawn["second"] = (
         _draw_stage(config, config.second, rng) if rng.random() < config.second_prob else None
     )
@@ -86,6 +88,7 @@ def _draw_stage(config: Degradation, stage: DegradationOrder, rng: np.random.Gen
 def _draw_resize(stage: DegradationOrder, rng: np.random.Generator) -> Draw:
     low, high = stage.resize_range
     direction = pick(rng, ("up", "down", "keep"), stage.resize_prob)
+    # Both uniform numbers are drawn, so that what follows does not depend on the direction.
     scale = {"up": rng.uniform(1, high), "down": rng.uniform(low, 1), "keep": 1.0}[direction]
     return {"scale": scale, "mode": MODES[rng.integers(3)]}
 
@@ -97,6 +100,7 @@ def _draw_noise(stage: DegradationOrder, rng: np.random.Generator) -> Draw:
         "kind": "gaussian" if gaussian else "poisson",
         "strength": between(rng, stage.noise_range if gaussian else stage.poisson_scale_range),
         "gray": bool(rng.random() < stage.gray_noise_prob),
+        # A field of noise is not stored; its seed gives the same field again.
         "seed": int(rng.integers(2**62)),
     }
 
@@ -131,6 +135,7 @@ def low_resolution(hr: np.ndarray, drawn: Draw) -> np.ndarray:
         scale = second["resize"]["scale"] / drawn["scale"]
         size = (max(1, int(hr.shape[0] * scale)), max(1, int(hr.shape[1] * scale)))
         image = _noisy(resize_to(image, size, second["resize"]["mode"]), second["noise"])
+    # Real pictures are resized before or after their last compression; ringing is sharpened or not.
     image = jpeg(image, final["jpeg"]) if not final["jpeg_last"] else image
     image = resize_to(image, (height, width), final["mode"])
     image = blur(image, kernel(final["sinc"])) if final["sinc"] else image

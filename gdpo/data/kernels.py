@@ -40,6 +40,8 @@ def draw_kernel(config: Degradation, stage: DegradationOrder, rng: np.random.Gen
 
     A sinc with probability `stage.sinc_prob`, otherwise one of `KINDS`.
     """
+    # The size is drawn before the kind, as in the release, where it also decides the cutoff of a
+    # sinc.
     size = int(rng.choice(config.kernel_sizes))
     if rng.random() < stage.sinc_prob:
         # As in Real-ESRGAN, larger kernels may have a lower cutoff.
@@ -89,6 +91,7 @@ def kernel(drawn: Draw) -> np.ndarray:
     values = (
         _sinc(drawn["cutoff"], np.hypot(x, y)) if drawn["kind"] == "sinc" else _bell(drawn, x, y)
     )
+    # A sum other than 1 would brighten or darken the image.
     normalised: np.ndarray = (values / values.sum()).astype(np.float32)
     return normalised
 
@@ -96,6 +99,7 @@ def kernel(drawn: Draw) -> np.ndarray:
 def _sinc(cutoff: float, r: np.ndarray) -> np.ndarray:
     """Circular ideal low-pass with the given cutoff in radians per pixel, at radius r."""
     safe = np.where(r == 0, 1.0, r)
+    # J1(x) / x tends to 1/2 at 0.
     values: np.ndarray = np.where(
         r == 0, cutoff**2 / (4 * np.pi), cutoff * j1(cutoff * safe) / (2 * np.pi * safe)
     )
@@ -109,6 +113,7 @@ def _bell(drawn: Draw, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     along = (x * math.cos(theta) + y * math.sin(theta)) / sigma_x
     across = (y * math.cos(theta) - x * math.sin(theta)) / sigma_y
     q = along**2 + across**2
+    # beta < 1: a sharp peak with heavy tails; beta > 1: a flat top, as of a defocused lens.
     powered: np.ndarray = q ** drawn.get("beta", 1.0)
     plateau: np.ndarray = 1 / (1 + powered)
     return plateau if drawn["kind"].startswith("plateau") else np.exp(-0.5 * powered)

@@ -50,8 +50,8 @@ def blur(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     if len(rows) > (2 if len(kernel) <= _DIRECT else 7):
         return cv2.filter2D(image, -1, kernel.astype(np.float32), borderType=cv2.BORDER_REFLECT_101)
     blurred = np.zeros_like(image)
-    for column, row in zip(columns, rows, strict=True):
-        blurred += cv2.sepFilter2D(image, -1, row, column, borderType=cv2.BORDER_REFLECT_101)
+    for column, kernel_row in zip(columns, rows, strict=True):
+        blurred += cv2.sepFilter2D(image, -1, kernel_row, column, borderType=cv2.BORDER_REFLECT_101)
     return blurred
 
 
@@ -73,6 +73,7 @@ def _products(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     r is the least number that leaves a negligible rest.
     """
+    # Filtering with a rank-r kernel costs 2 r k operations a pixel instead of k^2.
     left, values, right = np.linalg.svd(kernel)
     root = np.sqrt(values)
     columns, rows = (left * root).T, right * root[:, None]
@@ -144,6 +145,8 @@ def _area_rows(image: np.ndarray, height: int) -> np.ndarray:
     starts = np.concatenate([[0], np.cumsum(counts)])
     touched = np.arange(starts[-1]) - np.repeat(starts[:-1] - first, counts)
     weights = np.repeat((1 / counts).astype(np.float32), counts)
+    # A sparse matrix of one row per target row: torch's area mode, which the release uses, averages
+    # whole source rows, where OpenCV's weighs the parts of them.
     means = csr_array((weights, touched, starts), shape=(height, len(image)))
     rows: np.ndarray = means @ image.reshape(len(image), -1)
     return rows.reshape(height, *image.shape[1:])
@@ -154,6 +157,8 @@ def gaussian_noise(image: np.ndarray, sigma: float, gray: bool, seed: int) -> np
 
     gray: the same noise in all channels.
     """
+    # From torch's generator, keyed by the stored seed: the field itself is not stored with the
+    # pair.
     noise = torch.randn(
         *image.shape[:2], 1 if gray else 3, generator=torch_generator(seed, "noise")
     ).numpy()
@@ -172,6 +177,7 @@ def poisson_noise(image: np.ndarray, scale: float, gray: bool, seed: int) -> np.
 
 def _added(image: np.ndarray, noise: np.ndarray, strength: float) -> np.ndarray:
     """image + strength * noise, clipped to [0, 255]; overwrites noise (H, W, 1 or 3)."""
+    # In place: the noise of a 512-pixel patch is 3 MB.
     noise *= np.float32(strength)
     noise = cv2.cvtColor(noise, cv2.COLOR_GRAY2RGB) if noise.shape[2] == 1 else noise
     noise += image
@@ -180,6 +186,7 @@ def _added(image: np.ndarray, noise: np.ndarray, strength: float) -> np.ndarray:
 
 def poisson_peak(levels: np.ndarray) -> int:
     """The number of distinct values in a uint8 image, rounded up to a power of two."""
+    # BasicSR's rule for images of unknown exposure: more grey levels, more photons, less noise.
     histogram = cv2.calcHist([levels.reshape(len(levels), -1)], [0], None, [256], [0, 256])
     return 1 << (int(np.count_nonzero(histogram)) - 1).bit_length()
 
@@ -201,6 +208,8 @@ def _poisson(levels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     deviation = table.index_select(0, torch.from_numpy(place)).numpy()
     split = np.flatnonzero(np.isnan(deviation))
     level = flat[split]
+    # The first 16 bits of the uniform number stay; 53 more follow them, so the two paths together
+    # draw one uniform number each.
     exact = level + (drawn[split] + rng.random(len(split))) / 65536
     longest = distribution.size // 256
     count = np.searchsorted(distribution, exact, side="right") - longest * level.astype(np.int64)
@@ -242,5 +251,6 @@ def jpeg(image: np.ndarray, quality: int) -> np.ndarray:
         bgr = cv2.copyMakeBorder(
             bgr, 0, -height % 16, 0, -width % 16, cv2.BORDER_CONSTANT, value=(0, 0, 0)
         )
+    # 4:2:0, as most cameras and web sites write: colour at half resolution, in blocks of 16 pixels.
     data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality, *sampling])[1]
     return decode_image(data.tobytes())[:height, :width].astype(np.float32)

@@ -28,6 +28,7 @@ from gdpo.data.schema import (
     drawn,
     row_hash,
 )
+from gdpo.errors import one_line
 
 LENGTH = 4  # bytes before each value of a PLAIN page
 MAX_HEADER = 256
@@ -40,8 +41,9 @@ def damage_named(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path}: damaged or missing shard ({reason}); {AGAIN}") from error
+        raise ValueError(
+            f"{path}: damaged or missing shard ({one_line(error)}); {AGAIN}"
+        ) from error
 
 
 @contextmanager
@@ -70,6 +72,8 @@ class RowGroup:
     def _places(self, name: str, chunk: pq.ColumnChunkMetaData) -> np.ndarray:
         """The file offset of each image of a column."""
         lengths = self.table[f"{name}_size"].to_numpy().astype(np.int64) + LENGTH
+        # Parquet states the size of the page with its header; the header's own length is written
+        # nowhere and varies with the numbers in it.
         header = chunk.total_compressed_size - int(lengths.sum())
         plain = (
             chunk.compression == "UNCOMPRESSED"
@@ -97,10 +101,13 @@ class RowGroup:
         except UnicodeDecodeError as error:
             raise ValueError(f"{where} is damaged ({error}); {AGAIN}") from error
         row["degradation"] = drawn(row["degradation"])
+        # Unbuffered: a buffer would read on for kilobytes after each image.
         with damage_named(self.path), self.path.open("rb", buffering=0) as file:
             for name in IMAGES:
                 file.seek(int(self._starts[name][index]))
                 row[name] = file.read(row[f"{name}_size"])
+        # The check of every read, not of opening alone: a bit that flips on the disk would
+        # otherwise train silently.
         if row_hash(row) != row["sha256"]:
             raise ValueError(f"{where} (id {row['id']}) is damaged, its SHA-256 differs; {AGAIN}")
         return row
@@ -111,7 +118,7 @@ def damages(path: Path) -> tuple[int, list[str]]:
 
     A row group or file that cannot be read is one line.
     """
-    rows, found = 0, list[str]()
+    rows, problems = 0, list[str]()
     try:
         with opened(path) as file:
             numbers = range(file.num_row_groups)
@@ -121,12 +128,12 @@ def damages(path: Path) -> tuple[int, list[str]]:
         try:
             group = RowGroup(path, number)
         except ValueError as error:
-            found.append(str(error))
+            problems.append(str(error))
             continue
         rows += len(group)
         for index in range(len(group)):
             try:
                 group.row(index)
             except ValueError as error:
-                found.append(str(error))
-    return rows, found
+                problems.append(str(error))
+    return rows, problems

@@ -140,6 +140,8 @@ def row_hash(row: Row) -> str:
     plain = {name: row[name] for name in PLAIN if name != "sha256"}
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
     for name in IMAGES:
+        # The length first, so that bytes cannot move from one image to the other with an equal
+        # hash.
         digest.update(len(row[name]).to_bytes(8, "big"))
         digest.update(row[name])
     return digest.hexdigest()

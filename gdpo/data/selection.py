@@ -45,15 +45,16 @@ _CODE = {reason: code for code, reason in enumerate(REASONS)}
 _FIT = -1  # no rule has rejected the patch so far
 
 
-def perceptual_hash(image: np.ndarray) -> int:
-    """64-bit perceptual hash of uint8 (H, W, 3) RGB.
+def perceptual_hash(image: np.ndarray, side: int = 8) -> int:
+    """Perceptual hash of side * side bits of uint8 (H, W, 3) RGB; 64 bits by default.
 
-    Bit i says whether the i-th of the 8x8 lowest DCT coefficients, at 32x32 pixels, exceeds their
-    median.
+    Bit i says whether the i-th of the side x side lowest DCT coefficients, at four times as many
+    pixels a side, exceeds their median.
     """
     gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    small = cv2.resize(gray, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32)
-    lowest = cv2.dct(small)[:8, :8].reshape(-1)
+    small = cv2.resize(gray, (4 * side, 4 * side), interpolation=cv2.INTER_AREA)
+    lowest = cv2.dct(small.astype(np.float32))[:side, :side].reshape(-1)
+    # The median and not 0: half of the bits are set, whatever the image's contrast.
     bits = lowest > np.median(lowest)
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
@@ -88,10 +89,15 @@ class NearDuplicates:
         return False
 
 
+def metric_of(rule: Select) -> str:
+    """The name of the score that ranks the patches."""
+    return rule.score if rule.rule == "quality" else rule.difficulty
+
+
 def choose(patches: pa.Table, rule: Select, *, higher_is_better: bool) -> pa.Table:
     """Apply the rule to patches, a table with id, source, score, detail_share and hash.
 
-    higher_is_better: of the metric `rule.metric`. Returns id, source, score, detail_share, hash,
+    higher_is_better: of `metric_of(rule)`. Returns id, source, score, detail_share, hash,
     reason and rank (0 is the first selected, null if not selected), in the order given. ValueError
     if no patch is selected.
     """
@@ -123,7 +129,7 @@ def _nothing(reasons: np.ndarray, rule: Select) -> str:
     return (
         f"select: none of {len(reasons)} patches is fit, {flat} lie below select.min_detail = "
         f"{rule.min_detail:g}, "
-        f"{unscored} have no {rule.metric} score, {outside} are outside select.{key} = "
+        f"{unscored} have no {metric_of(rule)} score, {outside} are outside select.{key} = "
         f"{getattr(rule, key):g}; "
         f"lower select.min_detail or raise select.{key}"
     )
@@ -134,6 +140,7 @@ def _unfit(costs: np.ndarray, detail_shares: np.ndarray, rule: Select) -> np.nda
     # Where several reasons apply, the last assignment wins: rule 1 before rule 2.
     scored = np.isfinite(costs)
     reasons = np.full(len(costs), _FIT, dtype=np.int8)
+    # The share is one of the patches that have a score: unscored ones must not widen it.
     reasons[costs > _bound(costs[scored], rule)] = _CODE[OUTSIDE]
     reasons[~scored] = _CODE[UNSCORED]
     reasons[detail_shares < rule.min_detail] = _CODE[FLAT]
@@ -157,18 +164,23 @@ def _take(patches: pa.Table, costs: np.ndarray, reasons: np.ndarray, rule: Selec
     """
     fit = pa.array(np.flatnonzero(reasons == _FIT))
     columns = {"row": fit, "cost": costs[fit], "id": patches["id"].take(fit)}
+    # By id where costs are equal: the order of the rows depends on parts, and the selection must
+    # not.
     order = (
         pa.table(columns).sort_by([("cost", "ascending"), ("id", "ascending")])["row"].to_pylist()
     )
+    # Photographs as numbers, because 1.5 million rows go through the loop below.
     photos = patches["source"].combine_chunks().dictionary_encode().indices.to_numpy()
     hashes = patches["hash"].to_numpy()
     taken: list[int] = []
     of_photo: Counter[int] = Counter()
     near = NearDuplicates(rule.min_hash_distance)
-    for row in order:
-        photo, hash_ = int(photos[row]), int(hashes[row])
+    for index in order:
+        photo, hash_ = int(photos[index]), int(hashes[index])
         if len(taken) == rule.count:
             reason = SURPLUS
+        # Before the search for near-duplicates, which costs most and mostly finds patches of the
+        # same photograph.
         elif of_photo[photo] == rule.max_per_photo:
             reason = QUOTA
         elif near.has(hash_):
@@ -176,9 +188,9 @@ def _take(patches: pa.Table, costs: np.ndarray, reasons: np.ndarray, rule: Selec
         else:
             reason = SELECTED
             near.add(hash_)
-            taken.append(row)
+            taken.append(index)
             of_photo[photo] += 1
-        reasons[row] = _CODE[reason]
+        reasons[index] = _CODE[reason]
     return taken
 
 

@@ -1,9 +1,8 @@
 """LR-HR pairs in Parquet shards, read in any order; every row is checked by its SHA-256.
 
     shards = Shards(folder)         # a folder of shards, or of parts with shards
-    for pair in shards.stream(seed, epoch, rank, world, start):
-        ...                         # the same order on every machine; resume at position `start`
-    shards[i], shards.ids[i], shards.order(seed, epoch)[i]
+    for i in shards.order(seed, epoch):    # the same order on every machine
+        shards[i], shards.ids[i]
 
 Pairs are numbered by photograph and position in the photograph, not by part and file. An order is a
 shuffle of all these numbers, so it depends on the pairs and not on the number of parts. A pair is
@@ -14,7 +13,6 @@ same as sequential reading.
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +23,7 @@ from gdpo.data.rows import AGAIN, RowGroup, opened
 from gdpo.data.schema import PARTS_KEY, Box, Pair, to_pair
 from gdpo.data.writer import write_shards
 from gdpo.seeds import numpy_generator
+from gdpo.walk import is_hidden, walk
 
 __all__ = ["Box", "Pair", "Shards", "enlarge", "shard_files", "write_shards"]
 
@@ -45,10 +44,11 @@ def shard_files(folder: Path) -> list[Path]:
 
     Skips folders with a leading dot, which hold the leftovers of killed writers.
     """
-    found = (path for path in folder.rglob("*.parquet") if path.is_file())
-    return sorted(
-        path for path in found if not any(name[0] == "." for name in path.relative_to(folder).parts)
-    )
+    if not folder.is_dir():
+        return []
+    tree = walk(folder)
+    files = [path for path in [*tree.files, *tree.broken] if path.suffix == ".parquet"]
+    return sorted(path for path in files if not is_hidden(path, folder))
 
 
 class Shards:
@@ -68,6 +68,8 @@ class Shards:
         if not paths:
             raise ValueError(f"{folder}: no shards here; run the degrade stage")
         table = pa.concat_tables([self._keys(path) for path in paths])
+        # Before the test for pairs: an empty part is allowed, a missing one is not, and its message
+        # says which.
         self._check_parts(paths)
         if not table.num_rows:
             raise ValueError(
@@ -77,11 +79,14 @@ class Shards:
         table = table.sort_by([(name, "ascending") for name in ("source", "top", "left", "id")])
         self.ids: list[str] = table["id"].to_pylist()
         self._group_of = table["group"].to_numpy()
+        sources = table["source"].combine_chunks().dictionary_encode()
+        self._sources: list[str] = sources.dictionary.to_pylist()
+        self._source_of = sources.indices.to_numpy()
         self._row_of = table["row"].to_numpy()
         if len(set(self.ids)) < len(self.ids):
             twice = next(a for a, b in zip(self.ids, self.ids[1:], strict=False) if a == b)
             raise ValueError(
-                f"{folder}: the pair {twice} is there twice; delete the folder and {AGAIN}"
+                f"{folder}: the pair {twice} occurs twice; delete the folder and {AGAIN}"
             )
 
     def _keys(self, path: Path) -> pa.Table:
@@ -100,6 +105,8 @@ class Shards:
                     "left": corners[:, 1],
                     "id": read["id"],
                 }
+                # Positions in Arrow columns of int32: as Python tuples, those of 1.5 million pairs
+                # would be the largest part of memory.
                 group = np.full(read.num_rows, len(self._groups), np.int32)
                 tables.append(
                     pa.table(
@@ -128,12 +135,23 @@ class Shards:
                     f"{self.folder}: {what}; {path} belongs to the parts {', '.join(wanted)}"
                 )
 
+    def photograph_of(self, index: int) -> str:
+        """The name of the photograph that a pair was cut from."""
+        return self._sources[self._source_of[index]]
+
+    def photographs(self) -> dict[str, int]:
+        """The number of pairs of each photograph."""
+        counts = np.bincount(self._source_of, minlength=len(self._sources)).tolist()
+        return dict(zip(self._sources, counts, strict=True))
+
     def fingerprint(self) -> str:
         """SHA-256 over the stored hashes of all rows, file by file, without reading an image.
 
         A row that no longer matches its stored hash is detected only when it is read.
         """
         digest = hashlib.sha256()
+        # By the stored hashes and not by the bytes: half a terabyte would take hours, and a row
+        # that no longer matches its hash is refused on reading.
         for path in dict.fromkeys(path for path, _ in self._groups):
             with opened(path) as file:
                 for batch in file.iter_batches(columns=["sha256"], use_threads=False):
@@ -151,29 +169,17 @@ class Shards:
         if number not in self._cache:
             self._cache[number] = RowGroup(*self._groups[number])
             self._cached += self._cache[number].table.nbytes
+            # At least one row group stays, however large it is; without it every read would load
+            # the group again.
             while len(self._cache) > 1 and self._cached > CACHE_MB * 1e6:
                 self._cached -= self._cache.popitem(last=False)[1].table.nbytes
         self._cache.move_to_end(number)
         return self._cache[number]
 
-    def order(self, seed: int, epoch: int, rank: int = 0, world: int = 1) -> list[int]:
-        """The shuffled indices of one epoch for one rank; deterministic in the arguments.
-
-        Every index occurs once over all ranks. Rank r of `world` gets a contiguous part of the
-        shuffle; the lengths of parts differ by at most one. With W reader workers per process,
-        worker w on rank r passes rank = r * W + w and world = world * W.
-        """
-        order = numpy_generator(seed, "order", epoch).permutation(len(self))
-        return [
-            int(i) for i in order[len(order) * rank // world : len(order) * (rank + 1) // world]
-        ]
-
-    def stream(
-        self, seed: int, epoch: int, rank: int = 0, world: int = 1, start: int = 0
-    ) -> Iterator[Pair]:
-        """The pairs of `order` from position `start` on, one in memory at a time."""
-        for index in self.order(seed, epoch, rank, world)[start:]:
-            yield self[index]
+    def order(self, seed: int, epoch: int) -> list[int]:
+        """The shuffled indices of one epoch; deterministic in the arguments."""
+        order: list[int] = numpy_generator(seed, "order", epoch).permutation(len(self)).tolist()
+        return order
 
 
 _NO_KEYS = pa.table(

@@ -11,16 +11,19 @@ A photograph's name depends only on its path. gdpo/data/scan.py decides which ph
 
 import hashlib
 import importlib.util
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from posixpath import basename, splitext
 from typing import Literal
 
 import numpy as np
 
 from gdpo.data.schema import Box
 from gdpo.images import photo_from_bytes, read_photo, resize_bicubic
+from gdpo.walk import walk
 
 Split = Literal["train", "evaluation"]
 Read = Callable[[], bytes]
@@ -44,7 +47,8 @@ class Photo:
 
     name: unique in its set, usable as a file name; path: for reading and for errors; source: the
     `path` of its `Photographs`; file: its path within the source; resize: shorter side in pixels to
-    resize to; read: reads its bytes if it is not on the file system.
+    resize to; read: reads its bytes if it is not on the file system; lr: its ready-made LR image,
+    if the source has such.
     """
 
     name: str
@@ -53,6 +57,7 @@ class Photo:
     file: str = ""
     resize: int | None = None
     read: Read | None = None
+    lr: Path | None = None
 
     def load(self) -> np.ndarray:
         """The pixels, uint8 (H, W, 3) RGB.
@@ -97,13 +102,9 @@ def photographs(spec: str, split: Split, root: Path = Path()) -> list[Photo]:
     folder = root / spec
     if not folder.is_dir():
         raise ValueError(f"{spec}: no such folder (degrade.{split})")
+    tree = walk(folder)
     # Keep dangling links, so that the scan reports them as unreadable photographs.
-    paths = [
-        path
-        for path in folder.rglob("*")
-        if path.is_file() or (path.is_symlink() and not path.exists())
-    ]
-    files = [path.relative_to(folder).as_posix() for path in paths]
+    files = [path.relative_to(folder).as_posix() for path in [*tree.files, *tree.broken]]
     return [
         Photo(name, folder / file, spec, file)
         for name, file in named(files, f"{spec} (degrade.{split})")
@@ -113,17 +114,21 @@ def photographs(spec: str, split: Split, root: Path = Path()) -> list[Photo]:
 def named(files: Iterable[str], where: str) -> list[tuple[str, str]]:
     """(name, file) of the image files among paths with `/`, sorted.
 
-    A name is the path without suffix, with `__` for `/`. Files that differ only in their suffix get
-    the same name; the scan uses the first of them. ValueError naming `where` if there is no image
-    file.
+    The paths may be keys of a bucket: they are text, in which `//` and `..` mean nothing, and one
+    that ends in `/` marks a folder. A name is the path without suffix, with `__` for `/`. Files
+    that differ only in their suffix get the same name; the scan uses the first of them. ValueError
+    naming `where` if there is no image file.
     """
-    places = [PurePosixPath(file) for file in files]
-    chosen = [
-        place for place in places if place.suffix.lower() in SUFFIXES and place.name[0] != "."
-    ]
+    chosen = []
+    for file in files:
+        stem, suffix = splitext(file)
+        if suffix.lower() in SUFFIXES and not basename(file).startswith("."):
+            # Flat names, because they become file names and ids of patches; the source's own path
+            # stays in `file`.
+            chosen.append((stem.replace("/", "__"), file))
     if not chosen:
         raise ValueError(f"{where}: no photograph here ({', '.join(sorted(SUFFIXES))})")
-    return sorted(("__".join(place.with_suffix("").parts), str(place)) for place in chosen)
+    return sorted(chosen)
 
 
 def place(spec: str, file: str, root: Path) -> Path:
@@ -133,16 +138,18 @@ def place(spec: str, file: str, root: Path) -> Path:
 
 @cache
 def _scikit_image_data() -> Path:
-    found = importlib.util.find_spec("skimage")
-    if found is None or not found.submodule_search_locations:
+    spec = importlib.util.find_spec("skimage")
+    if spec is None or not spec.submodule_search_locations:
         raise ValueError(
             "scikit-image is not installed: degrade.train and degrade.evaluation must be folders"
         )
-    return Path(found.submodule_search_locations[0]) / "data"
+    return Path(spec.submodule_search_locations[0]) / "data"
 
 
 def part_of(name: str, parts: Sequence[str]) -> str:
     """The part of the photograph `name`; independent of the other photographs."""
+    # By the hash of the name and not by a running number: a photograph added later must not move
+    # the others to other parts, which would degrade all parts again.
     return parts[int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % len(parts)]
 
 
@@ -153,6 +160,22 @@ def sliding_windows(height: int, width: int, side: int, stride: int) -> list[Box
     """
     tops, lefts = range(0, height - side + 1, stride), range(0, width - side + 1, stride)
     return [Box(top, left, side, side) for top in tops for left in lefts]
+
+
+def patch_id(source: str, box: Box) -> str:
+    """A short hash of the patch's photograph and box; adding photographs does not change it."""
+    return hashlib.sha256(json.dumps([source, *box]).encode()).hexdigest()[:20]
+
+
+def lowest(ids: Iterable[str], count: int) -> str | None:
+    """The greatest of the `count` lowest ids of `patch_id`; None if there are not more than that.
+
+    A sample that depends neither on the parts nor on the order.
+    """
+    numbers = np.fromiter((int(id_[:16], 16) for id_ in ids), np.uint64)
+    if len(numbers) <= count:
+        return None
+    return f"{int(np.partition(numbers, count - 1)[count - 1]):016x}"
 
 
 def centred_tiles(height: int, width: int, side: int) -> list[tuple[str, Box]]:

@@ -50,6 +50,8 @@ def write_shards(
             count += _write_shard(aside / f"{number:05d}.parquet", rows, schema)
         if not count and parts is None:
             raise ValueError(f"{folder}: there is no pair to write")
+        # A part without pairs has an empty shard, so that "no pairs" and "not run yet" can be told
+        # apart.
         if not count:
             _write_shard(aside / "00000.parquet", iter(()), schema)
     return count
@@ -83,6 +85,7 @@ def _split(rows: Iterator[Row], limit: int) -> Iterator[Iterator[Row]]:
     """
     held = next(rows, None)
 
+    # One row ahead: a shard is closed before the row that would not fit, and that row is not lost.
     def shard() -> Iterator[Row]:
         nonlocal held
         size = 0
@@ -96,6 +99,7 @@ def _split(rows: Iterator[Row], limit: int) -> Iterator[Iterator[Row]]:
 
 
 def _bytes(row: Row) -> int:
+    # 512: the small columns of a row, roughly. They matter for tiny patches only.
     return int(row["hr_size"]) + int(row["lr_size"]) + 512
 
 
@@ -124,6 +128,8 @@ def _table(rows: list[Row], schema: pa.Schema) -> pa.Table:
     for row, struct in zip(
         rows, pa.array([row["degradation"] for row in rows], field.type).to_pylist(), strict=True
     ):
+        # Through Arrow's types and back before hashing: an integer that the schema stores as float
+        # would otherwise hash differently for the reader.
         stored = drawn(struct)
         if stored != row["degradation"]:
             raise ValueError(

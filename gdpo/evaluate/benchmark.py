@@ -1,8 +1,7 @@
 """Held-out evaluation: every model on the same photographs with the same noises.
 
-    input     the LR image enlarged bicubically to the size of the HR image; also the baseline,
-              `bicubic`
-    peers     other methods' outputs for the same image, one each, unchanged
+    input     the LR image enlarged bicubically to the size of the HR image
+    baselines this input, `bicubic`, and other methods' outputs, one each, unchanged
     outputs   N per image and model; noise n is drawn from key (seed, "evaluate", pair id, n), the
               same for every model
     scores    of the output rounded to 8 bits (as a user would save it), against the HR image
@@ -26,15 +25,17 @@ import numpy as np
 import torch
 
 from gdpo.config import Reward
+from gdpo.config.evaluate import BICUBIC
 from gdpo.data.shards import Pair, enlarge
 from gdpo.evaluate.statistics import Array, Scores, within_image_std
 from gdpo.images import to_tensor
 from gdpo.metrics.score import higher_is_better, score
+from gdpo.rewards.attribute_aware import perception_weight
+from gdpo.seeds import Key
 
-BASELINE, REFERENCE = "bicubic", "naosd"
 REWARD = "reward"
+VALIDATION = "validation_"  # begins the names of what a training logs on validation photographs
 
-Key = tuple[int | str, ...]
 # (lr_up_BCHW in [0, 1], B keys) -> image_BCHW in [0, 1]
 Upscaler = Callable[[torch.Tensor, list[Key]], torch.Tensor]
 
@@ -43,7 +44,7 @@ Upscaler = Callable[[torch.Tensor, list[Key]], torch.Tensor]
 class ImageResult:
     """One image: uint8 outputs (N, H, W, C) and scores {metric: (N,)} by model.
 
-    N = 1 for the baseline and for peers.
+    N = 1 for baselines.
     """
 
     outputs: dict[str, np.ndarray]
@@ -55,21 +56,9 @@ def noise_keys(seed: int, pair_id: str, noises: int) -> list[Key]:
     return [(seed, "evaluate", pair_id, noise) for noise in range(noises)]
 
 
-def comparisons(models: Sequence[str]) -> list[tuple[str, str]]:
-    """The pairs (a, b) of models to compare.
-
-    Every other model with the first, the second with every later one, the first with bicubic:
-    [naosd, gdpo, control] gives gdpo-naosd, control-naosd, gdpo-control, naosd-bicubic.
-    """
-    first, *others = models
-    return [
-        *((name, first) for name in others),
-        *((others[0], name) for name in others[1:]),
-        (first, BASELINE),
-    ]
-
-
 def _eight_bit(image_BCHW: torch.Tensor) -> np.ndarray:
+    # Scored as it would be saved: metrics without a reference see the difference between 8 bits and
+    # float.
     levels = (image_BCHW.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
     return levels.permute(0, 2, 3, 1).contiguous().numpy()
 
@@ -102,20 +91,22 @@ def evaluate_image(
     seed: int,
     noises: int,
     batch: int,
-    peers: Mapping[str, np.ndarray] | None = None,
+    baselines: Mapping[str, np.ndarray] | None = None,
 ) -> ImageResult:
-    """Outputs and scores of the bicubic baseline, of peers and of every model on one pair.
+    """Outputs and scores of bicubic, of other methods and of every model on one pair.
 
-    batch: outputs per call of an upscaler; peers: {method: uint8 output of the HR image's size}.
-    Errors: ValueError naming image, metric and model for a score that is not finite; the errors of
-    `gdpo.metrics.score.score`.
+    batch: outputs per call of an upscaler. baselines: {method: its uint8 output, of the HR image's
+    size}. Errors: ValueError naming image, metric and model for a score that is not finite; the
+    errors of `gdpo.metrics.score.score`.
     """
     height, width = pair.hr.shape[:2]
+    # Bicubic for every image, whatever mode its degradation drew: at test time a user's image has
+    # no such mode.
     bicubic = enlarge(pair.lr, (height, width), "bicubic")
     keys = noise_keys(seed, pair.id, noises)
     outputs = {
-        BASELINE: bicubic[None],
-        **{name: output[None] for name, output in (peers or {}).items()},
+        BICUBIC: bicubic[None],
+        **{name: output[None] for name, output in (baselines or {}).items()},
     }
     for name, upscale in upscalers.items():
         parts = [keys[start : start + batch] for start in range(0, noises, batch)]
@@ -139,7 +130,7 @@ def stack(results: Sequence[Mapping[str, Mapping[str, Array]]]) -> Scores:
 
 
 def rewards(
-    scores: Scores, detail_share_I: Array, reward: Reward, reference: str = REFERENCE
+    scores: Scores, detail_share_I: Array, reward: Reward, reference: str
 ) -> dict[str, Array]:
     """The reward of every output, {model: (I, N)}, as defined in the module docstring.
 
@@ -149,10 +140,13 @@ def rewards(
 
     def normalised(model: str, metric: str) -> Array:
         reference_IN = scores[reference][metric]
+        # The reference's own spread, so that the unit does not depend on the model that is judged.
         unit = within_image_std(reference_IN)
         if unit == 0:
             return np.zeros_like(scores[model][metric])
         sign = 1.0 if higher_is_better(metric) else -1.0
+        # Image by image: a hard image lowers the scores of all models alike, and the difference
+        # removes that.
         shifted: Array = scores[model][metric] - reference_IN.mean(axis=1, keepdims=True)
         return sign / unit * shifted
 
@@ -160,9 +154,10 @@ def rewards(
         total: Array = sum((normalised(model, metric) for metric in metrics), np.zeros(1))
         return total / max(len(metrics), 1)
 
-    detail_I1 = np.array([reward.rho_d(share) for share in detail_share_I], dtype=np.float64)[
-        :, None
-    ]
+    # The weights of the training's reward (Eq. 7), so that the number says what the training was
+    # for.
+    weights = [perception_weight(reward, share) for share in detail_share_I]
+    detail_I1 = np.array(weights, dtype=np.float64)[:, None]
     sides = {
         model: (mean(model, reward.fidelity), mean(model, reward.perception)) for model in scores
     }

@@ -1,9 +1,9 @@
 """Ready-made LR-HR pairs (RealSR, DRealSR, DIV2K-val, ...): two folders of images.
 
-    pairs = PairFolder.checked("realsr", lr, hr, peers)     reads every file once; one error lists
-                                                            all problems
-    pairs[i]            the pair as a `Pair`; its id is the name without the suffix
-    pairs.peer(i)       {method: its output for the pair}, uint8 images of the HR image's size
+    pairs = BenchmarkPairs.checked("realsr", lr, hr, baselines)     reads every file once; one error
+                                                                    lists all problems
+    pairs[i]                  the pair as a `Pair`; its id is the name without the suffix
+    pairs.baseline_outputs(i) {method: its output for the pair}, uint8, of the HR image's size
 
 Images are paired by name without the suffix. Rule for sizes: the LR image is enlarged bicubically
 to the size of the HR image, by any factor: 4 as in training, more for a smaller LR image, 1 (no
@@ -18,33 +18,14 @@ from pathlib import Path
 import numpy as np
 
 from gdpo.data.shards import Box, Pair
-from gdpo.data.sources import SUFFIXES
 from gdpo.images import read_photo, to_tensor
-from gdpo.rewards.detail import detail_share
-
-
-def images(folder: Path) -> dict[str, Path]:
-    """The image files directly in a folder by name without suffix, sorted.
-
-    ValueError naming the folder if it does not exist, or the file if two names differ only in the
-    suffix.
-    """
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder of images")
-    paths = sorted(
-        path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.name[0] != "."
-    )
-    found = {path.stem: path for path in paths}
-    if len(found) < len(paths):
-        twice = next(path for path in paths if found[path.stem] != path)
-        raise ValueError(
-            f"{twice}: two images of this name but for the suffix; pairs are made by name"
-        )
-    return found
+from gdpo.metrics.folders import images_by_name
+from gdpo.rewards.detail import PIPELINE_GRAYSCALE, detail_share
 
 
 def fits(lr: tuple[int, int], hr: tuple[int, int]) -> bool:
     """Whether LR and HR sizes (height, width) satisfy the rule of the module docstring."""
+    # The longer side, whose rounding to whole pixels changes the factor least.
     factor = max(hr) / max(lr)
     # Rounding the LR side to whole pixels may shift the enlarged side by half the factor.
     return factor >= 1 and all(
@@ -54,38 +35,42 @@ def fits(lr: tuple[int, int], hr: tuple[int, int]) -> bool:
 
 
 @dataclass(frozen=True)
-class PairFolder:
+class BenchmarkPairs:
     """The pairs of one benchmark in order of their names, and other methods' outputs for them."""
 
     ids: list[str]
     lr: Mapping[str, Path]
     hr: Mapping[str, Path]
-    peers: Mapping[str, Mapping[str, Path]]
+    baselines: Mapping[str, Mapping[str, Path]]
 
     @classmethod
     def checked(
-        cls, name: str, lr: Path, hr: Path, peers: Mapping[str, Path], min_side: int = 1
-    ) -> "PairFolder":
+        cls, name: str, lr: Path, hr: Path, baselines: Mapping[str, Path], min_side: int = 1
+    ) -> "BenchmarkPairs":
         """Open the folders and read every image once.
 
         One-line ValueError naming every image that has no partner, is unreadable, does not fit its
         HR image, or has a side below `min_side` pixels (which the metrics need).
         """
-        folders = {method: images(folder) for method, folder in peers.items()}
-        found = cls([], images(lr), images(hr), folders)
-        if not found.hr:
-            raise ValueError(f"{hr}: no image in this folder")
+        folders = {method: images_by_name(folder) for method, folder in baselines.items()}
+        unchecked = cls([], images_by_name(lr), images_by_name(hr), folders)
+        # From all folders: an image that only one of them has is a problem to be told, not to be
+        # passed over.
         names = sorted(
-            {*found.hr, *found.lr, *(image for outputs in folders.values() for image in outputs)}
+            {
+                *unchecked.hr,
+                *unchecked.lr,
+                *(image for outputs in folders.values() for image in outputs),
+            }
         )
-        problems = [problem for image in names for problem in found._problems(image, min_side)]
+        problems = [problem for image in names for problem in unchecked._problems(image, min_side)]
         if problems:
             raise ValueError(f"benchmark {name}: {'; '.join(problems)}")
-        return cls(names, found.lr, found.hr, found.peers)
+        return cls(names, unchecked.lr, unchecked.hr, unchecked.baselines)
 
     def _problems(self, image: str, min_side: int) -> Iterator[str]:
         """The problems with the files of one name, as error texts."""
-        places = {"LR": self.lr, "HR": self.hr, **self.peers}
+        places = {"LR": self.lr, "HR": self.hr, **self.baselines}
         sizes: dict[str, tuple[int, int]] = {}
         for place, paths in places.items():
             if image not in paths:
@@ -120,12 +105,14 @@ class PairFolder:
         """
         name = self.ids[index]
         hr = read_photo(self.hr[name])
-        share = float(detail_share(to_tensor(hr)[None], "released")[0])
+        share = float(detail_share(to_tensor(hr)[None], PIPELINE_GRAYSCALE)[0])
         return Pair(name, name, Box(0, 0, *hr.shape[:2]), hr, read_photo(self.lr[name]), {}, share)
 
-    def peer(self, index: int) -> dict[str, np.ndarray]:
+    def baseline_outputs(self, index: int) -> dict[str, np.ndarray]:
         """Every method's output for the pair."""
-        return {method: read_photo(paths[self.ids[index]]) for method, paths in self.peers.items()}
+        return {
+            method: read_photo(paths[self.ids[index]]) for method, paths in self.baselines.items()
+        }
 
 
 def _text(size: tuple[int, int]) -> str:

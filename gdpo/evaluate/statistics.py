@@ -1,13 +1,15 @@
-"""Statistics of an evaluation: images are the samples, noises are repeated measurements of them.
+"""Statistics of an evaluation: photographs are the samples; their images (tiles) and noises are
+repeated measurements.
 
-    mean         average over images of the mean over noises; standard error over images
+    photograph   its mean over its images, for each noise
+    mean         average over photographs of the mean over noises; standard error over photographs
     spread       sqrt(mean over images of the variance over noises): the effect of another noise
-    difference   of two models: per image, the mean over noises of a minus that of b;
-                 t interval and two-sided p over images
+    difference   of two models: per photograph, the mean over noises of a minus that of b;
+                 t interval and two-sided p over photographs
 
-Scores are (I, N) arrays: I images, N noises of one model and one metric. Averaging over noises
-first keeps N noises of one photograph from counting as N photographs. Tiles of one photograph still
-count separately, so a report of these intervals must give the number of photographs.
+Scores are (I, N) arrays: I images, N noises of one model and one metric; (P, N) after averaging the
+images of each of P photographs. Averaging first keeps the tiles and noises of one photograph from
+being counted as that many photographs.
 """
 
 import math
@@ -28,7 +30,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over images and its standard error (NaN with fewer than two images)."""
+    """A mean over photographs and its standard error (NaN with fewer than two)."""
 
     mean: float
     standard_error: float
@@ -36,9 +38,9 @@ class Mean:
 
 @dataclass(frozen=True)
 class Difference:
-    """A paired difference a - b over images: mean, standard error, t interval, two-sided p.
+    """A paired difference a - b over photographs: mean, standard error, t interval, two-sided p.
 
-    low, high: ends of the interval. All but the mean are NaN with fewer than two images.
+    low, high: ends of the interval. All but the mean are NaN with fewer than two photographs.
     """
 
     mean: float
@@ -54,12 +56,27 @@ def _checked(scores_IN: Array) -> Array:
             f"scores must be a filled (images, noises) array, got shape {scores_IN.shape}"
         )
     if not np.isfinite(scores_IN).all():
-        raise ValueError("scores hold a NaN or an infinity; no mean can be taken")
+        raise ValueError("scores must be finite, and one is NaN or infinite")
     return scores_IN
 
 
+def by_photograph(scores_IN: Array, photographs: Sequence[str]) -> Array:
+    """(P, N): the mean over the images of each photograph, in the order of first appearance.
+
+    photographs: of each image, its photograph. ValueError if their number is not I.
+    """
+    if len(_checked(scores_IN)) != len(photographs):
+        raise ValueError(
+            f"photographs must be one per image: {len(photographs)} for {len(scores_IN)} images"
+        )
+    names = list(dict.fromkeys(photographs))
+    of_image = np.array(photographs)
+    return np.stack([scores_IN[of_image == name].mean(axis=0) for name in names])
+
+
 def mean_over_images(scores_IN: Array) -> Mean:
-    """Mean and standard error over the I images of the mean over the N noises."""
+    """Mean and standard error over the I images (or photographs) of the mean over the N noises."""
+    # The sample is the images. N noises of one image say nothing about another image.
     image_means = _checked(scores_IN).mean(axis=1)
     count = len(image_means)
     error = float(image_means.std(ddof=1)) / math.sqrt(count) if count > 1 else math.nan
@@ -86,13 +103,17 @@ def paired_difference(a_IN: Array, b_IM: Array) -> Difference:
     """
     if len(_checked(a_IN)) != len(_checked(b_IM)):
         raise ValueError(f"paired scores need the same images, got {len(a_IN)} and {len(b_IM)}")
+    # Paired: photographs differ far more from each other than two models do on one of them.
     differences = a_IN.mean(axis=1) - b_IM.mean(axis=1)
     mean, count = float(differences.mean()), len(differences)
     if count < 2:
         return Difference(mean, math.nan, math.nan, math.nan, math.nan)
     error = float(differences.std(ddof=1)) / math.sqrt(count)
+    # Equal differences have no t statistic (0 / 0). They occur for identical models and in tests.
     if error == 0:
         return Difference(mean, 0.0, mean, mean, 0.0 if mean else 1.0)
+    # Student's t and not 1.96: with 24 photographs the interval is 6 % wider, with three twice as
+    # wide.
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * error
     p = 2 * float(stats.t.sf(abs(mean) / error, count - 1))
     return Difference(mean, error, mean - half, mean + half, p)
@@ -105,15 +126,16 @@ def verdict(difference: Difference, higher_is_better: bool) -> str:
     return "better" if (difference.mean > 0) == higher_is_better else "worse"
 
 
-def _json(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def finite(value: float | None) -> float | None:
+    """The value, or None if it is not finite, which JSON cannot represent."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _difference_row(
     scores: Scores, a: str, b: str, metric: str, higher: bool, unit: float
 ) -> dict[str, Any]:
     difference = paired_difference(scores[a][metric], scores[b][metric])
-    numbers = {key: _json(value) for key, value in vars(difference).items()}
+    numbers = {key: finite(value) for key, value in vars(difference).items()}
     effect = difference.mean / unit if unit else None
     return {
         "pair": f"{a}-{b}",
@@ -132,17 +154,31 @@ def summarise(
     pairs: Sequence[tuple[str, str]],
     *,
     unit_of: str,
+    photographs: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Means, spreads and paired differences of every metric, as plain JSON values (NaN -> null).
 
-    The `effect` of a difference is its mean divided by the within-image standard deviation of model
-    `unit_of` (null if that is 0).
+    photographs: of each image, its photograph; None: every image is one. The `effect` of a
+    difference is its mean divided by the within-image standard deviation of model `unit_of` (null
+    if that is 0).
     """
+    of_photographs = {
+        model: {
+            metric: values if photographs is None else by_photograph(values, photographs)
+            for metric, values in metrics.items()
+        }
+        for model, metrics in scores.items()
+    }
+    # Per image and not per photograph: the spread is that of one output, whatever the number of
+    # tiles.
     units = {metric: within_image_std(values) for metric, values in scores[unit_of].items()}
     models = {
         model: {
             metric: {
-                **{key: _json(value) for key, value in vars(mean_over_images(values)).items()},
+                **{
+                    key: finite(value)
+                    for key, value in vars(mean_over_images(of_photographs[model][metric])).items()
+                },
                 "within_image_std": within_image_std(values),
             }
             for metric, values in metrics.items()
@@ -150,7 +186,7 @@ def summarise(
         for model, metrics in scores.items()
     }
     differences = [
-        _difference_row(scores, a, b, metric, higher_is_better[metric], units[metric])
+        _difference_row(of_photographs, a, b, metric, higher_is_better[metric], units[metric])
         for a, b in pairs
         for metric in scores[unit_of]
     ]

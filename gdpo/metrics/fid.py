@@ -15,7 +15,6 @@ values of A_1 A_2^T, a matrix no larger than the sets.
 
 from collections.abc import Iterable
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import scipy.linalg
@@ -35,13 +34,13 @@ def features(images: Iterable[NDArray[np.uint8]], device: torch.device | str = "
 
     Errors: ValueError naming missing weights, or if there is no image.
     """
-    inception: Any = network("fid", device).model
+    inception = network("fid", device)
     rows = []
     resized = map(_resized, images)
     while batch := list(islice(resized, BATCH)):
         with torch.no_grad():
-            found = inception((torch.stack(batch).to(device) - 128) / 128, False, False)[0]
-        rows.append(found.flatten(1).double().cpu().numpy())
+            pooled = inception((torch.stack(batch).to(device) - 128) / 128)
+        rows.append(pooled.double().cpu().numpy())
     if not rows:
         raise ValueError("images must not be empty: FID is a distance of two sets")
     return np.concatenate(rows)
@@ -60,6 +59,7 @@ def frechet_distance(one: Features, other: Features) -> float:
     # The triangular factor of a QR decomposition has the same C_i, and its size does not grow with
     # the number of images.
     small = [scipy.linalg.qr(root, mode="r")[0][: root.shape[1]] for root in roots]
+    # R1 and R2 with C_i = R_i^T R_i: tr (C_1 C_2)^(1/2) is the nuclear norm of R1 R2^T.
     overlap = scipy.linalg.svdvals(small[0] @ small[1].T).sum()
     difference = one.mean(0) - other.mean(0)
     return float(difference @ difference + sum((root**2).sum() for root in roots) - 2 * overlap)

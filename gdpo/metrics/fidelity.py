@@ -7,9 +7,8 @@
               that, single images differ by 0.02.
 
 This is our own code because pyiqa's is 15 times slower on one core and its licence forbids
-commercial use. Both agree with the published per-image values
-(tests/gdpo/metrics/test_score.py). All computations are in float64, and the value of an image does
-not depend on the other images of the batch.
+commercial use. Both agree with pyiqa's values (tests/gdpo/metrics/test_score.py). All computations
+are in float64, and the value of an image does not depend on the other images of the batch.
 
 Shapes: B batch, H height, W width; images are BCHW, RGB in [0, 1].
 """
@@ -31,6 +30,8 @@ def psnr_y(image: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
 
     Equal images give 80 dB, because of the 1e-8 inside the logarithm.
     """
+    # Not rounded, other than in SSIM below: the two conventions of the published tables differ
+    # here.
     error = ((luma(image) - luma(reference)) / 255).square().mean((1, 2))
     return -10 * torch.log10(error + 1e-8)
 
@@ -42,6 +43,7 @@ def ssim_y(image: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     mean_x, mean_y, xx, yy, xy = (
         gaussian(part, SSIM_WINDOW, SSIM_SIGMA) for part in (x, y, x * x, y * y, x * y)
     )
+    # E x^2 - (E x)^2 cancels nearly all digits where the image is flat: hence float64.
     contrast = (2 * (xy - mean_x * mean_y) + c2) / (
         xx - mean_x.square() + yy - mean_y.square() + c2
     )
@@ -58,6 +60,8 @@ def gaussian(x: torch.Tensor, size: int, sigma: float) -> torch.Tensor:
 
 def separable(x: torch.Tensor, taps: list[float], stride: int = 1) -> torch.Tensor:
     """Correlate x (..., H, W) with `taps` along both axes, over the valid area, with `stride`."""
+    # A sum of shifted copies has one order of additions. The algorithm of conv2d, and with it the
+    # last digits, would depend on the size of the batch and on the machine.
     for axis in (-2, -1):
         points = (x.shape[axis] - len(taps)) // stride + 1
         index = [slice(None)] * x.ndim

@@ -20,7 +20,6 @@ Shapes: B images, N crops, P patches, C channels, H W pixels.
 from typing import Any
 
 import torch
-from einops import rearrange
 from torch.nn import functional
 
 SIDE, CROPS, GRID = 224, 20, 5
@@ -38,6 +37,7 @@ def maniqa(network: Any, image: torch.Tensor) -> torch.Tensor:
     crops = uniform_crops((image - mean) / std)
     quality, weight = zip(*(_patches(network, part) for part in crops.split(CHUNK)), strict=True)
     quality_BP, weight_BP = (torch.cat(part).reshape(len(image), -1) for part in (quality, weight))
+    # The network says which patches matter; all patches of all crops share one weighted mean.
     return (weight_BP * quality_BP).sum(1) / (weight_BP.sum(1) + 1e-8)
 
 
@@ -50,6 +50,7 @@ def uniform_crops(image: torch.Tensor) -> torch.Tensor:
         image = functional.interpolate(
             image, scale_factor=(SIDE + 1) / min(image.shape[2:]), mode="bilinear"
         )
+    # pyiqa takes the first 20 of a 5 x 5 grid: the lowest row of crops is never scored.
     down, right = ((side - SIDE) // (GRID - 1) for side in image.shape[2:])
     places = [(i * down, j * right) for i in range(GRID) for j in range(GRID)][:CROPS]
     return torch.stack([image[:, :, y : y + SIDE, x : x + SIDE] for y, x in places], 1).flatten(
@@ -71,7 +72,7 @@ def _patches(network: Any, crops: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
     for attention, convolution, swin in stages:
         for layer in attention:
             x = layer(x)
-        x = swin(convolution(rearrange(x, "n c (h w) -> n c h w", h=side, w=side)))
-        x = rearrange(x, "n c h w -> n c (h w)")
+        x = swin(convolution(x.unflatten(2, (side, side))))
+        x = x.flatten(2)
     x = x.transpose(1, 2)
     return network.fc_score(x).flatten(1), network.fc_weight(x).flatten(1)

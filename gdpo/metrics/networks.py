@@ -3,7 +3,7 @@
 pyiqa itself downloads missing files, into a folder chosen when pyiqa is imported, and unpickles
 them. While a metric is built here, these functions of pyiqa's modules are replaced by ours:
 
-    load_pretrained_network     musiq, maniqa, lpips, dists, inception: read from
+    load_pretrained_network     musiq, topiq, maniqa, lpips, dists, inception: read from
                                 $TORCH_HOME/hub/pyiqa, weights only, and checked
     load_state_dict_from_url    torchvision's AlexNet and VGG16: likewise, from
                                 $TORCH_HOME/hub/checkpoints
@@ -11,7 +11,10 @@ them. While a metric is built here, these functions of pyiqa's modules are repla
                                 a weights-only file
                                 afine: the fine-tuned CLIP inside afine.pth, so OpenAI's ViT-B/32 is
                                 not needed
-    timm.create_model           maniqa: no download of an ImageNet ViT, which the checkpoint of
+    load_file_from_url,         brisque: its two tensors, from the same folder
+    torch.load
+    timm.create_model           topiq:  no download of an ImageNet ResNet, and
+                                maniqa: no download of an ImageNet ViT, which the checkpoint of
                                 maniqa overwrites anyway
 
 TORCH_HOME is read at every call. The caller checks for missing files first
@@ -19,7 +22,6 @@ TORCH_HOME is read at every call. The caller checks for missing files first
 """
 
 import contextlib
-import hashlib
 import importlib
 import importlib.util
 import io
@@ -37,6 +39,10 @@ import packaging.version
 import torch
 from torch import nn
 
+from gdpo.errors import one_line
+from gdpo.files import sha256
+
+_LOAD = torch.load  # replaced while BRISQUE is built
 # OpenAI's archive holds TorchScript, which is code, so only the published file is opened.
 CLIP_RN50_SHA256 = "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762"
 
@@ -53,9 +59,6 @@ def build(pyiqa_name: str, device: torch.device | str, **options: Any) -> nn.Mod
     every batch to the CPU.
     Errors: ValueError naming a file that is missing or has other content than its name says.
     """
-    if pyiqa_name == "ms_ssim":
-        # pyiqa has no module of this name, and would import all of its 60 modules to find it.
-        importlib.import_module("pyiqa.archs.ssim_arch")
     if pyiqa_name.startswith("afine"):
         options["pretrained_model_path"] = str(_present(hub() / "pyiqa" / "afine.pth"))
     if pyiqa_name == "niqe":
@@ -109,6 +112,7 @@ def _import_clip() -> None:
     try:
         importlib.import_module("clip")
     finally:
+        # Removed again: other packages take its presence for that of the real one.
         del sys.modules["pkg_resources"]
 
 
@@ -120,6 +124,23 @@ def _replaced(owner: Any, name: str, replacement: Callable[..., Any]) -> Iterato
         yield
     finally:
         setattr(owner, name, original)
+
+
+def read_backbone(features: nn.Module, path: Path, metric: str) -> None:
+    """Read the convolutions of torchvision's AlexNet or VGG16 into `features`.
+
+    Errors: ValueError naming the file if it is missing, broken or of another network.
+    """
+    prefix = "features."
+    state = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in read_weights(path).items()
+        if prefix in name
+    }
+    try:
+        features.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"{path}: not the weights of {metric}'s backbone") from error
 
 
 def read_weights(path: Path) -> dict[str, Any]:
@@ -138,7 +159,8 @@ def read_weights(path: Path) -> dict[str, Any]:
         ) from error
     except Exception as error:  # a broken file can raise any type of error inside torch
         raise ValueError(
-            f"{path}: not a readable file of weights ({_first_line(error)}); fetch it again"
+            f"{path}: not a readable file of weights ({one_line(error, first=True)}); fetch "
+            "it again"
         ) from error
     if not isinstance(content, dict):
         raise ValueError(
@@ -153,24 +175,21 @@ def _present(path: Path) -> Path:
     return path
 
 
-def _first_line(error: Exception) -> str:
-    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    return f"{line[:80]} ..." if len(line) > 80 else line
-
-
 def _load_pretrained(
     network: nn.Module, url: str, strict: bool = True, weight_keys: str | None = None
 ) -> None:
     """Replaces pyiqa's load_pretrained_network."""
+    # The name alone: where the file would have come from does not matter offline.
     path = hub() / "pyiqa" / Path(urlparse(url).path).name
     state = read_weights(path)
     state = state[weight_keys] if weight_keys else state
+    # Some of the files were saved from a model inside DataParallel.
     state = {name.removeprefix("module."): value for name, value in state.items()}
     try:
         result = network.load_state_dict(state, strict=strict)
     except RuntimeError as error:
         raise ValueError(
-            f"{path}: not the weights of {type(network).__name__} ({_first_line(error)})"
+            f"{path}: not the weights of {type(network).__name__} ({one_line(error, first=True)})"
         ) from error
     # LPIPS and DISTS load without `strict`, as their backbones are in other files. The weights of
     # another network would then be ignored silently.
@@ -185,9 +204,17 @@ def _backbone(url: str, *_: Any, **__: Any) -> dict[str, Any]:
 
 def _clip(name: str, *_: Any, **__: Any) -> nn.Module:
     """Replaces the CLIP loader of clipiqa; `name` is always RN50."""
-    path = _present(hub() / "clip" / f"{name}.pt")
-    state = _archive(path) if sha256(path) == CLIP_RN50_SHA256 else read_weights(path)
-    return _clip_model("pyiqa.archs.clip_model", path, state)
+    path = hub() / "clip" / f"{name}.pt"
+    return _clip_model("pyiqa.archs.clip_model", path, clip_state(path))
+
+
+def clip_state(path: Path) -> dict[str, Any]:
+    """The weights of CLIP by name, from OpenAI's archive or from a file of plain weights.
+
+    Errors: ValueError naming the file that is missing or broken.
+    """
+    is_published = sha256(_present(path)) == CLIP_RN50_SHA256
+    return _archive(path) if is_published else read_weights(path)
 
 
 def _archive(path: Path) -> dict[str, Any]:
@@ -206,8 +233,26 @@ def _clip_model(module: str, path: Path, state: dict[str, Any]) -> nn.Module:
     try:
         model: nn.Module = importlib.import_module(module).build_model(state).float()
     except (KeyError, RuntimeError, AssertionError) as error:
-        raise ValueError(f"{path}: not the weights of CLIP ({_first_line(error)})") from error
+        raise ValueError(
+            f"{path}: not the weights of CLIP ({one_line(error, first=True)})"
+        ) from error
     return model
+
+
+def _in_hub(url: str, *_: Any, **__: Any) -> str:
+    """Replaces pyiqa's load_file_from_url: the file's place here."""
+    return str(_present(hub() / "pyiqa" / Path(urlparse(url).path).name))
+
+
+def _two_tensors(path: str, **_: Any) -> Any:
+    """Replaces torch.load in BRISQUE, whose file holds coefficients and support vectors."""
+    try:
+        content = _LOAD(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a broken file can raise any type of error inside torch
+        raise ValueError(f"{path}: not a readable file of weights; fetch it again") from error
+    if not isinstance(content, list | tuple) or len(content) != 2:
+        raise ValueError(f"{path}: not the weights of BRISQUE")
+    return content
 
 
 def _no_pretraining(name: str, *args: Any, **options: Any) -> Any:
@@ -217,21 +262,18 @@ def _no_pretraining(name: str, *args: Any, **options: Any) -> Any:
     return create_model(name, *args, **{**options, "pretrained": False})
 
 
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 _ARCH = {
     "musiq": "musiq_arch",
+    "topiq_nr": "topiq_arch",
+    "brisque": "brisque_arch",
     "maniqa": "maniqa_arch",
     "maniqa-pipal": "maniqa_arch",
+    "afine_all_scale": "afine_arch",
+    # What tests hold our own networks to.
     "lpips": "lpips_arch",
     "lpips-vgg": "lpips_arch",
     "dists": "dists_arch",
     "clipiqa": "clipiqa_arch",
-    "afine_all_scale": "afine_arch",
     "fid": "inception",
 }
 _TORCHVISION = ("torchvision.models._api", "load_state_dict_from_url", _backbone)
@@ -243,6 +285,11 @@ def _own(arch: str) -> tuple[str, str, Callable[..., Any]]:
 
 _REPLACED: dict[str, tuple[tuple[str, str, Callable[..., Any]], ...]] = {
     "musiq_arch": (_own("musiq_arch"),),
+    "topiq_arch": (_own("topiq_arch"), ("timm", "create_model", _no_pretraining)),
+    "brisque_arch": (
+        ("pyiqa.archs.brisque_arch", "load_file_from_url", _in_hub),
+        ("torch", "load", _two_tensors),
+    ),
     "maniqa_arch": (_own("maniqa_arch"), ("timm", "create_model", _no_pretraining)),
     "lpips_arch": (_own("lpips_arch"), _TORCHVISION),
     "dists_arch": (_own("dists_arch"), _TORCHVISION),

@@ -58,6 +58,7 @@ def niqe(image: torch.Tensor, pristine: Pristine) -> torch.Tensor:
     """
     features = block_features(image, pristine.block)
     mu_0, cov_0 = (torch.from_numpy(part).to(features) for part in (pristine.mu, pristine.cov))
+    # Image by image: a mean over blocks that differ in number has no batch form.
     return torch.stack([_distance(one[~one.isnan().any(1)], one, mu_0, cov_0) for one in features])
 
 
@@ -68,8 +69,12 @@ def _distance(
 
     complete: the rows of features without NaN, which give the covariance.
     """
+    # As in the authors' code: a feature's mean uses all blocks that have it, the covariance only
+    # blocks that have all 36.
     mu = features.nanmean(0).nan_to_num()
     cov = (
+        # Without a correction for a single block, whose unbiased covariance would be 0 / 0. cov_0
+        # still makes the sum invertible.
         complete.T.cov(correction=int(len(complete) > 1))
         if len(complete)
         else torch.zeros_like(cov_0)
@@ -95,6 +100,7 @@ def fit_niqe(photos: Iterable[NDArray[np.uint8]], block: int = BLOCK) -> Pristin
                 f"photos must have sides of at least {block} pixels, got {tuple(photo.shape)}"
             )
         _, deviation = _normalise(_gray(_whole_blocks(image, block)))
+        # Blurred background would make blur look natural, so only sharp blocks define the model.
         contrast = functional.avg_pool2d(deviation[:, None], block).flatten()
         features = block_features(image, block)[0]
         rows.append(features[(contrast >= SHARP * contrast.max()) & ~features.isnan().any(1)])
@@ -146,17 +152,18 @@ def block_features(image: torch.Tensor, block: int) -> torch.Tensor:
     """The 36 features of every whole block, B N 36 in float64; NaN where a block is constant."""
     gray = _gray(_whole_blocks(image, block))
     pad = [*range(2, -1, -1)]  # symmetric: the edge pixel is repeated first
-    found = []
+    features = []
     for side in (block, block // 2):
         normal, _ = _normalise(gray)
         tiles = normal.unfold(1, side, side).unfold(2, side, side).flatten(1, 2)
-        found.append(_features(tiles))
+        features.append(_features(tiles))
         if side == block:
+            # The same blocks at half size: 18 more features, of coarser structure.
             height, width = gray.shape[1:]
             rows = pad + [*range(height)] + [height - 1 - i for i in reversed(pad)]
             columns = pad + [*range(width)] + [width - 1 - i for i in reversed(pad)]
             gray = separable(gray[:, rows][:, :, columns], _halving_taps(), stride=2)
-    return torch.cat(found, -1)
+    return torch.cat(features, -1)
 
 
 def _whole_blocks(image: torch.Tensor, block: int) -> torch.Tensor:
@@ -166,6 +173,8 @@ def _whole_blocks(image: torch.Tensor, block: int) -> torch.Tensor:
 
 def _gray(image: torch.Tensor) -> torch.Tensor:
     """Full-range luma rounded to whole values 0..255, float64 BHW."""
+    # As MATLAB's rgb2gray of 8-bit pixels: the features of nearly flat blocks change without the
+    # rounding.
     red, green, blue = image.detach().double().unbind(1)
     return ((0.299 * red + 0.587 * green + 0.114 * blue) * 255).round()
 
@@ -174,7 +183,9 @@ def _normalise(gray: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean-subtracted, contrast-normalised luma and the local standard deviation, both BHW."""
     padded = functional.pad(gray[:, None], (3, 3, 3, 3), mode="replicate")[:, 0]
     mean, square = gaussian(padded, 7, 7 / 6), gaussian(padded.square(), 7, 7 / 6)
+    # Rounding can make the variance of a flat window negative.
     deviation = ((square - mean.square()).abs() + torch.finfo(torch.float64).eps).sqrt()
+    # 1 is one grey level: fainter texture is noise and is not enlarged to unit variance.
     return (gray - mean) / (deviation + 1), deviation
 
 
@@ -187,6 +198,8 @@ def _features(tiles: torch.Tensor) -> torch.Tensor:
     alpha, left, right = _fit(tiles)
     out = [alpha, (left + right) / 2]
     for shift in _SHIFTS:
+        # The products of neighbours are skewed, the more so the stronger their correlation. `roll`
+        # wraps around the block's edge, as circshift does in the authors' code.
         alpha, left, right = _fit(tiles * tiles.roll(shift, (-2, -1)))
         mean = (right - left) * (torch.lgamma(2 / alpha) - torch.lgamma(1 / alpha)).exp()
         out += [alpha, mean, left, right]
@@ -199,13 +212,16 @@ def _fit(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     The fit matches moments.
     """
     square = x.square()
-    negative, positive = x < 0, x > 0
-    left = ((square * negative).sum((-2, -1)) / negative.sum((-2, -1))).sqrt()
-    right = ((square * positive).sum((-2, -1)) / positive.sum((-2, -1))).sqrt()
+    # Clamping and squaring in place takes two passes fewer than masking the squares.
+    left = (x.clamp(max=0).square_().sum((-2, -1)) / (x < 0).sum((-2, -1))).sqrt()
+    right = (x.clamp(min=0).square_().sum((-2, -1)) / (x > 0).sum((-2, -1))).sqrt()
+    # E|x|^2 / E x^2 of a symmetric distribution depends on its shape alone. The factor below makes
+    # the same of an asymmetric one, given the ratio of its two sides.
     ratio = left / right
     moment = x.abs().mean((-2, -1)).square() / square.mean((-2, -1))
     moment = moment * (ratio**3 + 1) * (ratio + 1) / (ratio.square() + 1).square()
     alpha = _nearest_shape(moment)
+    # lgamma and a difference of logarithms: Gamma(1/alpha) overflows for the sharpest shapes.
     scale = (0.5 * (torch.lgamma(1 / alpha) - torch.lgamma(3 / alpha))).exp()
     return alpha, left * scale, right * scale
 
@@ -216,6 +232,7 @@ def _nearest_shape(moment: torch.Tensor) -> torch.Tensor:
     The ratio is Gamma(2/a)^2 / (Gamma(1/a) Gamma(3/a)).
     """
     shapes, ratios = (table.to(moment.device) for table in _shape_table())
+    # The ratio increases with the shape, so the nearest entry is one of two neighbours.
     upper = torch.searchsorted(ratios, moment.contiguous()).clamp(1, len(ratios) - 1)
     below = moment - ratios[upper - 1] <= ratios[upper] - moment
     return shapes[upper - below.long()]

@@ -3,17 +3,18 @@
     scores = score(["psnr_y", "niqe"], image_BCHW, reference_BCHW)
     # {"psnr_y": float64 B, "niqe": float64 B}
 
-psnr_y, ssim_y and niqe are our own code; the others are pyiqa's formulas and networks. pyiqa's
-licence is PolyForm Noncommercial. Its import takes seconds, so pyiqa is imported only for its own
-metrics. Nothing is downloaded: a metric with missing weights raises an error that names the file
-and its folder. For metrics without weights, the score of an image is bit-identical whatever other
-images are in the batch.
+The formulas, NIQE, LPIPS, DISTS, CLIP-IQA and FID's network are our own code; the others are
+pyiqa's. pyiqa's licence is PolyForm Noncommercial. It is an extra (`gdpo-sr[metrics]`), imported
+only for its own metrics. Nothing is downloaded: a metric with missing weights raises an error that
+names the file and its folder. For metrics without weights, the score of an image is bit-identical
+whatever other images are in the batch.
 
 Shapes: B batch, C channels, H W pixels; images are RGB in [0, 1].
 """
 
-from collections.abc import Sequence
-from functools import cache
+import importlib.util
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 
@@ -21,8 +22,10 @@ import torch
 from torch.nn import functional
 
 from gdpo.checks import check_image, check_same_shape
-from gdpo.metrics import networks
+from gdpo.files import sha256, shipped
+from gdpo.metrics import clipiqa, dists, inception, lpips, networks
 from gdpo.metrics.fidelity import psnr_y, ssim_y
+from gdpo.metrics.formulas import entropy, gmsd, ms_ssim, piqe
 from gdpo.metrics.maniqa import maniqa
 from gdpo.metrics.niqe import Pristine, niqe, read_niqe
 from gdpo.metrics.table import METRICS, metric
@@ -41,8 +44,25 @@ __all__ = [
     "versions",
 ]
 
-NIQE_FILE = Path(__file__).resolve().parents[2] / "assets" / "tiny-sd" / "niqe.mat"
+NIQE_FILE = shipped("assets/tiny-sd/niqe.mat")
 AFINE_MULTIPLE = 32
+PYIQA_MISSING = "pyiqa is not installed; `pip install 'gdpo-sr[metrics]'` does"
+FORMULAS: dict[str, Callable[..., torch.Tensor]] = {
+    "psnr_y": psnr_y,
+    "ssim_y": ssim_y,
+    "ms_ssim": ms_ssim,
+    "gmsd": gmsd,
+    "entropy": entropy,
+    "piqe": piqe,
+}
+
+# Networks of ours that read published weights.
+OWN: dict[str, Callable[[torch.device | str], torch.nn.Module]] = {
+    "lpips_alex": partial(lpips.build, "alex"),
+    "dists": dists.build,
+    "clipiqa": clipiqa.build,
+    "fid": inception.build,
+}
 
 
 def higher_is_better(name: str) -> bool:
@@ -58,16 +78,19 @@ def files(name: str) -> list[Path]:
 
 
 def missing(names: Sequence[str]) -> dict[str, str]:
-    """The metrics with missing or empty files: {name: text naming the files and their folders}."""
-    found = {
+    """The metrics that lack pyiqa, or files: {name: text naming what is missing, and its place}."""
+    lacking = {
         name: [file for file in files(name) if not file.is_file() or not file.stat().st_size]
         for name in names
     }
-    return {
+    reasons = {
         name: "; ".join(f"{file.name} is missing; put it into {file.parent}" for file in absent)
-        for name, absent in found.items()
+        for name, absent in lacking.items()
         if absent
     }
+    if importlib.util.find_spec("pyiqa") is None:
+        reasons |= {name: PYIQA_MISSING for name in names if metric(name).pyiqa}
+    return reasons
 
 
 def check_available(names: Sequence[str]) -> None:
@@ -85,14 +108,14 @@ def unusable(names: Sequence[str], device: torch.device | str = "cpu") -> dict[s
     A file may be missing, broken, or hold the weights of another network. The check builds the
     networks, which `score` then reuses, so a broken file is known before the first image.
     """
-    found = missing(names)
+    reasons = missing(names)
     for name in names:
-        if name not in found and metric(name).weights:
+        if name not in reasons and metric(name).weights:
             try:
                 network(name, device)
             except ValueError as error:
-                found[name] = str(error)
-    return found
+                reasons[name] = str(error)
+    return reasons
 
 
 def versions(names: Sequence[str]) -> dict[str, str]:
@@ -104,6 +127,8 @@ def versions(names: Sequence[str]) -> dict[str, str]:
     check_available(names)
     return {
         name: "; ".join(
+            # The time of change is part of the key, so that a replaced file is hashed again and an
+            # unchanged one only once.
             [_origin(name), *(_hash(file, file.stat().st_mtime_ns) for file in files(name))]
         )
         for name in names
@@ -117,7 +142,7 @@ def _origin(name: str) -> str:
 @cache
 def _hash(file: Path, changed: int) -> str:
     del changed
-    return f"{file.name} sha256 {networks.sha256(file)}"
+    return f"{file.name} sha256 {sha256(file)}"
 
 
 def score(
@@ -148,42 +173,46 @@ def score_computed(
     if reference is not None:
         check_same_shape("image", image, "reference", reference)
     for name in names:
-        row = metric(name)
-        if row.per_set:
+        entry = metric(name)
+        if entry.per_set:
             raise ValueError(f"{name} compares two sets of images; it has no value per image")
-        if row.needs_reference and reference is None:
+        if entry.needs_reference and reference is None:
             raise ValueError(f"reference must be given: {name} compares with it")
-        if min(image.shape[2:]) < row.min_side:
+        # Checked before the first metric runs: the fifth must not fail after the first four have
+        # taken minutes.
+        if min(image.shape[2:]) < entry.min_side:
             size = tuple(image.shape[2:])
             raise ValueError(
-                f"image must have sides of at least {row.min_side} pixels for {name}, got {size}"
+                f"image must have sides of at least {entry.min_side} pixels for {name}, got {size}"
             )
     with torch.no_grad():
         return {name: _score(name, image, reference) for name in names}
 
 
 def _score(name: str, image: torch.Tensor, reference: torch.Tensor | None) -> torch.Tensor:
-    row = metric(name)
+    entry = metric(name)
     if name == "niqe":
-        return niqe(image, _pristine(NIQE_FILE, NIQE_FILE.stat().st_mtime_ns))
-    if row.pyiqa is None:
-        assert reference is not None
-        return {"psnr_y": psnr_y, "ssim_y": ssim_y}[name](image, reference)
-    images = [one for one in (image, reference if row.needs_reference else None) if one is not None]
-    inputs = [one.to(torch.float64 if row.double else torch.float32).clamp(0, 1) for one in images]
-    module = network(name, image.device)
+        pristine = _pristine(NIQE_FILE, NIQE_FILE.stat().st_mtime_ns)
+        return torch.cat([niqe(one, pristine) for one in image.split(1)])
+    images = [
+        one for one in (image, reference if entry.needs_reference else None) if one is not None
+    ]
+    # Copies of the images: A-FINE normalises its arguments in place.
+    inputs = [
+        # Clamped because a decoder may overshoot by rounding, for which pyiqa's networks raise an
+        # error or extrapolate.
+        one.clamp(0, 1).to(torch.float64 if entry.double else torch.float32)
+        for one in images
+    ]
+    module = FORMULAS.get(name) or network(name, image.device)
     if name.startswith("maniqa"):
         return maniqa(module, inputs[0]).double()
     if name == "afine":
         inputs = [_multiple(one, AFINE_MULTIPLE) for one in inputs]
-    groups = [tuple(inputs)] if row.batched else zip(*(one.split(1) for one in inputs), strict=True)
-    # A-FINE normalises its arguments in place, so it gets copies.
-    value = torch.cat(
-        [module(*(one.clone() for one in group)).double().reshape(-1) for group in groups]
+    groups = (
+        [tuple(inputs)] if entry.batched else zip(*(one.split(1) for one in inputs), strict=True)
     )
-    # PIQE divides by the maximum of the image: NaN for a black image. Any other image without
-    # active blocks scores 100.
-    return value.nan_to_num(nan=100.0) if name == "piqe" else value
+    return torch.cat([module(*group).double().reshape(-1) for group in groups])
 
 
 def _multiple(image: torch.Tensor, multiple: int) -> torch.Tensor:
@@ -202,7 +231,7 @@ def _pristine(path: Path, changed: int) -> Pristine:
 
 
 def network(name: str, device: torch.device | str) -> torch.nn.Module:
-    """pyiqa's module for a metric, on the device.
+    """The network of a metric, on the device.
 
     The module is cached, and rebuilt when one of its files has changed.
     """
@@ -214,6 +243,8 @@ def network(name: str, device: torch.device | str) -> torch.nn.Module:
 @cache
 def _built(name: str, device: torch.device, read: tuple[tuple[Path, int], ...]) -> torch.nn.Module:
     del read
+    if name in OWN:
+        return OWN[name](device)
     pyiqa_name = metric(name).pyiqa
     assert pyiqa_name is not None
     return networks.build(pyiqa_name, device, **metric(name).options)

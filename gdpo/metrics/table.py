@@ -1,7 +1,8 @@
 """The metrics by name, one row each; the name says which variant is computed.
 
-A row has everything there is to say about a metric: adding one that pyiqa computes touches this
-file only. No torch here, so that `gdpo-sr --help` is quick.
+A row has everything there is to say about a metric: adding one that pyiqa computes without weights
+touches this file only. With weights, gdpo/metrics/networks.py names the functions of pyiqa that
+download or unpickle them. No torch here, so that `gdpo-sr --help` is quick.
 """
 
 from dataclasses import dataclass, field
@@ -45,7 +46,8 @@ class Metric:
 
 # MANIQA has two checkpoints: KonIQ for GDPO's reward, PIPAL for the published tables. NIQE has two
 # parameter files: ours ships and fits small crops, the published one gives published values.
-# Metrics that are formulas go image by image: sums over a batch round in another order.
+# Formulas go image by image: the planes of one image stay in the processor's cache, and those of a
+# batch are memory that the system hands out page by page (benchmarks/metrics.py).
 METRICS = {
     "psnr_y": Metric(
         label="PSNR-Y",
@@ -66,7 +68,6 @@ METRICS = {
         variant="MS-SSIM of Y (YIQ, rounded), product of five scales",
         higher_is_better=True,
         needs_reference=True,
-        pyiqa="ms_ssim",
         min_side=161,
     ),
     "gmsd": Metric(
@@ -74,7 +75,6 @@ METRICS = {
         variant="GMSD of Y (YIQ)",
         higher_is_better=False,
         needs_reference=True,
-        pyiqa="gmsd",
         min_side=8,
     ),
     "vif": Metric(
@@ -99,7 +99,6 @@ METRICS = {
         higher_is_better=False,
         needs_reference=False,
         decimals=1,
-        pyiqa="piqe",
         min_side=16,
     ),
     "entropy": Metric(
@@ -107,7 +106,6 @@ METRICS = {
         variant="entropy of grey levels in bits",
         higher_is_better=True,
         needs_reference=False,
-        pyiqa="entropy",
     ),
     "niqe_pyiqa": Metric(
         label="NIQE (published)",
@@ -129,6 +127,27 @@ METRICS = {
         min_side=32,
         double=False,
         batched=True,
+    ),
+    "topiq_nr": Metric(
+        label="TOPIQ",
+        variant="TOPIQ without reference, KonIQ-10k weights, ResNet-50",
+        higher_is_better=True,
+        needs_reference=False,
+        pyiqa="topiq_nr",
+        weights={"pyiqa/cfanet_nr_koniq_res50-9a73138b.pth": Source(180_000_000, *IQA)},
+        min_side=64,
+        double=False,
+        batched=True,
+    ),
+    "brisque": Metric(
+        label="BRISQUE",
+        variant="BRISQUE of Y (BT.601 video range), the authors' support vectors",
+        higher_is_better=False,
+        needs_reference=False,
+        decimals=2,
+        pyiqa="brisque",
+        weights={"pyiqa/brisque_svm_weights.pth": Source(0, *IQA)},
+        min_side=32,
     ),
     "maniqa_koniq": Metric(
         label="MANIQA (KonIQ)",
@@ -157,7 +176,6 @@ METRICS = {
         variant="CLIP-IQA, RN50, five pairs of prompts",
         higher_is_better=True,
         needs_reference=False,
-        pyiqa="clipiqa",
         weights={"clip/RN50.pt": Source(256_000_000, "MIT", "OpenAI's CLIP, models of its README")},
         min_side=32,
         double=False,
@@ -168,7 +186,6 @@ METRICS = {
         variant="LPIPS v0.1, AlexNet",
         higher_is_better=False,
         needs_reference=True,
-        pyiqa="lpips",
         weights={
             "pyiqa/LPIPS_v0.1_alex-df73285e.pth": Source(6_000, *IQA),
             "checkpoints/alexnet-owt-7be5be79.pth": Source(244_000_000, *TORCHVISION),
@@ -182,7 +199,6 @@ METRICS = {
         variant="DISTS, VGG16",
         higher_is_better=False,
         needs_reference=True,
-        pyiqa="dists",
         weights={
             "pyiqa/DISTS_weights-f5e65c96.pth": Source(12_000, *IQA),
             "checkpoints/vgg16-397923af.pth": VGG16,
@@ -207,7 +223,6 @@ METRICS = {
         higher_is_better=False,
         needs_reference=True,
         decimals=2,
-        pyiqa="fid",
         weights={"pyiqa/pt_inception-2015-12-05-6726825d.pth": Source(95_600_000, *IQA)},
         double=False,
         per_set=True,
@@ -226,6 +241,6 @@ def weight_sources() -> dict[str, Source]:
     """{file name: source} of the weights of all metrics."""
     return {
         path.rpartition("/")[2]: source
-        for row in METRICS.values()
-        for path, source in row.weights.items()
+        for metric in METRICS.values()
+        for path, source in metric.weights.items()
     }

@@ -14,18 +14,25 @@ On SD2.1-base at rank 4 the rule gives 258 UNet modules (4,055,712 parameters) a
 modules (369,356).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from gdpo.config import Lora
 from gdpo.seeds import torch_generator
 
+if TYPE_CHECKING:
+    from peft.tuners.lora import LoraLayer
+
+Change = Callable[[torch.Tensor], torch.Tensor]  # weight -> weight, of one layer
+# Parts of parameter names, as released. "conv" also takes the shortcuts of residual blocks and the
+# convolutions of up- and downsamplers; no entry takes a time embedding.
 UNET_NEEDLES = (
     "to_k",
     "to_q",
@@ -65,6 +72,7 @@ def vae_targets(vae: nn.Module) -> list[str]:
 
     There are 32 on SD2.1-base.
     """
+    # The decoder has none: NAOSD decodes with the base's own.
     return [
         name
         for name in _weights(vae, VAE_NEEDLES)
@@ -80,8 +88,12 @@ class RoleConv(nn.Module):
 
     def __init__(self, base: nn.Conv2d, active: list[str]) -> None:
         super().__init__()
+        # The same parameters, not copies: the frozen base is in memory once, whatever the number of
+        # roles.
         self.weight, self.bias = base.weight, base.bias
         self.stride, self.padding = base.stride, base.padding
+        # The list of `Roles` itself: `Roles.use` changes it in place, which reaches all layers at
+        # once.
         self.active = active
         self.weights, self.biases = nn.ParameterDict(), nn.ParameterDict()
 
@@ -123,6 +135,10 @@ class Roles:
         A is drawn from the generator of (seed, role, module name). train_full: also give the role
         its own copy of the `full` convolution.
         """
+        # peft imports the model classes of transformers: a CPU second that only training needs.
+        from peft import LoraConfig, inject_adapter_in_model
+        from peft.tuners.lora import LoraLayer
+
         config = LoraConfig(
             r=lora.rank,
             lora_alpha=lora.alpha,
@@ -141,14 +157,19 @@ class Roles:
             for part in (layer.lora_A[role], layer.lora_B[role]):
                 part.float()  # also on a bf16 base: in bf16 small updates would round to zero
             a = layer.lora_A[role].weight
+            # B stays 0, so a new role computes exactly what the base does.
             noise = torch.randn(a.shape, generator=torch_generator(seed, "lora", role, name))
             with torch.no_grad():
+                # peft would draw A from torch's global generator, so it would depend on which roles
+                # were added before. Drawn by the module's name, it does not.
                 a.copy_(noise / lora.rank)
         if self.full is not None:
             layer = self._layers[self.full]
             if self._role_conv is None:
                 self._plain_conv = layer.base_layer
                 self._role_conv = RoleConv(layer.base_layer, self.active)
+            # The LoRA of conv_in adds to the role's full copy of it, as in the release, where both
+            # train.
             layer.base_layer = self._role_conv
         if train_full and self._role_conv is not None:
             self._role_conv.own(role)
@@ -168,6 +189,8 @@ class Roles:
     @contextmanager
     def use(self, role: str | None) -> Iterator[None]:
         """Activate one role, or none (the frozen base), inside the `with` block."""
+        # A copy, because all layers share the list; nested blocks then restore the outer role, also
+        # after an exception.
         before = self.active[:]
         self.active[:] = [] if role is None else [role]
         try:
@@ -180,18 +203,52 @@ class Roles:
 
         The names are `<module>.lora_A|lora_B`, and `<module>.weight|bias` for a full copy.
         """
-        found: dict[str, nn.Parameter] = {}
+        parameters: dict[str, nn.Parameter] = {}
         for name, layer in self._layers.items():
-            found[f"{name}.lora_A"] = layer.lora_A[role].weight
-            found[f"{name}.lora_B"] = layer.lora_B[role].weight
+            parameters[f"{name}.lora_A"] = layer.lora_A[role].weight
+            parameters[f"{name}.lora_B"] = layer.lora_B[role].weight
         if self._role_conv is not None and role in self._role_conv.weights:
-            found[f"{self.full}.weight"] = self._role_conv.weights[role]
-            found[f"{self.full}.bias"] = self._role_conv.biases[role]
-        return found
+            parameters[f"{self.full}.weight"] = self._role_conv.weights[role]
+            parameters[f"{self.full}.bias"] = self._role_conv.biases[role]
+        return parameters
+
+
+def recompute(roles: Roles) -> None:
+    """Recompute the network's activations in the backward pass instead of keeping them.
+
+    Less memory for more time, and the same values. `use` is left before the backward pass comes, so
+    each block remembers the role that it ran with.
+    """
+
+    def run(block: nn.Module, *inputs: Any) -> Any:
+        role = roles.active[0] if roles.active else None
+
+        def again(*args: Any) -> Any:
+            with roles.use(role):
+                return block(*args)
+
+        return checkpoint(again, *inputs, use_reentrant=False, preserve_rng_state=False)
+
+    network: Any = roles.network
+    network.enable_gradient_checkpointing(run)
 
 
 def merge_adapters(network: nn.Module, tensors: dict[str, torch.Tensor], scaling: float) -> None:
     """Merge adapters into the plain weights of `network`, in fp32 and in place.
+
+    Arguments and errors: as `changes`. Nothing is merged after an error.
+    """
+    with torch.no_grad():
+        for name, steps in changes(network, tensors, scaling).items():
+            parameter = network.get_parameter(name)
+            for change in steps:
+                parameter.copy_(change(parameter))
+
+
+def changes(
+    network: nn.Module, tensors: dict[str, torch.Tensor], scaling: float
+) -> dict[str, list[Change]]:
+    """What adapters do to the plain weights of `network`: by parameter, functions to apply in turn.
 
     tensors: `<module>.lora_A|lora_B`, merged as weight + scaling * B A, and `<module>.weight|bias`,
     which replace the parameter; named as in `Roles.parameters`. scaling: alpha / rank.
@@ -200,39 +257,52 @@ def merge_adapters(network: nn.Module, tensors: dict[str, torch.Tensor], scaling
     """
     modules = dict(network.named_modules())
     weights = dict(network.named_parameters())
-    with torch.no_grad():
-        for name, value in tensors.items():
-            module_name, _, kind = name.rpartition(".")
-            if kind not in ("lora_A", "lora_B", "weight", "bias") or (
-                kind == "lora_B" and f"{module_name}.lora_A" not in tensors
-            ):
-                raise ValueError(
-                    f"adapter {name}: not a pair of lora_A and lora_B, nor a weight or bias"
-                )
-            if kind in ("weight", "bias"):
-                if name not in weights or weights[name].shape != value.shape:
-                    raise ValueError(
-                        f"the base model has no parameter {name} of shape {tuple(value.shape)}"
-                    )
-                weights[name].copy_(value)
-        for name, a in tensors.items():
-            module_name, _, kind = name.rpartition(".")
-            if kind != "lora_A":
-                continue
-            module, b = modules.get(module_name), tensors.get(f"{module_name}.lora_B")
-            if module is None or b is None or not isinstance(module, nn.Linear | nn.Conv2d):
-                raise ValueError(f"the base model has no layer {module_name} for this adapter")
-            weight = module.weight
-            if (
-                a.shape[1:] != weight.shape[1:]
-                or b.shape[:2] != (weight.shape[0], a.shape[0])
-                or b[0, 0].numel() != 1
-            ):
-                raise ValueError(
-                    f"adapter {module_name} has shapes {tuple(a.shape)}, {tuple(b.shape)}: not "
-                    "this base model's"
-                )
-            delta = (b.float().flatten(1) @ a.float().flatten(1)) * scaling
-            module.weight.copy_(
-                (module.weight.float() + delta.reshape(module.weight.shape)).to(module.weight.dtype)
+    changes_of: dict[str, list[Change]] = {}
+    for name, value in tensors.items():
+        module_name, _, kind = name.rpartition(".")
+        if kind not in ("lora_A", "lora_B", "weight", "bias") or (
+            kind == "lora_B" and f"{module_name}.lora_A" not in tensors
+        ):
+            raise ValueError(
+                f"adapter {name}: not a pair of lora_A and lora_B, nor a weight or bias"
             )
+        if kind in ("weight", "bias"):
+            if name not in weights or weights[name].shape != value.shape:
+                raise ValueError(
+                    f"the base model has no parameter {name} of shape {tuple(value.shape)}"
+                )
+            # Replacements come before additions: the LoRA of a layer was trained on top of its full
+            # copy.
+            changes_of[name] = [partial(_replaced, value)]
+    for name, a in tensors.items():
+        module_name, _, kind = name.rpartition(".")
+        if kind != "lora_A":
+            continue
+        module, b = modules.get(module_name), tensors.get(f"{module_name}.lora_B")
+        if module is None or b is None or not isinstance(module, nn.Linear | nn.Conv2d):
+            raise ValueError(f"the base model has no layer {module_name} for this adapter")
+        if (
+            # A has the layer's kernel and `rank` outputs, B a kernel of 1 x 1. Adapters of an SD
+            # model of another width have the same names, and only their shapes tell.
+            a.shape[1:] != module.weight.shape[1:]
+            or b.shape[:2] != (module.weight.shape[0], a.shape[0])
+            or b[0, 0].numel() != 1
+        ):
+            raise ValueError(
+                f"adapter {module_name} has shapes {tuple(a.shape)}, {tuple(b.shape)}: not this "
+                "base model's"
+            )
+        changes_of.setdefault(f"{module_name}.weight", []).append(partial(_added, a, b, scaling))
+    return changes_of
+
+
+def _replaced(value: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return value.to(weight.dtype)
+
+
+def _added(a: torch.Tensor, b: torch.Tensor, scaling: float, weight: torch.Tensor) -> torch.Tensor:
+    """weight + scaling * B A, computed in fp32."""
+    # A convolution's LoRA is A, of the same kernel with `rank` outputs, then B, of 1 x 1: over the
+    # flattened kernel their composition is a matrix product, as in linear layers.
+    delta = (b.float().flatten(1) @ a.float().flatten(1)) * scaling
+    return (weight.float() + delta.reshape(weight.shape)).to(weight.dtype)

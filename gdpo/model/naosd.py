@@ -11,15 +11,21 @@ Every random tensor is an argument, so the noise of another implementation can b
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 
 from gdpo.checks import check_device, check_image, check_path, check_same_shape, check_tensor
 from gdpo.model import prompts, steps
-from gdpo.model.adapters import Roles, unet_targets, vae_targets
+from gdpo.model.adapters import Roles, merge_adapters, unet_targets, vae_targets
+from gdpo.model.base import read_base
+from gdpo.model.card import NAME
+from gdpo.model.checkpoints import Adapters, ModelFolder, read_folder
 from gdpo.model.schedule import check_timestep
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
 
 
 class NAOSD(nn.Module):
@@ -31,8 +37,8 @@ class NAOSD(nn.Module):
 
     def __init__(
         self,
-        unet: UNet2DConditionModel,
-        vae: AutoencoderKL,
+        unet: "UNet2DConditionModel",
+        vae: "AutoencoderKL",
         text_encoder: nn.Module,
         tokenizer: object,
         *,
@@ -43,8 +49,12 @@ class NAOSD(nn.Module):
         super().__init__()
         self.unet, self.vae, self.text_encoder = unet, vae, text_encoder.requires_grad_(False)
         self.tokenizer, self.t_add, self.t_diff, self.prompt = tokenizer, t_add, t_diff, prompt
+        # conv_in alone can also train in full: the release unfreezes it beside its LoRA, and the
+        # released files hold its weight.
         self.unet_roles = Roles(unet, unet_targets(unet), full="conv_in")
         self.vae_roles = Roles(vae, vae_targets(vae))
+        # Training does not switch to train mode either: SD's networks have no dropout above 0, and
+        # the mode would be one more thing in which policy and reference can differ.
         self.eval()
 
     @classmethod
@@ -62,13 +72,54 @@ class NAOSD(nn.Module):
         model.json names.
         Errors: ValueError naming the argument, or the file and its defect.
         """
-        from gdpo.model.checkpoints import load_model
-
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise ValueError(f"dtype must be a floating-point type of torch, got {dtype!r}")
         check_device("device", device)
         below = None if base is None else check_path("base", base)
-        return load_model(check_path("folder", folder), base=below).to(device=device, dtype=dtype)
+        path = check_path("folder", folder)
+        if (path / NAME).exists():
+            model = cls.from_folder(read_folder(path, below))
+        else:
+            model = cls.from_base(path)
+        return model.to(device=device, dtype=dtype)
+
+    @classmethod
+    def from_base(cls, folder: Path) -> "NAOSD":
+        """The model of a diffusers folder, without adapters, fp32 on the CPU.
+
+        The folder holds unet, vae, text_encoder, tokenizer and scheduler.
+        Errors: ValueError naming the folder or file, and the tensor if one is wrong.
+        """
+        return cls(**read_base(folder))
+
+    @classmethod
+    def from_folder(cls, source: ModelFolder) -> "NAOSD":
+        """The model of one of our model folders, all adapters merged, fp32 on the CPU.
+
+        Errors: ValueError naming the file that is incomplete or does not fit the base.
+        """
+        model = cls.from_base(source.base)
+        source.check_complete(model.targets)
+        # In the card's order: a file may replace conv_in as a whole, and the LoRA of later files
+        # was trained on top of that.
+        for adapters in source.adapters:
+            model.merge(adapters)
+        card = source.card
+        model.t_add, model.t_diff, model.prompt = card.t_add, card.t_diff, card.prompt
+        return model
+
+    def merge(self, adapters: Adapters) -> None:
+        """Merge adapters into the plain weights; the model must not have roles yet.
+
+        Errors: as `merge_adapters`.
+        """
+        for name, tensors in adapters.parts().items():
+            merge_adapters(getattr(self, name), tensors, adapters.scaling)
+
+    @property
+    def targets(self) -> dict[str, list[str]]:
+        """The modules that carry LoRA, by network."""
+        return {"unet": self.unet_roles.targets, "vae": self.vae_roles.targets}
 
     @property
     def scaling(self) -> float:
@@ -78,6 +129,7 @@ class NAOSD(nn.Module):
     @property
     def factor(self) -> int:
         """Down-scaling factor of the VAE: 8 for SD, 4 for the tiny prior."""
+        # A VAE of n levels halves n - 1 times: the last level has no down-sampler.
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     @property
@@ -100,19 +152,21 @@ class NAOSD(nn.Module):
 
         Under autocast, any floating-point dtype is accepted.
         """
-        found, wanted = check_tensor(name, tensor, "BCHW"), next(self.unet.parameters()).dtype
-        if found.dtype != wanted and not torch.is_autocast_enabled(found.device.type):
-            raise ValueError(f"{name} must be of the model's type, {wanted}, got {found.dtype}")
-        return found
+        # A float64 image, numpy's default, would otherwise fail inside a convolution with a message
+        # that names no argument. Under autocast the layers cast their inputs themselves.
+        checked, wanted = check_tensor(name, tensor, "BCHW"), next(self.unet.parameters()).dtype
+        if checked.dtype != wanted and not torch.is_autocast_enabled(checked.device.type):
+            raise ValueError(f"{name} must be of the model's type, {wanted}, got {checked.dtype}")
+        return checked
 
     def _check_latent(self, name: str, tensor: object) -> torch.Tensor:
-        found, channels = self._check(name, tensor), int(self.vae.config.latent_channels)
-        if found.shape[1] != channels:
+        latent, channels = self._check(name, tensor), int(self.vae.config.latent_channels)
+        if latent.shape[1] != channels:
             raise ValueError(
                 f"{name} must have the VAE's {channels} channels in shape BCHW, got "
-                f"{tuple(found.shape)}"
+                f"{tuple(latent.shape)}"
             )
-        return found
+        return latent
 
     def _check_image(self, name: str, image: object) -> torch.Tensor:
         x = self._check(name, check_image(name, image, -1.0, 1.0))
@@ -124,16 +178,16 @@ class NAOSD(nn.Module):
         return x
 
     def _check_prompt(self, prompt: object, batch: int) -> None:
-        found, width = (
+        prompt_BLD, width = (
             check_tensor("prompt_BLD", prompt, "BLD"),
             int(self.unet.config.cross_attention_dim),
         )
-        if len(found) not in (1, batch):
-            raise ValueError(f"prompt_BLD must hold 1 or {batch} prompts, got {len(found)}")
-        if found.shape[2] != width:
+        if len(prompt_BLD) not in (1, batch):
+            raise ValueError(f"prompt_BLD must hold 1 or {batch} prompts, got {len(prompt_BLD)}")
+        if prompt_BLD.shape[2] != width:
             raise ValueError(
                 f"prompt_BLD must have the UNet's width {width} in shape BLD, got "
-                f"{tuple(found.shape)}"
+                f"{tuple(prompt_BLD.shape)}"
             )
 
     def _check_noise(self, name: str, noise: object, x: torch.Tensor) -> torch.Tensor:
@@ -155,6 +209,8 @@ class NAOSD(nn.Module):
         x = self._check_image("x_BCHW", x_BCHW)
         if isinstance(noise, torch.Generator):
             wanted = (len(x), *self.latent_shape(*x.shape[2:]))
+            # On the generator's own device: a GPU draws other numbers for the same seed, so a
+            # generator of the CPU gives the same image on every machine.
             noise = torch.randn(wanted, generator=noise, device=noise.device)
         return steps.encode(self, x, self._check_noise("noise", noise, x))
 
@@ -182,6 +238,7 @@ class NAOSD(nn.Module):
         if isinstance(t, int):
             # diffusers would copy a plain number to the device and wait for it.
             t = torch.full((1,), t, device=z_noisy.device)
+        # A view without a copy: the candidates of a group share one prompt.
         prompt = prompt.expand(len(z_noisy), -1, -1)
         return self.unet(z_noisy, t, prompt.to(z_noisy.dtype)).sample
 

@@ -11,6 +11,8 @@ import torch
 
 def embed(tokenizer: Any, text_encoder: Any, prompts: list[str]) -> torch.Tensor:
     """Embeddings prompt_BLD of a list of B prompts: (B, 77, D), no gradient."""
+    # Padded to 77 tokens whatever the text: SD attends to the padding as well, so another length
+    # would change the image.
     tokens = tokenizer(
         prompts, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
     )

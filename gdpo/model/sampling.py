@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from gdpo.checks import check_image, check_tensor
 from gdpo.color import color_fix as fix_color
-from gdpo.fields import ColorFix, Precision
+from gdpo.config.fields import ColorFix, Precision
 from gdpo.model import steps
 from gdpo.model.naosd import NAOSD
 from gdpo.seeds import Key, seed_of, seeded_noise
@@ -36,6 +36,8 @@ def pad_to_multiple(x: torch.Tensor, multiple: int) -> torch.Tensor:
     Padding reflects the image, or replicates its edge if the image is too small for that.
     """
     bottom, right = -x.shape[2] % multiple, -x.shape[3] % multiple
+    # Reflection continues the texture. A constant border would reach the last rows through the
+    # convolutions, and the VAE's attention would see it everywhere.
     mode = "reflect" if bottom < x.shape[2] and right < x.shape[3] else "replicate"
     return F.pad(x, (0, right, 0, bottom), mode=mode) if bottom or right else x
 
@@ -78,9 +80,13 @@ def super_resolve(
     noise, posterior_noise = draw_noise(keys, model.latent_shape(*x.shape[-2:]))
     prompt = model.embed([model.prompt] if prompts is None else prompts)
     with autocast(precision, device.type):
+        # Encoding costs more than the UNet; one posterior sample serves the whole group.
         z = steps.encode(model, x, posterior_noise[::per_image].to(device))
         z_noisy = steps.inject(model, z.repeat_interleave(per_image, 0), noise.to(device))
         image = steps.decode(model, steps.denoise(model, z_noisy, prompt))
+    # Cropped before the colour correction, whose statistics are those of the whole image.
     image = (image.float() * 0.5 + 0.5)[..., :height, :width]
+    # The only check of values on this path. Written to a file, NaN would become black pixels, and
+    # some metrics would score those without complaint.
     check_tensor("the model's image", image, "BCHW")
     return fix_color(color_fix, image, lr.to(device).repeat_interleave(per_image, 0))

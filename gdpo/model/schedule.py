@@ -19,6 +19,9 @@ BETA_START, BETA_END = 0.00085, 0.012
 @cache
 def alphas_cumprod() -> torch.Tensor:
     """abar_t for t = 0..999, float64 on the CPU."""
+    # float64 on the CPU, rounded once when a coefficient takes a tensor's dtype: a product of 1000
+    # factors in float32 would depend on the device in its last digits.
+    # "scaled_linear": the square roots are evenly spaced, not the betas.
     beta = (
         torch.linspace(BETA_START**0.5, BETA_END**0.5, NUM_TRAIN_TIMESTEPS, dtype=torch.float64)
         ** 2
@@ -63,4 +66,5 @@ def add_noise(z: torch.Tensor, noise: torch.Tensor, t: torch.Tensor | int) -> to
 def predict_x0(z_t: torch.Tensor, eps_hat: torch.Tensor, t: torch.Tensor | int) -> torch.Tensor:
     """x0 from z_t and the noise prediction eps_hat at timestep t (paper Eq. 4)."""
     scale, sigma = _coefficients(t, z_t)
+    # The division enlarges errors of eps_hat by sigma / scale: 0.34 at t = 100, 1.6 at t = 500.
     return (z_t - sigma * eps_hat) / scale

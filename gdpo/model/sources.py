@@ -24,7 +24,7 @@ class Source:
 # `fetch.base` lists the sources of the base model: the official repository,
 # stabilityai/stable-diffusion-2-1-base, no longer exists.
 BASE_LICENCE = "CreativeML OpenRAIL++-M"
-# Files that `load_base` reads -> approximate bytes for SD2.1-base in fp32 (half in fp16).
+# Files that `read_base` reads -> approximate bytes for SD2.1-base in fp32 (half in fp16).
 BASE_FILES = {
     "unet/config.json": 1_000,
     "unet/diffusion_pytorch_model.safetensors": 3_460_000_000,

@@ -31,13 +31,13 @@ from gdpo.seeds import seeded_noise
 class Candidates:
     """The sampled candidates of B LR images.
 
-    image: (B * G, 3, H, W) in [0, 1], float32. With `rollout.candidates: action` also action
-    (B * G, c, h, w) and lr, the latent z_LR (B, c, h, w); otherwise both are None.
+    image: (B * G, 3, H, W) in [0, 1], float32. latent: (B * G, c, h, w), what was decoded: z_SR, or
+    the action with `rollout.candidates: action`. lr: z_LR, (B, c, h, w).
     """
 
     image: torch.Tensor
-    action: torch.Tensor | None = None
-    lr: torch.Tensor | None = None
+    latent: torch.Tensor
+    lr: torch.Tensor
 
 
 @torch.no_grad()
@@ -52,14 +52,19 @@ def candidates(
     settings, device = config.rollout, next(model.parameters()).device
     height, width = lr.shape[-2:]
     x = pad_to_multiple(lr, model.multiple).to(device) * 2 - 1
+    # All three in one draw per candidate, used or not: xi comes last, so that `action` has the
+    # noise of `noise` with the same seeds.
     noise, posterior, xi = seeded_noise(seeds, model.latent_shape(*x.shape[-2:]), 3).to(device)
     fraction = torch.linspace(0, 1, settings.group).repeat(len(lr))
     if settings.candidates in ("guidance", "t_add"):
+        # Exactly one thing differs within a group; here it is not the noise.
         noise = noise[:: settings.group].repeat_interleave(settings.group, 0)
     with autocast(settings.precision, device.type):
         z_lr = steps.encode(model, x, posterior[:: settings.group])
         if settings.candidates == "action":
-            z_lr = _stored(z_lr)
+            # The file stores z_LR, and the state of an action is rebuilt from it: sampling from the
+            # unrounded one would make the old policy's error differ from the density of the action.
+            z_lr = stored(z_lr)
         z = z_lr.repeat_interleave(settings.group, 0)
         t_add = (
             _between(settings.t_add_range, fraction).round().long()
@@ -74,20 +79,23 @@ def candidates(
             eps_hat = negative + _between(settings.guidance_range, fraction.to(device))[
                 :, None, None, None
             ] * (eps_hat - negative)
+        # In the precision of z~ and not of the network: bf16 would round the difference of two
+        # large terms.
         z_sr = predict_x0(z_noisy, eps_hat.to(z_noisy.dtype), model.t_diff)
-        action = _stored(z_sr + settings.sigma * xi) if settings.candidates == "action" else None
-        image = steps.decode(model, z_sr if action is None else action)
-    image = (image.float() * 0.5 + 0.5)[..., :height, :width]
-    return Candidates(image) if action is None else Candidates(image, action, z_lr)
+        if settings.candidates == "action":
+            z_sr = stored(z_sr + settings.sigma * xi)
+        image = steps.decode(model, z_sr)
+    return Candidates((image.float() * 0.5 + 0.5)[..., :height, :width], z_sr, z_lr)
 
 
 def _between(ends: list[float] | list[int], steps: torch.Tensor) -> torch.Tensor:
     return ends[0] + (ends[1] - ends[0]) * steps
 
 
-def _stored(latent: torch.Tensor) -> torch.Tensor:
-    """Round a latent to the float16 precision of the rollout file.
+def stored(latent: torch.Tensor) -> torch.Tensor:
+    """A latent with the rounding (float16) and memory layout of the rollout file.
 
-    The decoded action must equal the stored one bit for bit: the density is computed from the file.
+    Errors computed from the file are then bit-identical to those computed here. The layout matters
+    because the encoder's output may be channels-last, for which other kernels run.
     """
-    return latent.half().float().contiguous()
+    return latent.float().half().float().contiguous()

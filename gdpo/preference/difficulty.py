@@ -31,6 +31,8 @@ def difficulty_scores(
         [to_tensor(enlarge(p.lr, p.hr.shape[:2], p.degradation["enlarge"])) for p in pairs]
     )
     hr = torch.stack([to_tensor(p.hr) for p in pairs])
+    # A key of its own: with the rollouts' noise, pairs would be chosen for how one candidate came
+    # out.
     keys: list[Key] = [(seed, "difficulty", p.id) for p in pairs]
     prompts = [compose(p.tags, prompt) for p in pairs]
     image = super_resolve(

@@ -8,17 +8,16 @@
         one AdamW step on L
 
 With cached rollouts a step consists of the policy's forward and backward passes only. A group is
-one forward pass of G latents, as in the rollout stage, so m and r come from the same kernels. A
-step accumulates the gradients of its groups. In a run of several processes (gdpo.train.world), each
-group belongs to one process.
+one forward pass, as in the rollout stage, so m and r come from the same kernels: of G latents, or
+with `rollout.input: lr` of the one that all candidates share. A step accumulates the gradients of
+its groups (passes.py). In a run of several processes (gdpo.train.world), each group belongs to
+one process.
 
     rollouts: online    A group is sampled when it is visited. In the first epoch it equals the one
                         that the rollout stage stores; later epochs sample new ones.
     sampler: policy     The policy samples the group, so the objective's "old policy" is the current
                         policy.
-    micro_batch         The derivatives of the objective with respect to the group's errors are
-                        computed first. The backward passes then take a few candidates each; the
-                        gradient is the same.
+    omega: null         The strength is set by a rule before the first step (strength.py).
 
 The control run shuffles the advantages inside each group, so its gains are not due to preference.
 A step synchronises with the device twice: for the gradient norm and for the values to log.
@@ -35,14 +34,18 @@ import torch
 from gdpo.checks import NotFinite
 from gdpo.config import Config
 from gdpo.data.shards import Pair
+from gdpo.hooks import Hooks
 from gdpo.model.checkpoints import Adapters
 from gdpo.model.naosd import NAOSD
-from gdpo.preference.errors import NoiseTarget, noise_target, predict, squared
 from gdpo.preference.group import Group, Skipped, reward_of
 from gdpo.preference.objectives import objective_loss
+from gdpo.preference.order import group_at, noise_index, training_seed
+from gdpo.preference.passes import Passes
 from gdpo.preference.rollout import rollout
-from gdpo.seeds import numpy_generator, seed_of
-from gdpo.train.loop import Hooks, Loop, Stateful, Tensors, cosine, grad_norm
+from gdpo.preference.strength import READ, probe, strength_of, warn_of_excess
+from gdpo.preference.validation import Validation
+from gdpo.seeds import numpy_generator
+from gdpo.train.loop import Loop, Stateful, Tensors, cosine, grad_norm
 from gdpo.train.world import current
 
 History = list[dict[str, float]]
@@ -51,8 +54,15 @@ EXPLODED = 10.0
 # Relative difference at step 0 above which the stored errors belong to another reference. The
 # untrained policy equals the reference, and other kernels or another machine's bf16 differ by less.
 FOREIGN = 0.01
-LEARNT = ("loss", "implicit_accuracy", "weighted_error_difference", "error_change", "policy_error")
-EMBEDDED = 256  # size of the cache of prompt embeddings
+LEARNT = (
+    "loss",
+    "implicit_accuracy",
+    "weighted_error_difference",
+    "weighted_square",
+    "error_change",
+    "policy_error",
+    "distance",
+)
 
 
 def finetune(
@@ -65,13 +75,15 @@ def finetune(
     fingerprint: str,
     hooks: Hooks,
     pairs: Sequence[Pair] = (),
+    validation: Sequence[Pair] = (),
 ) -> tuple[Adapters, History]:
     """Train the policy's adapters; return them and the logged values of every step.
 
     model: the reference (NAOSD merged), without roles. groups: the cached rollouts, each read when
     a step needs it and finite, as `Rollouts` checks on reading. pairs: with
     `rollouts: online`, the pairs from which groups are sampled instead. control: use shuffled
-    advantages. folder: holds the checkpoint.
+    advantages. folder: holds the checkpoint. validation: pairs of `finetune.validation`
+    (validation.py).
     Errors: `Stopped` after a checkpoint when asked to stop. `Diverged` when a value is not finite
     or the policy's error explodes. ValueError if there are no groups or pairs, if no pair yields a
     group, naming a group with values that are not finite, or if the stored errors belong to another
@@ -92,7 +104,11 @@ def finetune(
         hooks,
         verify=run.verify,
     )
-    history = loop.run(run.step)
+    step = Validation(model, validation, config).beside(run.step) if validation else run.step
+    history = loop.run(step)
+    if not control:
+        first = history[: -(-len(run.source) // settings.batch)]
+        warn_of_excess([entry["loss"] for entry in first], settings, run.named())
     tensors = {
         f"unet.{name}": parameter.detach().cpu().clone() for name, parameter in run.policy.items()
     }
@@ -107,9 +123,7 @@ class _Run:
     ) -> None:
         self.model, self.source, self.config, self.control = model, source, config, control
         settings = config.finetune
-        self.seed = (
-            seed_of(config.seed, "repeat", settings.repeat) if settings.repeat else config.seed
-        )
+        self.seed = training_seed(config.seed, settings.repeat)
         model.vae.requires_grad_(False)
         model.unet_roles.add("policy", settings.lora, seed=self.seed)
         self.policy = model.unet_roles.parameters("policy")
@@ -123,9 +137,21 @@ class _Run:
         )
         self.device = next(model.parameters()).device
         self.world = current()
-        self._embedded: dict[str, torch.Tensor] = {}
+        self.passes = Passes(model, config)
         self._seen: tuple[Group, int] | None = None  # the last group and its noise index
         self._idle = 0  # consecutive positions without a usable group
+        self.strength = strength_of(
+            settings,
+            config.rollout.group,
+            config.rollout.sigma,
+            lambda: probe(
+                self._scored,
+                self.passes,
+                list(self.policy.values()),
+                settings.optimizer.lr,
+                self.world,
+            ),
+        )
 
     def step(self, step: int) -> dict[str, float]:
         """One optimiser step over `finetune.batch` groups; return the values to log."""
@@ -147,8 +173,11 @@ class _Run:
         trained = settings.batch - skipped
         values = {name: total / max(trained, 1) for name, total in totals.items()}
         values |= {"skipped": skipped, "grad_norm": norm}
-        self._check(values)
         reference = values["policy_error"] - values["error_change"]
+        values |= self._logit_and_distance(
+            values.pop("weighted_square"), values.pop("distance"), values
+        )
+        self._check(values)
         # At step 0 the policy is the reference, so any difference lies in the stored errors.
         if step == 0 and abs(values["error_change"]) > FOREIGN * reference:
             raise ValueError(
@@ -159,9 +188,10 @@ class _Run:
         self._idle = 0 if trained else self._idle + settings.batch
         if self._idle >= min(len(self.source), settings.steps * settings.batch):
             raise ValueError(
-                "no pair gave a group: see what was left out; check models/naosd, rollout.metrics "
-                "and rollout.precision"
+                "every pair was left out, for the reasons logged above; check models/naosd, "
+                "rollout.metrics and rollout.precision"
             )
+        # Without a gradient AdamW would still decay the weights and move by its momentum.
         if trained:
             self.optimizer.step()
         return values
@@ -174,7 +204,40 @@ class _Run:
         for name, value in values.items():
             if not abs(value) < float("inf"):
                 raise NotFinite(f"{name} is not finite")
-        _check_error(values["policy_error"], values["policy_error"] - values["error_change"])
+        self._check_error(values["policy_error"], values["policy_error"] - values["error_change"])
+
+    def _logit_and_distance(
+        self, square: float, distance: float, values: dict[str, float]
+    ) -> dict[str, float]:
+        """Standard deviation of the logit over the groups of a step, and the distance D.
+
+        Of those that the run knows: the objective has GDPO's logit; predictions are stored.
+        """
+        logged, weighted = {}, values["weighted_error_difference"]
+        scale = {"gdpo": self.strength.omega / 2, "dgpo": self.strength.beta}
+        scale["dgpo"] /= self.config.rollout.group
+        if (objective := self.config.finetune.objective) in scale:
+            logged["logit_std"] = scale[objective] * max(square - weighted**2, 0.0) ** 0.5
+        if self.config.rollout.input == "lr":
+            reference = values["policy_error"] - values["error_change"]
+            logged["distance"] = (distance / reference) ** 0.5 if reference > 0 else 0.0
+        return logged
+
+    def named(self) -> str:
+        """The strengths that the objective reads, with their values."""
+        names = READ[self.config.finetune.objective]
+        return ", ".join(f"finetune.{name} {getattr(self.strength, name):.4g}" for name in names)
+
+    def _check_error(self, policy: float, reference: float) -> None:
+        """Raise NotFinite unless the policy's error is a number, at most `EXPLODED` times the
+        reference's.
+        """
+        if not policy <= EXPLODED * reference:
+            times = f"{policy / reference:.0f} times" if reference else "beyond"
+            raise NotFinite(
+                f"the policy's error exploded to {times} the reference's with {self.named()} and "
+                f"finetune.optimizer.lr {self.config.finetune.optimizer.lr:g}"
+            )
 
     @torch.no_grad()
     def verify(self) -> None:
@@ -185,28 +248,10 @@ class _Run:
         errors = {"policy": 0.0, "reference": 0.0}
         if self._seen is not None:
             group, noise = self._seen
-            batch = noise_target(self.model, self._on_device(group), self.config.rollout, noise)
-            with self.model.unet_roles.use("policy"):
-                eps_hat = predict(
-                    self.model, batch, self._prompt(group.prompt), self.config.rollout
-                )
-            errors["policy"] = float(squared(eps_hat - batch.target.double(), batch).mean())
+            errors["policy"] = float(self.passes.errors(group, noise)[0].mean())
             errors["reference"] = sum(group.reference_error[noise]) / len(group.seeds)
         totals = self.world.add(errors)
-        _check_error(totals["policy"], totals["reference"])
-
-    def _noise_index(self, position: int) -> tuple[int, int, int]:
-        """(index of the group, epoch, noise index) at a position of the training order.
-
-        The order is infinite, and shuffled anew in each epoch.
-        """
-        epoch, offset = divmod(position, len(self.source))
-        order = numpy_generator(self.seed, "groups", epoch).permutation(len(self.source))
-        return (
-            int(order[offset]),
-            epoch,
-            (epoch + self.config.finetune.repeat) % self.config.rollout.noises,
-        )
+        self._check_error(totals["policy"], totals["reference"])
 
     def _names(self) -> list[str]:
         """Names of a row's values: first those computed on the device, then those of the group."""
@@ -222,20 +267,14 @@ class _Run:
 
         The values stay on the device, so that the CPU does not wait for them here.
         """
-        index, epoch, noise_index = self._noise_index(position)
-        group, noise = self._group(index, epoch, noise_index)
-        if isinstance(group, Skipped):
-            logging.getLogger(__name__).warning(
-                "%s is left out of this step: %s", group.id, group.reason
-            )
+        if (scored := self._scored(position)) is None:
             return torch.tensor([0.0] * (len(self._names()) - 1) + [1.0], dtype=torch.float64).to(
                 self.device
             )
-        try:
-            reward, advantage = reward_of(group.metrics, group.detail_share, self.config.reward)
-        except ValueError as error:
-            raise ValueError(f"group {group.id}: {error}") from error
+        group, noise, reward, advantage = scored
         if self.control:
+            # By group and not by step: the control learns one wrong preference per group, as
+            # consistent as the right one, instead of noise that averages out.
             order = numpy_generator(self.seed, "shuffle", group.id).permutation(len(advantage))
             advantage = [advantage[i] for i in order]
         learnt = self._learn(group, advantage, noise)
@@ -247,113 +286,68 @@ class _Run:
         known = torch.tensor([*spread, float(not any(advantage)), 0.0], dtype=torch.float64)
         return torch.cat([learnt, known.to(self.device, non_blocking=True)])
 
-    def _group(self, index: int, epoch: int, noise_index: int) -> tuple[Group | Skipped, int]:
+    def _scored(self, position: int) -> tuple[Group, int, list[float], list[float]] | None:
+        """(group, noise index, rewards, advantages) at a position; None if it is left out."""
+        index, epoch = group_at(self.seed, position, len(self.source))
+        group, noise = self._group(index, epoch)
+        if isinstance(group, Skipped):
+            logging.getLogger(__name__).warning(
+                "%s is left out of this step: %s", group.id, group.reason
+            )
+            return None
+        try:
+            reward, advantage = reward_of(group.metrics, group.detail_share, self.config.reward)
+        except ValueError as error:
+            raise ValueError(f"group {group.id}: {error}") from error
+        return group, noise, reward, advantage
+
+    def _group(self, index: int, epoch: int) -> tuple[Group | Skipped, int]:
         """(group, index into its noise seeds): the stored group, or one sampled now.
 
-        A group sampled now has the seeds and errors of this noise_index only, so its index is 0.
+        A group sampled now has the seeds and errors of this epoch's noise only, so its index is 0.
         """
-        found = self.source[index]
-        if isinstance(found, Group):
-            return found, noise_index
+        source = self.source[index]
+        noise = noise_index(epoch, self.config.finetune.repeat, self.config.rollout.noises)
+        if isinstance(source, Group):
+            return source, noise
         role = "policy" if self.config.finetune.sampler == "policy" else None
-        return next(
-            rollout(
-                self.model, [found], self.config, draw=epoch, role=role, noise_indices=[noise_index]
-            )
-        ), 0
+        sampled = rollout(
+            self.model, [source], self.config, draw=epoch, role=role, noise_indices=[noise]
+        )
+        return next(sampled), 0
 
     def _learn(self, group: Group, advantage: list[float], noise_index: int) -> torch.Tensor:
         """Forward and backward pass of one group; return the values of `LEARNT`."""
         settings = self.config.finetune
         self._seen = group, noise_index
-        batch = noise_target(self.model, self._on_device(group), self.config.rollout, noise_index)
-        prompt = self._prompt(group.prompt)
         known = torch.tensor([group.reference_error[noise_index], advantage], dtype=torch.float64)
         reference, advantages = known.to(self.device, non_blocking=True)[:, None]
-        size = len(advantage)
-        chunk = min(settings.micro_batch or size, size)
-        # With micro-batches this pass only gives the errors; `_backward` repeats it with gradient.
-        with torch.set_grad_enabled(chunk == size):
-            parts = [
-                self._errors(batch.part(slice(i, i + chunk)), prompt) for i in range(0, size, chunk)
-            ]
-        policy, distance = (torch.cat(column)[None] for column in zip(*parts, strict=True))
-        if chunk < size:
-            policy, distance = policy.requires_grad_(), distance.requires_grad_()
-        # With `sampler: policy` the current policy sampled the candidates, so it is the old policy.
-        old = policy.detach() if settings.sampler == "policy" else reference
-        loss = objective_loss(
-            settings, policy, reference, old, distance, advantages, self.config.rollout.sigma
-        )
-        if chunk == size:
-            (loss / settings.batch).backward()
-        else:
-            self._backward(loss / settings.batch, policy, distance, batch, prompt, chunk)
-        with torch.no_grad():
-            change = policy - reference
-            weighted = (advantages * change).sum()
-            return torch.stack(
-                [loss, (weighted < 0).double(), weighted, change.mean(), policy.mean()]
+        on_policy = settings.sampler == "policy"
+
+        def loss_of(policy: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:
+            # With `sampler: policy` the policy sampled the candidates, so it is the old policy.
+            old, distance = (
+                (policy.detach(), torch.zeros_like(moved)) if on_policy else (reference, moved)
+            )
+            return objective_loss(
+                settings,
+                self.strength,
+                policy,
+                reference,
+                old,
+                distance,
+                advantages,
+                self.config.rollout.sigma,
             )
 
-    def _on_device(self, group: Group) -> Group:
-        return Group(**{**vars(group), "latents": group.latents.to(self.device)})
-
-    def _errors(
-        self, batch: NoiseTarget, prompt: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(m, d), one value per candidate of the batch.
-
-        m: the policy's errors. d: for `nft`, the mean squared difference of the policy's and the
-        old policy's predictions; otherwise 0.
-        """
-        with self.model.unet_roles.use("policy"):
-            eps_hat = predict(self.model, batch, prompt, self.config.rollout)
-        error = squared(eps_hat - batch.target.double(), batch)
-        if self.config.finetune.objective != "nft" or self.config.finetune.sampler == "policy":
-            return error, torch.zeros_like(error)
-        # For cached rollouts the old policy is the reference: no role.
-        with self.model.unet_roles.use(None), torch.no_grad():
-            old = predict(self.model, batch, prompt, self.config.rollout)
-        return error, squared(eps_hat - old, batch)
-
-    def _backward(
-        self,
-        loss: torch.Tensor,
-        policy: torch.Tensor,
-        distance: torch.Tensor,
-        batch: NoiseTarget,
-        prompt: torch.Tensor,
-        chunk: int,
-    ) -> None:
-        """Backward pass of a group in micro-batches of `chunk` candidates.
-
-        By the chain rule, dL/dm_i and dL/dd_i of the whole group are computed first. The errors are
-        then recomputed for a few candidates at a time, and their gradients weighted by those.
-        """
-        found = torch.autograd.grad(loss, [policy, distance], allow_unused=True)
-        slopes = [torch.zeros_like(policy[0]) if slope is None else slope[0] for slope in found]
-        for i in range(0, len(slopes[0]), chunk):
-            members = slice(i, i + chunk)
-            both = zip(self._errors(batch.part(members), prompt), slopes, strict=True)
-            torch.stack(
-                [(errors * slope[members]).sum() for errors, slope in both]
-            ).sum().backward()
-
-    def _prompt(self, text: str) -> torch.Tensor:
-        """The embedding of a prompt, cached: without tags all groups share one prompt."""
-        if text not in self._embedded:
-            if len(self._embedded) == EMBEDDED:
-                self._embedded.clear()
-            with torch.no_grad():
-                self._embedded[text] = self.model.embed([text])
-        return self._embedded[text]
-
-
-def _check_error(policy: float, reference: float) -> None:
-    """Raise NotFinite unless the policy's error is a number, at most `EXPLODED` times the
-    reference's.
-    """
-    if not policy <= EXPLODED * reference:
-        times = f"{policy / reference:.0f} times" if reference else "beyond"
-        raise NotFinite(f"the policy's error exploded to {times} the reference's")
+        loss, policy, moved = self.passes.backward(
+            group,
+            noise_index,
+            loss_of,
+            weight=1 / settings.batch,
+            distance=settings.objective == "nft" and not on_policy,
+        )
+        change = policy - reference
+        weighted = (advantages * change).sum()
+        values = [loss, (weighted < 0).double(), weighted, weighted.square(), change.mean()]
+        return torch.stack([*values, policy.mean(), moved.mean()])

@@ -17,12 +17,13 @@ A group of equal scores has zero gradient for every policy, but still counts in 
 groups. "Slope" below is dL/dm_i at the point where policy, old policy and reference agree. AdamW is
 invariant to its scale; gradient clipping is not.
 
-The public losses check their arguments, which copies values from the device to the CPU.
-`objective_loss`, for the training loop, does not check tensors. All losses compute in the dtype of
-their arguments. Legend: B images (groups), G candidates.
+`gdpo_loss` checks its arguments, which copies values from the device to the CPU. The others are
+for the training loop and do not check tensors. All losses compute in the dtype of their arguments.
+Legend: B images (groups), G candidates.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -36,8 +37,19 @@ ADVANTAGE_LIMIT = 5.0
 ROOT_FLOOR = 1e-5  # lower bound of the normaliser of each nft branch (DiffusionNFT)
 
 
+@dataclass(frozen=True)
+class Strength:
+    """`finetune.omega`, `beta`, `clip` and `mix`, as set or by the rule of strength.py."""
+
+    omega: float
+    beta: float
+    clip: float
+    mix: float
+
+
 def objective_loss(
     settings: Finetune,
+    strength: Strength,
     policy_error_BG: Tensor,
     reference_error_BG: Tensor,
     old_error_BG: Tensor,
@@ -47,8 +59,8 @@ def objective_loss(
 ) -> Tensor:
     """The loss that `settings.objective` names, a scalar, without checks of the tensors.
 
-    distance_BG: d, read by nft only. sigma: `rollout.sigma`, read by dance_grpo only. The public
-    loss of each objective below gives its formula.
+    distance_BG: d, read by nft only. sigma: `rollout.sigma`, read by dance_grpo only. The loss of
+    each objective below gives its formula.
     Errors: ValueError when the groups are too small for `settings.pairs`.
     """
     policy, reference, old, advantage = (
@@ -59,34 +71,29 @@ def objective_loss(
     )
     match settings.objective:
         case "gdpo":
-            return _preference(_logit(policy, reference, advantage, settings.omega))
+            return _preference(gdpo_logit(policy, reference, advantage, strength.omega))
         case "dpo":
-            return _diffusion_dpo(policy, reference, advantage, settings.omega, settings.pairs)
+            return diffusion_dpo_loss(policy, reference, advantage, strength.omega, settings.pairs)
         case "dance_grpo":
-            return _clipped_surrogate((old - policy) / (2 * sigma**2), advantage, settings.clip)
+            return dance_grpo_loss(policy, old, advantage, sigma, strength.clip)
         case "dgpo":
-            return _dgpo(policy, reference, old, advantage, settings.beta, settings.clip)
+            return dgpo_loss(policy, reference, old, advantage, strength.beta, strength.clip)
         case "nft":
-            return _nft(policy, old, distance_BG, advantage, settings.mix)
+            return nft_loss(policy, old, distance_BG, advantage, strength.mix)
         case "awm":
-            return _clipped_surrogate(old - policy, advantage, settings.clip)
+            return awm_loss(policy, old, advantage, strength.clip)
 
 
 def gdpo_logit(
-    policy_error_BG: Tensor, reference_error_BG: Tensor, advantage_BG: Tensor, omega: float = 5000.0
+    policy_error_BG: Tensor, reference_error_BG: Tensor, advantage_BG: Tensor, omega: float
 ) -> Tensor:
     """The preference logit inside_B of `gdpo_loss`.
 
     It is positive if the policy has moved towards the better candidates of the group.
-    Errors: ValueError as in `gdpo_loss`.
     """
-    _check(
-        policy_error_BG=policy_error_BG,
-        reference_error_BG=reference_error_BG,
-        advantage_BG=advantage_BG,
-        omega=omega,
-    )
-    return _logit(policy_error_BG, reference_error_BG, advantage_BG, omega)
+    # Early in training m_i and r_i agree in their first digits, and omega / 2 = 2500 enlarges what
+    # rounding leaves of the difference: the loop passes float64 errors.
+    return -0.5 * omega * (advantage_BG * (policy_error_BG - reference_error_BG)).sum(dim=1)
 
 
 def gdpo_loss(
@@ -102,6 +109,17 @@ def gdpo_loss(
     Errors: ValueError naming the argument for a wrong or differing shape, NaN, or an omega that is
     not positive.
     """
+    tensors = {
+        "policy_error_BG": policy_error_BG,
+        "reference_error_BG": reference_error_BG,
+        "advantage_BG": advantage_BG,
+    }
+    shapes = [tuple(check_tensor(name, value, "BG").shape) for name, value in tensors.items()]
+    if len(set(shapes)) > 1:
+        *names, last = tensors
+        raise ValueError(f"{', '.join(names)} and {last} differ in shape: {shapes}")
+    if isinstance(omega, bool) or not isinstance(omega, int | float) or not 0 < omega < math.inf:
+        raise ValueError(f"omega must be a positive number, got {omega!r}")
     return _preference(gdpo_logit(policy_error_BG, reference_error_BG, advantage_BG, omega))
 
 
@@ -109,8 +127,8 @@ def diffusion_dpo_loss(
     policy_error_BG: Tensor,
     reference_error_BG: Tensor,
     advantage_BG: Tensor,
-    omega: float = 5000.0,
-    pairs: int = 1,
+    omega: float,
+    pairs: int,
 ) -> Tensor:
     """The Diffusion-DPO loss, a scalar, on all pairs of a best (w) with a worst (l) candidate.
 
@@ -125,15 +143,24 @@ def diffusion_dpo_loss(
     Source: Diffusion-DPO (arXiv 2311.12908) Eq. 14 with the factors of its released code (beta_dpo
     = omega, halved) at one fixed t, as in GDPO. The N x N pairs are those of DP2O-SR (arXiv
     2510.18851, Sec. 4.2), without its weights of pairs and groups (Sec. 4.3).
-    Errors: ValueError naming the argument as for `gdpo_loss`, and for pairs outside 1..G/2.
+    Errors: ValueError for pairs outside 1..G/2.
     """
-    _check(
-        policy_error_BG=policy_error_BG,
-        reference_error_BG=reference_error_BG,
-        advantage_BG=advantage_BG,
-        omega=omega,
-    )
-    return _diffusion_dpo(policy_error_BG, reference_error_BG, advantage_BG, omega, pairs)
+    size = advantage_BG.shape[1]
+    if not 1 <= pairs <= size // 2:
+        raise ValueError(
+            f"pairs must be a whole number from 1 to half of the group's {size} candidates, got "
+            f"{pairs!r}"
+        )
+    better = advantage_BG[:, :, None] > advantage_BG[:, None, :]
+    # `better` drops pairs of equal advantage, which occur where a tie reaches into both ends.
+    best, worst = _places(advantage_BG, pairs), _places(-advantage_BG, pairs)
+    weight_BGG = best[:, :, None] * worst[:, None, :] * better
+    total_B = weight_BGG.sum(dim=(1, 2))
+    change = policy_error_BG - reference_error_BG
+    inside_BGG = -0.5 * omega * (change[:, :, None] - change[:, None, :])
+    # A group without a pair: 0 / 1 instead of 0 / 0.
+    loss_B = -(weight_BGG * F.logsigmoid(inside_BGG)).sum(dim=(1, 2)) / (total_B + (total_B == 0))
+    return loss_B.mean()
 
 
 def dance_grpo_loss(
@@ -141,7 +168,7 @@ def dance_grpo_loss(
     old_error_BG: Tensor,
     advantage_BG: Tensor,
     sigma: float,
-    clip: float = 1e-4,
+    clip: float,
 ) -> Tensor:
     """The DanceGRPO loss for a one-step model, a scalar. Slope A_i / (2 sigma^2) / (B G).
 
@@ -156,17 +183,10 @@ def dance_grpo_loss(
     tractable density, so the action is a Gaussian sample around z_SR instead.
     Source of the rest, with log-densities averaged over the latent: DanceGRPO (arXiv 2505.07818)
     and its released code.
-    Errors: ValueError naming the argument for a wrong or differing shape, NaN, or a number that is
-    not positive.
     """
-    _check(
-        policy_error_BG=policy_error_BG,
-        old_error_BG=old_error_BG,
-        advantage_BG=advantage_BG,
-        sigma=sigma,
-        clip=clip,
-    )
-    return _clipped_surrogate((old_error_BG - policy_error_BG) / (2 * sigma**2), advantage_BG, clip)
+    # The normalising constants of the two Gaussians are equal and cancel.
+    log_ratio = (old_error_BG - policy_error_BG) / (2 * sigma**2)
+    return _clipped_surrogate(log_ratio, advantage_BG, clip)
 
 
 def dgpo_loss(
@@ -174,8 +194,8 @@ def dgpo_loss(
     reference_error_BG: Tensor,
     old_error_BG: Tensor,
     advantage_BG: Tensor,
-    beta: float = 100.0,
-    clip: float = 1e-4,
+    beta: float,
+    clip: float,
 ) -> Tensor:
     """The DGPO loss, a scalar. Slope beta/(2G) A_i / B.
 
@@ -186,57 +206,51 @@ def dgpo_loss(
     Source: DGPO (arXiv 2510.08425) and its released code. The gradient of the released code, the
     sigmoid times the mean of A_i dm_i over all samples, is this one divided by beta. Omitted: its
     clamp of A to +-5, and its KL term.
-    Errors: ValueError naming the argument for a wrong or differing shape, NaN, or a number that is
-    not positive.
     """
-    _check(
-        policy_error_BG=policy_error_BG,
-        reference_error_BG=reference_error_BG,
-        old_error_BG=old_error_BG,
-        advantage_BG=advantage_BG,
-        beta=beta,
-        clip=clip,
-    )
-    return _dgpo(policy_error_BG, reference_error_BG, old_error_BG, advantage_BG, beta, clip)
+    ratio = (old_error_BG - policy_error_BG.detach()).exp()
+    # Detaching a clipped candidate removes its gradient but keeps the value of the loss.
+    clipped = torch.where(advantage_BG > 0, ratio > 1 + clip, ratio < 1 - clip)
+    policy = torch.where(clipped, policy_error_BG.detach(), policy_error_BG)
+    omega = 2 * beta / advantage_BG.shape[1]
+    return _preference(gdpo_logit(policy, reference_error_BG, advantage_BG, omega))
 
 
 def nft_loss(
     policy_error_BG: Tensor,
-    reference_error_BG: Tensor,
+    old_error_BG: Tensor,
     distance_BG: Tensor,
     advantage_BG: Tensor,
-    mix: float = 1.0,
+    mix: float,
 ) -> Tensor:
-    """The DiffusionNFT loss, a scalar, with the reference as old policy.
+    """The DiffusionNFT loss, a scalar.
 
         v+  = mix v + (1 - mix) v_old
         v-  = (1 + mix) v_old - mix v
         p_i = 1/2 + clip(A_i / 5, -1, 1) / 2
         L   = mean_bi p_i |v+ - target|^2 / root+ + (1 - p_i) |v- - target|^2 / root-
 
-    Slope mix/5 A_i / sqrt(r_i) / (B G). root+ and root- are the square roots of the squared errors
-    that they divide, at least 1e-5, without gradient. The scalars m, r and d suffice: with
-    c = (m + r - d)/2, the mean product of both errors,
-    |v+ - target|^2 = mix^2 m + 2 mix (1 - mix) c + (1 - mix)^2 r, and likewise for v-.
+    Slope mix/5 A_i / sqrt(o_i) / (B G). root+ and root- are the square roots of the squared errors
+    that they divide, at least 1e-5, without gradient. The scalars m, o and d suffice: with
+    c = (m + o - d)/2, the mean product of both errors,
+    |v+ - target|^2 = mix^2 m + 2 mix (1 - mix) c + (1 - mix)^2 o, and likewise for v-.
     Source: DiffusionNFT (arXiv 2509.16117) and its released code, which divides by the mean
     absolute error in x0 instead of the root, and multiplies the loss by 5/mix. Omitted: its KL
     term. Unlike the source, a group of equal scores has loss 0: with p = 1/2 it would pull the
     policy back to the old one.
-    Errors: ValueError naming the argument for a wrong or differing shape, NaN, or a mix that is not
-    positive.
     """
-    _check(
-        policy_error_BG=policy_error_BG,
-        reference_error_BG=reference_error_BG,
-        distance_BG=distance_BG,
-        advantage_BG=advantage_BG,
-        mix=mix,
-    )
-    return _nft(policy_error_BG, reference_error_BG, distance_BG, advantage_BG, mix)
+    policy, old, distance = policy_error_BG, old_error_BG, distance_BG
+    # |v+ - target|^2 and |v- - target|^2, multiplied out.
+    # No second forward pass: v+ and v- are linear in the two predictions, so their errors follow
+    # from three scalars.
+    positive = mix * policy + (1 - mix) * old - mix * (1 - mix) * distance
+    negative = (1 + mix) * old - mix * policy + mix * (1 + mix) * distance
+    share = 0.5 + 0.5 * (advantage_BG / ADVANTAGE_LIMIT).clamp(-1, 1)
+    loss = share * _by_its_root(positive) + (1 - share) * _by_its_root(negative)
+    return torch.where((advantage_BG != 0).any(dim=1, keepdim=True), loss, 0.0).mean()
 
 
 def awm_loss(
-    policy_error_BG: Tensor, old_error_BG: Tensor, advantage_BG: Tensor, clip: float = 1e-4
+    policy_error_BG: Tensor, old_error_BG: Tensor, advantage_BG: Tensor, clip: float
 ) -> Tensor:
     """The loss of advantage weighted matching (AWM), a scalar. Slope A_i / (B G).
 
@@ -246,44 +260,13 @@ def awm_loss(
     Source: AWM (arXiv 2509.25050) and its released code with uniform weights. Omitted: its
     generalised Huber weights and its KL terms. Its base configuration clips at 1e-4; its runs with
     KL terms clip at 1.
-    Errors: ValueError naming the argument for a wrong or differing shape, NaN, or a clip that is
-    not positive.
     """
-    _check(
-        policy_error_BG=policy_error_BG,
-        old_error_BG=old_error_BG,
-        advantage_BG=advantage_BG,
-        clip=clip,
-    )
     return _clipped_surrogate(old_error_BG - policy_error_BG, advantage_BG, clip)
 
 
-def _logit(policy: Tensor, reference: Tensor, advantage: Tensor, omega: float) -> Tensor:
-    return -0.5 * omega * (advantage * (policy - reference)).sum(dim=1)
-
-
 def _preference(inside: Tensor) -> Tensor:
+    # log(sigmoid(x)) would be -inf, with NaN gradients, for the logits below -90 of a bad step.
     return -F.logsigmoid(inside).mean()
-
-
-def _diffusion_dpo(
-    policy: Tensor, reference: Tensor, advantage: Tensor, omega: float, pairs: int
-) -> Tensor:
-    size = advantage.shape[1]
-    if isinstance(pairs, bool) or not isinstance(pairs, int) or not 1 <= pairs <= size // 2:
-        raise ValueError(
-            f"pairs must be a whole number from 1 to half of the group's {size} candidates, got "
-            f"{pairs!r}"
-        )
-    better = advantage[:, :, None] > advantage[:, None, :]
-    weight_BGG = (
-        _places(advantage, pairs)[:, :, None] * _places(-advantage, pairs)[:, None, :] * better
-    )
-    total_B = weight_BGG.sum(dim=(1, 2))
-    change = policy - reference
-    inside_BGG = -0.5 * omega * (change[:, :, None] - change[:, None, :])
-    loss_B = -(weight_BGG * F.logsigmoid(inside_BGG)).sum(dim=(1, 2)) / (total_B + (total_B == 0))
-    return loss_B.mean()
 
 
 def _places(value: Tensor, count: int) -> Tensor:
@@ -303,50 +286,5 @@ def _clipped_surrogate(log_ratio: Tensor, advantage: Tensor, clip: float) -> Ten
     return torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip)).mean()
 
 
-def _dgpo(
-    policy: Tensor, reference: Tensor, old: Tensor, advantage: Tensor, beta: float, clip: float
-) -> Tensor:
-    ratio = (old - policy.detach()).exp()
-    # Detaching a clipped candidate removes its gradient but keeps the value of the loss.
-    clipped = torch.where(advantage > 0, ratio > 1 + clip, ratio < 1 - clip)
-    policy = torch.where(clipped, policy.detach(), policy)
-    return _preference(_logit(policy, reference, advantage, 2 * beta / advantage.shape[1]))
-
-
-def _nft(policy: Tensor, old: Tensor, distance: Tensor, advantage: Tensor, mix: float) -> Tensor:
-    # |v+ - target|^2 and |v- - target|^2 of `nft_loss`, multiplied out.
-    positive = mix * policy + (1 - mix) * old - mix * (1 - mix) * distance
-    negative = (1 + mix) * old - mix * policy + mix * (1 + mix) * distance
-    share = 0.5 + 0.5 * (advantage / ADVANTAGE_LIMIT).clamp(-1, 1)
-    loss = share * _by_its_root(positive) + (1 - share) * _by_its_root(negative)
-    return torch.where((advantage != 0).any(dim=1, keepdim=True), loss, 0.0).mean()
-
-
 def _by_its_root(branch: Tensor) -> Tensor:
     return branch / branch.detach().clamp(min=ROOT_FLOOR**2).sqrt()
-
-
-def _check(**given: object) -> None:
-    """Check the arguments of a public loss.
-
-    Errors: ValueError naming the argument unless those whose names end in _BG are finite tensors
-    (B, G) of the same shape, and all others are positive numbers.
-    """
-    tensors = {
-        name: check_tensor(name, value, "BG")
-        for name, value in given.items()
-        if name.endswith("_BG")
-    }
-    shapes = [tuple(x.shape) for x in tensors.values()]
-    if len(set(shapes)) > 1:
-        *names, last = tensors
-        raise ValueError(f"{', '.join(names)} and {last} differ in shape: {shapes}")
-    for name, value in given.items():
-        if name in tensors:
-            continue
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not 0 < value < math.inf
-        ):
-            raise ValueError(f"{name} must be a positive number, got {value!r}")

@@ -2,8 +2,9 @@
 
     for each selected pair:
         G noises -> NAOSD -> images -> every metric
-        images -> VAE encoder -> posterior moments
-        posterior moments, K stored noises -> the reference's errors
+        images -> VAE encoder -> posterior moments     (rollout.input lr: none of this; z_LR and
+                                                        z_SR are there already)
+        latents, K stored noises -> the reference's errors
 
 As in the released code, the frozen reference samples the candidates, not the policy. Rollouts
 therefore do not depend on the policy's weights, and one set of them trains every objective, reward
@@ -26,10 +27,9 @@ from gdpo.model import steps
 from gdpo.model.naosd import NAOSD
 from gdpo.model.prompts import compose
 from gdpo.model.sampling import autocast
-from gdpo.preference.candidates import Candidates, candidates
-from gdpo.preference.errors import check_group, noise_errors
+from gdpo.preference.candidates import Candidates, candidates, stored
+from gdpo.preference.errors import check_group, noise_target, predict, squared
 from gdpo.preference.group import Group, Latents, Skipped
-from gdpo.rewards.detail import detail_share
 from gdpo.seeds import seed_of
 
 
@@ -58,11 +58,13 @@ def rollout(
     values = torch.stack(
         [value.double().view(len(pairs), size).to(errors.device) for value in metrics.values()], 1
     )
+    # One copy for all values: each copy to the CPU waits for the device.
     known = torch.cat([whole[:, None].double(), values.flatten(1), errors.flatten(1)], 1).tolist()
-    for group, (is_whole, *row) in zip(groups, known, strict=True):
-        lists = [row[i : i + size] for i in range(0, len(row), size)]
+    for group, (is_whole, *numbers) in zip(groups, known, strict=True):
+        lists = [numbers[i : i + size] for i in range(0, len(numbers), size)]
+        # The metrics come first, the K lists of errors after them; hence not strict.
         raw = dict(zip(metrics, lists, strict=False))
-        bad = [f"metric {name}" for name, found in raw.items() if not np.isfinite(found).all()]
+        bad = [f"metric {name}" for name, scores in raw.items() if not np.isfinite(scores).all()]
         bad += ["a pixel"] * (not is_whole)
         if bad:
             yield Skipped(group.id, f"{bad[-1]} of its candidates is not finite")
@@ -90,20 +92,22 @@ def _computed(
     )
     hr = torch.stack([to_tensor(p.hr) for p in pairs])
     prompts = [compose(p.tags, config.model.training_prompt) for p in pairs]
+    # By pair and candidate, not by position: neither parts, batches nor workers change a candidate.
     seeds = [[_seed(config.seed, "rollout", p.id, i, draw) for i in range(size)] for p in pairs]
     with model.unet_roles.use(role):
-        made = candidates(model, lr, [seed for own in seeds for seed in own], prompts, config)
-    whole = made.image.isfinite().unflatten(0, (len(pairs), size)).flatten(1).all(1)
+        sampled = candidates(model, lr, [seed for own in seeds for seed in own], prompts, config)
+    whole = sampled.image.isfinite().unflatten(0, (len(pairs), size)).flatten(1).all(1)
     # The metrics need valid pixels; `rollout` skips a group whose pixels are replaced here.
-    made = replace(made, image=made.image.nan_to_num(0, 1, 0))
+    sampled = replace(sampled, image=sampled.image.nan_to_num(0, 1, 0))
     metrics = _scores(
-        made.image, lr.repeat_interleave(size, 0), hr.repeat_interleave(size, 0), config
+        sampled.image, lr.repeat_interleave(size, 0), hr.repeat_interleave(size, 0), config
     )
-    latents = _latents(model, made, config)
-    shares = detail_share(hr, settings.grayscale).tolist()
+    latents = _latents(model, sampled, config)
     kept = range(settings.noises) if noise_indices is None else noise_indices
     groups = []
     for b, pair in enumerate(pairs):
+        # Other keys than those of the candidates: the errors are compared at noises from which no
+        # candidate was made.
         noise_seeds = [
             [_seed(config.seed, f"noise {k}", pair.id, i, draw) for i in range(size)] for k in kept
         ]
@@ -114,7 +118,7 @@ def _computed(
                 lr_id,
                 pair.tags,
                 prompts[b],
-                shares[b],
+                pair.detail_share,
                 seeds[b],
                 {},
                 latents[b],
@@ -122,20 +126,32 @@ def _computed(
                 [],
             )
         )
-    return groups, whole, metrics, _errors(model, groups, config)
-
-
-def _errors(model: NAOSD, groups: list[Group], config: Config) -> torch.Tensor:
-    """The reference's errors for each group and each of its K noises, (B, K, G) float64."""
-    found = []
+    # Always without a role: r is the reference's error, whoever sampled the candidates.
     with model.unet_roles.use(None):
-        for group in groups:
-            prompt, noise_indices = model.embed([group.prompt]), range(len(group.noise_seeds))
-            found += [
-                noise_errors(model, group, prompt, config.rollout, noise_index)
-                for noise_index in noise_indices
-            ]
-    return torch.stack(found).view(len(groups), -1, config.rollout.group)
+        judged = [by_reference(model, group, config) for group in groups]
+    return (
+        [group for group, _ in judged],
+        whole,
+        metrics,
+        torch.stack([errors for _, errors in judged]),
+    )
+
+
+def by_reference(model: NAOSD, group: Group, config: Config) -> tuple[Group, torch.Tensor]:
+    """(group, errors): the active role's errors (K, G) float64 for each of the K noises.
+
+    With `rollout.input: lr` the group gets the predictions, one for each noise.
+    """
+    prompt, errors, predictions = model.embed([group.prompt]), [], []
+    for noise_index in range(len(group.noise_seeds)):
+        batch = noise_target(model, group, config.rollout, noise_index)
+        predictions.append(predict(model, batch, prompt, config.rollout))
+        errors.append(squared(predictions[-1] - batch.target.double(), batch))
+    if config.rollout.input == "lr":
+        # Lossless: the network's output is float32 or bfloat16.
+        latents = replace(group.latents, prediction=torch.cat(predictions).float())
+        group = replace(group, latents=latents)
+    return group, torch.stack(errors)
 
 
 def _finite(group: Group) -> Group | Skipped:
@@ -148,31 +164,28 @@ def _finite(group: Group) -> Group | Skipped:
 
 
 def _seed(seed: int, what: str, pair: str, candidate: int, draw: int) -> int:
+    # Draw 0 leaves the key as the rollout stage has it, so the first epoch of online training
+    # visits the stored groups.
     return seed_of(seed, what, pair, candidate, *([draw] if draw else []))
 
 
 def _scores(
     image: torch.Tensor, lr: torch.Tensor, hr: torch.Tensor, config: Config
 ) -> dict[str, torch.Tensor]:
+    # For the scores only. The loss compares latents of the model's own image: a correction after
+    # the network is nothing that the policy could learn.
     fixed = color_fix(config.rollout.color_fix, image, lr.to(image.device))
     return score_computed(config.rollout.metrics, fixed, hr.to(image.device))
 
 
-def _latents(model: NAOSD, made: Candidates, config: Config) -> list[Latents]:
-    """The latents of each group, with the rounding (float16) and memory layout of the stored ones.
-
-    Errors computed from the file are then bit-identical to those computed here. The layout matters
-    because the encoder's output may be channels-last, for which other kernels run.
-    """
+def _latents(model: NAOSD, sampled: Candidates, config: Config) -> list[Latents]:
+    """The latents of each group, as stored, without the predictions."""
     size = config.rollout.group
-    if made.action is not None and made.lr is not None:
-        std = torch.zeros_like(made.action[:size])
-        return [
-            Latents(action, std, z_lr)
-            for action, z_lr in zip(made.action.split(size), made.lr, strict=True)
-        ]
-    with autocast(config.rollout.precision, made.image.device.type):
+    if config.rollout.input == "lr" or config.rollout.candidates == "action":
+        both = zip(stored(sampled.latent).split(size), stored(sampled.lr), strict=True)
+        return [Latents(latent, None, z_lr) for latent, z_lr in both]
+    with autocast(config.rollout.precision, sampled.image.device.type):
         # Re-encode with the adapted encoder, as in the released code.
-        moments = steps.posterior(model, made.image * 2 - 1)
-    mean, std = (part.float().half().float().contiguous() for part in moments)
-    return [Latents(*both) for both in zip(mean.split(size), std.split(size), strict=True)]
+        moments = steps.posterior(model, sampled.image * 2 - 1)
+    mean, std = (stored(part).split(size) for part in moments)
+    return [Latents(*each) for each in zip(mean, std, strict=True)]

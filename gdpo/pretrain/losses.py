@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gdpo.metrics import networks
+from gdpo.metrics import lpips
 from gdpo.model.sources import LPIPS_VGG
 
 
@@ -43,6 +43,7 @@ def ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 def gradient_loss(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """L1 distance of the horizontal and vertical differences of two BCHW images."""
+    # The difference of gradients is the gradient of the difference.
     d = a - b
     return (d[..., 1:] - d[..., :-1]).abs().mean() + (d[..., 1:, :] - d[..., :-1, :]).abs().mean()
 
@@ -56,6 +57,7 @@ def structure_loss(image: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     a, b = image * 0.5 + 0.5, target * 0.5 + 0.5
     total = gradient_loss(a, b)
     for _ in range(3):
+        # (1 - SSIM) / 2, averaged over three scales.
         total = total + (1 - ssim(a, b)) / 6
         a, b = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2)
     return total
@@ -77,8 +79,8 @@ def check_perceptual(kind: Literal["lpips-vgg", "structure"]) -> None:
 
 @functools.cache
 def _lpips(device: torch.device) -> nn.Module:
-    """pyiqa's LPIPS-VGG; its weights are read without pickle and without a download."""
-    return networks.build("lpips-vgg", device)
+    """LPIPS-VGG; its weights are read without pickle and without a download."""
+    return lpips.build("vgg", device)
 
 
 def perceptual_loss(

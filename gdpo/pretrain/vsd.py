@@ -24,6 +24,8 @@ def guided_noise(
     eps_positive: torch.Tensor, eps_negative: torch.Tensor, guidance: float
 ) -> torch.Tensor:
     """Classifier-free guidance: e_neg + guidance (e_pos - e_neg)."""
+    # Only the real score is guided: it is the target. The fake score has to describe the images
+    # that the generator makes now, and those follow no guidance.
     return eps_negative + guidance * (eps_positive - eps_negative)
 
 
@@ -45,18 +47,22 @@ def vsd_loss(
     for name, value in (("noise", noise), ("eps_fake", eps_fake), ("eps_real", eps_real)):
         check_same_shape(name, check_tensor(name, value, "BCHW"), "z", z)
     if not isinstance(t, torch.Tensor) or t.shape != z.shape[:1]:
-        found = tuple(t.shape) if isinstance(t, torch.Tensor) else type(t).__name__
+        shape = tuple(t.shape) if isinstance(t, torch.Tensor) else type(t).__name__
         raise ValueError(
-            f"t must have one timestep per sample, shape {tuple(z.shape[:1])}, got {found}"
+            f"t must have one timestep per sample, shape {tuple(z.shape[:1])}, got {shape}"
         )
     check_timestep("t", t)
     with torch.no_grad():
         z_t = add_noise(z, noise, t)
         x0_fake, x0_real = predict_x0(z_t, eps_fake.to(z), t), predict_x0(z_t, eps_real.to(z), t)
+        # How far z is from a real image. Without this factor (DMD's) the noisiest timesteps, whose
+        # x0 is the least certain, would give the largest gradients.
         weight = (z - x0_real).abs().mean(dim=(1, 2, 3), keepdim=True)
         # A sample that equals x0_real gets no gradient; the released code would divide by zero.
         gradient = torch.where(weight > 0, (x0_fake - x0_real) / weight, torch.zeros_like(z))
         target = z - gradient
+    # Its derivative in z is proportional to `gradient`: the difference of two scores becomes a loss
+    # without a backward pass through either network.
     return F.mse_loss(z, target)
 
 

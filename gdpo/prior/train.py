@@ -38,17 +38,21 @@ Photos = list[np.ndarray]
 def random_crop(photos: Photos, size: int, rng: np.random.Generator) -> np.ndarray:
     """One random (size, size, 3) uint8 crop of a random photograph.
 
-    The crop is down-scaled by a factor of 1 to 2 (area) and flipped with probability 1/2.
+    The crop is down-scaled by a factor of 1 to 2 (area) and flipped with probability 1/2. One of
+    sixteen is grey, so that grey pictures stay grey.
     """
     import cv2
 
     photo = photos[rng.integers(len(photos))]
     shortest = min(photo.shape[:2])
+    # Several scales: the patches of later stages come from photographs of other sizes than these.
     window = round(size * rng.uniform(1.0, min(2.0, shortest / size)))
     top, left = (int(rng.integers(side - window + 1)) for side in photo.shape[:2])
     crop = photo[top : top + window, left : left + window]
     if window != size:
         crop = cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA)
+    if rng.random() < 1 / 16:
+        crop = cv2.cvtColor(cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     return np.ascontiguousarray(crop[:, ::-1] if rng.random() < 0.5 else crop)
 
 
@@ -73,12 +77,13 @@ def autoencoder_step(
 ) -> Callable[[int], dict[str, float]]:
     """The step function of the autoencoder's training; the module docstring gives the loss."""
     parameters = [p for p in vae.parameters() if p.requires_grad]
+    device = vae.device
 
     def step_fn(step: int) -> dict[str, float]:
-        x = crop_batch(photos, size, batch, seed, "autoencoder", step)
+        x = crop_batch(photos, size, batch, seed, "autoencoder", step).to(device)
         for group in optimizer.param_groups:
             group["lr"] = lr * cosine(step, steps, warmup=50)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(device.type, dtype=torch.bfloat16):
             posterior = vae.encode(x).latent_dist
             z = posterior.sample(generator=torch_generator(seed, "posterior", step))
             y = vae.decode(z).sample.float()
@@ -125,8 +130,11 @@ def decoder_step(
     seed: int,
     lr: float,
     adversarial: float,
+    latents: Callable[[torch.Tensor, int], torch.Tensor] | None = None,
 ) -> Callable[[int], dict[str, float]]:
     """The step function of the adversarial training of the decoder, which makes it sharper.
+
+    latents: (images, step) -> what is decoded; None: samples of the posterior.
 
     The loss is reconstruction plus a hinge adversarial term, as in SD's VAE. The encoder is frozen,
     so that a denoiser trained on its latents remains valid. The adversarial gradient with respect
@@ -135,23 +143,31 @@ def decoder_step(
     """
     adam, adam_judge = optimizers
     parameters = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
+    device = vae.device
+
+    def posterior(x: torch.Tensor, step: int) -> torch.Tensor:
+        generator = torch_generator(seed, "decoder-posterior", step)
+        z: torch.Tensor = vae.encode(x).latent_dist.sample(generator=generator)
+        return z
 
     def step_fn(step: int) -> dict[str, float]:
-        x = crop_batch(photos, size, batch, seed, "decoder", step)
+        x = crop_batch(photos, size, batch, seed, "decoder", step).to(device)
         for group in (*adam.param_groups, *adam_judge.param_groups):
             group["lr"] = lr * cosine(step, steps, warmup=100)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(device.type, dtype=torch.bfloat16):
             with torch.no_grad():
-                z = vae.encode(x).latent_dist.sample(
-                    generator=torch_generator(seed, "decoder-posterior", step)
-                )
+                z = (latents or posterior)(x, step)
             y = vae.decode(z).sample.float()
+        # A leaf at the image: both gradients are taken there, balanced, and sent through the
+        # decoder in one backward pass.
         image = y.detach().requires_grad_()
         rebuilt = (image - x).abs().mean() + 0.5 * (1 - ssim(image * 0.5 + 0.5, x * 0.5 + 0.5))
         fooled = -judge(image).mean()
         toward_photo, toward_judge = (
             torch.autograd.grad(value, image)[0] for value in (rebuilt, fooled)
         )
+        # Balanced at the image, where both gradients are known without a backward pass through the
+        # decoder (SD's VAE balances at its last layer).
         weight = (
             adversarial * min(1.0, step / 300) * toward_photo.norm() / (toward_judge.norm() + 1e-12)
         )
@@ -159,6 +175,8 @@ def decoder_step(
         y.backward(toward_photo + weight * toward_judge)
         norm = grad_norm(parameters, 1.0)
         adam.step()
+        # Hinge: patches that are told apart by a margin of 1 give no gradient, so the discriminator
+        # does not run away from the decoder.
         judged = F.relu(1 - judge(x)).mean() + F.relu(1 + judge(y.detach())).mean()
         adam_judge.zero_grad()
         judged.backward()
@@ -197,7 +215,7 @@ def latent_bank(
                 crop = random_crop(photos, size, rng)
                 crops.append(degraded(crop, rng) if kind else crop)
             x = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 127.5 - 1
-            banks[kind].append(vae.encode(x).latent_dist.mean)
+            banks[kind].append(vae.encode(x.to(vae.device)).latent_dist.mean.cpu())
     return torch.cat(banks[0]), torch.cat(banks[1])
 
 
@@ -222,6 +240,7 @@ def denoiser_step(
     parameters = [*unet.parameters(), *text_encoder.parameters()]
 
     def draw(step: int, i: int) -> tuple[torch.Tensor, torch.Tensor, int, int]:
+        # By sample, so that the batch may be split over devices without another draw.
         rng = numpy_generator(seed, "denoiser", step, i)
         kind = int(rng.choice(3, p=[0.75, 0.10, 0.15]))
         latents = bank[1] if kind == DEGRADED else bank[0]
@@ -231,10 +250,12 @@ def denoiser_step(
 
     def step_fn(step: int) -> dict[str, float]:
         drawn = [draw(step, i) for i in range(batch)]
-        z, noise = torch.stack([d[0] for d in drawn]), torch.stack([d[1] for d in drawn])
-        t = torch.tensor([d[2] for d in drawn])
+        z = torch.stack([d[0] for d in drawn]).to(unet.device)
+        noise = torch.stack([d[1] for d in drawn]).to(unet.device)
+        t = torch.tensor([d[2] for d in drawn], device=unet.device)
         for group in optimizer.param_groups:
             group["lr"] = lr * cosine(step, steps, warmup=100)
+        # Three prompts are encoded per step, whatever the batch; its samples share them.
         prompt = text_encoder(prompt_ids)[0][[d[3] for d in drawn]]
         loss = F.mse_loss(unet(add_noise(z, noise, t), t, prompt).sample, noise)
         optimizer.zero_grad()

@@ -14,14 +14,18 @@ Legend: B images, G candidates, F fidelity metrics, N perception metrics.
 import torch
 
 from gdpo.checks import check_tensor
+from gdpo.config import Reward
 
 
 def normalise(score: torch.Tensor) -> torch.Tensor:
     """Min-max normalise score_BGM over the group (dim 1) to [0, 1]; 0 for a constant metric."""
+    # Over the group and not a running mean and deviation: metrics of different unit (dB, MUSIQ's
+    # 0..100) count alike, and the difficulty of the image cancels.
     low, high = score.amin(dim=1, keepdim=True), score.amax(dim=1, keepdim=True)
     spread = high - low
     return torch.where(
         spread > 0,
+        # `where` alone would not do: its gradient is NaN if the branch not taken divides by 0.
         (score - low) / spread.where(spread > 0, torch.ones_like(spread)),
         torch.zeros_like(score),
     )
@@ -64,6 +68,8 @@ def attribute_aware_reward(
         raise ValueError("detail_share_B must lie in [0, 1]")
     if fidelity_BGF.shape[2] + perception_BGN.shape[2] == 0:
         raise ValueError("fidelity_BGF and perception_BGN have no metric at all")
+    # The share of the HR patch and not of the candidate: a candidate must not choose the weights by
+    # which it is judged.
     detail = share[:, None].to(fidelity_BGF)
     reward = torch.zeros_like(detail).expand(*fidelity_BGF.shape[:2])
     if fidelity_BGF.shape[2]:
@@ -71,6 +77,11 @@ def attribute_aware_reward(
     if perception_BGN.shape[2]:
         reward = reward + detail * normalise(perception_BGN).mean(dim=2)
     return reward
+
+
+def perception_weight(settings: Reward, detail_share: float) -> float:
+    """rho_d of an image: its detail share, or 1/2 with equal weighting (ARF w/o AW, Table 6)."""
+    return detail_share if settings.weighting == "adaptive" else 0.5
 
 
 def group_advantage(reward_BG: torch.Tensor) -> torch.Tensor:
@@ -85,6 +96,8 @@ def group_advantage(reward_BG: torch.Tensor) -> torch.Tensor:
             f"reward_BG must have at least two candidates per group, got {tuple(reward.shape)}"
         )
     centred = reward - reward.mean(dim=1, keepdim=True)
+    # Equality of the extremes, not of the deviation with 0: the mean of equal rewards may be off in
+    # the last bit, and (R - mean) / 1e-8 would make a preference of that.
     flat = reward.amax(dim=1, keepdim=True) == reward.amin(dim=1, keepdim=True)
     return torch.where(
         flat, torch.zeros_like(reward), centred / (reward.std(dim=1, keepdim=True) + 1e-8)

@@ -44,6 +44,8 @@ from gdpo.checks import check_image
 Grayscale = Literal["bt601", "released"]
 # The released code applies OpenCV's BGR weights to an RGB array, which swaps red and blue:
 # 0.114 R + 0.587 G + 0.299 B.
+# What every part of the pipeline uses: shards, rollouts, evaluation and report.
+PIPELINE_GRAYSCALE: Grayscale = "released"
 _CONVERSIONS = {"bt601": cv2.COLOR_RGB2GRAY, "released": cv2.COLOR_BGR2GRAY}
 CELL = 10
 SIDE = 64
@@ -81,6 +83,7 @@ def detail_map(image_BCHW: torch.Tensor, grayscale: Grayscale = "bt601") -> torc
     pixels = (
         image_BCHW.detach().to("cpu", torch.promote_types(image_BCHW.dtype, torch.float32)) * 255
     )
+    # Truncated and not rounded, as in the release; at a threshold of entropy a level matters.
     rgb = pixels.byte().permute(0, 2, 3, 1).contiguous().numpy()
     maps = [_detail_map(cv2.cvtColor(one, _CONVERSIONS[grayscale])) for one in rgb]
     return torch.from_numpy(np.stack(maps)).to(image_BCHW.device)
@@ -93,8 +96,8 @@ def _detail_map(gray: NDArray[np.uint8]) -> NDArray[np.bool_]:
         for columns, w in _bands(gray.shape[1]):
             block = gray[rows, columns]
             cells = block.reshape(block.shape[0] // h, h, block.shape[1] // w, w).swapaxes(1, 2)
-            found = _is_detail(cells.reshape(-1, h, w)).reshape(cells.shape[:2])
-            out[rows, columns] = found.repeat(h, 0).repeat(w, 1)
+            detail = _is_detail(cells.reshape(-1, h, w)).reshape(cells.shape[:2])
+            out[rows, columns] = detail.repeat(h, 0).repeat(w, 1)
     return out
 
 
@@ -166,6 +169,8 @@ def _surely_detail(cells: Cells, bits: float) -> NDArray[np.bool_]:
         [(band.start + band.stop) // 2 for band in bands] for bands in (bands_y, bands_x)
     )
     mean = np.sqrt(x2[middle_y] + y2[:, middle_x]).mean((0, 1))
+    # Just below the mean, which has about half of the points on either side; that is where the test
+    # succeeds most often.
     edge = np.square(np.maximum(np.rint(0.95 * mean), 1))
     below = np.zeros((2, number), np.int64)
     wide = [band.stop - band.start for band in bands_x]
@@ -202,6 +207,7 @@ def _entropy_bounds(cells: Cells) -> NDArray[np.float64]:
     (high).
     """
     gradient_x, gradient_y = _gradients(cells, np.float32)
+    # Squares are compared with squared bin edges: no root for 4096 points per cell.
     squares = np.square(gradient_x, out=gradient_x)
     squares += np.square(gradient_y, out=gradient_y)
     edges = [np.float32((edge / BINS_PER_LEVEL) ** 2) for edge in range(1, COARSE + 1)]
@@ -247,6 +253,8 @@ def _places(length: int) -> NDArray[np.float64]:
 def _gradient_matrices(length: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(derivative, smoothing): matrices 64 x `length` of enlargement, then Sobel filter."""
     enlarge = np.maximum(0, 1 - np.abs(_places(length)[:, None] - np.arange(length)))
+    # The border of Sobel's filter is replicated after the enlargement, inside each cell: cells do
+    # not see their neighbours.
     padded = np.concatenate([enlarge[:1], enlarge, enlarge[-1:]])
     return padded[2:] - padded[:-2], padded[2:] + 2 * padded[1:-1] + padded[:-2]
 

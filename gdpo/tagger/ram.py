@@ -78,6 +78,9 @@ class Layout:
                 raise ValueError(f"tensor {name!r} is missing or has too few dimensions")
             return shapes[name][axis]
 
+        # Read from the tensors and not from a table of models, so that the tests' small RAM goes
+        # through the same code as the real one. Only what no shape tells (window, heads of the
+        # tagging head) is a constant.
         levels = _count(shapes, r"visual_encoder\.layers\.(\d+)\.")
         bias = "visual_encoder.layers.{}.blocks.0.attn.relative_position_bias_table"
         return cls(
@@ -96,41 +99,45 @@ class Layout:
     def shapes(self) -> dict[str, Shape]:
         """Shapes of all tensors of the tagging path, by released name."""
         e, out = self.embed, self.embed * 2 ** (len(self.depths) - 1)
-        found: dict[str, Shape] = {"visual_encoder.patch_embed.proj.weight": (e, 3, PATCH, PATCH)}
-        found["visual_encoder.patch_embed.proj.bias"] = (e,)
-        found |= _norm("visual_encoder.patch_embed.norm", e)
+        shapes: dict[str, Shape] = {"visual_encoder.patch_embed.proj.weight": (e, 3, PATCH, PATCH)}
+        shapes["visual_encoder.patch_embed.proj.bias"] = (e,)
+        shapes |= _norm("visual_encoder.patch_embed.norm", e)
         for level, (depth, heads) in enumerate(zip(self.depths, self.heads, strict=True)):
             d, name = e * 2**level, f"visual_encoder.layers.{level}"
             for block in range(depth):
-                found |= _block(f"{name}.blocks.{block}", d, heads)
+                shapes |= _block(f"{name}.blocks.{block}", d, heads)
+            # Swin merges 2 x 2 patches after each level but the last: four times the channels in,
+            # twice out.
             if level + 1 < len(self.depths):
-                found[f"{name}.downsample.reduction.weight"] = (2 * d, 4 * d)
-                found |= _norm(f"{name}.downsample.norm", 4 * d)
-        found |= _norm("visual_encoder.norm", out) | _linear("image_proj", self.width, out)
-        found |= {"label_embed": (self.tags, self.width)} | _linear(
+                shapes[f"{name}.downsample.reduction.weight"] = (2 * d, 4 * d)
+                shapes |= _norm(f"{name}.downsample.norm", 4 * d)
+        shapes |= _norm("visual_encoder.norm", out) | _linear("image_proj", self.width, out)
+        shapes |= {"label_embed": (self.tags, self.width)} | _linear(
             "wordvec_proj", self.hidden, self.width
         )
         for layer in range(self.layers):
-            found |= _head_layer(f"{HEAD}.{layer}", self.hidden, self.width)
-        return found | _linear("fc", 1, self.hidden)
+            shapes |= _head_layer(f"{HEAD}.{layer}", self.hidden, self.width)
+        return shapes | _linear("fc", 1, self.hidden)
 
     def lora_shapes(self) -> dict[str, Shape]:
         """Shapes of all tensors of DAPE's LoRA on the tagging path, by released name.
 
         It adapts q and v of Swin's joint q, k, v, and the head's query and key.
         """
-        found: dict[str, Shape] = {}
+        shapes: dict[str, Shape] = {}
         for name, (out, into) in (
             (n.removesuffix(".weight"), s) for n, s in self.shapes().items() if len(s) == 2
         ):
             if name.endswith(".attn.qkv"):
-                found |= {
+                shapes |= {
+                    # loralib's MergedLinear: two A of rank 8 under each other, two B one after the
+                    # other, for q and v; k has none.
                     f"{name}.lora_A": (2 * DAPE_RANK, into),
                     f"{name}.lora_B": (2 * out // 3, DAPE_RANK),
                 }
             if name.endswith((f"{ATTENTION}.query", f"{ATTENTION}.key")):
-                found |= {f"{name}.lora_A": (DAPE_RANK, into), f"{name}.lora_B": (out, DAPE_RANK)}
-        return found
+                shapes |= {f"{name}.lora_A": (DAPE_RANK, into), f"{name}.lora_B": (out, DAPE_RANK)}
+        return shapes
 
 
 RAM = Layout(192, (2, 2, 18, 2), (6, 12, 24, 48), tags=4585, width=512, hidden=768, layers=2)
@@ -139,7 +146,7 @@ RAM = Layout(192, (2, 2, 18, 2), (6, 12, 24, 48), tags=4585, width=512, hidden=7
 def _count(names: Collection[str], pattern: str) -> int:
     """One more than the greatest index that `pattern` captures in the names; 0 without a match."""
     return max(
-        (int(found[1]) + 1 for name in names if (found := re.match(pattern, name))), default=0
+        (int(match[1]) + 1 for name in names if (match := re.match(pattern, name))), default=0
     )
 
 
@@ -152,24 +159,24 @@ def _norm(name: str, width: int) -> dict[str, Shape]:
 
 
 def _block(name: str, d: int, heads: int) -> dict[str, Shape]:
-    found = _norm(f"{name}.norm1", d) | _norm(f"{name}.norm2", d)
-    found |= _linear(f"{name}.attn.qkv", 3 * d, d) | _linear(f"{name}.attn.proj", d, d)
-    found[f"{name}.attn.relative_position_bias_table"] = (BIAS_ROWS, heads)
-    return found | _linear(f"{name}.mlp.fc1", 4 * d, d) | _linear(f"{name}.mlp.fc2", d, 4 * d)
+    shapes = _norm(f"{name}.norm1", d) | _norm(f"{name}.norm2", d)
+    shapes |= _linear(f"{name}.attn.qkv", 3 * d, d) | _linear(f"{name}.attn.proj", d, d)
+    shapes[f"{name}.attn.relative_position_bias_table"] = (BIAS_ROWS, heads)
+    return shapes | _linear(f"{name}.mlp.fc1", 4 * d, d) | _linear(f"{name}.mlp.fc2", d, 4 * d)
 
 
 def _head_layer(name: str, hidden: int, width: int) -> dict[str, Shape]:
     attention = f"{name}.{ATTENTION}"
-    found = _linear(f"{attention}.query", hidden, hidden)
-    found |= _linear(f"{attention}.key", hidden, width) | _linear(
+    shapes = _linear(f"{attention}.query", hidden, hidden)
+    shapes |= _linear(f"{attention}.key", hidden, width) | _linear(
         f"{attention}.value", hidden, width
     )
-    found |= _linear(f"{name}.crossattention.output.dense", hidden, hidden)
-    found |= _linear(f"{name}.intermediate.dense", 4 * hidden, hidden) | _linear(
+    shapes |= _linear(f"{name}.crossattention.output.dense", hidden, hidden)
+    shapes |= _linear(f"{name}.intermediate.dense", 4 * hidden, hidden) | _linear(
         f"{name}.output.dense", hidden, 4 * hidden
     )
     return (
-        found
+        shapes
         | _norm(f"{name}.crossattention.output.LayerNorm", hidden)
         | _norm(f"{name}.output.LayerNorm", hidden)
     )
@@ -192,6 +199,8 @@ class Layer(nn.Module):
 
     def forward(self, x: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """x (B, N, hidden) attends to tokens (B, L, width)."""
+        # The head's layers have no self-attention: RAM deletes it, so each tag is judged without
+        # regard to the others.
         x = self.norm1(x + self.attention(x, tokens, tokens, need_weights=False)[0])
         return self.norm2(x + self.down(nn.functional.gelu(self.up(x))))
 
@@ -211,6 +220,7 @@ class Head(nn.Module):
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Swin's tokens (B, L, D) -> logits (B, N). Their mean is added as the first token."""
+        # The release computes the mean after Swin's last norm, and projects both.
         tokens = self.image_proj(torch.cat([tokens.mean(1, keepdim=True), tokens], dim=1))
         x = self.wordvec_proj(self.label_embed).relu().expand(len(tokens), -1, -1)
         for layer in self.layers:
@@ -245,9 +255,13 @@ def build(state: Tensors) -> Network:
     state: tensors by released name, as in `Layout.shapes`.
     """
     layout = Layout.of({name: tuple(tensor.shape) for name, tensor in state.items()})
+    # Without memory: both halves are replaced by loaded tensors below, and 212 M random numbers
+    # take seconds.
     with torch.device("meta"):
         network = Network(layout)
     swin, head = _swin_names(state), _head_names(state)
+    # Through the library's own loader, because transformers renames layers from version to version
+    # and maps the names there.
     network.swin, info = SwinModel.from_pretrained(
         None,
         config=network.swin.config,
@@ -270,25 +284,26 @@ def build(state: Tensors) -> Network:
 
 def _swin_names(state: Tensors) -> Tensors:
     """Rename Swin's tensors to transformers' names, which has three layers for q, k and v."""
-    found: Tensors = {}
+    renamed: Tensors = {}
     for name, tensor in state.items():
         if not name.startswith("visual_encoder."):
             continue
         name = name.removeprefix("visual_encoder.")
+        # Anchored: the blocks' norm1 and norm2 have names of their own in the table.
         name = re.sub("^norm", "layernorm", name)
         for theirs, ours in SWIN.items():
             name = name.replace(theirs, ours, 1)
         if ".attn.qkv." in name:
             for part, rows in zip("qkv", tensor.chunk(3), strict=True):
-                found[name.replace("attn.qkv", f"attention.{part}_proj")] = rows
+                renamed[name.replace("attn.qkv", f"attention.{part}_proj")] = rows
         else:
-            found[name] = tensor
-    return found
+            renamed[name] = tensor
+    return renamed
 
 
 def _head_names(state: Tensors) -> Tensors:
     """Rename the head's tensors to our names; torch has one bias for query, key and value."""
-    found: Tensors = {}
+    renamed: Tensors = {}
     biases: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in state.items():
         if name.startswith("visual_encoder."):
@@ -298,15 +313,15 @@ def _head_names(state: Tensors) -> Tensors:
             layer, _, rest = name.partition(f".{ATTENTION}.")
             which, kind = rest.split(".")
             if kind == "weight":
-                found[f"{layer}.attention.{which[0]}_proj_weight"] = tensor
+                renamed[f"{layer}.attention.{which[0]}_proj_weight"] = tensor
             else:
                 biases.setdefault(layer, {})[which] = tensor
             continue
         for theirs, ours in FEED_FORWARD.items():
             name = name.replace(theirs, ours, 1)
-        found[name] = tensor
+        renamed[name] = tensor
     for layer, parts in biases.items():
-        found[f"{layer}.attention.in_proj_bias"] = torch.cat(
+        renamed[f"{layer}.attention.in_proj_bias"] = torch.cat(
             [parts["query"], parts["key"], parts["value"]]
         )
-    return found
+    return renamed

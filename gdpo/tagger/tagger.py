@@ -65,6 +65,7 @@ class Tagger:
                 f"{folder / TAGS}: lists {len(card['tags'])} tags, {WEIGHTS} has {layout.tags}; "
                 "convert again"
             )
+        # After the check of RAM's own shapes, so that a message about the LoRA is about the LoRA.
         if dape:
             lora = _read(folder / DAPE, folder)
             check_shapes(folder / DAPE, lora, layout.lora_shapes())
@@ -85,6 +86,8 @@ class Tagger:
             torch.tensor(values).view(1, 3, 1, 1).to(first.device) for values in (MEAN, STD)
         )
         rows = []
+        # One image at a time: the matrix products of a batch round differently, and a probability
+        # next to its threshold would then depend on the neighbours.
         for one in image.split(1):
             # Without antialiasing, as torchvision < 0.17 resizes tensors (the released code pins
             # 0.15).
@@ -92,6 +95,8 @@ class Tagger:
                 one.float().to(first.device), (SIDE, SIDE), mode="bilinear", align_corners=False
             )
             rows.append(
+                # Sigmoid in float32: in bf16 probabilities near 0.7, where the thresholds lie,
+                # would be 0.004 apart.
                 self.network(((small - mean) / std).to(first.dtype)).float().sigmoid().cpu()
             )
         return torch.cat(rows)
@@ -101,8 +106,9 @@ class Tagger:
 
         Errors: as `probabilities`.
         """
+        # Greater and not equal, as released: a threshold of 1 turns a tag off.
         on = self.probabilities(image) > self.thresholds
-        return [", ".join(self.names[i] for i in row.nonzero()[:, 0].tolist()) for row in on]
+        return [", ".join(self.names[i] for i in above.nonzero()[:, 0].tolist()) for above in on]
 
 
 def merge_dape(state: Tensors, lora: Tensors) -> None:
@@ -118,6 +124,7 @@ def merge_dape(state: Tensors, lora: Tensors) -> None:
         a, b = lora[name].float(), lora[f"{layer}.lora_B"].float()
         weight = state[f"{layer}.weight"].float().clone()
         if layer.endswith(".attn.qkv"):
+            # Views of `weight`, so the additions below change it in place.
             q, _, v = weight.chunk(3)
             for rows, a_half, b_half in zip((q, v), a.chunk(2), b.chunk(2), strict=True):
                 rows += DAPE_SCALING * (b_half @ a_half)
@@ -139,20 +146,19 @@ def layout_of(path: Path, state: Tensors) -> Layout:
     return layout
 
 
-def check_shapes(path: Path, found: Tensors, expected: dict[str, Shape]) -> None:
+def check_shapes(path: Path, tensors: Tensors, expected: dict[str, Shape]) -> None:
     """Raise ValueError naming the tensor that is missing, of another shape or rank, or extra."""
     for name, shape in expected.items():
-        if name not in found:
+        if name not in tensors:
             raise ValueError(f"{path}: tensor {name!r} is missing")
-        theirs = tuple(found[name].shape)
+        theirs = tuple(tensors[name].shape)
         if theirs != shape:
             raise ValueError(
-                f"{path}: tensor {name!r} has shape {theirs}, going by the others it must be "
-                f"{shape}"
+                f"{path}: tensor {name!r} has shape {theirs}, the other tensors imply {shape}"
             )
-    extra = sorted(found.keys() - expected.keys())
+    extra = sorted(tensors.keys() - expected.keys())
     if extra:
-        raise ValueError(f"{path}: tensor {extra[0]!r} is extra, nothing here has that name")
+        raise ValueError(f"{path}: tensor {extra[0]!r} is extra: this network has no such tensor")
 
 
 def _read(path: Path, folder: Path) -> Tensors:
@@ -162,7 +168,7 @@ def _read(path: Path, folder: Path) -> Tensors:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise ValueError(
-            f"{path}: unreadable ({error}); `{COMMAND.format(folder)}` makes it again"
+            f"{path}: unreadable ({error}); `{COMMAND.format(folder)}` writes it again"
         ) from error
 
 

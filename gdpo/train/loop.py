@@ -5,22 +5,27 @@
         every N steps, or on a stop request:
             checkpoint(step + 1, state, history)    # written aside, then renamed
 
-A run that is killed and resumed gives the same bytes as an uninterrupted run. No random state
-persists between steps, and the checkpoint has all state that does persist: weights, optimisers and
-the history of logged values.
+A run that is killed and resumed gives the same bytes as an uninterrupted run, on an equal device
+with as many threads (their number changes rounding). No random state persists between steps, and
+the checkpoint has all state that does persist: weights, optimisers and the history of logged
+values.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
+from zipfile import ZipFile
 
 import numpy as np
 import torch
 
 from gdpo.checks import NotFinite
-from gdpo.files import written_aside
+from gdpo.hooks import Hooks, Stopped
+from gdpo.items import ItemStore
 from gdpo.train.world import World, current
+
+CHECKPOINT = "checkpoint.pt"
 
 
 class Stateful(Protocol):
@@ -56,32 +61,19 @@ class Tensors:
                 f"checkpoint and model disagree about the tensors {odd}: the model changed since "
                 "it was written"
             )
+        # In place: optimisers and layers hold these tensors, not their names.
         with torch.no_grad():
             for name, tensor in self.tensors.items():
                 tensor.copy_(state[name])
 
 
-@dataclass(frozen=True)
-class Hooks:
-    """The callbacks of a loop: `log` gets step and values, `should_stop` requests a stop."""
-
-    log: Callable[[int, dict[str, float]], None] = lambda step, values: None
-    should_stop: Callable[[], bool] = lambda: False
-
-
-class Stopped(Exception):
-    """Raised after `should_stop` returned true and the loop wrote a checkpoint.
-
-    step: the number of finished steps.
-    """
-
-    def __init__(self, step: int) -> None:
-        super().__init__(f"stopped after a checkpoint at step {step}")
-        self.step = step
-
-
 class Diverged(ValueError):
     """A loss or gradient became NaN or infinite; the last good checkpoint is unchanged."""
+
+
+def checkpoints(folder: Path, fingerprint: str) -> ItemStore:
+    """The store of a run's checkpoint. fingerprint: as in `Loop`."""
+    return ItemStore(folder, fingerprint, CHECKPOINT)
 
 
 @dataclass
@@ -89,8 +81,9 @@ class Loop:
     """A resumable loop over optimiser steps.
 
     folder: the folder of `checkpoint.pt`, outside the stage's outputs.
-    fingerprint: text that identifies all inputs of the run (configuration and input hashes); the
-    loop ignores a checkpoint with another fingerprint and starts from step 0.
+    fingerprint: text that identifies all inputs of the run: configuration, hashes of data and code.
+    A checkpoint of others is set aside with a warning (gdpo.items), and the loop starts from step
+    0.
     world: the processes that run the same loop (gdpo.train.world). All resume, rank 0 writes, and
     all stop after the same step.
     verify: called before the state becomes a checkpoint or the result. It raises NotFinite if the
@@ -110,30 +103,57 @@ class Loop:
     @property
     def path(self) -> Path:
         """The checkpoint file."""
-        return self.folder / "checkpoint.pt"
+        return self.folder / CHECKPOINT
 
     def resume(self) -> int:
         """Load this run's checkpoint if there is one; returns the number of finished steps.
 
         ValueError naming the file if it is unreadable.
         """
-        if not self.path.exists():
+        store = checkpoints(self.folder, self.fingerprint)
+        with self.world.collective():
+            if self.world.is_main:
+                store.open()
+                self.hooks.fetch(self.fingerprint, self.steps, self.path)
+        with self.world.collective():
+            saved = self._saved() if self.path.exists() else None
+        if saved is None:
             return 0
+        why = ""
+        if saved["fingerprint"] != self.fingerprint:
+            why = "written by another run"
+        elif saved["step"] > self.steps:
+            why = f"at step {saved['step']}, beyond the {self.steps} of this run"
+        if why:
+            with self.world.collective():
+                if self.world.is_main:
+                    store.set_aside(why, self.fingerprint, f"-step-{saved['step']}")
+            return 0
+        for name, part in self.state.items():
+            part.load_state_dict(saved["state"][name])
+        self.history[:] = saved["history"]
+        return int(saved["step"])
+
+    def _saved(self) -> dict[str, Any]:
         try:
-            saved = torch.load(self.path, map_location="cpu", weights_only=True)
-            fingerprint = saved["fingerprint"]
+            # torch writes a checksum of each part and does not look at it when it reads.
+            with ZipFile(self.path) as parts:
+                if (damaged := parts.testzip()) is not None:
+                    raise ValueError(f"{damaged} is damaged")
+            # Onto the CPU: on the GPU the loaded copy would be beside the model's own weights and
+            # moments.
+            saved: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
+            for name in ("fingerprint", "step", "history", "state"):
+                # A file that torch can read may still be no checkpoint; better here than in the
+                # middle of a resume.
+                saved[name]
         except Exception as error:
             # Only the first sentence: the next ones of torch advise unsafe loading.
             why = str(error).partition(".")[0]
             raise ValueError(
                 f"{self.path}: unreadable checkpoint ({why}); delete it to start again"
             ) from error
-        if fingerprint != self.fingerprint:
-            return 0
-        for name, part in self.state.items():
-            part.load_state_dict(saved["state"][name])
-        self.history[:] = saved["history"]
-        return int(saved["step"])
+        return saved
 
     def save(self, step: int) -> None:
         """Write the checkpoint on rank 0, aside and then renamed.
@@ -143,6 +163,7 @@ class Loop:
         with self.world.collective():
             if self.world.is_main:
                 self._write(step)
+                self.hooks.saved(self.fingerprint, step, self.path)
 
     def _write(self, step: int) -> None:
         content = {
@@ -151,7 +172,7 @@ class Loop:
             "history": self.history,
             "state": {name: part.state_dict() for name, part in self.state.items()},
         }
-        with written_aside(self.path) as part:
+        with checkpoints(self.folder, self.fingerprint).write(CHECKPOINT) as part:
             torch.save(content, part)
 
     def run(self, step_fn: Callable[[int], dict[str, float]]) -> list[dict[str, float]]:
@@ -163,8 +184,8 @@ class Loop:
         with self.world.collective():
             first = self.resume()
         # Log the values of the resumed steps again, so that the logs are complete.
-        for row in self.history:
-            self.hooks.log(int(row["step"]), row)
+        for logged in self.history:
+            self.hooks.log(int(logged["step"]), logged)
         for step in range(first, self.steps):
             try:
                 values = step_fn(step)
@@ -176,6 +197,8 @@ class Loop:
             self.history.append({"step": float(step), **values})
             self.hooks.log(step, self.history[-1])
             done = step + 1
+            # Asked of all ranks at the same step: a signal reaches them at different times, and a
+            # rank that stopped alone would leave the others waiting in an all-reduce.
             stopping = self.world.any_rank(self.hooks.should_stop())
             due = done % self.checkpoint_every == 0
             if not (stopping or due or done == self.steps):
@@ -184,6 +207,8 @@ class Loop:
                 self.verify()
             except NotFinite as error:
                 raise self._diverged(step, f"{error} by its update") from error
+            # After the last step the result itself is written; a checkpoint beside it would be of
+            # no use.
             if stopping or done < self.steps:
                 self.save(done)
             if stopping:
@@ -203,6 +228,7 @@ def cosine(step: int, steps: int, *, warmup: int = 0) -> float:
     """Learning-rate factor: linear warm-up to 1, then half a cosine period from 1 to 0."""
     if step < warmup:
         return (step + 1) / warmup
+    # max(): with no step after the warm-up the factor is 1 and not 0 / 0.
     return 0.5 * (1 + float(np.cos(np.pi * (step - warmup) / max(steps - warmup, 1))))
 
 

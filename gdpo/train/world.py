@@ -8,6 +8,7 @@
     add             all-reduce (sum) of named values, for logging
     any_rank        whether a flag is set on any rank
     collective      barrier; re-raises the first rank's error on all ranks
+    from_main       a value that rank 0 computes for all
 
 With size 1 there is no process group and no communication. The adapters have 4 M parameters, so one
 all-reduce per step is cheap. Noise comes from generators keyed by (seed, step, sample) and does not
@@ -15,18 +16,20 @@ depend on size: size changes only rounding.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from gdpo.checks import NotFinite
 
-# torchrun notices a dead rank at once. The timeout only limits the wait for a rank that hashes its
-# inputs more slowly than the others.
+Value = TypeVar("Value")
+# torchrun notices a dead rank at once. The timeout only limits the wait for rank 0, which hashes
+# the inputs for all.
 TIMEOUT = timedelta(hours=2)
 
 
@@ -45,6 +48,8 @@ class World:
 
     def share(self, batch: int) -> range:
         """This rank's positions in a batch; over all ranks, each position occurs once."""
+        # Contiguous shares: rank after rank, the positions of a batch have the order of a single
+        # process, so rounding is all that the number of processes changes.
         return range(self.rank * batch // self.size, (self.rank + 1) * batch // self.size)
 
     def add_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
@@ -89,14 +94,25 @@ class World:
         # The all-reduce in any_rank is the barrier.
         if not self.any_rank(own is not None):
             return
-        told: list[tuple[bool, str] | None] = [None] * self.size
+        errors: list[tuple[bool, str] | None] = [None] * self.size
         dist.all_gather_object(
-            told, None if own is None else (isinstance(own, NotFinite), str(own))
+            errors, None if own is None else (isinstance(own, NotFinite), str(own))
         )
         if own is not None:
             raise own
-        not_finite, text = next(found for found in told if found is not None)
+        not_finite, text = next(failure for failure in errors if failure is not None)
         raise NotFinite(text) if not_finite else ValueError(text)
+
+    def from_main(self, compute: Callable[[], Value]) -> Value:
+        """The value of `compute`, which rank 0 alone calls; its error is raised on all ranks."""
+        values: list[Any] = [None]
+        with self.collective():
+            if self.is_main:
+                values = [compute()]
+        if self.size > 1:
+            dist.broadcast_object_list(values, src=0, device=self.device)
+        value: Value = values[0]
+        return value
 
 
 def current() -> World:
@@ -104,6 +120,7 @@ def current() -> World:
     if not dist.is_available() or not dist.is_initialized():
         return World()
     nccl = dist.get_backend() == "nccl"
+    # NCCL moves tensors of its GPU only, gloo those of the CPU.
     device = torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
     return World(dist.get_rank(), dist.get_world_size(), device)
 

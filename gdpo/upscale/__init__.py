@@ -1,1 +1,1 @@
-"""Super-resolution of a photograph of any size: the inference pipeline and tiling."""
+"""Super-resolution of a photograph of any size: the inference pipeline, and models of any kind."""

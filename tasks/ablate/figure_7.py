@@ -1,8 +1,8 @@
 """Fig. 7 of the paper: spread and quality of NAOSD's outputs at other timesteps (Sec. 5.4).
 
-    found, claims = figure_7(config, reference, results)      records by setting and metric; the
+    ranges, claims = figure_7(config, reference, results)     records by setting and metric; the
                                                               text's claims compared with ours
-    table, of_claims = figure_7_tables(found, claims, config)
+    table, of_claims = figure_7_tables(ranges, claims, config)
 
 The paper draws the values and prints none, so only the claims of its text can be checked.
 """
@@ -14,9 +14,11 @@ import numpy as np
 
 from gdpo.config import Config
 from gdpo.evaluate.benchmark import REWARD
-from gdpo.evaluate.statistics import Array, mean_over_images
+from gdpo.evaluate.statistics import Array, finite, mean_over_images
 from gdpo.metrics.score import higher_is_better
-from tasks.ablate.findings import Record, Result, columns, effect, finite, over_repeats, sign
+from gdpo.pretrain.start import initial_model
+from tasks.ablate.effects import Record, effect, over_repeats, sign
+from tasks.ablate.findings import Result, columns
 from tasks.ablate.rows import ABLATIONS, is_stand_in
 from tasks.ablate.tables import difference, heading, measured, stand_ins
 from tasks.report.tables import Cell, Table, label
@@ -35,13 +37,13 @@ def figure_7(
     repeats.
     """
     names = {column: metric for column, metric in columns(ABLATIONS["fig7"], config) if metric}
-    found = []
+    all_records = []
     for setting, result in results.items():
         for column, metric in names.items():
             scores = result.scores[metric]
             mean, ranges = mean_over_images(scores.reshape(len(scores), -1)), _ranges(scores)[0]
             spread = float(ranges.std(ddof=1)) / math.sqrt(len(ranges)) if len(ranges) > 1 else None
-            found.append(
+            all_records.append(
                 {
                     "row": setting,
                     "column": column,
@@ -55,13 +57,13 @@ def figure_7(
                     "to_naosd": effect(scores, reference[metric]),
                 }
             )
-    return found, list(_claims(results, names))
+    return all_records, list(_claims(results, names))
 
 
 def _ranges(scores_IRN: Array) -> Array:
     """(1, R): the paper's range, max minus min over the noises of the mean over images."""
-    found: Array = np.ptp(scores_IRN.mean(axis=0), axis=1)[None]
-    return found
+    range_of_set: Array = np.ptp(scores_IRN.mean(axis=0), axis=1)[None]
+    return range_of_set
 
 
 # The claims of the paper's text: (setting, setting compared with, column, "range" (is larger),
@@ -99,31 +101,37 @@ def _claims(results: Mapping[str, Result], names: Mapping[str, str]) -> Iterator
         if what == "range":
             of_images = effect(np.ptp(here, axis=2)[..., None], np.ptp(there, axis=2)[..., None])
             of_the_set = over_repeats(_ranges(here)[0], _ranges(there)[0])
-            for kind, found in (("of the set's mean", of_the_set), ("of single images", of_images)):
-                verdict = sign(found, True, 1.0, True)
+            for kind, gain in (("of the set's mean", of_the_set), ("of single images", of_images)):
+                verdict = sign(gain, True, 1.0, True)
                 yield {
                     **plain,
                     "claim": f"the range of {column} is larger",
                     "of": kind,
-                    **found,
+                    **gain,
                     "sign": verdict,
                 }
         else:
-            found = effect(here, there)
-            verdict = sign(found, higher_is_better(metric), 1.0 if what == "rises" else -1.0, True)
-            yield {**plain, "claim": f"{column} {what}", "of": "the mean", **found, "sign": verdict}
+            change = effect(here, there)
+            verdict = sign(change, higher_is_better(metric), 1.0 if what == "rises" else -1.0, True)
+            yield {
+                **plain,
+                "claim": f"{column} {what}",
+                "of": "the mean",
+                **change,
+                "sign": verdict,
+            }
 
 
 def figure_7_tables(
-    found: Sequence[Record], claims: Sequence[Record], config: Config
+    ranges: Sequence[Record], claims: Sequence[Record], config: Config
 ) -> tuple[Table, Table]:
     """(range and mean of each setting; the claims of the paper's text and whether our results
     agree).
     """
     heads = [(column, metric) for column, metric in columns(ABLATIONS["fig7"], config) if metric]
     rows = []
-    for setting in dict.fromkeys(record["row"] for record in found):
-        mine = {record["column"]: record for record in found if record["row"] == setting}
+    for setting in dict.fromkeys(record["row"] for record in ranges):
+        mine = {record["column"]: record for record in ranges if record["row"] == setting}
         cells = [
             cell for column, _ in heads for cell in (_range(mine[column]), measured(mine[column]))
         ]
@@ -135,7 +143,7 @@ def figure_7_tables(
     steps, noises, start = (
         config.ablate.pretrain_steps,
         config.ablate.noises,
-        config.pretrain.init or "fresh adapters",
+        initial_model(config) or "fresh adapters",
     )
     caption = (
         f"Fig. 7 of the paper: NAOSD trained at each setting for {steps} steps from {start}. "
@@ -152,7 +160,7 @@ def figure_7_tables(
                 f"timestep, and after {steps} "
                 "steps their level shows that as well."
             ]
-            if config.pretrain.init
+            if initial_model(config)
             else []
         ),
         "The paper's values are drawn, not printed; the claims below are its text's. No "
@@ -169,7 +177,7 @@ def figure_7_tables(
         ]
         for c in claims
     ]
-    said = [
+    captions = [
         "A range of the set's mean is the paper's definition, one number per training seed; "
         "ranges of single images are paired "
         "by image and training seed. That (250, 100) balances is read as a larger range and "
@@ -177,7 +185,7 @@ def figure_7_tables(
         "and better fidelity than (250, 250).",
     ]
     header = ["Settings", "The paper says", "Ours is", "Difference of ours", "Sign"]
-    return first, Table("What the paper says of Fig. 7", header, lines, "figure-7-claims", said)
+    return first, Table("What the paper says of Fig. 7", header, lines, "figure-7-claims", captions)
 
 
 def _range(record: Record) -> Cell:

@@ -13,15 +13,10 @@ from gdpo.config import Config
 from gdpo.evaluate.benchmark import REWARD
 from gdpo.evaluate.statistics import Array
 from gdpo.files import written_aside
+from gdpo.model.card import IDENTITIES
+from tasks.ablate.effects import Record, photographs_widen
 from tasks.ablate.figure_7 import figure_7, figure_7_tables
-from tasks.ablate.findings import (
-    Record,
-    Result,
-    add_reward,
-    photographs_widen,
-    records,
-    what_matters,
-)
+from tasks.ablate.findings import Result, add_reward, records, what_matters
 from tasks.ablate.rows import ABLATIONS
 from tasks.ablate.tables import PLURAL, details, flat, overview, verdicts
 from tasks.report.figures import forest
@@ -36,7 +31,8 @@ STYLE = (
     "th,td{padding:.15rem .6rem;border-bottom:1px solid "
     "#8884;text-align:left;white-space:nowrap}img{max-width:100%}"
 )
-SERIES = {"to_naosd": "advantages", "control_to_naosd": "control"}
+CONTROL = IDENTITIES["control"]
+SERIES = {"to_naosd": "advantages", "control_to_naosd": CONTROL.label}
 
 
 def write(
@@ -63,29 +59,36 @@ def write(
     add_reward(config, reference, shares, runs)
     about = {**about, "photographs_widen": _widened(reference, every, about["sources"])}
     tables: dict[str, Any] = {}
-    said: list[str] = []
+    sentences: list[str] = []
     with written_aside(out) as part:
         part.mkdir()
         for key, rows in results.items():
             claims: list[Record] = []
             if key == "fig7":
-                found, claims = figure_7(config, reference, rows)
-                shown, sentence = figure_7_tables(found, claims, config), _of_claims(claims)
+                table_records, claims = figure_7(config, reference, rows)
+                shown, sentence = figure_7_tables(table_records, claims, config), _of_claims(claims)
             else:
-                found = records(key, config, reference, rows)
-                sentence = what_matters(found) if key == "options" else " ".join(verdicts(found))
-                notes = [sentence] if key == "options" else []
-                shown = (
-                    overview(key, found, config, [*notes, *_how(config, about)]),
-                    details(key, found, config),
+                table_records = records(key, config, reference, rows)
+                sentence = (
+                    what_matters(table_records)
+                    if key == "options"
+                    else " ".join(verdicts(table_records))
                 )
-            tables[key] = {"records": found, "claims": claims, "sentence": sentence}
-            said.append(f"{_title(key)}: {sentence}")
-            _write_table(part, key, found, shown)
-        (part / "index.md").write_text(_index(said, results, _how(config, about)), encoding="utf-8")
+                notes = [sentence] if key == "options" else []
+                notes += _distances(about["distances"].get(key, {}))
+                shown = (
+                    overview(key, table_records, config, [*notes, *_how(config, about)]),
+                    details(key, table_records, config),
+                )
+            tables[key] = {"records": table_records, "claims": claims, "sentence": sentence}
+            sentences.append(f"{_title(key)}: {sentence}")
+            _write_table(part, key, table_records, shown)
+        (part / "index.md").write_text(
+            _index(sentences, results, _how(config, about)), encoding="utf-8"
+        )
         text = json.dumps({**about, "tables": tables}, indent=1, allow_nan=False)
         (part / "results.json").write_text(text + "\n", encoding="utf-8")
-    return "\n".join(said)
+    return "\n".join(sentences)
 
 
 def _widened(
@@ -96,7 +99,9 @@ def _widened(
     return [round(float(value), 2) for value in photographs_widen(pairs, sources)]
 
 
-def _write_table(folder: Path, key: str, found: Sequence[Record], shown: Sequence[Table]) -> None:
+def _write_table(
+    folder: Path, key: str, table_records: Sequence[Record], shown: Sequence[Table]
+) -> None:
     """Write one table's four files. The figure shows the reward's difference to NAOSD, of the
     trained rows and of their controls.
     """
@@ -108,12 +113,13 @@ def _write_table(folder: Path, key: str, found: Sequence[Record], shown: Sequenc
             e["mean"],
             *(e["mean"] if e[end] is None else e[end] for end in ("low", "high")),
         )
-        for record in found
+        for record in table_records
         if record["metric"] == REWARD
         for series, run in SERIES.items()
         if (e := record.get(series))
     ]
-    forest(folder / f"{name}.svg", picture)
+    roles = {CONTROL.label: CONTROL.role}
+    forest(folder / f"{name}.svg", picture, IDENTITIES["naosd"].label, roles)
     title = f"{_title(key)}: {ABLATIONS[key].subject}"
     alt = (
         "Difference of the reward to NAOSD's of every row and of its shuffled control, with 95 "
@@ -133,7 +139,7 @@ def _write_table(folder: Path, key: str, found: Sequence[Record], shown: Sequenc
         f'lang="en"><head>{head}<style>{STYLE}</style></head><body>{body}</body></html>\n'
     )
     (folder / f"{name}.html").write_text(html, encoding="utf-8")
-    (folder / f"{name}.csv").write_text(to_csv(flat(key, found)), encoding="utf-8")
+    (folder / f"{name}.csv").write_text(to_csv(flat(key, table_records)), encoding="utf-8")
 
 
 def _title(key: str) -> str:
@@ -143,8 +149,8 @@ def _title(key: str) -> str:
 def _of_claims(claims: Sequence[Record]) -> str:
     """How many of the paper's claims about Fig. 7 agree, and which disagree."""
     counts = Counter(claim["sign"] for claim in claims)
-    found = ", ".join(f"{counts[sign]} {word}" for sign, word in PLURAL.items())
-    text = f"Of {len(claims)} claims of the paper's text {found}"
+    tally = ", ".join(f"{counts[sign]} {word}" for sign, word in PLURAL.items())
+    text = f"Of {len(claims)} claims of the paper's text {tally}"
     against = [
         f"{claim['row']}: {claim['claim']}, {claim['of']}"
         for claim in claims
@@ -156,10 +162,10 @@ def _of_claims(claims: Sequence[Record]) -> str:
 def _how(config: Config, about: Mapping[str, Any]) -> list[str]:
     """Notes on the cost of a row, the sample behind the intervals, and the skipped pairs."""
     cost, rollout = config.ablate, config.rollout
-    said = [
+    notes = [
         f"Every row: {cost.repeats} trainings and {cost.repeats} of its control, {cost.steps} "
         f"steps of {cost.batch} groups out "
-        f"of {cost.groups}, learning rate {cost.lr:g}, omega {config.finetune.omega:g}, noise "
+        f"of {cost.groups}, learning rate {cost.lr:g}, {_omega(config)}, noise "
         f"{rollout.noise}, target "
         f"{rollout.target}, G = {rollout.group}; unless the row says otherwise.",
         f"Evaluated on {sample(about)} with {cost.noises} noises each, the same for "
@@ -169,12 +175,23 @@ def _how(config: Config, about: Mapping[str, Any]) -> list[str]:
     ]
     for mode, pairs in about["skipped"].items():
         if pairs:
-            said.append(
+            notes.append(
                 f"Left out of the rollouts by {mode}: "
                 + "; ".join(f"{p['id']} ({p['reason']})" for p in pairs)
                 + "."
             )
-    return said
+    return notes
+
+
+def _distances(of_rows: Mapping[str, Sequence[float | None]]) -> list[str]:
+    """A note on how far each row and its control ended from NAOSD, where that is logged."""
+    told = [
+        f"{option} {mine:.2f} (control {control:.2f})"
+        for option, (mine, control) in of_rows.items()
+        if mine is not None and control is not None
+    ]
+    what = "Distance from NAOSD at the last step, in its own errors (finetune.reach is such a "
+    return [f"{what}distance): {', '.join(told)}."] if told else []
 
 
 def _narrow(about: Mapping[str, Any]) -> str:
@@ -192,10 +209,15 @@ def _narrow(about: Mapping[str, Any]) -> str:
     )
 
 
-def _index(said: Sequence[str], results: Mapping[str, Any], how: Sequence[str]) -> str:
+def _index(sentences: Sequence[str], results: Mapping[str, Any], how: Sequence[str]) -> str:
     """index.md, which links to the pages of the tables."""
     lines = [
         f"- [{ABLATIONS[key].subject}]({ABLATIONS[key].name}.md). {text}"
-        for key, text in zip(results, said, strict=True)
+        for key, text in zip(results, sentences, strict=True)
     ]
     return "\n".join(["# Ablations", "", *lines, "", *how, ""])
+
+
+def _omega(config: Config) -> str:
+    omega, reach = config.finetune.omega, config.finetune.reach
+    return f"omega by reach {reach:g}" if omega is None else f"omega {omega:g}"

@@ -6,7 +6,6 @@ by SIGKILL, stops after its current step with a checkpoint: it detects a changed
 or the end of its pipe.
 """
 
-import logging
 import multiprocessing
 import os
 import signal
@@ -15,6 +14,9 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from gdpo.errors import one_line
+from tasks.run.imports import without_bitsandbytes
 
 if TYPE_CHECKING:
     from tasks.ablate.runs import Job
@@ -35,6 +37,7 @@ def run_all(
             done(job)
         else:
             waiting.append(job)
+    # A forked process would inherit torch's threads and CUDA's state, neither of which works there.
     context = multiprocessing.get_context("spawn")
     workers, busy = [], dict[Connection, "Job"]()
     try:
@@ -45,6 +48,7 @@ def run_all(
             )
             worker.start()
             workers.append(worker)
+            # Or this process would hold the worker's end open, and never see it close.
             theirs.close()
             busy[ours] = waiting.popleft()
             ours.send(busy[ours])
@@ -56,6 +60,7 @@ def run_all(
                 if waiting:
                     busy[pipe] = waiting.popleft()
                     pipe.send(busy[pipe])
+    # SIGTERM ends a worker in the middle of a step; its job goes on from the last checkpoint.
     finally:
         for worker in workers:
             worker.terminate()
@@ -68,7 +73,7 @@ def _check(pipe: Connection) -> None:
         problem = pipe.recv()
     except EOFError:
         raise ValueError(
-            "a process of ablate ended before its run was done (memory?); the same command goes on"
+            "a process of ablate ended early (out of memory?); the same command continues"
         ) from None
     if problem is not None:
         raise ValueError(problem)
@@ -95,11 +100,10 @@ def serve(pipe: Connection, root: Path, place: str | None, parent: int) -> None:
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C reaches the whole process group; the parent ends its workers
+    # Before torch is imported: CUDA reads the variable once.
     if place is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = place
-    logging.getLogger("bitsandbytes").setLevel(
-        logging.ERROR
-    )  # before peft imports it, as in tasks/__main__.py
+    without_bitsandbytes()
     import torch
 
     from gdpo.train.loop import Hooks, Stopped
@@ -115,7 +119,7 @@ def serve(pipe: Connection, root: Path, place: str | None, parent: int) -> None:
         except (EOFError, Stopped):
             return
         except (ValueError, OSError) as error:
-            answer = " ".join(str(error).split())
+            answer = one_line(error)
         try:
             pipe.send(answer)
         except BrokenPipeError:

@@ -7,9 +7,8 @@ and rows of our own.
     metric_of("LPIPS", config)              our metric for that column: the paper's own, or a
                                             stand-in
 
-Each line of a table below is a line of the paper's text (tests/tasks/ablate/test_rows.py). All
-figures are for RealSR with one noise per image; the paper gives no noise seeds, training seeds or
-errors.
+Each line of a table below is a line of the paper's table. All figures are for RealSR with one noise
+per image; the paper gives no noise seeds, training seeds or errors.
 """
 
 from collections.abc import Mapping
@@ -18,9 +17,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from gdpo.config import Config
+from gdpo.config import Config, Finetune
 from gdpo.metrics.table import METRICS
-from gdpo.model.schedule import alphas_cumprod
 from tasks.report import paper
 
 NAOSD, GDPO = "NAOSD", "GDPO"
@@ -89,7 +87,7 @@ class Ablation:
 
 
 @dataclass(frozen=True)
-class Row:
+class AblationRow:
     """A trained row: its name (as in the paper, if it is there) and the keys that differ from
     `base`. every: train on every n-th group.
     """
@@ -166,8 +164,8 @@ def metrics_of(config: Config) -> list[str]:
     tables can share it.
     """
     columns = dict.fromkeys(column for table in ABLATIONS.values() for column in table.columns)
-    found = [metric for metric in (metric_of(column, config) for column in columns) if metric]
-    return list(dict.fromkeys([*found, *config.reward.fidelity, *config.reward.perception]))
+    metrics = [metric for metric in (metric_of(column, config) for column in columns) if metric]
+    return list(dict.fromkeys([*metrics, *config.reward.fidelity, *config.reward.perception]))
 
 
 def changed(config: Config, changes: Mapping[str, Mapping[str, Any]]) -> Config:
@@ -205,6 +203,7 @@ def base(config: Config) -> Config:
         "rollouts": "cached",
         "sampler": "reference",
         "gpus": 1,
+        "nodes": 1,
         "steps": cost.steps,
         "batch": cost.batch,
         "optimizer": finetune.optimizer.model_dump() | {"lr": cost.lr},
@@ -218,71 +217,91 @@ def base(config: Config) -> Config:
     )
 
 
-def rows(key: str, config: Config) -> list[Row]:
+def rows(key: str, config: Config) -> list[AblationRow]:
     """The preference-trained rows of a table, in the paper's order; empty for Fig. 7."""
     printed = ABLATIONS[key].gdpo
     if key == "5":
         objectives = {"DGPO": "dgpo", "DiffusionNFT": "nft", "AWM": "awm"}
         pairs = {"finetune": {"objective": "dpo", "pairs": max(1, config.rollout.group // 3)}}
         dance = {"objective": "dance_grpo", "clip": _clip_of_actions(config)}
+        actions = {"candidates": "action", "input": "reencoded"}
         return [
-            Row("Diffusion-DPO", {"finetune": {"objective": "dpo", "pairs": 1}}),
-            Row("DanceGRPO", {"finetune": dance, "rollout": {"candidates": "action"}}),
-            Row(printed),
-            Row("DP2O-SR pairs", pairs),
+            AblationRow("Diffusion-DPO", {"finetune": {"objective": "dpo", "pairs": 1}}),
+            AblationRow("DanceGRPO", {"finetune": dance, "rollout": actions}),
+            AblationRow(printed),
+            AblationRow("DP2O-SR pairs", pairs),
             *(
-                Row(name, {"finetune": {"objective": objective}})
+                AblationRow(name, {"finetune": {"objective": objective}})
                 for name, objective in objectives.items()
             ),
         ]
     if key == "6":
         return [
-            Row("ARF w/ FR", {"reward": {"perception": []}}),
-            Row("ARF w/ NR", {"reward": {"fidelity": []}}),
-            Row("ARF w/o AW", {"reward": {"weighting": "equal"}}),
-            Row(printed),
+            AblationRow("ARF w/ FR", {"reward": {"perception": []}}),
+            AblationRow("ARF w/ NR", {"reward": {"fidelity": []}}),
+            AblationRow("ARF w/o AW", {"reward": {"weighting": "equal"}}),
+            AblationRow(printed, {"reward": {"weighting": "adaptive"}}),
         ]
     if key == "7":
-        return [Row(f"GDPO-SR (G={size})", {"rollout": {"group": size}}) for size in SIZES]
+        return [AblationRow(f"GDPO-SR (G={size})", {"rollout": {"group": size}}) for size in SIZES]
     if key == "9":
         psnr, lpips = "psnr_y", metric_of("LPIPS", config)
         choices = {"PSNR": [psnr], "LPIPS": [lpips], "PSNR+LPIPS": [psnr, lpips]}
-        return [Row(name, {"reward": {"fidelity": names}}) for name, names in choices.items()]
+        return [
+            AblationRow(name, {"reward": {"fidelity": names}}) for name, names in choices.items()
+        ]
     if key == "11":
         modes = {"GDPO-SR (CFG)": "guidance", "GDPO-SR (t_add)": "t_add"}
         return [
-            *(Row(name, {"rollout": {"candidates": mode}}) for name, mode in modes.items()),
-            Row(printed),
+            *(AblationRow(name, {"rollout": {"candidates": mode}}) for name, mode in modes.items()),
+            AblationRow(printed),
         ]
     return _options(config) if key == "options" else []
 
 
-def _clip_of_actions(config: Config) -> float:
+def _clip_of_actions(config: Config) -> float | None:
     """The clip that allows DanceGRPO the same distance from the reference, in noise errors, as
     `finetune.clip` allows AWM and DGPO.
 
     With cached rollouts the old policy stays the reference, so the clip bounds the total distance
     of the policy, not that of a step. The log-ratio of actions is the difference of noise errors
-    times (1 - abar) / abar / (2 sigma^2).
+    times (1 - abar) / abar / (2 sigma^2). None (by `finetune.reach`) is the same distance for both.
     """
+    if config.finetune.clip is None:
+        return None
+    from gdpo.model.schedule import alphas_cumprod  # torch: a second or more
+
     abar = float(alphas_cumprod()[config.model.t_diff])
     return config.finetune.clip * (1 - abar) / abar / (2 * config.rollout.sigma**2)
 
 
-def _options(config: Config) -> list[Row]:
+def _strengths(settings: Finetune) -> list[AblationRow]:
+    """Other values of what sets the strength: omega, or the reach that sets it."""
+    if settings.omega is None:
+        key, values = "reach", [settings.reach / 2, settings.reach * 2]
+    else:
+        key, values = "omega", [value for value in OMEGAS if value != settings.omega]
+    return [AblationRow(f"{key}: {value:g}", {"finetune": {key: value}}) for value in values]
+
+
+def _options(config: Config) -> list[AblationRow]:
     """GDPO, and one row for each key with its alternative value."""
-    rollout, omega = config.rollout, config.finetune.omega
-    noise = "shared" if rollout.noise == "own" else "own"
-    target = "consistent" if rollout.target == "added" else "added"
+    rollout = config.rollout
+    if rollout.input == "lr":  # which has no choice of noise and target
+        where = [AblationRow("input: reencoded", {"rollout": {"input": "reencoded"}})]
+    else:
+        noise = "shared" if rollout.noise == "own" else "own"
+        target = "consistent" if rollout.target == "added" else "added"
+        own = {"input": "lr", "noise": "shared", "target": "consistent"}
+        where = [
+            AblationRow(f"noise: {noise}", {"rollout": {"noise": noise}}),
+            AblationRow(f"target: {target}", {"rollout": {"target": target}}),
+            AblationRow("input: lr", {"rollout": own}),
+        ]
     return [
-        Row(GDPO),
-        Row(f"noise: {noise}", {"rollout": {"noise": noise}}),
-        Row(f"target: {target}", {"rollout": {"target": target}}),
-        *(
-            Row(f"omega: {value:g}", {"finetune": {"omega": value}})
-            for value in OMEGAS
-            if value != omega
-        ),
-        Row("half the rollouts", every=2),
-        Row("half the batch", {"finetune": {"batch": max(1, config.ablate.batch // 2)}}),
+        AblationRow(GDPO),
+        *where,
+        *_strengths(config.finetune),
+        AblationRow("half the rollouts", every=2),
+        AblationRow("half the batch", {"finetune": {"batch": max(1, config.ablate.batch // 2)}}),
     ]

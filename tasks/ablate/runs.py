@@ -18,7 +18,6 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -29,33 +28,28 @@ from gdpo.config import Config
 from gdpo.data.shards import Pair, Shards
 from gdpo.evaluate.benchmark import evaluate_image
 from gdpo.files import written_aside
+from gdpo.hooks import Hooks, Stopped
 from gdpo.metrics.score import check_available, versions
-from gdpo.model.checkpoints import base_hashes, load_base, load_model, read_adapters
+from gdpo.model.base import base_hashes
+from gdpo.model.checkpoints import read_adapters
 from gdpo.model.naosd import NAOSD
 from gdpo.model.sampling import base_dtype
-from gdpo.preference.errors import noise_errors
-from gdpo.preference.group import Group, from_row, schema, subset
+from gdpo.preference.group import Group, schema, subset
 from gdpo.preference.loop import finetune
+from gdpo.preference.rollout import by_reference
 from gdpo.pretrain.loop import pretrain
-from gdpo.train.loop import Hooks, Stopped
+from gdpo.pretrain.start import initial_model
+from tasks import paths
 from tasks.ablate.rows import metrics_of
 from tasks.files.chunks import Chunks, groups, skipped
-from tasks.files.rollouts import pairs_at_once, prompts_of
-from tasks.run.code import code_hash
-from tasks.run.fingerprint import fingerprint
+from tasks.files.groups import read_groups
+from tasks.files.rollouts import pairs_at_once
+from tasks.files.selection import MANIFEST, Selected
+from tasks.run.fingerprint import fingerprint, made_by, model_fingerprint, prompts_of
 from tasks.run.training import device
-from tasks.stages.evaluate import open_pairs, upscalers
+from tasks.stages.evaluate import make_upscalers, open_pairs
 
-WORK = Path("work/ablate")
-LIBRARIES = (
-    "torch",
-    "diffusers",
-    "peft",
-    "transformers",
-    "numpy",
-    "scipy",
-    "opencv-python-headless",
-)
+WORK = Path(paths.WORK, "ablate")
 
 
 @dataclass(frozen=True)
@@ -94,11 +88,11 @@ class Job:
                 "noises": config.ablate.noises
             }
             settings["noise_seed"] = self.noise_seed
-        made = self.made and self.made.fingerprint
+        rollouts = self.made and self.made.fingerprint
         plain = {
             "kind": self.kind,
             "seed": config.seed,
-            "made": made,
+            "made": rollouts,
             "control": self.control,
             "every": self.every,
         }
@@ -117,7 +111,7 @@ def sources(config: Config, root: Path) -> dict[str, Any]:
 
     Errors: ValueError naming the missing input and the command that makes it.
     """
-    for path in ("models/naosd/model.json", "data/shards/train", "data/selected/manifest.parquet"):
+    for path in (f"{paths.NAOSD}/model.json", paths.TRAIN, f"{paths.SELECTED}/{MANIFEST}"):
         if not (root / path).exists():
             raise ValueError(
                 f"{path}: not there; `dvc repro select` makes what the ablations start from"
@@ -125,20 +119,19 @@ def sources(config: Config, root: Path) -> dict[str, Any]:
     metrics = metrics_of(config)
     check_available(metrics)
     pairs, folders = open_pairs(config, root, config.evaluate.benchmarks[0], metrics)
-    init = config.pretrain.init
+    init = initial_model(config)
     return {
-        "code": code_hash(__name__),
-        "libraries": {name: metadata.version(name) for name in LIBRARIES},
+        **made_by(__name__),
         "metrics": versions(metrics),
         "base": base_hashes(root / config.model.base),
-        "prompts": prompts_of(config, root),
-        "naosd": fingerprint({}, [root / "models/naosd"]),
+        "prompts": prompts_of(root / config.model.base),
+        "naosd": model_fingerprint(root / paths.NAOSD),
         "tagger": None
         if config.model.tagger is None
         else fingerprint({}, [root / config.model.tagger]),
         "init": None if init is None else fingerprint({}, [root / init]),
-        "train": Shards(root / "data/shards/train").fingerprint(),
-        "selected": fingerprint({}, [root / "data/selected"]),
+        "train": Shards(root / paths.TRAIN).fingerprint(),
+        "selected": fingerprint({}, [root / paths.SELECTED]),
         "held_out": pairs.fingerprint() if isinstance(pairs, Shards) else fingerprint({}, folders),
     }
 
@@ -154,16 +147,16 @@ def perform(job: Job, root: Path, hooks: Hooks) -> None:
     if job.kind == "rollouts":
         _make_rollouts(job, root, hooks)
         return
+    # By fingerprint: processes work on several jobs at once, and a later call finds its own again.
     work = root / WORK / "checkpoints" / job.fingerprint
     config, history = job.config, list[dict[str, float]]()
     base = root / config.model.base
     if job.kind == "pretrain":
-        init = (
-            None if config.pretrain.init is None else read_adapters(root / config.pretrain.init)[0]
-        )
-        shards = Shards(root / "data/shards/train")
+        start = initial_model(config)
+        init = None if start is None else read_adapters(root / start)[0]
+        shards = Shards(root / paths.TRAIN)
         adapters, history = pretrain(
-            load_base(base).to(device()),
+            NAOSD.from_base(base).to(device()),
             shards,
             config,
             init=init,
@@ -171,15 +164,16 @@ def perform(job: Job, root: Path, hooks: Hooks) -> None:
             fingerprint=job.fingerprint,
             hooks=hooks,
         )
-        model = load_base(base)
-        adapters.merge_into(model)
+        # A fresh base: the trained one still has its adapters, for the policy and the fake score.
+        model = NAOSD.from_base(base)
+        model.merge(adapters)
         model.t_add, model.t_diff, model.prompt = (
             config.model.t_add,
             config.model.t_diff,
             config.model.prompt,
         )
     else:
-        model = load_model(root / "models/naosd", base)
+        model = NAOSD.from_pretrained(root / paths.NAOSD, base=base)
         if job.kind == "finetune":
             policy = _reference(config, root)
             adapters, history = finetune(
@@ -191,7 +185,7 @@ def perform(job: Job, root: Path, hooks: Hooks) -> None:
                 fingerprint=job.fingerprint,
                 hooks=hooks,
             )
-            adapters.merge_into(model)
+            model.merge(adapters)
     images = list(_evaluated(job, model.to(device()), root, hooks))
     with written_aside((root / job.output).parent) as part:
         part.mkdir()
@@ -199,6 +193,7 @@ def perform(job: Job, root: Path, hooks: Hooks) -> None:
         (part / "result.json").write_text(
             json.dumps({"images": images, "last": last}, allow_nan=False)
         )
+    # After the result is in place: killed before, the job goes on from the checkpoint.
     shutil.rmtree(work, ignore_errors=True)
 
 
@@ -208,16 +203,16 @@ def _evaluated(job: Job, model: NAOSD, root: Path, hooks: Hooks) -> Iterator[dic
     """
     config, metrics = job.config, list(job.sources["metrics"])
     pairs, _ = open_pairs(config, root, config.evaluate.benchmarks[0], metrics)
-    ways = upscalers(config, root, {"it": model})
+    upscalers = make_upscalers(config, root, {"it": model})
     for index in range(len(pairs)):
         if hooks.should_stop():
             raise Stopped(index)
         pair: Pair = pairs[index]
         noises, batch = config.ablate.noises, config.evaluate.batch
         scores = evaluate_image(
-            pair, ways, metrics, seed=job.noise_seed, noises=noises, batch=batch
+            pair, upscalers, metrics, seed=job.noise_seed, noises=noises, batch=batch
         ).scores["it"]
-        values = {metric: found.tolist() for metric, found in scores.items()}
+        values = {metric: array.tolist() for metric, array in scores.items()}
         yield {
             "id": pair.id,
             "source": pair.source,
@@ -230,26 +225,14 @@ def _selected(config: Config, root: Path) -> list[Pair]:
     """`ablate.groups` patches of the selection, at equal steps of rank, so that they come from all
     photographs and not only from the best-ranked one.
     """
-    shards = Shards(root / "data/shards/train")
-    index = {id_: i for i, id_ in enumerate(shards.ids)}
-    ids = (
-        pq.read_table(root / "data/selected/manifest.parquet", columns=["id"])
-        .column("id")
-        .to_pylist()
-    )
-    count = min(config.ablate.groups, len(ids))
-    chosen = [ids[place * len(ids) // count] for place in range(count)]
-    missing = [id_ for id_ in chosen if id_ not in index]
-    if missing:
-        raise ValueError(
-            f"data/selected: patch {missing[0]} is not in data/shards/train; run the select stage"
-        )
-    return [shards[index[id_]] for id_ in chosen]
+    pairs = Selected(root)
+    count = min(config.ablate.groups, len(pairs))
+    return [pairs[place * len(pairs) // count] for place in range(count)]
 
 
 def _reference(config: Config, root: Path) -> NAOSD:
     """NAOSD on its device, loaded as in the stages rollout and finetune."""
-    model = load_model(root / "models/naosd", root / config.model.base)
+    model = NAOSD.from_pretrained(root / paths.NAOSD, base=root / config.model.base)
     return model.to(device(), base_dtype(config.rollout.precision))
 
 
@@ -265,11 +248,11 @@ def _make_rollouts(job: Job, root: Path, hooks: Hooks) -> None:
     model = _reference(config, root)
     without: dict[str, str] = {}
     for start in range(0, len(pairs), at_once):
-        table, made = chunks.get(
+        table, is_new = chunks.get(
             start, partial(groups, model, pairs[start : start + at_once], config)
         )
         without |= skipped(table.schema)
-        if made and hooks.should_stop():
+        if is_new and hooks.should_stop():
             raise Stopped(start)
     if len(without) == len(pairs):
         id_, reason = next(iter(without.items()))
@@ -296,8 +279,9 @@ def _groups(job: Job, root: Path, model: NAOSD) -> list[Group]:
     """
     assert job.made is not None
     stored, wanted = job.made.config.rollout, job.config.rollout
-    rows = pq.read_table(root / job.made.output).to_pylist()[:: job.every]
-    groups = [subset(from_row(row), wanted.group) for row in rows]
+    made = read_groups(root / job.made.output, job.every)
+    groups = [subset(group, wanted.group) for group in made]
+    # Candidates and scores depend on neither, so one set serves rows with other noise or target.
     if (stored.noise, stored.target) == (wanted.noise, wanted.target):
         return groups
     return [_with_errors(model, group, job.config) for group in groups]
@@ -307,9 +291,5 @@ def _groups(job: Job, root: Path, model: NAOSD) -> list[Group]:
 def _with_errors(model: NAOSD, group: Group, config: Config) -> Group:
     """The same candidates, with the reference's errors under `config`'s noise and target."""
     there = replace(group, latents=group.latents.to(next(model.parameters()).device))
-    prompt = model.embed([group.prompt])
-    errors = [
-        noise_errors(model, there, prompt, config.rollout, noise_index).tolist()
-        for noise_index in range(config.rollout.noises)
-    ]
-    return replace(group, reference_error=errors)
+    _, errors = by_reference(model, there, config)
+    return replace(group, reference_error=errors.tolist())

@@ -15,16 +15,8 @@ from typing import Any
 from gdpo.config import Config
 from gdpo.evaluate.benchmark import REWARD
 from gdpo.metrics.score import higher_is_better
-from tasks.ablate.findings import (
-    AGREES,
-    BEYOND,
-    DISAGREES,
-    UNCLEAR,
-    Record,
-    beyond_controls,
-    columns,
-    signs,
-)
+from tasks.ablate.effects import AGREES, DISAGREES, UNCLEAR, Record
+from tasks.ablate.findings import BEYOND, beyond_controls, columns, signs
 from tasks.ablate.rows import ABLATIONS, NAOSD, is_stand_in, metric_of
 from tasks.report import paper
 from tasks.report.tables import Cell, Table, interval_text, label, mean_text, number
@@ -44,7 +36,9 @@ PARTS = ("mean", "standard_error", "low", "high", "p")
 Lines = Sequence[tuple[str, Callable[[Record], Cell]]]
 
 
-def overview(key: str, found: Sequence[Record], config: Config, notes: Sequence[str] = ()) -> Table:
+def overview(
+    key: str, records: Sequence[Record], config: Config, notes: Sequence[str] = ()
+) -> Table:
     """The table as in the paper. The notes below it list the stand-ins and count the signs that
     agree.
     """
@@ -57,7 +51,7 @@ def overview(key: str, found: Sequence[Record], config: Config, notes: Sequence[
         ("control − NAOSD", lambda record: difference(record.get("control_to_naosd"))),
         *([("sign to NAOSD", lambda record: _sign(record, "to_naosd"))] if table.printed else []),
     ]
-    said = [*stand_ins(key, config), *verdicts(found), *table.remarks, *notes]
+    all_notes = [*stand_ins(key, config), *verdicts(records), *table.remarks, *notes]
     number_ = f"Table {key} of the paper: " if key.isdigit() else ""
     caption = (
         f"{number_}{table.subject}. Ours: mean ± standard error over images; differences with "
@@ -65,10 +59,10 @@ def overview(key: str, found: Sequence[Record], config: Config, notes: Sequence[
         "and training repeats. Control: the same training with advantages shuffled inside each "
         "group."
     )
-    return _table(key, f"{table.name}", caption, lines, found, config, said)
+    return _table(key, f"{table.name}", caption, lines, records, config, all_notes)
 
 
-def details(key: str, found: Sequence[Record], config: Config) -> Table:
+def details(key: str, records: Sequence[Record], config: Config) -> Table:
     """Every difference of every row."""
     table = ABLATIONS[key]
     lines: Lines = [
@@ -89,7 +83,7 @@ def details(key: str, found: Sequence[Record], config: Config) -> Table:
         f"{table.name}-details",
         caption,
         lines,
-        [r for r in found if r["row"] != NAOSD],
+        [r for r in records if r["row"] != NAOSD],
         config,
         [],
     )
@@ -100,15 +94,15 @@ def _table(
     name: str,
     caption: str,
     lines: Lines,
-    found: Sequence[Record],
+    records: Sequence[Record],
     config: Config,
     notes: Sequence[str],
 ) -> Table:
     """A table with one line per (row, line) that has any value."""
     heads = columns(ABLATIONS[key], config)
     rows = []
-    for row in dict.fromkeys(record["row"] for record in found):
-        mine = {record["column"]: record for record in found if record["row"] == row}
+    for row in dict.fromkeys(record["row"] for record in records):
+        mine = {record["column"]: record for record in records if record["row"] == row}
         for text, cell in lines:
             cells = [cell(mine[column]) for column, _ in heads]
             if any(one.text != EMPTY.text for one in cells):
@@ -165,12 +159,12 @@ def measured(record: Record) -> Cell:
     return Cell(f"{value:.4g}{beside}".replace("-", "−"), value)
 
 
-def difference(found: Mapping[str, Any] | None) -> Cell:
+def difference(effect: Mapping[str, Any] | None) -> Cell:
     """An effect with its interval."""
     return (
         EMPTY
-        if found is None
-        else Cell(f"{mean_text(found)} ({interval_text(found)})", found["mean"])
+        if effect is None
+        else Cell(f"{mean_text(effect)} ({interval_text(effect)})", effect["mean"])
     )
 
 
@@ -185,45 +179,45 @@ def _sign(record: Record, name: str) -> Cell:
 
 def _repeats(record: Record) -> Cell:
     """The difference to NAOSD of each training repeat."""
-    found = record.get("to_naosd")
-    if found is None:
+    effect = record.get("to_naosd")
+    if effect is None:
         return EMPTY
-    return Cell(", ".join(mean_text({**found, "mean": mean}) for mean in found["repeats"]))
+    return Cell(", ".join(mean_text({**effect, "mean": mean}) for mean in effect["repeats"]))
 
 
 def stand_ins(key: str, config: Config) -> list[str]:
     """Notes: which columns have a stand-in or no metric, and how our reward differs from the
     paper's.
     """
-    said = []
+    notes = []
     for column, metric in columns(ABLATIONS[key], config):
         if metric is None:
-            said.append(
+            notes.append(
                 f"{column}: not measured; it compares sets of images and has no value, so no "
                 "interval, per image."
             )
         elif column != REWARD and is_stand_in(column, metric):
-            said.append(
+            notes.append(
                 f"{column}: not in evaluate.metrics, for it needs weights; {label(metric)} stands "
                 "in for it."
             )
-    said += rewarded(key, config)
+    notes += rewarded(key, config)
     used = " | ".join(
         ", ".join(map(label, part)) for part in (config.reward.fidelity, config.reward.perception)
     )
-    said.append(
+    notes.append(
         f"Reward: {used}, weighted as in training, in NAOSD's within-image standard deviations; "
         "the same for all rows."
     )
-    return said
+    return notes
 
 
 def rewarded(key: str, config: Config) -> list[str]:
     """Notes: which rows are trained with other metrics than the paper's."""
-    said = []
+    notes = []
     lpips = metric_of("LPIPS", config)
     if key == "9" and lpips and is_stand_in("LPIPS", lpips):
-        said.append(
+        notes.append(
             f"The rows LPIPS and PSNR+LPIPS are trained for {label(lpips)} in the place of LPIPS."
         )
     perception = [
@@ -233,21 +227,21 @@ def rewarded(key: str, config: Config) -> list[str]:
     ]
     if perception and key != "fig7":
         names = ", ".join(map(label, perception))
-        said.append(
+        notes.append(
             f"All rows are trained for {names} where the paper's are for MUSIQ and MANIQA: "
             "columns with it are rewarded."
         )
-    return said
+    return notes
 
 
-def verdicts(found: Sequence[Record]) -> list[str]:
+def verdicts(records: Sequence[Record]) -> list[str]:
     """Sentences: how many signs agree, how many of these beyond the controls, and every sign that
     disagrees.
     """
-    every = list(signs(found))
+    every = list(signs(records))
     if not every:
         return []
-    said = []
+    sentences = []
     for other in dict.fromkeys(name for _, name, *_ in every):
         mine = [
             (record, verdict, beyond) for record, name, verdict, beyond in every if name == other
@@ -265,7 +259,7 @@ def verdicts(found: Sequence[Record]) -> list[str]:
         # A stand-in may serve several columns: its difference counts as a sign in each of them, but
         # is only one measurement.
         measurements = len({(record["row"], record["metric"]) for record, *_ in mine})
-        said.append(
+        sentences.append(
             f"Signs of the differences to {other}: {parts}; {len(mine)} signs, {measurements} "
             "measured differences."
         )
@@ -274,16 +268,16 @@ def verdicts(found: Sequence[Record]) -> list[str]:
         for r, other, verdict, _ in every
         if verdict == DISAGREES
     ]
-    return [*said, f"Disagreeing: {'; '.join(against)}."] if against else said
+    return [*sentences, f"Disagreeing: {'; '.join(against)}."] if against else sentences
 
 
-def flat(key: str, found: Sequence[Record]) -> Table:
+def flat(key: str, records: Sequence[Record]) -> Table:
     """One line per row and column, with every number unrounded."""
     header = ["row", "column", "metric", "ours", "standard_error"]
     header += [f"{name}.{part}" for name in DIFFERENCES for part in PARTS]
     header += ["paper", "paper_to_naosd", "sign_to_naosd", "paper_to_gdpo", "sign_to_gdpo"]
     rows = []
-    for record in found:
+    for record in records:
         flattened = {**record}
         for name in DIFFERENCES:
             flattened |= {f"{name}.{part}": (record.get(name) or {}).get(part) for part in PARTS}

@@ -4,11 +4,11 @@ error and replaces no output.
     suite = Suite(
         "pairs", "data/shards/train/00", table, ["id"], [expect("values_to_be_unique", "id")]
     )
-    validate([suite], docs, failed)
+    validate([suite], docs, failed, "../../pages/data.html")
 
 The context is ephemeral (GX writes no files by itself) and analytics are off. GX is imported inside
 the functions because the import takes 4 s; checking 120,000 rows takes less than 1 s
-(benchmarks/checks.py).
+(benchmarks/expectations.py).
 
 GX's renderer and view produce the pages. Our template replaces the page frame, which would load
 styles, scripts and a logo from seven hosts, and omits what differs between two runs on equal tables
@@ -96,9 +96,11 @@ def expect_rows(least: int, most: int | None = None) -> Expectation:
     return Expectation("ExpectTableRowCountToBeBetween", {"min_value": least, "max_value": most})
 
 
-def validate(suites: Sequence[Suite], docs: Path, failed: Path) -> None:
+def validate(suites: Sequence[Suite], docs: Path, failed: Path, report: str) -> None:
     """Check all suites and write their pages to the folder `docs`; on failure to `failed`, leaving
     `docs` unchanged.
+
+    report: address of the page that the pages in `docs` lead back to, relative to `docs`.
 
     Errors: ValueError with the first failed expectation and up to `SAMPLES` of its rows.
     """
@@ -111,9 +113,14 @@ def validate(suites: Sequence[Suite], docs: Path, failed: Path) -> None:
         ]
         with written_aside(failed if lines else docs) as part:
             part.mkdir()
-            for suite, result in zip(suites, results, strict=True):
-                (part / f"{suite.name}.html").write_text(_page(suite, result), encoding="utf-8")
-            (part / "index.html").write_text(_index(suites, results), encoding="utf-8")
+            pages = {
+                suite.name: _page(suite, result)
+                for suite, result in zip(suites, results, strict=True)
+            }
+            for name, page in {**pages, "index": _index(suites, results)}.items():
+                # Pages about a failure lie outside the report.
+                text = page if lines else page.replace("<body>", _back(report), 1)
+                (part / f"{name}.html").write_text(text, encoding="utf-8")
     if lines:
         others = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
         raise ValueError(
@@ -124,6 +131,7 @@ def validate(suites: Sequence[Suite], docs: Path, failed: Path) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Disable analytics, and the warnings that GX and its imports raise about themselves."""
+    # Analytics would send an event to a server for every validation.
     os.environ["GX_ANALYTICS_ENABLED"] = "false"  # read when GX is imported
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -136,14 +144,18 @@ def _run(suite: Suite) -> Any:
     from great_expectations import expectations
     from great_expectations.data_context.types.base import ProgressBarsConfig
 
+    # An ephemeral context lives in memory. Any other one writes a project folder, in which GX keeps
+    # results of earlier runs.
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
+    # GX has no Arrow source. pandas costs one copy of the table, which has no image columns.
     asset = context.data_sources.add_pandas("tables").add_dataframe_asset(suite.name)
     batch = asset.add_batch_definition_whole_dataframe("all").get_batch(
         {"dataframe": suite.table.to_pandas()}
     )
     chosen = [getattr(expectations, one.kind)(**one.arguments) for one in suite.expectations]
     detail = {
+        # SUMMARY stops at SHOWN failing rows; COMPLETE would list all of 120,000.
         "result_format": "SUMMARY",
         "partial_unexpected_count": SHOWN,
         "unexpected_index_column_names": suite.keys,
@@ -158,6 +170,7 @@ def _page(suite: Suite, result: Any) -> str:
     from great_expectations.render.renderer import ValidationResultsPageRenderer
     from great_expectations.render.view import DefaultJinjaPageView
 
+    # In place, and before rendering: the renderer puts values of the table into HTML as they are.
     for one in result.results:
         one.result = _escaped(one.result)
     document = ValidationResultsPageRenderer().render(result)
@@ -165,6 +178,7 @@ def _page(suite: Suite, result: Any) -> str:
     overview = document.sections[0]
     overview.content_blocks = overview.content_blocks[1:2]
     document.page_title = f"{suite.where}: {suite.name}"
+    # The first loader wins, so our frame replaces GX's and its other templates stay.
     view = DefaultJinjaPageView()
     assert view.env.loader is not None
     view.env.loader = ChoiceLoader([DictLoader(TEMPLATES), view.env.loader])
@@ -181,6 +195,10 @@ def _escaped(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _escaped(item) for key, item in value.items()}
     return [_escaped(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _back(report: str) -> str:
+    return f'<body><p><a href="{html.escape(report)}">GDPO-SR report</a></p>'
 
 
 def _index(suites: Sequence[Suite], results: Sequence[Any]) -> str:
@@ -222,6 +240,7 @@ def _failure(failed: Any, keys: list[str]) -> str:
     text = f"{config.type}({', '.join(f'{key}={value}' for key, value in arguments.items())})"
     if config.description:
         text += f", {config.description},"
+    # Without a result the expectation raised, for example on a column of another type.
     if not result:
         reasons = {
             info["exception_message"]
@@ -229,6 +248,7 @@ def _failure(failed: Any, keys: list[str]) -> str:
             if isinstance(info, dict)
         }
         return f"{text} cannot be evaluated: {'; '.join(sorted(reasons)) or failed.exception_info}"
+    # An expectation on the whole table, such as its number of rows, has no failing rows to show.
     if "unexpected_count" not in result:
         return f"{text} fails, observed is {result.get('observed_value')}"
     shown = dict.fromkeys([*keys, config.kwargs["column"]])

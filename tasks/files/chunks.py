@@ -1,7 +1,7 @@
 """Rollouts in chunks, each with the pairs of one forward pass. Finished chunks survive a stop or a
 kill.
 
-    chunks = Chunks(folder, inputs, schema)        deletes chunks of other inputs in `folder`
+    chunks = Chunks(folder, inputs, schema)        sets chunks of other inputs aside (gdpo.items)
     table, made = chunks.get(3, lambda: groups(model, pairs, config))
     chunks.join(path, metadata)                    all chunks in one file
 
@@ -9,7 +9,6 @@ The rows of a chunk are its groups. Its metadata lists the pairs without a group
 """
 
 import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
@@ -20,7 +19,7 @@ import pyarrow.parquet as pq
 
 from gdpo.config import Config
 from gdpo.data.shards import Pair
-from gdpo.files import written_aside
+from gdpo.items import ItemStore
 from gdpo.model.naosd import NAOSD
 from gdpo.preference.group import Group, Skipped, to_row
 from gdpo.preference.rollout import rollout
@@ -47,21 +46,18 @@ def groups(model: NAOSD, pairs: list[Pair], config: Config) -> Iterator[Group | 
 
 def skipped(described: pa.Schema) -> dict[str, str]:
     """{pair id: why it gave no group} of a chunk or a file of rollouts."""
-    found: dict[str, str] = json.loads(described.metadata[b"skipped"])
-    return found
+    reasons: dict[str, str] = json.loads(described.metadata[b"skipped"])
+    return reasons
 
 
 class Chunks:
-    """Chunks of one rollout set below `folder`; inputs: a fingerprint of all they depend on."""
+    """Chunks of one rollout set below `folder`; inputs: text that identifies all they depend on."""
 
     def __init__(self, folder: Path, inputs: str, described: pa.Schema) -> None:
-        self.folder, self._described = folder, described
+        self._described = described
         self._files: dict[int, Path] = {}
-        mark = folder / "fingerprint"
-        if not mark.is_file() or mark.read_text() != inputs:
-            shutil.rmtree(folder, ignore_errors=True)
-            with written_aside(mark) as aside:
-                aside.write_text(inputs)
+        self._store = ItemStore(folder, inputs, "*.parquet")
+        self._store.open()
 
     def get(
         self, number: int, make: Callable[[], Iterable[Group | Skipped]]
@@ -69,22 +65,22 @@ class Chunks:
         """(chunk `number`, whether this call made it): the stored chunk, or a new one if missing or
         damaged.
         """
-        path = self._files[number] = self.folder / f"{number:08d}.parquet"
+        path = self._files[number] = self._store.path(f"{number:08d}.parquet")
         try:
             return pq.read_table(path, page_checksum_verification=True), False
         except (OSError, pa.ArrowException):
             return self._keep(path, make()), True
 
-    def _keep(self, path: Path, found: Iterable[Group | Skipped]) -> pa.Table:
+    def _keep(self, path: Path, outcomes: Iterable[Group | Skipped]) -> pa.Table:
         rows, without = [], {}
-        for one in found:
+        for one in outcomes:
             if isinstance(one, Skipped):
                 without[one.id] = one.reason
             else:
                 rows.append(to_row(one))
         metadata = {**(self._described.metadata or {}), "skipped": json.dumps(without)}
         table = pa.Table.from_pylist(rows, schema=self._described.with_metadata(metadata))
-        with written_aside(path) as aside:
+        with self._store.write(path.name) as aside:
             pq.write_table(table, aside, **HOW)
         return table
 
@@ -103,4 +99,4 @@ class Chunks:
 
     def remove(self) -> None:
         """Delete all chunks."""
-        shutil.rmtree(self.folder)
+        self._store.remove()

@@ -5,15 +5,16 @@ them.
                                                               PICTURES images
     images/<folder>/candidates/<noise>.png, candidates.json   for a few images, the reference's
                                                               whole group as training scores it
-    per_image.parquet                                         a row per image, model and noise; the
-                                                              metadata is the origin
+    per_image.parquet                                         tasks/files/scores.py
     summary.json                                              means, standard errors, paired
                                                               differences, FID per noise
 
 During a run, each finished image is stored atomically in work/evaluate/<benchmark>/images/<folder>:
-pictures, result.json and, for FID, features.npz. A run with another fingerprint deletes them.
+pictures, result.json and, for FID, features.npz. A run with other inputs sets them aside
+(gdpo.items).
 """
 
+import hashlib
 import json
 import re
 import shutil
@@ -23,18 +24,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from gdpo.config import Config
 from gdpo.data.shards import Pair
-from gdpo.evaluate.benchmark import REWARD, ImageResult, comparisons, rewards, stack
-from gdpo.evaluate.statistics import Array, Scores, summarise
-from gdpo.files import written_aside
+from gdpo.evaluate.benchmark import REWARD, ImageResult, rewards, stack
+from gdpo.evaluate.models import EvaluatedModels
+from gdpo.evaluate.statistics import Array, summarise
+from gdpo.files import sha256
 from gdpo.images import write_png
+from gdpo.items import ItemStore
 from gdpo.metrics.fid import Features, frechet_distance
 from gdpo.metrics.score import higher_is_better
 from gdpo.preference.group import reward_of
+from tasks.files.results import CANDIDATES, SUMMARY, read_summary
+from tasks.files.scores import SCORES, write_scores
 
 PICTURES = 100  # at most this many images, evenly spaced, keep their pictures
 _PRIVATE = ("result.json", "features.npz")  # not copied into the results
@@ -53,26 +56,27 @@ class Done:
 
 def folder_name(index: int, image: str) -> str:
     """A folder name for an image: its index and a slug of its id, safe as a path component."""
+    # The index in front makes the name unique; the slug is for people who open the folder.
     slug = re.sub(r"[^a-z0-9]+", "-", image.lower()).strip("-")[:60]
     return f"{index:03d}-{slug}".rstrip("-")
 
 
 def has_pictures(index: int, count: int) -> bool:
     """Whether the pictures of image `index` of `count` are kept."""
+    # Evenly spaced and not the first ones: images are ordered by name, and neighbours are often
+    # tiles of one photograph.
     return count <= PICTURES or index in {place * count // PICTURES for place in range(PICTURES)}
 
 
 def is_current(folder: Path, origin: dict[str, Any]) -> bool:
     """Whether `folder` holds results of exactly this origin."""
     try:
-        return bool(
-            json.loads((folder / "summary.json").read_text(encoding="utf-8"))["origin"] == origin
-        )
-    except (OSError, ValueError, KeyError):
+        return bool(read_summary(folder)["origin"] == origin)
+    except (ValueError, KeyError):
         return False
 
 
-def describe(pair: Pair, folder: str) -> dict[str, Any]:
+def image_entry(pair: Pair, folder: str) -> dict[str, Any]:
     """An image's entry in summary.json."""
     height, width = pair.hr.shape[:2]
     return {
@@ -88,28 +92,29 @@ def describe(pair: Pair, folder: str) -> dict[str, Any]:
 class Kept:
     """The finished images of a run in progress. folder: work/evaluate/<benchmark>.
 
-    Deletes the images of a run with another fingerprint.
+    inputs: text that identifies all that the images depend on (gdpo.items).
     """
 
-    def __init__(self, folder: Path, fingerprint: str) -> None:
+    def __init__(self, folder: Path, inputs: str) -> None:
         self.images = folder / "images"
-        self._mark = folder / "fingerprint"
-        if not self._mark.is_file() or self._mark.read_text() != fingerprint:
-            self.remove()
-            with written_aside(self._mark) as part:
-                part.write_text(fingerprint)
+        self._store = ItemStore(self.images, inputs, "[0-9]*")
+        self._store.open()
 
     def read(self, name: str) -> Done | None:
-        """A finished image, or None if it is missing or damaged."""
+        """A finished image, or None if it is missing or a file of it is damaged."""
+        folder = self.images / name
         try:
-            found = json.loads((self.images / name / "result.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # missing or damaged: evaluated again
+            content = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        # Damaged counts as missing: to make one image again costs seconds.
+        if not isinstance(content, dict) or content.pop("sha256", None) != _sums(folder, content):
             return None
         scores = {
             model: {m: np.array(v) for m, v in metrics.items()}
-            for model, metrics in found["scores"].items()
+            for model, metrics in content["scores"].items()
         }
-        return Done(found["entry"], scores, found["group"])
+        return Done(content["entry"], scores, content["group"])
 
     def write(
         self,
@@ -123,7 +128,7 @@ class Kept:
         """Store a finished image. features: of its outputs by model, and of `hr`, for FID; may be
         empty.
         """
-        with written_aside(self.images / done.entry["folder"]) as part:
+        with self._store.write(done.entry["folder"]) as part:
             part.mkdir()
             if pictures:
                 _write_images(part, pair, result)
@@ -141,23 +146,33 @@ class Kept:
                 model: {m: v.tolist() for m, v in metrics.items()}
                 for model, metrics in done.scores.items()
             }
-            _write_json(
-                part / "result.json", {"entry": done.entry, "scores": scores, "group": done.group}
-            )
+            content = {"entry": done.entry, "scores": scores, "group": done.group}
+            _write_json(part / "result.json", {**content, "sha256": _sums(part, content)})
 
     def features(self, names: Iterable[str]) -> dict[str, Features]:
         """The FID features of all images: {model or "hr": (I, N, D)}."""
         rows: dict[str, list[Features]] = {}
         for name in names:
-            with np.load(self.images / name / "features.npz") as found:
-                for model in found.files:
-                    rows.setdefault(model, []).append(found[model].astype(np.float64))
-        return {model: np.stack(found) for model, found in rows.items()}
+            with np.load(self.images / name / "features.npz") as arrays:
+                for model in arrays.files:
+                    rows.setdefault(model, []).append(arrays[model].astype(np.float64))
+        return {model: np.stack(arrays) for model, arrays in rows.items()}
 
     def remove(self) -> None:
         """Delete all stored images."""
-        self._mark.unlink(missing_ok=True)
-        shutil.rmtree(self.images, ignore_errors=True)
+        self._store.remove()
+
+
+def _sums(folder: Path, content: dict[str, Any]) -> dict[str, str]:
+    """SHA-256 of what belongs to a finished image: the content of result.json, and its files."""
+    own = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    others = {
+        path.relative_to(folder).as_posix(): sha256(path)
+        for path in files
+        if path.name != "result.json"
+    }
+    return {"result.json": own, **others}
 
 
 def _write_images(folder: Path, pair: Pair, result: ImageResult) -> None:
@@ -198,24 +213,27 @@ def write_results(
     Adds the rewards to the scores first: their unit, the reference's within-image spread, needs all
     images.
     """
-    reference, *_ = config.evaluate.models
+    models = EvaluatedModels.of_origin(origin, "origin")
+    reference = models.baseline
     scores = stack([done.scores for done in images])
     detail_share = np.array([done.entry["detail_share"] for done in images])
-    found = rewards(scores, detail_share, config.reward, reference)
-    for model, reward in found.items():
+    by_model = rewards(scores, detail_share, config.reward, reference)
+    for model, reward in by_model.items():
         scores[model][REWARD] = reward
     directions = {
         metric: metric == REWARD or higher_is_better(metric) for metric in scores[reference]
     }
     out.mkdir()
-    _write_rows(out / "per_image.parquet", origin, images, scores)
+    write_scores(
+        out / SCORES, origin, {done.entry["id"]: done.entry["source"] for done in images}, scores
+    )
     shown = [done.entry for i, done in enumerate(images) if has_pictures(i, len(images))]
     for entry in shown:
         place = Path("images") / entry["folder"]
         shutil.copytree(
             kept.images / entry["folder"], out / place, ignore=shutil.ignore_patterns(*_PRIVATE)
         )
-    _write_json(out / "candidates.json", [done.group for done in images if done.group])
+    _write_json(out / CANDIDATES, [done.group for done in images if done.group])
     summary = {
         "benchmark": origin["benchmark"],
         "images": len(images),
@@ -227,32 +245,17 @@ def write_results(
         "reward": origin["reward"],
         "metrics": {metric: {"higher_is_better": higher} for metric, higher in directions.items()},
         **summarise(
-            scores, directions, comparisons(list(config.evaluate.models)), unit_of=reference
+            scores,
+            directions,
+            models.comparisons(),
+            unit_of=reference,
+            photographs=[done.entry["source"] for done in images],
         ),
         "sets": _sets(origin, images, kept),
         "origin": origin,
         "files": shown,
     }
-    _write_json(out / "summary.json", summary)
-
-
-def _write_rows(path: Path, origin: dict[str, Any], images: list[Done], scores: Scores) -> None:
-    """A row per image, model and noise; each entry of the origin as JSON in the file's metadata."""
-    rows = [
-        {
-            "image": done.entry["id"],
-            "model": model,
-            "noise": noise,
-            **{m: float(v[i, noise]) for m, v in values.items()},
-        }
-        for i, done in enumerate(images)
-        for model, values in scores.items()
-        for noise in range(values[REWARD].shape[1])
-    ]
-    metadata = {name: json.dumps(value) for name, value in origin.items()}
-    pq.write_table(
-        pa.Table.from_pylist(rows).replace_schema_metadata(metadata), path, compression="zstd"
-    )
+    _write_json(out / SUMMARY, summary)
 
 
 def _sets(
@@ -274,4 +277,5 @@ def _sets(
 
 
 def _write_json(path: Path, content: Any) -> None:
+    # NaN is no JSON: browsers and other readers of summary.json would fail where Python does not.
     path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")

@@ -5,6 +5,9 @@ for `degrade`.
     write_list, read_list           data/photos/<part>.parquet: name, source, file, resize, content
                                     hash, size
 
+A source of ready-made pairs (`lr`) adds the LR image and its hash. `degrade.pairs` adds a limit to
+the lists' metadata: the windows whose ids are not above it are cut.
+
 A photograph of the first source is named after its file. In every further source the name also gets
 the last part of the source's path as a prefix, so appending a source changes no existing name.
 """
@@ -22,7 +25,9 @@ import pyarrow.parquet as pq
 from gdpo.config import Photographs
 from gdpo.data.scan import Finding, content_hash
 from gdpo.data.sources import Photo, Split, named, photographs, place
+from gdpo.errors import one_line
 from gdpo.files import written_aside
+from gdpo.images import read_photo
 
 SCHEMA = pa.schema(
     [
@@ -36,6 +41,9 @@ SCHEMA = pa.schema(
     ],
     metadata={"gdpo-photos": "1"},
 )
+# Columns that only lists with ready-made LR images have: the path, and the hash of the pixels.
+LR = pa.schema([pa.field("lr", pa.string()), pa.field("lr_sha256", pa.string())])
+LIMIT = b"gdpo-limit"
 
 
 def listed(sources: Sequence[Photographs], split: Split, root: Path) -> list[Photo]:
@@ -49,18 +57,31 @@ def listed(sources: Sequence[Photographs], split: Split, root: Path) -> list[Pho
         raise ValueError(
             f"degrade.{split}: the paths of all sources but the first must end in different names"
         )
-    found: list[Photo] = []
-    for source, prefix in zip(sources, prefixes, strict=True):
+    all_photos: list[Photo] = []
+    for source, prefix in zip(sources, prefixes, strict=False):
         photos = (
             _remote(source.path, split)
             if source.path.startswith("s3://")
             else photographs(source.path, split, root)
         )
-        found += [
-            replace(photo, name=prefix + photo.name, resize=source.resize)
-            for photo in photos[: source.first]
+        all_photos += [
+            replace(photo, name=prefix + photo.name, resize=source.resize, lr=lr)
+            for photo, lr in _with_lr(photos[: source.first], source.lr, root)
         ]
-    return sorted(found, key=lambda photo: (photo.name, photo.file))
+    return sorted(all_photos, key=lambda photo: (photo.name, photo.file))
+
+
+def _with_lr(
+    photos: list[Photo], folder: str | None, root: Path
+) -> list[tuple[Photo, Path | None]]:
+    """Each photograph with its ready-made LR image, paired by the path without suffix.
+
+    One without gets the path where it was looked for, which the scan reports.
+    """
+    if folder is None:
+        return [(photo, None) for photo in photos]
+    known = {photo.name: photo.path for photo in photographs(folder, "train", root)}
+    return [(photo, Path(known.get(photo.name, root / folder / photo.file))) for photo in photos]
 
 
 def _remote(url: str, split: Split) -> list[Photo]:
@@ -81,6 +102,18 @@ class Entry:
 
     photo: Photo
     sha256: str
+    lr_sha256: str | None = None
+
+    def low_resolution(self) -> np.ndarray | None:
+        """The ready-made LR image as uint8 (h, w, 3), if there is one; errors as of `pixels`."""
+        if self.photo.lr is None:
+            return None
+        pixels = read_photo(self.photo.lr)
+        if content_hash(pixels) != self.lr_sha256:
+            raise ValueError(
+                f"{self.photo.lr}: has changed since it was indexed; run the index stage again"
+            )
+        return pixels
 
     def pixels(self) -> np.ndarray:
         """The photograph as uint8 (H, W, 3).
@@ -89,6 +122,8 @@ class Entry:
         indexing.
         """
         pixels = self.photo.load()
+        # Pixels and not bytes: a file that was only tagged or packed anew is still the same
+        # photograph.
         if content_hash(pixels) != self.sha256:
             raise ValueError(
                 f"{self.photo.path}: has changed since it was indexed; run the index stage again"
@@ -96,41 +131,66 @@ class Entry:
         return pixels
 
 
-def write_list(path: Path, findings: Sequence[Finding]) -> None:
-    """Write the list of one part's photographs atomically."""
+def write_list(
+    path: Path, findings: Sequence[Finding], root: Path, limit: str | None = None
+) -> None:
+    """Write the list of one part's photographs atomically.
+
+    limit: of the windows only those are cut whose ids are not above it; None: all.
+    """
+    schema = SCHEMA
+    if any(finding.lr_sha256 for finding in findings):
+        schema = pa.unify_schemas([SCHEMA, LR])
+    if limit is not None:
+        schema = schema.with_metadata({**(SCHEMA.metadata or {}), LIMIT: limit})
     rows = [
         {
-            "name": found.photo.name,
-            "source": found.photo.source,
-            "file": found.photo.file,
-            "resize": found.photo.resize,
-            "sha256": found.sha256,
-            "height": found.height,
-            "width": found.width,
+            "lr": None if finding.lr_sha256 is None else _below(finding.photo.lr, root),
+            "lr_sha256": finding.lr_sha256,
+            "name": finding.photo.name,
+            "source": finding.photo.source,
+            "file": finding.photo.file,
+            "resize": finding.photo.resize,
+            "sha256": finding.sha256,
+            "height": finding.height,
+            "width": finding.width,
         }
-        for found in findings
+        for finding in findings
     ]
     with written_aside(path) as part:
-        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), part)
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), part)
+
+
+def _below(path: Path | None, root: Path) -> str:
+    """A path relative to `root`, so that the list does not depend on where it is."""
+    assert path is not None
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
 def read_list(path: Path, root: Path) -> list[Entry]:
     """The photographs of one part; ValueError naming the list if it is missing or damaged."""
     try:
-        table = pq.read_table(path, schema=SCHEMA)
+        table = pq.read_table(path, schema=pa.unify_schemas([SCHEMA, LR]))
     except (OSError, pa.ArrowException) as error:
-        reason = " ".join(str(error).split())
         raise ValueError(
-            f"{path}: damaged or missing list of photographs ({reason}); run the index stage"
+            f"{path}: damaged or missing list of photographs ({one_line(error)}); run the "
+            "index stage"
         ) from error
-    return [Entry(_opened(row, root), row["sha256"]) for row in table.to_pylist()]
+    return [Entry(_opened(row, root), row["sha256"], row["lr_sha256"]) for row in table.to_pylist()]
+
+
+def limit_of(path: Path) -> str | None:
+    """The limit of the windows' ids in a list of `write_list`; None: all windows are cut."""
+    limit = (pq.read_schema(path).metadata or {}).get(LIMIT)
+    return None if limit is None else limit.decode()
 
 
 def _opened(row: dict[str, Any], root: Path) -> Photo:
     """The photograph of one row of a list."""
     source, file = row["source"], row["file"]
     if not source.startswith("s3://"):
-        return Photo(row["name"], place(source, file, root), source, file, row["resize"])
+        lr = None if row["lr"] is None else root / row["lr"]
+        return Photo(row["name"], place(source, file, root), source, file, row["resize"], lr=lr)
     from tasks.store.s3 import Store
 
     store = Store.at(source)

@@ -14,18 +14,13 @@ there. After replacing the tagger in that folder, run `dvc repro --force`.
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import TYPE_CHECKING
 
 from gdpo.data.shards import Pair, enlarge
 from gdpo.images import to_tensor
-from gdpo.model.prompts import compose
 from tasks.run.training import device
 
 if TYPE_CHECKING:
-    from gdpo.model.naosd import NAOSD
-    from gdpo.seeds import Key
     from gdpo.tagger.tagger import Tagger
 
 
@@ -56,15 +51,3 @@ def tagged(pairs: Iterator[Pair], kind: str, folder: str | None, root: Path) -> 
             else enlarge(pair.lr, pair.hr.shape[:2], pair.degradation["enlarge"])
         )
         yield replace(pair, tags=tagger.tags(to_tensor(seen)[None])[0])
-
-
-def with_tags(
-    tagger: "Tagger", model: "NAOSD", lr: torch.Tensor, keys: "list[Key]", **settings: Any
-) -> torch.Tensor:
-    """`super_resolve` of one enlarged image with its tags in the prompt; lr: BCHW, the image
-    repeated once per key.
-    """
-    from gdpo.model.sampling import super_resolve
-
-    prompt = compose(tagger.tags(lr[:1])[0], model.prompt)
-    return super_resolve(model, lr, keys, prompts=[prompt] * len(keys), **settings)

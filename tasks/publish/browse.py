@@ -12,7 +12,7 @@ import webbrowser
 from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from posixpath import normpath
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from tasks.store.s3 import Store, content_type
@@ -36,13 +36,13 @@ def main(args: argparse.Namespace) -> int:
     """Serve until Ctrl-C."""
     store = Store.at(args.store)
     store.size(START)  # report a missing bucket or list here instead of in the browser
-    with server(store, args.port) as found:
-        address = f"http://127.0.0.1:{found.server_port}/"
+    with server(store, args.port) as site:
+        address = f"http://127.0.0.1:{site.server_port}/"
         print(f"{store.url()} at {address} (Ctrl-C ends)", flush=True)
         if args.open:
             webbrowser.open(address)
         try:
-            found.serve_forever()
+            site.serve_forever()
         except KeyboardInterrupt:
             print()
     return 0
@@ -56,9 +56,9 @@ def server(store: Store, port: int) -> ThreadingHTTPServer:
 class Handler(BaseHTTPRequestHandler):
     """Handles one request."""
 
-    def __init__(self, store: Store, *args: object) -> None:
+    def __init__(self, store: Store, *args: Any) -> None:
         self.store = store
-        super().__init__(*args)  # type: ignore[arg-type]
+        super().__init__(*args)
 
     def do_GET(self) -> None:
         """Send the object at the path, or redirect to a signed link."""
@@ -70,13 +70,14 @@ class Handler(BaseHTTPRequestHandler):
 
     def _answer(self, body: bool) -> None:
         path = unquote(urlsplit(self.path).path)
-        key = normpath(path).lstrip("/")
-        if key in ("", ".", "runs", "models"):
-            return self._redirect(f"/{'models/index.html' if key == 'models' else START}")
-        if not key.startswith(("runs/", "models/")):
+        key = path.removeprefix("/")
+        if key.rstrip("/") in ("", "runs", "models"):
+            return self._redirect(f"/{'models/index.html' if key.startswith('models') else START}")
+        # Keys are text to S3, but some servers walk them like paths.
+        if not key.startswith(("runs/", "models/")) or {".", ".."} & set(key.split("/")):
             return self.send_error(HTTPStatus.NOT_FOUND, "only runs/ and models/ are shown")
-        if path.endswith("/"):
-            key += "/index.html"
+        if key.endswith("/"):
+            key += "index.html"
         try:
             size = self.store.size(key)
             if size > LARGE:

@@ -1,17 +1,15 @@
 """Make a published run the promoted one: `gdpo-sr promote RUN`.
 
-The pointer s3://BUCKET/models/latest.json is written by compare-and-swap: if two people promote at
-once, one of them gets an error. The run's scores are downloaded to promoted/<benchmark>/, which is
-in git; later reports and the nightly evaluation compare with them.
+The pointer s3://BUCKET/models/latest.json (of a run of RealSR-R1: models/vlcot/latest.json) is
+written by compare-and-swap: if two people promote at once, one of them gets an error. The run's
+scores are downloaded to promoted/<benchmark>/ (promoted/vlcot/<benchmark>/), which is in git; later
+reports and the nightly evaluation compare with them.
 """
 
 import argparse
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-
-from tasks.publish import publication
-from tasks.store.s3 import Store
 
 EXAMPLE = "gdpo-sr promote 20261121T020000Z-1a2b3c4d --store s3://gdpo-sr"
 
@@ -27,9 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Promote the run and download its scores."""
+    from tasks import paths
+    from tasks.publish import publication  # torch, boto3: seconds
+    from tasks.store.s3 import Store
+
     manifest = publication.promote(args.store, args.run, datetime.now(UTC))
     store = Store.at(args.store)
-    brought = publication.bring_scores(store, manifest, Path("promoted"))
+    folder = paths.PROMOTED[publication.system_of(manifest)]
+    brought = publication.bring_scores(store, manifest, Path(folder))
     if args.json:
         print(json.dumps(manifest, indent=2))
     else:

@@ -1,14 +1,17 @@
 """Compare an evaluation with an earlier one: `python -m tasks evaluate --against latest`, as the
 nightly run does.
 
-    latest    promoted/<benchmark>/per_image.parquet, the promoted model's run
+    latest    promoted/<benchmark>/per_image.parquet, the promoted model's run; of RealSR-R1
+              promoted/vlcot/<benchmark>/per_image.parquet
     PATH      another per_image.parquet, or a folder with one
 
-Compares GDPO-SR in this run with GDPO-SR in the earlier run, paired by image, over the noises that
-both runs have. A metric regressed if its 95 % interval lies entirely on the worse side of 0. Each
-metric is judged by itself: of twenty unchanged metrics, one regresses by chance. The regressed
-metrics come first on stderr and in reports/against/<benchmark>.json (not a DVC output: it depends
-on what is promoted). After a regression the exit code is 4.
+Compares our model (gdpo/evaluate/models.py) in this run with the model of that name in the earlier
+run, paired by photograph, over the noises that both runs have. A metric regressed if its 95 %
+interval lies entirely on the worse side of 0. Each metric is judged by itself: of twenty unchanged
+metrics, one regresses by chance. The regressed metrics come first on stderr and in
+reports/against/<benchmark>.json, of RealSR-R1 reports/against/vlcot/<benchmark>.json (not a DVC
+output: it depends on what is promoted). After a
+regression the exit code is 4.
 """
 
 import json
@@ -17,19 +20,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-
 from gdpo.config import Config
+from gdpo.evaluate.models import EvaluatedModels
 from gdpo.files import written_aside
 from gdpo.metrics.score import METRICS, higher_is_better
-from tasks.report.tables import interval_text, label, mean_text
-from tasks.report.verdict import Changes, ImageMeans, Row, changes
+from tasks import paths
+from tasks.files.scores import SCORES, ImageScores, read_scores
+from tasks.report.changes import Changes, changes
+from tasks.report.tables import interval_text, label, mean_text, photographs_text
+from tasks.report.verdict import DifferenceRow
+from tasks.run.exit_codes import REGRESSED
 
-REGRESSED = 4  # exit code
 LATEST = "latest"
-_TEXTS = ("image", "model", "noise")
 # Settings that comparable runs share, and the advice if they differ.
 _SAME = {
     "benchmark": "name another run",
@@ -38,21 +40,26 @@ _SAME = {
 }
 
 
-def check(config: Config, root: Path, benchmark: str | None, against: str) -> int:
+def check(
+    config: Config, root: Path, benchmark: str | None, against: str, system: str = "gdpo"
+) -> int:
     """Compare with an earlier run and report; returns 0, or 4 after a regression. Errors: those of
     `place` and `compare`.
+
+    system: whose evaluation, a key of `paths.EVALUATIONS`.
     """
     benchmark = benchmark or config.evaluate.benchmarks[0]
-    before = place(config, root, benchmark, against)
-    found, metadata = compare(
-        root / "reports/evaluate" / benchmark / "per_image.parquet", before, _judged(config)
-    )
-    worse, rest = _sorted(found)
+    before = place(config, root, benchmark, against, system)
+    now = root / paths.EVALUATIONS[system] / benchmark / SCORES
+    scores = read_scores(now)
+    models = EvaluatedModels.of_origin(scores.origin, str(now))
+    changed, metadata = compare(scores, before, models.ours)
+    worse, rest = _sorted(changed)
     content = {
         "benchmark": benchmark,
-        "regressed": [row["metric"] for row in worse],
+        "regressed": [difference["metric"] for difference in worse],
         "metrics": [*worse, *rest],
-        **{name: value for name, value in asdict(found).items() if name != "rows"},
+        **{name: value for name, value in asdict(changed).items() if name != "rows"},
         "against": {
             "file": before.relative_to(root).as_posix()
             if before.is_relative_to(root)
@@ -60,31 +67,32 @@ def check(config: Config, root: Path, benchmark: str | None, against: str) -> in
             **metadata,
         },
     }
-    with written_aside(root / "reports/against" / f"{benchmark}.json") as part:
+    with written_aside(root / comparison(benchmark, system)) as part:
         part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    verdict = f"{len(worse)} of {len(found.rows)} metrics regressed" if worse else "no regression"
-    name = f"{label(found.model)} on {benchmark} against {content['against']['file']}"
+    verdict = f"{len(worse)} of {len(changed.rows)} metrics regressed" if worse else "no regression"
+    name = f"{models.label(changed.model)} on {benchmark} against {content['against']['file']}"
     lines = [
-        *(f"regressed: {_line(row)}" for row in worse),
-        f"{name}: {verdict}, {found.images} images",
+        *(f"regressed: {_line(difference)}" for difference in worse),
+        f"{name}: {verdict}, {photographs_text(changed.photographs, changed.images)}",
         *map(_line, rest),
     ]
     sys.stderr.write("".join(f"{line}\n" for line in lines))
     return REGRESSED if worse else 0
 
 
-def _judged(config: Config) -> str:
-    """The model to compare: GDPO-SR, else the first model after the reference."""
-    names = list(config.evaluate.models)
-    return "gdpo" if "gdpo" in names else names[:2][-1]
+def comparison(benchmark: str, system: str) -> str:
+    """Where `check` writes, relative to the root."""
+    own = [] if system == "gdpo" else [system]
+    return "/".join([paths.AGAINST, *own, f"{benchmark}.json"])
 
 
-def place(config: Config, root: Path, benchmark: str | None, against: str) -> Path:
+def place(
+    config: Config, root: Path, benchmark: str | None, against: str, system: str = "gdpo"
+) -> Path:
     """The file of the run to compare with. Errors: ValueError naming it if it is missing."""
     if against == LATEST:
-        path = (
-            root / "promoted" / (benchmark or config.evaluate.benchmarks[0]) / "per_image.parquet"
-        )
+        benchmark = benchmark or config.evaluate.benchmarks[0]
+        path = root / paths.PROMOTED[system] / benchmark / SCORES
         if not path.is_file():
             shown = path.relative_to(root)
             raise ValueError(
@@ -93,26 +101,27 @@ def place(config: Config, root: Path, benchmark: str | None, against: str) -> Pa
             )
         return path
     path = root / against
-    path = path / "per_image.parquet" if path.is_dir() else path
+    path = path / SCORES if path.is_dir() else path
     if not path.is_file():
-        raise ValueError(f"{against}: no per_image.parquet there (--against)")
+        raise ValueError(f"{against}: no {SCORES} there (--against)")
     return path
 
 
-def compare(now: Path, before: Path, model: str) -> tuple[Changes, dict[str, Any]]:
-    """Paired differences of `model` (this run minus the earlier one), and the earlier run's commit
-    and weights.
+def compare(scores: ImageScores, before: Path, model: str) -> tuple[Changes, dict[str, Any]]:
+    """Paired differences of `model` (this run minus the earlier one), and the hashes of the
+    earlier run's code and weights.
 
     Errors: ValueError naming the earlier file if its benchmark, settings, metric versions or images
     differ.
     """
-    (rows, new), (old_rows, old) = _read(now), _read(before)
+    old_scores = read_scores(before)
+    new, old = scores.origin, old_scores.origin
     for key, advice in _SAME.items():
         if new.get(key) != old.get(key):
             raise ValueError(
                 f"{before}: {key} is {old.get(key)}, in this run {new.get(key)}; {advice}"
             )
-    shared = [m for m in rows.column_names if m in METRICS and m in old_rows.column_names]
+    shared = [m for m in scores.metrics if m in METRICS and m in old_scores.metrics]
     for metric in shared:
         ours, theirs = (run.get("metrics", {}).get(metric) for run in (new, old))
         if ours != theirs:
@@ -120,70 +129,46 @@ def compare(now: Path, before: Path, model: str) -> tuple[Changes, dict[str, Any
                 f"{before}: {metric} is of version {theirs}, in this run {ours}; evaluate the "
                 "earlier model again"
             )
+    # Noise n depends on seed and pair alone, so the first noises of both runs are the same; only
+    # these are compared. Of other seeds all are used, and noise is part of the difference.
     same_noises = new.get("seed") == old.get("seed")
     noises = min(new.get("noises", 0), old.get("noises", 0)) if same_noises else None
-    a, b = (_image_means(table, shared, noises) for table in (rows, old_rows))
-    found = changes(a, b, {metric: higher_is_better(metric) for metric in shared}, model)
-    if not found.rows or found.images < max(found.of, len(b.get(model, {}))):
+    a, b = (run.image_means(shared, noises) for run in (scores, old_scores))
+    higher = {metric: higher_is_better(metric) for metric in shared}
+    changed = changes(a, b, higher, model, scores.photographs)
+    if not changed.rows or changed.images < max(changed.of, len(b.get(model, {}))):
         raise ValueError(
             f"{before}: of other images, models or metrics than this run; evaluate the earlier "
             "model again"
         )
-    return found, {"commit": old.get("commit"), "weights": old.get("weights", {}).get(model)}
+    return changed, {"code": old.get("code"), "weights": old.get("weights", {}).get(model)}
 
 
-def _read(path: Path) -> tuple[pa.Table, dict[str, Any]]:
-    """Rows and origin of a per_image.parquet."""
-    try:
-        table = pq.read_table(path)
-        metadata = {
-            key.decode(): json.loads(value) for key, value in (table.schema.metadata or {}).items()
-        }
-    except (OSError, pa.ArrowException, ValueError) as error:
-        raise ValueError(
-            f"{path}: not a file of the evaluate stage ({str(error).splitlines()[0]})"
-        ) from error
-    if not {*_TEXTS} <= {*table.column_names}:
-        raise ValueError(
-            f"{path}: not a file of the evaluate stage (no column image, model or noise)"
-        )
-    return table, metadata
-
-
-def _image_means(table: pa.Table, metrics: list[str], noises: int | None) -> ImageMeans:
-    """{model: {image: {metric: mean over noises}}} over the first `noises` noises (None: all)."""
-    if noises is not None:
-        table = table.filter(pc.less(table["noise"], noises))
-    means = table.group_by(["model", "image"], use_threads=False).aggregate(
-        [(metric, "mean") for metric in metrics]
-    )
-    found: dict[str, dict[str, dict[str, float]]] = {}
-    for row in means.to_pylist():
-        found.setdefault(row["model"], {})[row["image"]] = {
-            metric: row[f"{metric}_mean"] for metric in metrics
-        }
-    return found
-
-
-def _sorted(found: Changes) -> tuple[list[Row], list[Row]]:
+def _sorted(changed: Changes) -> tuple[list[DifferenceRow], list[DifferenceRow]]:
     """The regressed rows, sorted by distance from 0 in standard errors (largest first), and the
     other rows.
     """
 
-    def regressed(row: Row) -> bool:
-        end = row["high"] if higher_is_better(row["metric"]) else row["low"]
-        return end is not None and (end < 0 if higher_is_better(row["metric"]) else end > 0)
+    def regressed(difference: DifferenceRow) -> bool:
+        end = difference["high"] if higher_is_better(difference["metric"]) else difference["low"]
+        return end is not None and (end < 0 if higher_is_better(difference["metric"]) else end > 0)
 
-    def distance(row: Row) -> float:
-        return abs(row["mean"]) / row["standard_error"] if row["standard_error"] else float("inf")
+    def distance(difference: DifferenceRow) -> float:
+        return (
+            abs(difference["mean"]) / difference["standard_error"]
+            if difference["standard_error"]
+            else float("inf")
+        )
 
-    worse = sorted(filter(regressed, found.rows), key=distance, reverse=True)
-    return worse, [row for row in found.rows if not regressed(row)]
+    worse = sorted(filter(regressed, changed.rows), key=distance, reverse=True)
+    return worse, [difference for difference in changed.rows if not regressed(difference)]
 
 
-def _line(row: Row) -> str:
+def _line(difference: DifferenceRow) -> str:
     """One metric's difference and interval, as text."""
     interval = (
-        "one image, no interval" if row["low"] is None else f"95 % interval {interval_text(row)}"
+        "one image, no interval"
+        if difference["low"] is None
+        else f"95 % interval {interval_text(difference)}"
     )
-    return f"{label(row['metric'])} {mean_text(row)} ({interval})"
+    return f"{label(difference['metric'])} {mean_text(difference)} ({interval})"

@@ -8,18 +8,20 @@
 Addresses are relative to reports/.
 """
 
+import csv
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from gdpo.config import Finetune, Reward
-from gdpo.data.shards import shard_files
+from gdpo.evaluate.benchmark import REWARD, VALIDATION
+from gdpo.model.card import IDENTITIES, Identity
 from gdpo.preference.group import reward_of
-from gdpo.seeds import numpy_generator, seed_of
+from gdpo.preference.order import group_at, training_seed
+from tasks.files.groups import read_columns
 from tasks.report import figures
 from tasks.report.gallery import read_text
 from tasks.report.tables import label
@@ -36,10 +38,22 @@ LOGGED = {  # key of metrics.jsonl: title, note
         "mean of m − r; above 0: the policy denoises worse than NAOSD",
     ),
     "policy_error": ("Noise error", "mean of m, the policy’s"),
-    "frac_reward_zero_std": ("Groups without spread", "share of the batch that teaches nothing"),
+    "logit_std": (
+        "Spread of the preference logit",
+        "standard deviation over the batch’s groups; above 1 the sigmoid saturates",
+    ),
+    "distance": (
+        "Distance from NAOSD",
+        "root mean square change of the noise prediction, in NAOSD’s own errors",
+    ),
+    "frac_reward_zero_std": (
+        "Groups without spread",
+        "share of the batch without a learning signal",
+    ),
     "skipped": ("Groups left out", "candidates made in the loop whose scores are not finite"),
     "grad_norm": ("Gradient norm", "before clipping"),
     "pixel": ("Pixel loss", "mean squared error against the original"),
+    "validation": ("Validation loss", "pixel and perceptual, on held-out training photographs"),
     "perceptual": ("Perceptual loss", "as pretrain.perceptual names it"),
     "vsd": ("VSD loss", "variational score distillation"),
     "fake_loss": ("Fake score’s loss", "noise prediction on NAOSD’s outputs"),
@@ -51,24 +65,86 @@ Figure = dict[str, str]
 Groups = dict[str, np.ndarray]  # "reward" and every metric: (groups, candidates)
 
 
-def trainings(root: Path, assets: Path, name: str, runs: Mapping[str, str]) -> list[Figure]:
-    """One figure per logged value of a training; runs: {run: folder under reports/}."""
+def learned(root: Path, runs: Mapping[str, str]) -> str:
+    """The verdict on a preference training: the share of groups ranked right, at its start and end,
+    beside the control's.
+    """
+    key, shares = "implicit_accuracy", dict[str, tuple[float, float]]()
+    for run, folder in runs.items():
+        values = [entry[key] for entry in _log(root, folder) if key in entry]
+        quarter = max(1, len(values) // 4)
+        if values:
+            shares[run] = float(np.mean(values[:quarter])), float(np.mean(values[-quarter:]))
+    of_role = {IDENTITIES[run].role: run for run in shares}
+    if not {"reward", "control"} <= of_role.keys():
+        return "This objective logs no share of groups ranked right; see its loss."
+    (start, end), (_, control) = shares[of_role["reward"]], shares[of_role["control"]]
+    says = (
+        "GDPO learned what its groups prefer"
+        if end > max(start, control)
+        else "It does not show that GDPO learned what its groups prefer"
+    )
+    return (
+        f"{says}: in the last quarter of its steps it ranks {end:.0%} of the groups right, in the "
+        f"first quarter {start:.0%}; the control, with shuffled advantages, ends at {control:.0%} "
+        "of its own. Whether pictures became better is on the benchmarks’ pages."
+    ).replace("%", " %")
+
+
+def trainings(
+    root: Path,
+    assets: Path,
+    name: str,
+    runs: Mapping[str, str],
+    identities: Mapping[str, Identity] = IDENTITIES,
+) -> dict[str, Any]:
+    """A figure per logged value of a training; runs: {key of `identities`: its folder of reports}.
+
+    figures: the values that change; validation: those of them measured on validation photographs;
+    constant: titles with values of those that do not; shared: titles of values that are the same in
+    all runs, because they describe the groups.
+    """
     logs = {run: _log(root, folder) for run, folder in runs.items()}
     keys = dict.fromkeys(
-        key for rows in logs.values() for row in rows for key in row if key != "step"
+        key for rows in logs.values() for entry in rows for key in entry if key != "step"
     )
-    found = []
+    for run, rows in logs.items():
+        _write_csv(assets / "training" / f"{run}.csv", rows)
+    roles = {identities[run].label: identities[run].role for run in runs}
+    plots: dict[str, list[Any]] = {"figures": [], "validation": [], "constant": [], "shared": []}
     for index, key in enumerate(keys):
         series = {
-            run: ([r["step"] for r in rows if key in r], [r[key] for r in rows if key in r])
+            identities[run].label: (
+                [entry["step"] for entry in rows if key in entry],
+                [entry[key] for entry in rows if key in entry],
+            )
             for run, rows in logs.items()
         }
-        found.append(_curves(assets, f"{name}-{index:02d}", *_titled(key, keys), series))
-    return found
+        title, note = _titled(key, keys)
+        first, *others = (values for _, values in series.values())
+        if len({value for _, values in series.values() for value in values}) == 1:
+            plots["constant"].append(f"{title} ({first[0] if first else others[0][0]:.4g})")
+        elif others and all(values == first for values in others):
+            plots["shared"].append(title)
+        else:
+            figure = _curves(assets, f"{name}-{index:02d}", title, note, series, roles)
+            plots["validation" if key.startswith(VALIDATION) else "figures"].append(figure)
+    return plots
+
+
+def _write_csv(path: Path, rows: list[dict[str, float]]) -> None:
+    """The logged values as a table, for `dvc plots show`, which reads no JSON lines."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for entry in rows for key in entry)))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def _titled(key: str, keys: Collection[str]) -> tuple[str, str]:
-    """Title and note of a logged value. The spread of metric M is logged as `M_std`."""
+    """Title and note of a logged value. The spread of metric M is logged as `M_std`, and M on
+    validation photographs as `validation_M`.
+    """
     if key in LOGGED:
         return LOGGED[key]
     if key.endswith(SPREAD):
@@ -76,15 +152,26 @@ def _titled(key: str, keys: Collection[str]) -> tuple[str, str]:
             f"Spread of {label(key.removesuffix(SPREAD))}",
             "standard deviation inside a group, mean of the batch",
         )
+    if key.startswith(VALIDATION):
+        metric = key.removeprefix(VALIDATION)
+        note = "0: NAOSD; 1: its standard deviation over noises" if metric == REWARD else ""
+        return f"{label(metric)}, validation photographs", note
     return label(key).replace(
         "_", " "
     ), "mean of the step’s candidates" if f"{key}{SPREAD}" in keys else ""
 
 
-def _curves(assets: Path, name: str, title: str, note: str, series: figures.Series) -> Figure:
-    figures.curves(assets / f"figures/{name}.svg", title, series)
+def _curves(
+    assets: Path,
+    name: str,
+    title: str,
+    note: str,
+    series: figures.Series,
+    roles: figures.Roles | None = None,
+) -> Figure:
+    figures.curves(assets / f"figures/{name}.svg", title, series, roles)
     ends = "; ".join(
-        f"{label(run)} from {y[0]:.4g} to {y[-1]:.4g}" for run, (_, y) in series.items() if len(y)
+        f"{line} from {y[0]:.4g} to {y[-1]:.4g}" for line, (_, y) in series.items() if len(y)
     )
     return {
         "url": f"assets/figures/{name}.svg",
@@ -94,73 +181,66 @@ def _curves(assets: Path, name: str, title: str, note: str, series: figures.Seri
 
 
 def _log(root: Path, folder: str) -> list[dict[str, float]]:
-    return [
-        json.loads(line) for line in read_text(root, f"reports/{folder}/metrics.jsonl").splitlines()
-    ]
+    return [json.loads(line) for line in read_text(root, f"{folder}/metrics.jsonl").splitlines()]
 
 
 def read_groups(root: Path, reward: Reward) -> Groups:
     """Reward and metrics of all candidates; the groups are sorted by id, as in finetune."""
-    columns = ["id", "detail_share", "metrics"]
-    files = shard_files(root / "data/rollouts")
-    rows = [row for file in files for row in pq.read_table(file, columns=columns).to_pylist()]
-    if not rows:
-        raise ValueError("data/rollouts: no rollouts; run the stage `rollout`, or `dvc repro`")
-    rows.sort(key=lambda row: str(row["id"]))
+    rows = read_columns(root, ["id", "detail_share", "metrics"])
     metrics = {
-        metric: np.array([row["metrics"][metric] for row in rows], dtype=np.float64)
+        metric: np.array([group["metrics"][metric] for group in rows], dtype=np.float64)
         for metric in rows[0]["metrics"]
     }
     return {
         "reward": np.array(
-            [reward_of(row["metrics"], row["detail_share"], reward)[0] for row in rows]
+            [reward_of(group["metrics"], group["detail_share"], reward)[0] for group in rows]
         ),
         **metrics,
     }
 
 
 def batches(
-    root: Path, assets: Path, groups: Groups, seed: int, settings: Finetune
-) -> list[Figure]:
-    """Reward and metrics over the steps: means over the groups of each step, and over their
-    highest-reward candidates.
+    root: Path, assets: Path, groups: Groups, seed: int, settings: Finetune, run: str
+) -> tuple[list[Figure], str]:
+    """(figures, reason why there are none): reward and metrics over the steps. run: the folder
+    of reports of a training.
 
-    Recomputes the order of the groups as gdpo/preference/loop.py does. Returns an empty list if the
-    logged spread of the reward contradicts that order (with online rollouts, for example).
+    Each figure shows the means over the groups of each step, and over their highest-reward
+    candidates. There are none for groups that were sampled in the loop, and for a log whose spread
+    of the reward is not that of the stored groups: those figures would show other groups than the
+    training saw.
     """
-    rows = _log(root, "finetune/gdpo")
-    steps = [int(row["step"]) for row in rows]
-    seed = seed_of(seed, "repeat", settings.repeat) if settings.repeat else seed
-    positions_SB = np.array(steps)[:, None] * settings.batch + np.arange(settings.batch)
-    visited_SB = _visited(seed, positions_SB, len(groups["reward"]))
+    if settings.rollouts == "online":
+        return [], "The groups were sampled during the training and not stored."
+    rows = _log(root, run)
+    steps = [int(entry["step"]) for entry in rows]
+    trained = training_seed(seed, settings.repeat)
+    count = len(groups["reward"])
+    visited_SB = np.array(
+        [
+            [group_at(trained, step * settings.batch + i, count)[0] for i in range(settings.batch)]
+            for step in steps
+        ]
+    )
     spread_B = groups["reward"].std(axis=1, ddof=1)
-    logged = [row.get(f"reward{SPREAD}", np.nan) for row in rows]
+    logged = [entry.get(f"reward{SPREAD}", np.nan) for entry in rows]
     if not np.allclose(spread_B[visited_SB].mean(axis=1), logged, rtol=1e-4, atol=1e-6):
-        return []
+        return [], (
+            "The logged spread of the reward is not that of data/rollouts: the training saw other "
+            "groups. Run the finetune stage again."
+        )
     best_B = groups["reward"].argmax(axis=1)
-    found = []
+    plots = []
     for index, (metric, values_BG) in enumerate(groups.items()):
         chosen_B = np.take_along_axis(values_BG, best_B[:, None], axis=1)[:, 0]
         means = {GROUP_MEAN: values_BG.mean(axis=1), PREFERRED: chosen_B}
         series = {
             name: (steps, values_B[visited_SB].mean(axis=1)) for name, values_B in means.items()
         }
-        found.append(
+        plots.append(
             _curves(assets, f"batch-{index:02d}", label(metric), "of the step’s candidates", series)
         )
-    return found
-
-
-def _visited(seed: int, position_SB: np.ndarray, count: int) -> np.ndarray:
-    """The groups at positions of finetune's endless order, which is reshuffled every epoch."""
-    epoch_SB, offset_SB = np.divmod(position_SB, count)
-    orders = {
-        int(epoch): numpy_generator(seed, "groups", int(epoch)).permutation(count)
-        for epoch in np.unique(epoch_SB)
-    }
-    return np.vectorize(lambda epoch, offset: orders[epoch][offset], otypes=[np.int64])(
-        epoch_SB, offset_SB
-    )
+    return plots, ""
 
 
 def rollouts(assets: Path, groups: Groups) -> dict[str, Any]:

@@ -16,18 +16,17 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tasks.report.tables import label
-
 INK, GRID = "#010203", "#040506"
-COLORS = {"naosd": "#2f9e76", "gdpo": "#4a86e8", "control": "#d9822b"}
-OTHERS = ("#a76bd1", "#c9587a", "#6f8796")  # for models without a colour of their own, in turn
+COLORS = {"baseline": "#2f9e76", "reward": "#4a86e8", "control": "#d9822b"}  # by role
+OTHERS = ("#a76bd1", "#c9587a", "#6f8796")  # for lines without a colour of their own, in turn
 STYLE = (
     ":root{--ink:#3a4049;--grid:#e3e6ea}@media(prefers-color-scheme:dark){:root{--ink:#b9c0ca;--grid:#333a44}}"
     "text{font-family:system-ui,sans-serif!important}"
 )
 Series = Mapping[
     str, tuple[Sequence[float], Sequence[float] | np.ndarray]
-]  # {run: (steps, values)}
+]  # {label: (steps, values)}
+Roles = Mapping[str, str]  # label -> role of the model (gdpo.model.card)
 
 SETTINGS: Any = {  # Any: matplotlib types the keys of rc_context as literals
     "svg.fonttype": "none",
@@ -63,9 +62,13 @@ def _axes(title: str, xlabel: str, width: float = 4.2, height: float = 2.6) -> t
     return figure, axes
 
 
-def _color(run: str, runs: Sequence[str]) -> str:
-    others = [name for name in runs if name not in COLORS]
-    return COLORS[run] if run in COLORS else OTHERS[others.index(run) % len(OTHERS)]
+def _colors(labels: Sequence[str], roles: Roles) -> dict[str, str]:
+    """A colour for each label: its role's for the first of a role, then those of `OTHERS`."""
+    first = {roles[label]: label for label in reversed(labels) if label in roles}
+    others = [label for label in labels if label not in first.values()]
+    return {label: COLORS[role] for role, label in first.items()} | {
+        label: OTHERS[index % len(OTHERS)] for index, label in enumerate(others)
+    }
 
 
 def _save(figure: Figure, path: Path) -> None:
@@ -87,21 +90,20 @@ def _smooth(values: np.ndarray) -> np.ndarray:
     return np.asarray((total[high] - total[low]) / (high - low))
 
 
-def curves(path: Path, title: str, series: Series) -> None:
-    """One logged value over training steps: raw values faint, their running mean strong. series:
-    {run: (steps, values)}.
-    """
+def curves(path: Path, title: str, series: Series, roles: Roles | None = None) -> None:
+    """One logged value over training steps: raw values faint, their running mean strong."""
+    colors = _colors(list(series), roles or {})
     with mpl.rc_context(SETTINGS):
         figure, axes = _axes(title, "step")
-        for run, (steps, values) in series.items():
-            color = _color(run, list(series))
+        for label, (steps, values) in series.items():
+            color = colors[label]
             axes.plot(steps, values, color=color, alpha=0.3, linewidth=0.8)
             axes.plot(
                 steps,
                 _smooth(np.asarray(values, dtype=np.float64)),
                 color=color,
                 linewidth=1.6,
-                label=label(run),
+                label=label,
             )
         if len(series) > 1:
             axes.legend()
@@ -112,7 +114,9 @@ def histogram(path: Path, title: str, xlabel: str, values: np.ndarray) -> None:
     """The distribution of a quantity, with a line at its median."""
     with mpl.rc_context(SETTINGS):
         figure, axes = _axes(f"{title}, median {float(np.median(values)):.3g}", xlabel)
-        axes.hist(values, bins=min(30, max(5, len(values) // 4)), color=COLORS["gdpo"], alpha=0.75)
+        axes.hist(
+            values, bins=min(30, max(5, len(values) // 4)), color=COLORS["reward"], alpha=0.75
+        )
         axes.axvline(float(np.median(values)), color=INK, linewidth=1, linestyle="--")
         _save(figure, path)
 
@@ -127,36 +131,44 @@ def ranks(path: Path, title: str, ranked_BG: np.ndarray) -> None:
     low, high = np.percentile(ranked_BG, [25, 75], axis=0)
     with mpl.rc_context(SETTINGS):
         figure, axes = _axes(f"{title} by rank in the group", "rank by reward, 1 = best")
-        axes.fill_between(x, low, high, color=COLORS["gdpo"], alpha=0.22, linewidth=0)
+        axes.fill_between(x, low, high, color=COLORS["reward"], alpha=0.22, linewidth=0)
         axes.plot(
-            x, ranked_BG.mean(axis=0), "o-", color=COLORS["gdpo"], linewidth=1.6, markersize=4
+            x, ranked_BG.mean(axis=0), "o-", color=COLORS["reward"], linewidth=1.6, markersize=4
         )
         axes.axhline(0, color=INK, linewidth=0.8)
         axes.set_xticks(x)
         _save(figure, path)
 
 
-def forest(path: Path, rows: Sequence[tuple[str, str, float, float, float]]) -> None:
-    """Effects with intervals, a line per (metric label, run, mean, low, high); right of 0 is
-    better.
+def forest(
+    path: Path,
+    rows: Sequence[tuple[str, str, float, float, float]],
+    baseline: str,
+    roles: Roles,
+) -> None:
+    """Effects with intervals, a line per (metric label, model label, mean, low, high); right of 0
+    is better. baseline: the label of the model whose deviations are the unit.
     """
-    labels = list(dict.fromkeys(row[0] for row in rows))
-    runs = list(dict.fromkeys(row[1] for row in rows))
+    labels = list(dict.fromkeys(effect[0] for effect in rows))
+    models = list(dict.fromkeys(effect[1] for effect in rows))
+    colors = _colors(models, roles)
     with mpl.rc_context(SETTINGS):
         figure, axes = _axes(
-            "", "better →  (NAOSD’s within-image standard deviations)", 4.8, 0.9 + 0.5 * len(labels)
+            "",
+            f"better →  ({baseline}’s within-image standard deviations)",
+            4.8,
+            0.9 + 0.5 * len(labels),
         )
-        for name, run, mean, low, high in rows:
-            y = -labels.index(name) + 0.28 * ((len(runs) - 1) / 2 - runs.index(run)) * 2 / max(
-                len(runs), 2
-            )
-            color = _color(run, runs)
+        for name, model, mean, low, high in rows:
+            place = (len(models) - 1) / 2 - models.index(model)
+            y = -labels.index(name) + 0.28 * place * 2 / max(len(models), 2)
+            color = colors[model]
             axes.plot(
                 [low, high], [y, y], color=color, linewidth=2.4, solid_capstyle="round", alpha=0.6
             )
             axes.plot([mean], [y], "o", color=color, markersize=6)
-        for run in runs:
-            axes.plot([], [], "o-", color=_color(run, runs), label=label(run))
+        for model in models:
+            axes.plot([], [], "o-", color=colors[model], label=model)
         axes.axvline(0, color=INK, linewidth=0.8)
         axes.set_yticks([-i for i in range(len(labels))], labels, parse_math=False)
         axes.set_ylim(-len(labels) + 0.5, 0.5)

@@ -1,26 +1,28 @@
 """The pictures of the report, made from one benchmark's folder reports/evaluate/<benchmark>.
 
     viewer        images of all models at the same scale, with their scores (noise 0)
-    candidates    groups of NAOSD outputs as training scores them
+    candidates    groups of the baseline's outputs as training scores them
     maps          the pixels that count as detail in the reward
 
 Pictures are stored as WebP under reports/assets/images/<benchmark>, in folders named by `evaluate`:
 no path contains a photograph's own name. Addresses are relative to reports/.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-import pyarrow.parquet as pq
 from PIL import Image
 
+from gdpo.config.evaluate import BICUBIC
 from gdpo.images import read_photo, to_tensor
 from gdpo.metrics.table import METRICS
-from gdpo.rewards.detail import Grayscale, detail_map
-from tasks.report.tables import label, number
+from gdpo.rewards.detail import PIPELINE_GRAYSCALE, detail_map
+from tasks import paths
+from tasks.files.results import read_candidates
+from tasks.files.scores import SCORES, read_scores
+from tasks.report.tables import evaluated, label, number
 
 VIEWER_IMAGES, MAP_IMAGES = 24, 6  # at most, spread evenly over the benchmark
 LONGEST_SIDE, THUMB_SIDE = 1024, 112
@@ -41,9 +43,10 @@ class Gallery:
 
     def __init__(self, root: Path, benchmark: str, summary: dict[str, Any]) -> None:
         self.root, self.benchmark, self.summary = root, benchmark, summary
-        self.source = root / "reports/evaluate" / benchmark
+        self.models = evaluated(summary)
+        self.source = root / paths.EVALUATED / benchmark
 
-    def _webp(self, image: np.ndarray, assets: Path, name: str, side: int = LONGEST_SIDE) -> str:
+    def webp(self, image: np.ndarray, assets: Path, name: str, side: int = LONGEST_SIDE) -> str:
         """Write an image to ASSETS/images/<benchmark>/NAME.webp; returns its address."""
         path = assets / "images" / self.benchmark / f"{name}.webp"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +62,7 @@ class Gallery:
         """{file stem: label} of the views that every image has: LR, the models, the original."""
         names = {
             "lr": "Low resolution",
-            **{model: label(model) for model in self.summary["models"]},
+            **{model: self.models.label(model) for model in self.summary["models"]},
             "hr": "Original",
         }
         folders = [self.source / "images" / file["folder"] for file in self.summary["files"]]
@@ -71,29 +74,26 @@ class Gallery:
 
     def viewer(self, assets: Path) -> dict[str, Any]:
         """The data of the before/after viewer: for each image the address of every view, and the
-        scores for noise 0.
+        scores for noise 0; and the two views that it starts with.
         """
-        metrics, views = list(self.summary["metrics"]), self.views()
-        table = pq.read_table(
-            self.source / "per_image.parquet", filters=[("noise", "=", 0)]
-        ).to_pylist()
+        metrics, views, ours = list(self.summary["metrics"]), self.views(), self.models.ours
         scores = {
-            (row["image"], row["model"]): _score_texts({m: row[m] for m in metrics})
-            for row in table
+            key: _score_texts({m: values[m] for m in metrics})
+            for key, values in read_scores(self.source / SCORES).of_noise(0).items()
         }
         images = []
-        for file in spread(self.summary["files"], VIEWER_IMAGES):
+        for file in evenly(self.summary["files"], VIEWER_IMAGES):
             pictures = {
                 view: read_photo(self.source / "images" / file["folder"] / f"{view}.png")
                 for view in views
             }
-            thumb = pictures["hr" if "hr" in views else "gdpo"]
+            thumb = pictures["hr" if "hr" in views else ours]
             images.append(
                 {
                     "name": file["id"],
-                    "thumb": self._webp(thumb, assets, f"{file['folder']}/thumb", THUMB_SIDE),
+                    "thumb": self.webp(thumb, assets, f"{file['folder']}/thumb", THUMB_SIDE),
                     "views": {
-                        view: self._webp(picture, assets, f"{file['folder']}/{view}")
+                        view: self.webp(picture, assets, f"{file['folder']}/{view}")
                         for view, picture in pictures.items()
                     },
                     "scores": {
@@ -104,15 +104,19 @@ class Gallery:
                     "size": [file["width"], file["height"]],
                 }
             )
-        return {"views": views, "images": images, "of": self.summary["images"]}
+        return {
+            "views": views,
+            "images": images,
+            "of": self.summary["images"],
+            "left": BICUBIC if BICUBIC in views else next(iter(views)),
+            "right": ours if ours in views else list(views)[-1],
+        }
 
     def candidates(self, assets: Path) -> list[dict[str, Any]]:
-        """Groups of NAOSD outputs, each sorted by advantage, best first."""
+        """Groups of the baseline's outputs, each sorted by advantage, best first."""
         return [
             {"name": group["image"], "members": self._members(group, assets)}
-            for group in json.loads(
-                read_text(self.root, f"reports/evaluate/{self.benchmark}/candidates.json")
-            )
+            for group in read_candidates(f"{paths.EVALUATED}/{self.benchmark}", self.root)
             if (
                 self.source / "images" / group["folder"]
             ).is_dir()  # a large benchmark keeps pictures of some images only
@@ -132,7 +136,7 @@ class Gallery:
                     "weight": member["advantage"],
                     "bar": round(50 * abs(member["advantage"]) / largest),
                     "noise": noise,
-                    "url": self._webp(image, assets, f"{group['folder']}/candidate-{noise}"),
+                    "url": self.webp(image, assets, f"{group['folder']}/candidate-{noise}"),
                     "scores": list(
                         zip(
                             map(label, member["metrics"]),
@@ -144,26 +148,26 @@ class Gallery:
             )
         return sorted(members, key=lambda member: (-member["weight"], member["noise"]))
 
-    def maps(self, assets: Path, grayscale: Grayscale) -> list[dict[str, Any]]:
+    def maps(self, assets: Path) -> list[dict[str, Any]]:
         """HR images: pixels that the reward counts as detail are tinted orange, smooth ones are
         dimmed.
         """
-        found = []
-        for file in spread(self.summary["files"], MAP_IMAGES):
+        tinted_images = []
+        for file in evenly(self.summary["files"], MAP_IMAGES):
             hr = read_photo(self.source / "images" / file["folder"] / "hr.png")
-            detail = detail_map(to_tensor(hr)[None], grayscale)[0].numpy()[..., None]
+            detail = detail_map(to_tensor(hr)[None], PIPELINE_GRAYSCALE)[0].numpy()[..., None]
             gray = hr.mean(axis=2, keepdims=True)
             tinted = np.where(
                 detail, 0.55 * gray + 0.45 * np.array([255, 140, 40]), 0.45 * gray + 20
             )
-            url = self._webp(tinted.round().astype(np.uint8), assets, f"{file['folder']}/detail")
-            found.append(
+            url = self.webp(tinted.round().astype(np.uint8), assets, f"{file['folder']}/detail")
+            tinted_images.append(
                 {"name": file["id"], "url": url, "percent": round(100 * file["detail_share"])}
             )
-        return found
+        return tinted_images
 
 
-def spread(items: list[Any], most: int) -> list[Any]:
+def evenly(items: list[Any], most: int) -> list[Any]:
     """At most `most` of the items, evenly spaced."""
     return (
         [items[index * len(items) // most] for index in range(most)] if len(items) > most else items

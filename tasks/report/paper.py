@@ -1,9 +1,7 @@
 """The paper's result tables as data: arXiv 2603.16769v1, Tables 1-4, 8, 10 and 12, and the settings
 of Fig. 7.
 
-Each line of a table below is a line of the paper's text, so tests/tasks/report/test_published.py
-can compare the two. The paper's text extraction puts the dataset on its last line; here the dataset
-is above its lines.
+Each line of a table below is a line of the paper's table, below its dataset.
 """
 
 from dataclasses import dataclass
@@ -25,8 +23,6 @@ LOWER_IS_BETTER = frozenset({"LPIPS", "FID", "DISTS", "AFINE"})
 # Dataset of the paper -> name of its benchmark in `evaluate.pairs`.
 BENCHMARKS = {"DRealSR": "drealsr", "RealSR": "realsr", "DIV2K-val": "div2k_val"}
 NAOSD, OURS = "NAOSD", "GDPO-SR"
-# Method of the paper -> our model.
-MODELS = {NAOSD: "naosd", OURS: "gdpo"}
 
 Results = dict[str, dict[str, dict[str, float]]]  # dataset -> method -> column -> value
 
@@ -143,7 +139,6 @@ TABLES = {
         Published(12, "GDPO-SR and GAN-based methods", ALL, _read(_TABLE_12, ALL)),
     )
 }
-NOISES_TABLE_8 = 50
 
 # Table 4, by row: 10^9 parameters, seconds for a 512 x 512 image (mean of 100), and "FLOPs" in
 # 10^12, which are multiply-accumulates (gdpo.cost.count).

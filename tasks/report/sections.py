@@ -5,7 +5,8 @@ content of its section.
     parts         degrade: the counts of each part
     reasons       select, index: counts by reason, as bars
     since         evaluate and promoted/: the changes since the promoted run
-    origins       evaluate: the provenance of the scores, from the metadata of per_image.parquet
+    origins       evaluate: the provenance of the scores
+    evidence      benchmarks/results: the claims over several training seeds
     data_docs     the pages of Great Expectations
 
 Pictures are in tasks/report/gallery.py, training figures in tasks/report/curves.py. Addresses are
@@ -18,10 +19,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import pyarrow.parquet as pq
-
+from tasks import paths
+from tasks.files.scores import SCORES, read_scores
+from tasks.report.changes import Changes, changes
 from tasks.report.gallery import read_text
-from tasks.report.verdict import Changes, changes
+from tasks.report.tables import evaluated
 
 LONGEST_LIST = 12  # longer collections are shown as their length
 MOST_SKIPPED = 100  # skipped photographs listed with their reason
@@ -30,66 +32,44 @@ MOST_SKIPPED = 100  # skipped photographs listed with their reason
 def since(
     root: Path, benchmark: str, summary: Mapping[str, Any]
 ) -> tuple[Changes, list[tuple[str, str, str]]] | None:
-    """GDPO-SR in this run against the promoted run, and (name, then, now) of every origin entry
+    """Our model in this run against the promoted run, and (name, then, now) of every origin entry
     that differs.
 
     None if no run of the benchmark is promoted.
     """
-    before = root / "promoted" / benchmark / "per_image.parquet"
-    if not before.is_file():
+    promoted = root / "promoted" / benchmark / SCORES
+    if not promoted.is_file():
         return None
     higher = {
         metric: bool(properties["higher_is_better"])
         for metric, properties in summary["metrics"].items()
     }
-    now = root / "reports/evaluate" / benchmark / "per_image.parquet"
-    found = changes(_image_means(now, list(higher)), _image_means(before, list(higher)), higher)
-    a, b = dict(origins(before)), dict(origins(now))
+    now, before = read_scores(root / paths.EVALUATED / benchmark / SCORES), read_scores(promoted)
+    a, b = dict(origins(before.origin)), dict(origins(now.origin))
     names = [name for name in dict.fromkeys([*b, *a]) if a.get(name) != b.get(name)]
-    return found, [(name, a.get(name, "–"), b.get(name, "–")) for name in names]
-
-
-def _image_means(path: Path, metrics: list[str]) -> dict[str, dict[str, dict[str, float]]]:
-    """{model: {image: {metric: mean over noises}}}; metrics that the file lacks are left out."""
-    try:
-        table = pq.read_table(path)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: no Parquet file ({str(error).splitlines()[0]})") from error
-    present = [metric for metric in metrics if metric in table.column_names]
-    means = table.group_by(["model", "image"], use_threads=False).aggregate(
-        [(metric, "mean") for metric in present]
+    return (
+        changes(
+            now.image_means(higher),
+            before.image_means(higher),
+            higher,
+            evaluated(summary).ours,
+            now.photographs,
+        ),
+        [(name, a.get(name, "–"), b.get(name, "–")) for name in names],
     )
-    found: dict[str, dict[str, dict[str, float]]] = {}
-    for row in means.to_pylist():
-        values = {m: row[f"{m}_mean"] for m in present if row[f"{m}_mean"] is not None}
-        found.setdefault(row["model"], {})[row["image"]] = values
-    return found
 
 
-def origins(path: Path) -> list[tuple[str, str]]:
-    """The metadata of a Parquet file as (name, text) lines: commit, hashes of weights, metric
-    versions.
-    """
-    metadata = pq.read_schema(path).metadata or {}
-    texts = {
-        key.decode(): value.decode() for key, value in metadata.items() if key != b"ARROW:schema"
-    }
-    return flat({key: _parsed(text) for key, text in sorted(texts.items())})
+def origins(origin: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The provenance of an evaluation as (name, text) lines: hashes, metric versions."""
+    return flat(dict(sorted(origin.items())))
 
 
-def _parsed(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
-
-
-def reasons(found: Mapping[str, int]) -> list[tuple[str, int, float]]:
+def reasons(counts: Mapping[str, int]) -> list[tuple[str, int, float]]:
     """(reason, count, percent of all), most frequent first."""
-    total = sum(found.values()) or 1
+    total = sum(counts.values()) or 1
     return [
         (name, count, 100 * count / total)
-        for name, count in sorted(found.items(), key=lambda item: (-item[1], item[0]))
+        for name, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     ]
 
 
@@ -97,13 +77,13 @@ def photographs(root: Path) -> list[dict[str, Any]]:
     """For the training and the held-out photographs: the number used, the number skipped by reason,
     and the skipped ones.
     """
-    found = json.loads(read_text(root, "reports/photographs/report.json"))
+    content = json.loads(read_text(root, f"{paths.PHOTOGRAPHS}/report.json"))
     return [
         {
             "title": {"train": "Training", "evaluation": "Held out"}[split],
-            "counts": reasons(found[split]["photographs"]),
-            "skipped": found[split]["skipped"][:MOST_SKIPPED],
-            "of": len(found[split]["skipped"]),
+            "counts": reasons(content[split]["photographs"]),
+            "skipped": content[split]["skipped"][:MOST_SKIPPED],
+            "of": len(content[split]["skipped"]),
         }
         for split in ("train", "evaluation")
     ]
@@ -111,15 +91,34 @@ def photographs(root: Path) -> list[dict[str, Any]]:
 
 def parts(root: Path, names: list[str]) -> list[tuple[str, int, int]]:
     """(part, photographs, pairs) of each part of degrade."""
-    found = [
-        (name, json.loads(read_text(root, f"reports/degrade/{name}/report.json"))) for name in names
+    reports = [
+        (name, json.loads(read_text(root, f"{paths.DEGRADED}/{name}/report.json")))
+        for name in names
     ]
-    return [(name, made["photographs"], made["pairs"]) for name, made in found]
+    return [(name, report["photographs"], report["pairs"]) for name, report in reports]
+
+
+def evidence(root: Path) -> dict[str, Any] | None:
+    """The page of the evidence over several training seeds (benchmarks/evidence.py), if there is
+    any.
+    """
+    path = root / "benchmarks/results/evidence.json"
+    if not path.is_file():
+        return None
+    results = json.loads(path.read_text(encoding="utf-8"))
+    text = path.with_suffix(".md").read_text(encoding="utf-8")
+    return {
+        "template": "evidence",
+        "title": "Evidence",
+        "seeds": len(results["seeds"]),
+        "claims": results["claims"],
+        "text": text,
+    }
 
 
 def data_docs(root: Path, names: list[str]) -> list[tuple[str, str]]:
     """(name, address) of the Great Expectations sites that exist under reports/data-docs."""
-    there = [name for name in names if (root / "reports/data-docs" / name / "index.html").is_file()]
+    there = [name for name in names if (root / paths.DATA_DOCS / name / "index.html").is_file()]
     return [(name, quote(f"data-docs/{name}/index.html")) for name in there]
 
 

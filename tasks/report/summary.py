@@ -1,41 +1,27 @@
-"""Print the last evaluation of a benchmark from reports/evaluate/<benchmark>/summary.json: `gdpo-sr
-summary`.
+"""The last evaluation of a benchmark, from reports/evaluate/<benchmark>/summary.json, as text:
+`gdpo-sr summary` (tasks/tools/summary.py). Both systems follow in one table where RealSR-R1 was
+evaluated too.
 """
 
-import argparse
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gdpo.config.evaluate import SAMPLE
+from tasks import paths
+from tasks.files.results import read_summary
 from tasks.params import load
-from tasks.report.tables import differences_table, models_table, to_text
-from tasks.report.verdict import verdict_sentence
+from tasks.report import systems
+from tasks.report.tables import Table, differences_table, models_table, to_text
+from tasks.report.verdict import explanations, headline, verdict_sentence
 
-EXAMPLE = "gdpo-sr summary --benchmark sample"
-SAMPLE = "sample"  # the default benchmark without a params.yaml
-REPORT = Path("reports/index.html")
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --benchmark and --json."""
-    parser.add_argument(
-        "--benchmark",
-        metavar="NAME",
-        help="default: the first of evaluate.benchmarks in params.yaml",
-    )
-    parser.add_argument("--json", action="store_true", help="print summary.json itself")
+REPORT = Path(paths.INDEX)
 
 
-def main(args: argparse.Namespace) -> int:
-    """Print two tables, the verdict and the path of the report; or the JSON."""
-    summary = read(Path.cwd(), args.benchmark)
-    print(json.dumps(summary, indent=2) if args.json else text(summary, Path.cwd()))
-    return 0
-
-
-def read(root: Path, benchmark: str | None = None) -> Mapping[str, Any]:
+def read(root: Path, benchmark: str | None = None, system: str = "gdpo") -> Mapping[str, Any]:
     """The summary.json of a benchmark under `root`; None: the first benchmark in root/params.yaml.
+
+    system: a key of `paths.EVALUATIONS`.
 
     Errors: ValueError naming a missing or damaged file.
     """
@@ -43,27 +29,47 @@ def read(root: Path, benchmark: str | None = None) -> Mapping[str, Any]:
     first = (
         load(params).evaluate.benchmarks[0] if benchmark is None and params.is_file() else SAMPLE
     )
-    path = Path("reports/evaluate", benchmark or first, "summary.json")
-    if not (root / path).is_file():
-        raise ValueError(f"{path}: not there yet; `dvc repro` makes it")
-    try:
-        summary: Mapping[str, Any] = json.loads((root / path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error}); `dvc checkout` brings it back") from error
-    return summary
+    return read_summary(Path(paths.EVALUATIONS[system], benchmark or first), root)
 
 
-def text(summary: Mapping[str, Any], root: Path) -> str:
-    """The summary as plain text; also the last output of `make demo`."""
-    models, differences = models_table(summary), differences_table(summary)
+def text(summary: Mapping[str, Any], root: Path, *, bold: bool = False) -> str:
+    """The summary as plain text; also the last output of `make demo`.
+
+    bold: mark the best of a column for a terminal, otherwise by a star.
+    """
     parts = [
-        to_text(models),
-        models.caption,
-        to_text(differences),
-        differences.caption,
-        verdict_sentence(summary),
+        headline(summary),
+        *explanations(summary),
+        *_texts(models_table(summary), bold=bold),
+        *_texts(differences_table(summary), bold=bold),
+        *_both(summary["benchmark"], root, bold=bold),
     ]
     return "\n\n".join(["", *parts, f"Report: {root / REPORT}"])
+
+
+def _texts(table: Table, *, bold: bool) -> list[str]:
+    """A table and its caption."""
+    return [
+        to_text(table, bold=bold),
+        table.caption if bold else table.caption.replace("Bold: ", "Star: "),
+    ]
+
+
+def _both(benchmark: str, root: Path, *, bold: bool) -> list[str]:
+    """GDPO-SR and RealSR-R1 side by side, if both were evaluated on the benchmark."""
+    if not systems.are_there(root, benchmark):
+        return []
+    try:
+        joint = systems.joint(root, benchmark)
+    except ValueError as error:
+        return [f"GDPO-SR and RealSR-R1 cannot stand in one table: {error}"]
+    page = root / paths.SYSTEMS / "index.html"
+    return [
+        "GDPO-SR and RealSR-R1 side by side",
+        *_texts(systems.scores_table(joint), bold=bold),
+        *_texts(systems.paired_table(joint), bold=bold),
+        *([f"Both, with pictures: {page}"] if page.is_file() else []),
+    ]
 
 
 def artifact(summary: Mapping[str, Any]) -> tuple[list[dict[str, str]], str]:

@@ -1,7 +1,7 @@
 """Tables of an evaluation, rendered as Markdown, CSV, HTML or plain text.
 
-    models_table(summary)        rows models, columns metrics: mean ± standard error over images,
-                                 the best in bold
+    models_table(summary)        rows models, columns metrics: mean ± standard error over
+                                 photographs, the best in bold
     differences_table(summary)   rows comparison × metric: difference, interval, p, effect, verdict
 
 `summary` is the content of summary.json (tasks/files/evaluation.py).
@@ -16,15 +16,10 @@ from html import escape
 from statistics import fmean, stdev
 from typing import Any
 
+from gdpo.evaluate.benchmark import REWARD
+from gdpo.evaluate.models import EvaluatedModels
 from gdpo.metrics.table import METRICS
 
-LABELS = {
-    "bicubic": "Bicubic",
-    "naosd": "NAOSD",
-    "gdpo": "GDPO-SR",
-    "control": "Control",
-    "reward": "Reward",
-}
 Summary = Mapping[str, Any]
 
 
@@ -78,14 +73,22 @@ def p_text(p: float | None) -> str:
     return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def mean_text(row: Mapping[str, Any]) -> str:
+def mean_text(difference: Mapping[str, Any]) -> str:
     """The mean of a difference, signed."""
-    return number(row["mean"], _decimals(row["standard_error"]), sign=True)
+    return number(difference["mean"], _decimals(difference["standard_error"]), sign=True)
 
 
 def label(metric: str) -> str:
-    """The printed name of a metric, model or the reward; unknown names are returned unchanged."""
-    return METRICS[metric].label if metric in METRICS else LABELS.get(metric, metric)
+    """The printed name of a metric or the reward; other names are returned unchanged."""
+    if metric == REWARD:
+        return "Reward"
+    return METRICS[metric].label if metric in METRICS else metric
+
+
+def evaluated(summary: Summary) -> EvaluatedModels:
+    """Which of the evaluated models is which. Errors: ValueError if an earlier version wrote it."""
+    name = f"the evaluation of {summary['benchmark']}"
+    return EvaluatedModels.of_origin(summary.get("origin", {}), name)
 
 
 def metric_heading(summary: Summary, metric: str) -> str:
@@ -94,13 +97,14 @@ def metric_heading(summary: Summary, metric: str) -> str:
 
 
 def sample(summary: Summary) -> str:
-    """The sample behind an interval: the number of images and, if different, of photographs, whose
-    tiles resemble each other.
-    """
-    images, photographs = summary["images"], summary.get("photographs", summary["images"])
-    if photographs == images:
-        return f"{images} images"
-    return f"{images} images of {photographs} photograph{'s' if photographs > 1 else ''}"
+    """The sample behind an interval: the number of photographs, and of tiles if they were cut."""
+    return photographs_text(summary.get("photographs", summary["images"]), summary["images"])
+
+
+def photographs_text(photographs: int, images: int) -> str:
+    """The number of photographs, and of the images cut from them if there are more."""
+    text = f"{photographs} photograph{'' if photographs == 1 else 's'}"
+    return text if images == photographs else f"{text} ({images} tiles)"
 
 
 def no_published_niqe(metrics: Iterable[str]) -> str:
@@ -117,7 +121,7 @@ def models_table(summary: Summary) -> Table:
     """Every model's mean and standard error for every metric. Bold marks the best mean of a column,
     without any claim of significance.
     """
-    metrics, models = list(summary["metrics"]), summary["models"]
+    metrics, models, cards = list(summary["metrics"]), summary["models"], evaluated(summary)
     sign = {
         metric: 1 if summary["metrics"][metric]["higher_is_better"] else -1 for metric in metrics
     }
@@ -126,7 +130,7 @@ def models_table(summary: Summary) -> Table:
         for metric in metrics
     }
     # One count of decimals per column, from the reference's standard error.
-    reference = models[summary.get("reference", "naosd")]
+    reference = models[cards.baseline]
     decimals = {metric: _decimals(reference[metric]["standard_error"]) for metric in metrics}
 
     def cell(model: str, metric: str) -> Cell:
@@ -135,11 +139,10 @@ def models_table(summary: Summary) -> Table:
         return Cell(text, value, sign[metric] * value == best[metric])
 
     caption = (
-        f"Mean ± standard error over {summary['images']} images of the mean over "
+        f"Mean ± standard error over {sample(summary)}, of the mean over "
         f"{summary['noises']} noises. Bold: "
         "the best mean of the column. The reward is in "
-        f"{label(summary.get('reference', 'naosd'))}'s within-image standard "
-        "deviations."
+        f"{cards.label(cards.baseline)}'s within-image standard deviations."
     )
     caption += no_published_niqe(metrics)
     sets = summary.get("sets", {})
@@ -150,7 +153,7 @@ def models_table(summary: Summary) -> Table:
         )
     rows = [
         [
-            Cell(label(model)),
+            Cell(cards.label(model)),
             *(cell(model, metric) for metric in metrics),
             *(_set_cell(sets[name], model) for name in sets),
         ]
@@ -168,47 +171,42 @@ def _set_cell(values: Mapping[str, Sequence[float]], model: str) -> Cell:
     """A distance between sets of images (FID), one value per noise; the lowest mean is the best."""
     if model not in values:
         return Cell("–")
-    means = {name: fmean(found) for name, found in values.items()}
+    means = {name: fmean(by_noise) for name, by_noise in values.items()}
     error = stdev(values[model]) / math.sqrt(len(values[model])) if len(values[model]) > 1 else None
     text = f"{number(means[model], 2)} ± {number(error, 2)}"
     return Cell(text, means[model], means[model] == min(means.values()))
 
 
-def difference(summary: Summary, pair: str, metric: str) -> Mapping[str, Any]:
-    """The row of `summary["differences"]` for a pair like `gdpo-naosd` and a metric."""
-    return next(
-        row for row in summary["differences"] if (row["pair"], row["metric"]) == (pair, metric)
-    )
-
-
-def interval_text(row: Mapping[str, Any]) -> str:
+def interval_text(difference: Mapping[str, Any]) -> str:
     """The 95 % interval of a difference."""
-    decimals = _decimals(row["standard_error"])
-    return (
-        f"{number(row['low'], decimals, sign=True)} to {number(row['high'], decimals, sign=True)}"
-    )
+    decimals = _decimals(difference["standard_error"])
+    low, high = (number(difference[end], decimals, sign=True) for end in ("low", "high"))
+    return f"{low} to {high}"
 
 
 def differences_table(summary: Summary) -> Table:
-    """Every paired difference with its 95 % interval, p, size in NAOSD's within-image standard
-    deviations, and verdict.
+    """Every paired difference with its 95 % interval, p, size in the baseline's within-image
+    standard deviations, and verdict.
     """
+    models = evaluated(summary)
 
-    def cells(row: Mapping[str, Any]) -> list[Cell]:
+    def cells(difference: Mapping[str, Any]) -> list[Cell]:
         return [
-            Cell(f"{label(row['a'])} − {label(row['b'])}"),
-            Cell(metric_heading(summary, row["metric"])),
-            Cell(mean_text(row), row["mean"]),
-            Cell(interval_text(row), row["low"]),
-            Cell(p_text(row["p"]), row["p"]),
-            Cell(number(row["effect"], 2, sign=True), row["effect"]),
-            Cell(row["verdict"], best=row["verdict"] == "better"),
+            Cell(f"{models.label(difference['a'])} − {models.label(difference['b'])}"),
+            Cell(metric_heading(summary, difference["metric"])),
+            Cell(mean_text(difference), difference["mean"]),
+            Cell(interval_text(difference), difference["low"]),
+            Cell(p_text(difference["p"]), difference["p"]),
+            Cell("–")
+            if difference["metric"] == "reward"
+            else Cell(number(difference["effect"], 2, sign=True), difference["effect"]),
+            Cell(difference["verdict"], best=difference["verdict"] == "better"),
         ]
 
     caption = (
-        f"Paired by image over {sample(summary)} (mean over noises first); Student's t interval "
-        "and "
-        "two-sided p, not adjusted for the number of rows. A verdict needs p < 0.01."
+        f"Paired over {sample(summary)}, tiles and noises averaged first; Student's t interval "
+        "and two-sided p, not adjusted for the number of rows. A verdict needs p < 0.01. Spread: "
+        "within-image standard deviation over noises; the reward is in that unit already."
     ) + no_published_niqe(summary["metrics"])
     header = [
         "Comparison",
@@ -216,10 +214,10 @@ def differences_table(summary: Summary) -> Table:
         "Difference",
         "95 % interval",
         "p",
-        "In NAOSD's spread",
+        f"In {models.label(models.baseline)}’s spread",
         "Verdict",
     ]
-    return Table(caption, header, [cells(row) for row in summary["differences"]])
+    return Table(caption, header, [cells(difference) for difference in summary["differences"]])
 
 
 def to_markdown(table: Table) -> str:
@@ -249,33 +247,50 @@ def to_csv(table: Table) -> str:
 
 
 def to_html(table: Table) -> str:
-    """An HTML table with every text escaped; `data-value` has the number to sort by."""
+    """An HTML table with every text escaped; `data-value` has the number to sort by, `data-label`
+    the heading of the column, for narrow screens.
+    """
 
-    def cell(content: Cell, tag: str) -> str:
-        value = "" if content.value is None else f' data-value="{content.value!r}"'
-        text = f"<strong>{escape(content.text)}</strong>" if content.best else escape(content.text)
+    def cell(of: Cell, tag: str) -> str:
+        value = "" if of.value is None else f' data-value="{of.value!r}"'
+        text = f"<strong>{escape(of.text)}</strong>" if of.best else escape(of.text)
         return f"<{tag}{value}>{text}</{tag.split()[0]}>"
+
+    labels = [f'td data-label="{escape(name)}"' for name in table.header[1:]]
 
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.header)
     rows = [
-        cell(row[0], 'th scope="row"') + "".join(cell(content, "td") for content in row[1:])
-        for row in table.rows
+        cell(row[0], 'th scope="row"') + "".join(map(cell, row[1:], labels)) for row in table.rows
     ]
     body = "".join(f"<tr>{row}</tr>" for row in rows)
     caption = f"<caption><span>{escape(table.caption)}</span></caption>"
     notes = "".join(f"<li>{escape(note)}</li>" for note in table.notes)
     below = f"<ul>{notes}</ul>" if notes else ""
-    return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{below}"
+    content = f"{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
+    return f'<table class="cells">{content}</table>{below}'
 
 
-def to_text(table: Table) -> str:
-    """Aligned plain text for a terminal, without the caption."""
+def to_text(table: Table, *, bold: bool = False) -> str:
+    """Aligned plain text, without the caption. The best of a column has a star, or is bold (for a
+    terminal).
+    """
+    star = "" if bold else "*"
     rows = [
-        table.header,
-        *([cell.text + ("*" if cell.best else "") for cell in row] for row in table.rows),
+        [Cell(name) for name in table.header],
+        *(
+            [Cell(cell.text + star * cell.best, best=cell.best and bold) for cell in row]
+            for row in table.rows
+        ),
     ]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(table.header))]
+    widths = [max(len(row[column].text) for row in rows) for column in range(len(table.header))]
     return "\n".join(
-        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+        "  ".join(
+            _bold(cell.text.ljust(width)) if cell.best else cell.text.ljust(width)
+            for cell, width in zip(row, widths, strict=True)
+        ).rstrip()
         for row in rows
     )
+
+
+def _bold(text: str) -> str:
+    return f"\033[1m{text}\033[0m"

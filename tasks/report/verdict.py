@@ -1,49 +1,30 @@
-"""The results of an evaluation in words: GDPO-SR against NAOSD, the control and an earlier run, and
-the project's claims.
+"""The results of an evaluation in words: our model against the baseline and the control, and the
+project's claims. Which model is which: gdpo/evaluate/models.py.
 
-    headline(summary)           one line
-    gain(summary)               the difference to NAOSD with its interval; the metrics by verdict
-    verdict_sentence(summary)   whether GDPO-SR beats NAOSD, on which metrics, by how much, and what
-                                is not significant
+    headline(summary)           one line: better or not, by how much, how sure
+    explanations(summary)       sentences: the control's part, each metric, bicubic's PSNR
+    verdict_sentence(summary)   both, as one text
     claims(summary)             the project's claims, each with its evidence and whether this run
-                                supports it
-    changes(now, before, ...)   a model's scores in two runs, paired by image
-    change_sentence(found)      the same in words
+                                supports it, against the baseline and against the control
 
-The texts always mention the control (advantages shuffled inside each group): a gain that the
-control shows too is not due to GDPO.
+A gain that the control shows too (advantages shuffled inside each group) is not due to GDPO.
+Therefore a result counts only if it holds against the baseline and against the control. The only
+unit of a gain is the reward's (gdpo/evaluate/benchmark.py).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
+from gdpo.config.evaluate import BICUBIC
+from gdpo.evaluate.benchmark import REWARD
+from tasks.report.tables import Summary, evaluated, interval_text, label, mean_text, p_text
 
-from gdpo.evaluate.statistics import paired_difference, verdict
-from tasks.report.tables import (
-    Cell,
-    Summary,
-    Table,
-    interval_text,
-    label,
-    mean_text,
-    metric_heading,
-    no_published_niqe,
-    number,
-    p_text,
-)
-
-LEAST_GAIN = 0.3  # of NAOSD's within-image standard deviation of the reward
+LEAST_GAIN = 0.3  # of reward
 MOST_PSNR_LOSS = 0.05  # dB
-SAME_INPUT = (
-    1e-4  # relative: bicubic scores closer than this mean the same image and the same metric
-)
 
-ImageMeans = Mapping[
-    str, Mapping[str, Mapping[str, float]]
-]  # model -> image -> metric -> mean over noises
-Row = Mapping[str, Any]  # mean, standard_error, low, high, p, verdict of a paired difference
+# Mean, standard_error, low, high, p and verdict of a paired difference.
+DifferenceRow = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -55,230 +36,164 @@ class Claim:
     evidence: str
 
 
-@dataclass(frozen=True)
-class Changes:
-    """A model's paired differences, this run minus an earlier one: a row per metric, over `images`
-    of this run's `of` images.
-    """
-
-    model: str
-    images: int
-    of: int
-    rows: list[Row]
-
-
-def evidence(row: Row, unit: str = "") -> str:
+def evidence(difference: DifferenceRow, unit: str = "") -> str:
     """Difference, interval and p in one phrase."""
-    if row["p"] is None:
-        return f"{mean_text(row)}{unit} (one image: no interval)"
-    p = p_text(row["p"])
+    if difference["p"] is None:
+        return f"{mean_text(difference)}{unit} (one image: no interval)"
+    p = p_text(difference["p"])
     return (
-        f"{mean_text(row)}{unit} (95 % interval {interval_text(row)}, p "
+        f"{mean_text(difference)}{unit} (95 % interval {interval_text(difference)}, p "
         f"{p if p.startswith('<') else '= ' + p})"
     )
 
 
-def find(summary: Summary, pair: str, metric: str) -> Row | None:
-    """The difference of a pair such as `gdpo-naosd`; None if the evaluation lacks the pair or
+def find(summary: Summary, a: str, b: str | None, metric: str) -> DifferenceRow | None:
+    """The difference of model `a` minus model `b`; None if the evaluation lacks them or the
     metric.
     """
     return next(
-        (row for row in summary["differences"] if (row["pair"], row["metric"]) == (pair, metric)),
+        (
+            difference
+            for difference in summary["differences"]
+            if (difference["a"], difference["b"], difference["metric"]) == (a, b, metric)
+        ),
         None,
     )
 
 
-def claims(summary: Summary) -> list[Claim]:
-    """The project's claims about GDPO-SR with this run's numbers: reward, no-reference metric,
-    PSNR, control.
-    """
-    reward, control = find(summary, "gdpo-naosd", "reward"), find(summary, "gdpo-control", "reward")
-    perception = [
-        row
-        for metric in summary["reward"]["perception"]
-        if (row := find(summary, "gdpo-naosd", metric))
+def both(summary: Summary, metric: str) -> list[DifferenceRow]:
+    """Our model's differences to the baseline and to the control; those that the evaluation has."""
+    models = evaluated(summary)
+    others = (models.baseline, models.control)
+    return [
+        difference for other in others if (difference := find(summary, models.ours, other, metric))
     ]
-    won = [row for row in perception if row["verdict"] == "better"]
-    found = []
-    if reward:
-        text = (
-            f"The reward rises by at least {LEAST_GAIN} of NAOSD’s within-image standard deviation"
-        )
-        holds = reward["verdict"] == "better" and (reward["effect"] or 0) >= LEAST_GAIN
-        effect = number(reward["effect"], 2, sign=True)
-        found.append(Claim(text, holds, f"{effect} standard deviations; reward {evidence(reward)}"))
-    if perception:
-        numbers = "; ".join(f"{label(row['metric'])} {evidence(row)}" for row in won or perception)
-        found.append(Claim("A no-reference metric improves, p < 0.01", bool(won), numbers))
-    if control:
-        text = (
-            "The reward beats that of the control, trained with advantages shuffled inside "
-            "each group"
-        )
-        found.append(Claim(text, control["verdict"] == "better", f"reward {evidence(control)}"))
-    if psnr := find(summary, "gdpo-naosd", "psnr_y"):
+
+
+def _compared(summary: Summary) -> list[str]:
+    """The metrics for which our model is compared with the baseline or the control."""
+    metrics = dict.fromkeys(difference["metric"] for difference in summary["differences"])
+    return [metric for metric in metrics if both(summary, metric)]
+
+
+def agreed(summary: Summary, metric: str) -> str:
+    """`better` or `worse` if our model is so against baseline and control, `shared` if against the
+    baseline alone, otherwise `not significant`.
+    """
+    verdicts = [difference["verdict"] for difference in both(summary, metric)]
+    if not verdicts or verdicts[0] == "not significant":
+        return "not significant"
+    return str(verdicts[0]) if len(set(verdicts)) == 1 else "shared"
+
+
+def _against(summary: Summary, metric: str, unit: str = "") -> str:
+    """The numbers of `both`, in words."""
+    models = evaluated(summary)
+    return "; ".join(
+        "against "
+        f"{'the control' if difference['b'] == models.control else models.label(difference['b'])} "
+        f"{evidence(difference, unit)}"
+        for difference in both(summary, metric)
+    )
+
+
+def claims(summary: Summary) -> list[Claim]:
+    """The project's claims about our model with this run's numbers. Each holds only if it does so
+    against the baseline and, if it was evaluated, against the control.
+    """
+    judged = []
+    if rows := both(summary, REWARD):
+        holds = agreed(summary, REWARD) == "better" and rows[0]["mean"] >= LEAST_GAIN
+        text = f"The reward rises by at least {LEAST_GAIN}, and by more than the control’s"
+        judged.append(Claim(text, holds, _against(summary, REWARD)))
+    perception = [m for m in summary["reward"]["perception"] if both(summary, m)]
+    rewarded = {REWARD, *summary["reward"]["perception"], *summary["reward"].get("fidelity", [])}
+    others = [m for m in _compared(summary) if m not in rewarded]
+    for text, metrics in (
+        ("A no-reference metric of the reward improves", perception),
+        ("A metric outside the reward improves", others),
+    ):
+        won = [metric for metric in metrics if agreed(summary, metric) == "better"]
+        numbers = ". ".join(f"{label(m)}: {_against(summary, m)}" for m in won or metrics)
+        if metrics:
+            judged.append(Claim(text, bool(won), numbers))
+    if rows := both(summary, "psnr_y"):
         text = f"PSNR falls by no more than {MOST_PSNR_LOSS} dB"
         # Use the interval's lower end: a mean near 0 with a wide interval proves nothing.
-        least = psnr["mean"] if psnr["low"] is None else psnr["low"]
-        found.append(Claim(text, least >= -MOST_PSNR_LOSS, f"PSNR-Y {evidence(psnr, ' dB')}"))
-    return found
+        least = min(
+            difference["mean"] if difference["low"] is None else difference["low"]
+            for difference in rows
+        )
+        judged.append(Claim(text, least >= -MOST_PSNR_LOSS, _against(summary, "psnr_y", " dB")))
+    return judged
 
 
 def headline(summary: Summary) -> str:
-    """The result in one line; it says so if GDPO-SR beats NAOSD's reward but not the control's."""
-    reward, control = find(summary, "gdpo-naosd", "reward"), find(summary, "gdpo-control", "reward")
+    """The result in one line: whether ours is better than the baseline, by how much, how surely."""
+    models = evaluated(summary)
+    ours, baseline = models.label(models.ours), models.label(models.baseline)
+    if models.ours == models.baseline:
+        return f"{ours} is the first of evaluate.models, so there is nothing to compare it with"
+    reward = find(summary, models.ours, models.baseline, REWARD)
     if reward is None:
-        return "GDPO-SR and NAOSD are not compared"
-    if reward["verdict"] == "better":
-        caveat = (
-            ""
-            if control and control["verdict"] == "better"
-            else ", but not its control"
-            if control
-            else ""
-        )
-        return f"GDPO-SR beats NAOSD on the reward{caveat}"
-    if reward["verdict"] == "worse":
-        return "GDPO-SR is worse than NAOSD on the reward"
-    return "GDPO-SR and NAOSD do not differ significantly on the reward"
+        return f"{ours} and {baseline} are not compared"
+    text = {
+        "better": f"{ours} is better than {baseline}",
+        "worse": f"{ours} is worse than {baseline}",
+        "shared": f"{ours} gains on {baseline}, but not surely more than its control",
+        "not significant": f"No sure difference between {ours} and {baseline}",
+    }[agreed(summary, REWARD)]
+    if reward["verdict"] == "worse":  # whatever the control does
+        text = f"{ours} is worse than {baseline}"
+    return f"{text}: reward {evidence(reward)}"
 
 
-def by_verdict(rows: list[Row]) -> str:
-    """The metrics of some differences, sorted into better, worse and not significant."""
+def explanations(summary: Summary) -> list[str]:
+    """What the headline leaves out: the control, the other metrics, why bicubic leads in PSNR."""
+    return [text for text in (_control(summary), _metrics(summary), _bicubic(summary)) if text]
+
+
+def _control(summary: Summary) -> str:
+    models = evaluated(summary)
+    control = find(summary, models.ours, models.control, REWARD)
+    if control is None:
+        return ""
+    reward = f"{models.label(models.ours)}’s reward is"
+    relation = {
+        "better": f"The preferences made the difference: {reward} higher than the",
+        "worse": f"The preferences did harm: {reward} lower than the",
+        "not significant": f"Whether the preferences matter is open: {reward} not surely different "
+        "from the",
+    }[control["verdict"]]
+    return f"{relation} control’s, {evidence(control)}."
+
+
+def _metrics(summary: Summary) -> str:
+    """The metrics by what they say of our model against the baseline and the control."""
     words = {
-        w: [label(r["metric"]) for r in rows if r["verdict"] == w]
-        for w in ("better", "worse", "not significant")
+        "better": "better",
+        "worse": "worse",
+        "shared": "changed, but not surely other than in the control",
+        "not significant": "no sure difference",
     }
-    return "; ".join(f"{word}: {', '.join(names)}" for word, names in words.items() if names)
+    metrics = [m for m in _compared(summary) if m != REWARD]
+    of = {word: [m for m in metrics if agreed(summary, m) == word] for word in words}
+    parts = [f"{words[w]}: {', '.join(map(label, names))}" for w, names in of.items() if names]
+    return f"By metric, {'; '.join(parts)}." if parts else ""
 
 
-def gain(summary: Summary) -> str:
-    """GDPO-SR against NAOSD: the difference of the reward with its interval, then the metrics by
-    verdict.
-    """
-    reward = find(summary, "gdpo-naosd", "reward")
-    if reward is None:
-        return "not measured"
-    rows = [
-        row
-        for row in summary["differences"]
-        if row["pair"] == "gdpo-naosd" and row["metric"] != "reward"
-    ]
+def _bicubic(summary: Summary) -> str:
+    """Why bicubic enlargement has the best PSNR, where it has."""
+    psnr = {m: v["psnr_y"]["mean"] for m, v in summary["models"].items() if "psnr_y" in v}
+    if BICUBIC not in psnr or psnr[BICUBIC] < max(psnr.values()):
+        return ""
     return (
-        f"{evidence(reward)}, that is {number(reward['effect'], 2, sign=True)} of NAOSD’s "
-        "within-image standard deviation. "
-        f"By metric, {by_verdict(rows)}."
+        "Bicubic has the highest PSNR because it adds nothing: PSNR punishes every detail that is "
+        "not exactly in its place more than the lack of it, so a blurred picture scores well. The "
+        "no-reference metrics judge what is seen."
     )
 
 
 def verdict_sentence(summary: Summary) -> str:
-    """The result in three sentences: the reward, each metric, the control."""
-    control = find(summary, "gdpo-control", "reward")
-    text = f"{headline(summary)}: {gain(summary)}"
-    if control is None:
-        return text
-    relation = {
-        "better": "better than",
-        "worse": "worse than",
-        "not significant": "not significantly different from",
-    }
-    return (
-        f"{text} Its reward is {relation[control['verdict']]} that of the control trained with "
-        "shuffled advantages: "
-        f"{evidence(control)}."
-    )
-
-
-def changes(
-    now: ImageMeans, before: ImageMeans, higher_is_better: Mapping[str, bool], model: str = "gdpo"
-) -> Changes:
-    """`model` in this run minus `model` in an earlier run, paired by image.
-
-    Compares only images that have the same name and the same bicubic scores in both runs. So a
-    different photograph, degradation or metric version cannot pass for a change of the model.
-    Leaves out metrics that only one run has, and the reward, whose unit is each run's own NAOSD.
-    """
-    metrics = [
-        metric
-        for metric in higher_is_better
-        if metric != "reward" and _everywhere(metric, now, before, model)
-    ]
-    images = [
-        image for image in now.get(model, {}) if _same_input(image, now, before, model, metrics)
-    ]
-    rows: list[Row] = []
-    for metric in metrics if images else []:
-        a_IN, b_IN = (
-            np.array([[run[model][image][metric]] for image in images]) for run in (now, before)
-        )
-        difference = paired_difference(a_IN, b_IN)
-        numbers = {
-            key: value if np.isfinite(value) else None for key, value in vars(difference).items()
-        }
-        rows.append(
-            {"metric": metric, **numbers, "verdict": verdict(difference, higher_is_better[metric])}
-        )
-    return Changes(model, len(images), len(now.get(model, {})), rows)
-
-
-def _everywhere(metric: str, now: ImageMeans, before: ImageMeans, model: str) -> bool:
-    """Whether every image of both runs has the metric."""
-    runs = (now.get(model, {}), before.get(model, {}))
-    return all(run and all(metric in values for values in run.values()) for run in runs)
-
-
-def _same_input(
-    image: str, now: ImageMeans, before: ImageMeans, model: str, metrics: list[str]
-) -> bool:
-    """Whether both runs have the image, with equal bicubic scores up to `SAME_INPUT`."""
-    if image not in before.get(model, {}):
-        return False
-    a, b = (run.get("bicubic", {}).get(image, {}) for run in (now, before))
-    shared = [metric for metric in metrics if metric in a and metric in b]
-    return bool(a) == bool(b) and all(
-        abs(a[m] - b[m]) <= SAME_INPUT * max(1.0, abs(a[m])) for m in shared
-    )
-
-
-def change_sentence(found: Changes) -> str:
-    """The changes since the earlier run, with an interval for every metric that changed."""
-    if not found.rows:
-        return (
-            "No image of this run can be compared with that run: names, inputs or metrics differ."
-        )
-    moved = [row for row in found.rows if row["verdict"] != "not significant"]
-    numbers = "; ".join(
-        f"{label(row['metric'])} {row['verdict']}, {evidence(row)}" for row in moved
-    )
-    still = ", ".join(
-        label(row["metric"]) for row in found.rows if row["verdict"] == "not significant"
-    )
-    scope = f"over {found.images} images" + (
-        "" if found.images == found.of else f" (of {found.of}; the others cannot be compared)"
-    )
-    parts = [f"{label(found.model)} {scope}: {numbers or 'no metric differs significantly'}"]
-    return (
-        "; ".join([*parts, *([f"no significant change in {still}"] if moved and still else [])])
-        + "."
-    )
-
-
-def changes_table(summary: Summary, found: Changes) -> Table:
-    """The same as a table, with a row per metric."""
-    caption = (
-        f"{label(found.model)} in this run minus the promoted run, paired by image over "
-        f"{found.images} of {found.of} "
-        "images: the ones whose bicubic enlargement scores the same in both. A verdict needs p < "
-        "0.01."
-    ) + no_published_niqe(row["metric"] for row in found.rows)
-    rows = [
-        [
-            Cell(metric_heading(summary, row["metric"])),
-            Cell(mean_text(row), row["mean"]),
-            Cell(interval_text(row), row["low"]),
-            Cell(p_text(row["p"]), row["p"]),
-            Cell(row["verdict"], best=row["verdict"] == "better"),
-        ]
-        for row in found.rows
-    ]
-    return Table(caption, ["Metric", "Change", "95 % interval", "p", "Verdict"], rows)
+    """The whole result as one text: `headline` and `explanations`."""
+    return " ".join([f"{headline(summary)}.", *explanations(summary)])

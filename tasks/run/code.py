@@ -1,6 +1,7 @@
 """Which code a result comes from: the modules that a stage imports, and one hash of what they do.
 
-    make code       # python -m tasks.run.code: rewrites code/<stage>.sha256
+    make code       # python -m tasks.run.code: rewrites code/<stage>.sha256, and states sections
+                    # that are new in dvc.yaml in params.yaml
 
 `code/<stage>.sha256` is the stage's only code dependency in dvc.yaml: DVC runs a stage again
 when the code of any module that it imports, directly or through others, has changed. The hash is
@@ -9,10 +10,13 @@ one of syntax trees: comments, docstrings and formatting do not count.
 
 import ast
 import hashlib
+import io
+import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
-from dulwich.errors import NotGitRepository
 from dulwich.object_store import iter_tree_contents
 from dulwich.objects import Blob, Commit
 from dulwich.repo import Repo
@@ -26,10 +30,17 @@ UNKNOWN = "unknown"
 # Modules left out of every hash, with the reason. A name covers everything below it.
 LEFT_OUT = {
     "gdpo.config": "params.yaml states every key, and DVC compares the values themselves",
-    "gdpo.fields": "types of the keys of gdpo.config",
     "tasks.store": "S3: where bytes lie changes no byte",
     "gdpo.tagger": "optional: only runs where model.tagger names a folder",
+    "tasks.paths": "names of files: DVC compares a stage's dependencies and outputs",
     "tasks.run.code": "this module",
+}
+# Optional branches: (module, what it imports for them) -> the reason. A stage that imports the same
+# elsewhere has it in its hash.
+OPTIONAL = {
+    ("gdpo.upscale.resolver", "gdpo.upscale.chains"): (
+        "only runs where evaluate.models names a model of kind vlcot"
+    ),
 }
 
 
@@ -75,11 +86,39 @@ def write(repository: Path = REPOSITORY) -> None:
                 part.write_text(f"{value}\n")
 
 
+def state_sections(repository: Path = REPOSITORY) -> None:
+    """Append the sections that dvc.yaml names and params.yaml lacks, with the defaults of `Config`:
+    to params.yaml, to the parameters of the tests and to the paper's profile.
+
+    DVC compares the values in params.yaml, so each has to be there. Errors: ValueError naming a
+    section that `Config` does not have, or has without defaults.
+    """
+    from ruamel.yaml import YAML  # these are not for the stages, which import this module
+
+    from tasks.params import load, read
+
+    path = repository / "params.yaml"
+    stages = read(repository / "dvc.yaml")["stages"].values()
+    named = {key.partition(".")[0] for stage in stages for key in stage.get("params", [])}
+    missing = sorted(named - read(path).keys())
+    if not missing:
+        return
+    values = load(path).model_dump(mode="json")
+    if unknown := [name for name in missing if name not in values]:
+        raise ValueError(f"dvc.yaml: params: {unknown[0]} is no section of gdpo.config.Config")
+    text = io.StringIO()
+    YAML(typ="safe", pure=True).dump({name: values[name] for name in missing}, text)
+    for file in (path, repository / "tests/params.yaml", repository / "profiles/paper.yaml"):
+        with written_aside(file) as part:
+            part.write_text(f"{file.read_text(encoding='utf-8')}\n{text.getvalue()}", "utf-8")
+
+
 def commit(module: str, repository: Path = REPOSITORY) -> str:
     """The last commit that changed the closure of `module`, `+changes` if files of it differ.
 
     Not the commit that is checked out: results committed with their hashes (dvc.lock) could then
-    never be made again with the same bytes. `unknown` outside a git checkout.
+    never be made again with the same bytes. `unknown` outside a git checkout, and where the history
+    that is here ends before the change: a shallow clone shows everything as new in its last commit.
     """
     files = closure(module, repository)
     present = {_name(path, repository).encode(): path for path in files}
@@ -87,7 +126,7 @@ def commit(module: str, repository: Path = REPOSITORY) -> str:
         with Repo(str(repository)) as repo:
             walker = repo.get_walker(paths=list(present), max_entries=1)
             last = next(iter(walker), None)
-            if last is None:
+            if last is None or last.commit.id in repo.get_shallow():
                 return UNKNOWN
             head = repo[repo.head()]
             assert isinstance(head, Commit)
@@ -95,24 +134,53 @@ def commit(module: str, repository: Path = REPOSITORY) -> str:
                 entry.path: entry.sha for entry in iter_tree_contents(repo.object_store, head.tree)
             }
             changed = any(
+                # Compared with the commit and not with the index: `git add` makes a change no less
+                # one.
                 committed.get(name) != Blob.from_string(path.read_bytes()).id
                 for name, path in present.items()
             )
             return last.commit.id.decode() + ("+changes" if changed else "")
-    # KeyError: a history that is not here (a shallow clone), or no commit yet.
-    except (NotGitRepository, KeyError, OSError):
+    # No repository, no commit yet, objects that a partial clone lacks, formats and settings that
+    # dulwich refuses: it has a kind of error for each, and none of them may stop a stage.
+    except Exception:
         return UNKNOWN
 
 
 def _hash(files: Iterable[Path], repository: Path) -> str:
     digest = hashlib.sha256()
     for file in files:
-        tree = ast.parse(file.read_bytes())
-        for node in ast.walk(tree):
-            _drop_docstring(node)
-        if tree.body:
-            digest.update(f"{_name(file, repository)} {_text(tree)}\n".encode())
+        # A file with a docstring only, such as most __init__.py, does nothing.
+        if text := _read(file.read_bytes()).text:
+            # With the path, because a module that moves is imported under another name and may
+            # replace another.
+            digest.update(f"{_name(file, repository)} {text}\n".encode())
     return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class _Module:
+    """names: of everything that the module imports. text: its syntax tree without docstrings, ""
+    if that is empty.
+    """
+
+    names: frozenset[str]
+    text: str
+
+
+@cache  # the stages share most of their modules
+def _read(content: bytes) -> _Module:
+    tree, names = ast.parse(content), set[str]()
+    # The whole tree and not its top level: imports inside functions run too.
+    for node in ast.walk(tree):
+        _drop_docstring(node)
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+            # `from package import name` may import a module or a value; a name that is no file is
+            # dropped later.
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return _Module(frozenset(names), _text(tree) if tree.body else "")
 
 
 def _drop_docstring(node: ast.AST) -> None:
@@ -133,23 +201,18 @@ def _text(node: object) -> str:
 
 
 def _imported(file: Path, repository: Path) -> Iterator[Path]:
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_bytes())):
-        if isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module)
-            names.update(f"{node.module}.{alias.name}" for alias in node.names)
-    for name in sorted(names):
-        if name.split(".")[0] not in PACKAGES or _is_left_out(name):
+    importer = ".".join(file.relative_to(repository).with_suffix("").parts)
+    for name in sorted(_read(file.read_bytes()).names):
+        if name.split(".")[0] not in PACKAGES or _is_left_out(name, importer):
             continue
         path = _file(name, repository)
         if path is not None:
             yield path
 
 
-def _is_left_out(name: str) -> bool:
-    return any(name == place or name.startswith(f"{place}.") for place in LEFT_OUT)
+def _is_left_out(name: str, importer: str) -> bool:
+    places = [*LEFT_OUT, *(branch for module, branch in OPTIONAL if module == importer)]
+    return any(name == place or name.startswith(f"{place}.") for place in places)
 
 
 def _file(name: str, repository: Path) -> Path | None:
@@ -163,4 +226,8 @@ def _name(path: Path, repository: Path) -> str:
 
 
 if __name__ == "__main__":
-    write()
+    try:
+        state_sections()
+        write()
+    except ValueError as error:
+        sys.exit(str(error))

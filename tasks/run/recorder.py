@@ -19,15 +19,18 @@ step, because the cost differs between runs:
 Replayed steps have no cost, nor has the first step after them, whose start time is unknown.
 """
 
+import errno
 import json
 import math
+import os
 import resource
 import sys
 import time
 from collections.abc import Callable
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import TextIO
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -39,7 +42,7 @@ LINE_EVERY_S = 10.0
 
 
 class Recorder:
-    """`log` for gdpo.train.loop.Hooks; use as a context manager.
+    """`log` for gdpo.hooks.Hooks; use as a context manager.
 
     total: the number of steps, if known. samples: samples per step of a training loop. track:
     "none", or the tracker to which rank 0 sends its values.
@@ -64,30 +67,42 @@ class Recorder:
         self.track = track
         self._tracking: Tracking | None = None
         self._begun: float | None = None  # start time of the current step, if known
-        self._file: TextIO | None = None
-        self._bar: tqdm | None = None  # type: ignore[type-arg]  # no iterable: updated by hand
-        self._next_line = time.monotonic() + LINE_EVERY_S
+        self._file: FileIO | None = None
+        self._bar: tqdm[Any] | None = None  # no iterable: updated by hand
+        self._next_line = 0.0  # the first step is shown at once
+        self._unshown = ""  # the line of the last step, if nobody has seen it
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Record the values of one step (0-based)."""
         of = {"of": self.total} if self.total else {}
-        row = (
+        logged = (
             {"step": step, **of}
             | {name: value for name, value in values.items() if name != "step"}
             | self._cost()
         )
         self.total = (
-            int(row["of"]) if "of" in row else None
+            int(logged["of"]) if "of" in logged else None
         )  # some stages know their total only after they start
-        if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("w", encoding="utf-8", buffering=1)
-        self._file.write(json.dumps(row) + "\n")
+        self._write(json.dumps(logged) + "\n")
         if self._tracking is not None:
             self._tracking.log(
-                step, {name: value for name, value in row.items() if name not in ("step", "of")}
+                step, {name: value for name, value in logged.items() if name not in ("step", "of")}
             )
-        self._show(step + 1, row)
+        self._show(step + 1, logged)
+
+    def _write(self, line: str) -> None:
+        """Add a line to the live file. OSError naming it, of a full disk for example."""
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            # Without a buffer: the file is read while the stage runs, and what a full disk refused
+            # must not come back as a second error when the file is closed.
+            self._file = self.path.open("wb", buffering=0)
+        data = line.encode()
+        try:
+            if self._file.write(data) < len(data):  # as much as there was room for
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def timed(self, should_stop: Callable[[], bool]) -> Callable[[], bool]:
         """Wrap `should_stop` to time the steps: a training loop calls it after every step it
@@ -112,17 +127,24 @@ class Recorder:
             "memory_gb": round(_peak_bytes() / 1e9, 3),
         }
 
-    def _show(self, done: int, row: dict[str, float]) -> None:
+    def _show(self, done: int, values: dict[str, float]) -> None:
         if sys.stderr.isatty():
             if self._bar is None:
                 self._bar = tqdm(total=self.total, desc=self.name, unit="step", leave=False)
-            self._bar.set_postfix_str(_text(row), refresh=False)
+            self._bar.set_postfix_str(_text(values), refresh=False)
             self._bar.update(done - self._bar.n)
-        elif time.monotonic() >= self._next_line:
+            return
+        of = f"/{self.total}" if self.total else ""
+        self._unshown = f"{self.name} {done}{of} {_text(values)}\n"
+        # A log file would otherwise get a line per step: 35,000 of a pretraining.
+        if time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + LINE_EVERY_S
-            of = f"/{self.total}" if self.total else ""
-            sys.stderr.write(f"{self.name} {done}{of} {_text(row)}\n")
-            sys.stderr.flush()
+            self._show_line()
+
+    def _show_line(self) -> None:
+        sys.stderr.write(self._unshown)
+        sys.stderr.flush()
+        self._unshown = ""
 
     def __enter__(self) -> "Recorder":
         if self.track != "none":
@@ -139,6 +161,7 @@ class Recorder:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
+        self._show_line()
         if self._file is not None:
             self._file.close()
         if self._tracking is not None:
@@ -152,9 +175,9 @@ def _peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _text(row: dict[str, float]) -> str:
+def _text(values: dict[str, float]) -> str:
     """The first four values, with four significant digits."""
-    named = [(name, value) for name, value in row.items() if name not in ("step", "of")][:4]
+    named = [(name, value) for name, value in values.items() if name not in ("step", "of")][:4]
     return " ".join(
         f"{name} {value:.4g}" if math.isfinite(value) else f"{name} {value}"
         for name, value in named

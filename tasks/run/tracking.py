@@ -1,13 +1,17 @@
-"""Trackers for the values of every step, besides metrics.jsonl (key `track`): TensorBoard or
-Weights & Biases.
+"""Trackers for the values of every step, besides metrics.jsonl (key `track`): TensorBoard, W&B,
+MLflow or Trackio.
 
     tensorboard    files in work/<stage>/tensorboard/; `tensorboard --logdir work` shows all stages
     wandb          a run of the project gdpo-sr, named after the stage. Its files are in
                    work/<stage>/wandb/; with WANDB_MODE=offline all its data stays there until
                    `wandb sync` uploads it
+    mlflow         a run of the experiment gdpo-sr, on the server at MLFLOW_TRACKING_URI; without
+                   one in work/<stage>/mlflow.db (`mlflow ui --backend-store-uri sqlite:///FILE`)
+    trackio        a run of the project gdpo-sr in TRACKIO_DIR (`trackio show`), or in the Space at
+                   TRACKIO_SPACE_ID
 
-A resumed loop replays its history, so both trackers start from scratch at each start and show every
-step once: TensorBoard discards the content of older files in the folder, W&B gets a new run. Only
+A resumed loop replays its history, so trackers start from scratch at each start and show every step
+once: TensorBoard discards the content of older files in the folder, the others get a new run. Only
 the values of the steps are sent: no parameters, code, git remote, environment or output (W&B itself
 adds system load, the command line and the installed packages). A tracker that does not start is an
 error, because no work is lost at that point. A tracker that fails later costs one warning and does
@@ -23,6 +27,7 @@ from typing import Protocol
 
 from tqdm import tqdm
 
+from gdpo.errors import one_line
 from tasks.params import BadParams
 
 PROJECT = "gdpo-sr"
@@ -83,9 +88,42 @@ class _Wandb:
         self._run.finish(exit_code=int(failed))
 
 
+class _Mlflow:
+    def __init__(self, folder: Path, name: str) -> None:
+        mlflow = importlib.import_module("mlflow")
+        local = f"sqlite:///{(folder / 'mlflow.db').absolute()}"
+        # A client of its own: the module's functions have a run and a server for the whole process.
+        self._client = mlflow.MlflowClient(os.environ.get("MLFLOW_TRACKING_URI", local))
+        there = self._client.get_experiment_by_name(PROJECT)
+        experiment = there.experiment_id if there else self._client.create_experiment(PROJECT)
+        self._run = self._client.create_run(experiment, run_name=name).info.run_id
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self._client.log_metric(self._run, name, value, step=step)
+
+    def close(self, failed: bool) -> None:
+        self._client.set_terminated(self._run, "FAILED" if failed else "FINISHED")
+
+
+class _Trackio:
+    def __init__(self, folder: Path, name: str) -> None:
+        trackio = importlib.import_module("trackio")
+        # Not its dashboard, and no samples of the GPU: only the values of the steps.
+        self._run = trackio.init(project=PROJECT, name=name, embed=False, auto_log_gpu=False)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        self._run.log(values, step=step)
+
+    def close(self, failed: bool) -> None:
+        self._run.finish()
+
+
 _TRACKERS: dict[str, Callable[[Path, str], Tracker]] = {
     "tensorboard": _TensorBoard,
     "wandb": _Wandb,
+    "mlflow": _Mlflow,
+    "trackio": _Trackio,
 }
 
 
@@ -128,9 +166,8 @@ class Tracking:
             send(self._tracker)
         except Exception as error:
             self._tracker = None
-            why = " ".join(str(error).split()) or type(error).__name__
             line = (
-                f"gdpo-sr: track: {self.kind} failed ({why}); going on without it, "
-                f"{self.folder / 'metrics.jsonl'} is whole"
+                f"gdpo-sr: track: {self.kind} failed ({one_line(error)}); training continues, "
+                f"{self.folder / 'metrics.jsonl'} has every step"
             )
             tqdm.write(line, file=sys.stderr)  # keeps a progress bar intact

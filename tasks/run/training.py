@@ -19,10 +19,10 @@ def device() -> torch.device:
 
 
 def write_history(folder: Path, history: list[dict[str, float]]) -> None:
-    """Write the values of every step to `folder`/metrics.jsonl, without times, so equal runs give
-    equal bytes.
+    """Write the values of every step to `folder`/metrics.jsonl, without times, so equal runs on
+    equal devices with as many threads give equal bytes.
     """
     with written_aside(folder) as part:
         part.mkdir()
-        lines = (json.dumps({**row, "step": int(row["step"])}) for row in history)
+        lines = (json.dumps({**values, "step": int(values["step"])}) for values in history)
         (part / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))

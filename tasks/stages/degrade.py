@@ -7,10 +7,9 @@ reports/degrade/<part>/report.json.
 
 The stage `index` assigns photographs to parts. Every patch draws its degradation from its own
 generator, keyed by (data set version, patch id, epoch), so a pair has the same bytes for any number
-of parts and any processing order.
+of parts and any processing order. Pairs with a ready-made LR image take their part of it instead.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator
 from itertools import islice
@@ -20,19 +19,21 @@ import numpy as np
 import torch
 
 from gdpo.config import Config, Degrade
+from gdpo.config.fields import EVALUATION
 from gdpo.data.degrade import draw, low_resolution, patch_generator
 from gdpo.data.shards import Box, Pair, write_shards
-from gdpo.data.sources import centred_tiles, sliding_windows
+from gdpo.data.sources import centred_tiles, patch_id, sliding_windows
 from gdpo.files import written_aside
-from gdpo.rewards.detail import detail_share
-from gdpo.train.loop import Hooks, Stopped
+from gdpo.hooks import Hooks, Stopped
+from gdpo.rewards.detail import PIPELINE_GRAYSCALE, detail_share
+from tasks import paths
 from tasks.checks.tables import check_pairs
-from tasks.files.photographs import Entry, read_list
+from tasks.files.photographs import Entry, limit_of, read_list
 from tasks.files.tags import tagged
 
-EVALUATION = "evaluation"
 BATCH = 32  # patches per call of detail_share
-Patch = tuple[str, str, Box, np.ndarray]  # id, source, box, uint8 (H, W, 3)
+# id, source, box, HR uint8 (H, W, 3), and the ready-made LR (h, w, 3)
+Patch = tuple[str, str, Box, np.ndarray, np.ndarray | None]
 
 
 def run(config: Config, root: Path, hooks: Hooks, part: str | None = None) -> None:
@@ -48,46 +49,55 @@ def run(config: Config, root: Path, hooks: Hooks, part: str | None = None) -> No
 
 
 def _part(config: Config, root: Path, hooks: Hooks, part: str) -> None:
-    entries = read_list(root / "data/photos" / f"{part}.parquet", root)
-    pairs = _pairs(config, _patches(config.degrade, entries, part), part, hooks)
+    path = root / paths.PHOTOS / f"{part}.parquet"
+    entries = read_list(path, root)
+    patches = _patches(config.degrade, entries, part, limit_of(path))
+    pairs = _pairs(config, patches, part, hooks)
     held_out = part == EVALUATION
     if not held_out:  # held-out images are tagged when they are evaluated
         pairs = tagged(pairs, config.degrade.tags, config.model.tagger, root)
-    target = root / "data/shards/evaluation" if held_out else root / "data/shards/train" / part
+    target = root / paths.HELD_OUT if held_out else root / paths.TRAIN / part
     with written_aside(target) as aside:
         count = write_shards(
-            aside, pairs, config.degrade.shard_mb, None if held_out else config.degrade.parts
+            aside,
+            pairs,
+            config.degrade.shard_mb,
+            None if held_out and entries else config.degrade.parts,
         )
         check_pairs(aside, part, root, config.degrade)
-    with written_aside(root / "reports/degrade" / part) as folder:
+    with written_aside(root / paths.DEGRADED / part) as folder:
         folder.mkdir()
         (folder / "report.json").write_text(
             json.dumps({"photographs": len(entries), "pairs": count}, indent=1) + "\n"
         )
 
 
-def _patches(cut: Degrade, entries: list[Entry], part: str) -> Iterator[Patch]:
-    """Cut every photograph into patches: sliding windows for training, centred tiles for
-    evaluation.
+def _patches(cut: Degrade, entries: list[Entry], part: str, limit: str | None) -> Iterator[Patch]:
+    """Cut every photograph into patches: sliding windows for training, those whose ids are not
+    above `limit`, centred tiles for evaluation.
     """
+    scale = cut.degradation.scale
     side = cut.evaluation_crop if part == EVALUATION else cut.crop
     for entry in entries:
-        photo, pixels = entry.photo.name, entry.pixels()
+        photo, pixels, low = entry.photo.name, entry.pixels(), entry.low_resolution()
         height, width = pixels.shape[:2]
         if part == EVALUATION:
             named = [(f"{photo}-{label}", box) for label, box in centred_tiles(height, width, side)]
         else:
             named = [
-                (_patch_id(photo, box), box)
+                (id_, box)
                 for box in sliding_windows(height, width, side, cut.stride)
+                for id_ in [patch_id(photo, box)]
+                if limit is None or id_[:16] <= limit
             ]
         for name, box in named:
-            yield name, photo, box, pixels[box.top : box.top + side, box.left : box.left + side]
+            yield name, photo, box, _cut(pixels, box), low if low is None else _cut(low, box, scale)
 
 
-def _patch_id(source: str, box: Box) -> str:
-    """A short hash of the patch's photograph and box; adding photographs does not change it."""
-    return hashlib.sha256(json.dumps([source, *box]).encode()).hexdigest()[:20]
+def _cut(pixels: np.ndarray, box: Box, scale: int = 1) -> np.ndarray:
+    """The box, which is of an image `scale` times as large."""
+    top, left, height, width = (value // scale for value in box)
+    return pixels[top : top + height, left : left + width]
 
 
 def _pairs(config: Config, patches: Iterator[Patch], part: str, hooks: Hooks) -> Iterator[Pair]:
@@ -96,16 +106,21 @@ def _pairs(config: Config, patches: Iterator[Patch], part: str, hooks: Hooks) ->
     while batch := list(islice(patches, BATCH)):
         if hooks.should_stop():
             raise Stopped(done)
-        hr_BHWC = np.stack([patch for *_, patch in batch])
+        hr_BHWC = np.stack([hr for *_, hr, _ in batch])
         shares = detail_share(
-            torch.from_numpy(hr_BHWC).movedim(-1, 1).float() / 255, "released"
+            torch.from_numpy(hr_BHWC).movedim(-1, 1).float() / 255, PIPELINE_GRAYSCALE
         ).tolist()
-        for (name, source, box, hr), share in zip(batch, shares, strict=True):
+        for (name, source, box, hr, ready), share in zip(batch, shares, strict=True):
+            if ready is not None:
+                drawn = {"scale": config.degrade.degradation.scale, "enlarge": "bicubic"}
+                yield Pair(name, source, box, hr, ready, drawn, share)
+                continue
             drawn = draw(
                 config.degrade.degradation,
                 patch_generator(config.degrade.version, name, config.degrade.epoch),
             )
             if part == EVALUATION:
+                # After the draw, so that the other parameters are those of any patch of this id.
                 drawn["enlarge"] = "bicubic"
             lr = low_resolution(hr.astype(np.float32) / 255, drawn)
             yield Pair(name, source, box, hr, lr, drawn, share)

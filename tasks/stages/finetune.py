@@ -2,68 +2,101 @@
 models/control.
 """
 
-from collections.abc import Sequence
+import hashlib
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from gdpo.config import Config
-from gdpo.model.checkpoints import load_model, read_adapters, save_model
+from gdpo.hooks import Hooks
+from gdpo.metrics.score import versions
+from gdpo.model.base import base_hashes
+from gdpo.model.card import IDENTITIES
+from gdpo.model.checkpoints import read_folder, save_model
+from gdpo.model.naosd import NAOSD
 from gdpo.model.sampling import base_dtype
-from gdpo.preference.group import Group
 from gdpo.preference.loop import finetune
-from gdpo.train.loop import Hooks
+from gdpo.train.loop import checkpoints
 from gdpo.train.world import current
-from tasks.files.rollouts import Rollouts, Selected, header
-from tasks.run.fingerprint import fingerprint
+from tasks import paths
+from tasks.files.rollouts import Rollouts, header
+from tasks.files.selection import Selected
+from tasks.files.validation import validation_pairs
+from tasks.run.fingerprint import inputs_of, training
 from tasks.run.training import device, write_history
 
 
-def run(config: Config, root: Path, hooks: Hooks, name: str = "gdpo") -> None:
-    """Train `name` ("gdpo" or "control") and write its model folder and history.
+def run(config: Config, root: Path, hooks: Hooks, name: str = paths.FINETUNE_RUNS[0]) -> None:
+    """Train `name`, one of `paths.FINETUNE_RUNS`, and write its model folder and history.
 
     Errors: ValueError naming the file or key; `Stopped` after writing a checkpoint to
     work/finetune/<name>.
     """
-    groups: Sequence[Group] = []
+    groups: Rollouts | None = None
     pairs: Selected | None = None
+    validation = validation_pairs(config, root)
+    world = current()
+    # Rank 0 hashes the files and tells the others: N ranks would read gigabytes N times.
+    made_from = world.from_main(partial(header, config, root))
     if config.finetune.rollouts == "online":
         pairs = _selected(root)
     else:
-        groups = Rollouts(config, root)
-    base, naosd = root / config.model.base, root / "models/naosd"
-    model = load_model(naosd, base).to(device(), base_dtype(config.rollout.precision))
-    work = root / "work/finetune" / name
-    settings = {
-        "name": name,
-        "seed": config.seed,
-        "finetune": config.finetune.model_dump(),
-        "reward": config.reward.model_dump(),
-        "header": header(config, root),
-        "pairs": pairs.fingerprint() if pairs else None,
-    }
-    inputs = [] if pairs else [root / "data/rollouts"]
+        groups = Rollouts(config, root, made_from)
+    naosd = read_folder(
+        root / paths.NAOSD,
+        root / config.model.base,
+        lambda base: world.from_main(partial(base_hashes, base)),
+    )
+    model = NAOSD.from_folder(naosd).to(device(), base_dtype(config.rollout.precision))
+    work = paths.work(root, "finetune", name)
+
+    def depends_on() -> str:
+        data: dict[str, Any] = {}
+        if groups is not None:
+            data = {paths.ROLLOUTS: groups.fingerprint()}
+        elif pairs is not None:
+            data = {
+                paths.SELECTED: pairs.fingerprint(),
+                "rollout.batch": config.rollout.batch,
+                "metrics": versions(config.rollout.metrics),
+            }
+        settings = {
+            "run": name,
+            "finetune": training(config.finetune),
+            "reward": config.reward.model_dump(),
+            "validation": [hashlib.sha256(pair.hr.tobytes()).hexdigest() for pair in validation],
+            **made_from,
+            **data,
+        }
+        return inputs_of(__name__, settings)
+
+    inputs = world.from_main(depends_on)
     adapters, history = finetune(
         model,
-        groups,
+        groups or [],
         config,
-        control=name == "control",
+        control=IDENTITIES[name].role == "control",
         folder=work,
-        fingerprint=fingerprint(settings, inputs),
+        fingerprint=inputs,
         hooks=hooks,
         pairs=pairs or [],
+        validation=validation,
     )
-    if not current().is_main:
+    if not world.is_main:
         return
-    write_history(root / "reports/finetune" / name, history)
-    chain = [*read_adapters(naosd), adapters]
+    write_history(root / paths.FINETUNED / name, history)
     save_model(
-        root / "models" / name,
-        base,
-        chain,
+        root / paths.MODEL_DIR / name,
+        naosd.base,
+        [*naosd.adapters, adapters],
+        IDENTITIES[name],
+        base_sha256=naosd.card.base_sha256,
         t_add=model.t_add,
         t_diff=model.t_diff,
         prompt=model.prompt,
     )
-    (work / "checkpoint.pt").unlink(missing_ok=True)
+    # Last: killed before it, the same command finds all steps done and only writes again.
+    checkpoints(work, inputs).remove()
 
 
 def _selected(root: Path) -> Selected:

@@ -16,11 +16,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from gdpo.config import Config, Photographs
+from gdpo.config import Config, Degrade, Photographs
+from gdpo.config.fields import EVALUATION
 from gdpo.data.scan import Finding, Scan, examine, scan
-from gdpo.data.sources import Photo, Split, part_of
+from gdpo.data.sources import Photo, Split, lowest, part_of, patch_id, sliding_windows
 from gdpo.files import written_aside
-from gdpo.train.loop import Hooks, Stopped
+from gdpo.hooks import Hooks, Stopped
+from tasks import paths
 from tasks.files.photographs import listed, write_list
 
 READERS = min(
@@ -34,15 +36,17 @@ def run(config: Config, root: Path, hooks: Hooks) -> None:
 
     Errors: ValueError naming the photograph or key on bad input; nothing is written then.
     """
-    held_out = _scan(config, "evaluation", root, hooks, None)
-    trained = _scan(config, "train", root, hooks, held_out)
+    held_out = _scan(config, "evaluation", root, hooks)
+    trained = _scan(config, "train", root, hooks, held_out.used)
     parts: dict[str, list[Finding]] = {name: [] for name in config.degrade.parts}
-    for found in trained.used:
-        parts[part_of(found.photo.name, config.degrade.parts)].append(found)
-    with written_aside(root / "data/photos") as folder:
+    for photograph in trained.used:
+        parts[part_of(photograph.photo.name, config.degrade.parts)].append(photograph)
+    below = _limit(config.degrade, trained.used)
+    with written_aside(root / paths.PHOTOS) as folder:
         folder.mkdir()
-        for name, findings in [*parts.items(), ("evaluation", held_out.used)]:
-            write_list(folder / f"{name}.parquet", findings)
+        for name, findings in [*parts.items(), (EVALUATION, held_out.used)]:
+            limit = None if name == EVALUATION else below
+            write_list(folder / f"{name}.parquet", findings, root, limit)
     report = {
         "evaluation": _described(held_out, config.degrade.evaluation, root),
         "train": {
@@ -50,51 +54,66 @@ def run(config: Config, root: Path, hooks: Hooks) -> None:
             "parts": {name: len(findings) for name, findings in parts.items()},
         },
     }
-    with written_aside(root / "reports/photographs") as folder:
+    with written_aside(root / paths.PHOTOGRAPHS) as folder:
         folder.mkdir()
         (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
-def _scan(config: Config, split: Split, root: Path, hooks: Hooks, held_out: Scan | None) -> Scan:
+def _limit(cut: Degrade, photographs: Sequence[Finding]) -> str | None:
+    """The greatest id of a window that is cut, so that there are `degrade.pairs`; None: all are."""
+    if cut.pairs is None:
+        return None
+    ids = (
+        patch_id(one.photo.name, box)
+        for one in photographs
+        for box in sliding_windows(one.height, one.width, cut.crop, cut.stride)
+    )
+    return lowest(ids, cut.pairs)
+
+
+def _scan(
+    config: Config, split: Split, root: Path, hooks: Hooks, held_out: Sequence[Finding] = ()
+) -> Scan:
     """Examine every photograph of a split. Errors: ValueError if none is usable.
 
-    held_out: the evaluation scan, whose photographs the training split must not contain.
+    held_out: the evaluation photographs, which the training split must not contain.
     """
     sources, side = config.degrade.train, config.degrade.crop
     if split == "evaluation":
         sources, side = config.degrade.evaluation, config.degrade.evaluation_crop
     photos = listed(sources, split, root)
-    findings = _examined(photos, side, hooks)
-    found = scan(
-        findings, len(photos), config.degrade.max_failures, held_out.hashes() if held_out else None
-    )
-    if not found.used:
+    findings = _examined(photos, side, config.degrade.degradation.scale, hooks)
+    result = scan(findings, len(photos), config.degrade.max_failures, held_out)
+    if photos and not result.used:
         raise ValueError(
             f"degrade.{split}: none of {len(photos)} photographs can be used; "
-            f"{found.skipped[0]['detail']}"
+            f"{result.skipped[0]['detail']}"
         )
-    return found
+    return result
 
 
-def _examined(photos: Sequence[Photo], min_side: int, hooks: Hooks) -> Iterator[Finding]:
+def _examined(
+    photos: Sequence[Photo], min_side: int, scale: int, hooks: Hooks
+) -> Iterator[Finding]:
     """The findings in the order of the photographs; `READERS` photographs are read concurrently."""
     with ThreadPoolExecutor(READERS) as pool:
         for start in range(0, len(photos), AHEAD):
             if hooks.should_stop():
                 raise Stopped(start)
             batch = photos[start : start + AHEAD]
-            yield from pool.map(examine, batch, [min_side] * len(batch))
+            yield from pool.map(examine, batch, [min_side] * len(batch), [scale] * len(batch))
             hooks.log(start + len(batch), {"photographs": float(start + len(batch))})
 
 
-def _described(found: Scan, sources: Sequence[Photographs], root: Path) -> dict[str, object]:
+def _described(result: Scan, sources: Sequence[Photographs], root: Path) -> dict[str, object]:
     """One split of the report. Paths are relative to `root`, so the output does not depend on where
     it is.
     """
     skipped = [
-        {**row, "detail": row["detail"].replace(f"{root}{os.sep}", "")} for row in found.skipped
+        {**photo, "detail": photo["detail"].replace(f"{root}{os.sep}", "")}
+        for photo in result.skipped
     ]
     of_source = {
-        source.path: sum(f.photo.source == source.path for f in found.used) for source in sources
+        source.path: sum(f.photo.source == source.path for f in result.used) for source in sources
     }
-    return {"photographs": found.counts(), "sources": of_source, "skipped": skipped}
+    return {"photographs": result.counts(), "sources": of_source, "skipped": skipped}

@@ -2,65 +2,105 @@
 reports/pretrain/metrics.jsonl.
 """
 
+import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 from gdpo.config import Config
 from gdpo.data.shards import Shards
-from gdpo.model.checkpoints import base_hashes, load_base, read_adapters, save_model
+from gdpo.hooks import Hooks
+from gdpo.model.base import base_hashes
+from gdpo.model.card import IDENTITIES
+from gdpo.model.checkpoints import Adapters, read_adapters, save_model
+from gdpo.model.naosd import NAOSD
 from gdpo.pretrain.loop import pretrain
-from gdpo.train.loop import Hooks
+from gdpo.pretrain.start import initial_model
+from gdpo.train.loop import checkpoints
 from gdpo.train.world import current
-from tasks.run.fingerprint import fingerprint
+from tasks import paths
+from tasks.run.fingerprint import fingerprint, inputs_of, prompts_of, training
 from tasks.run.training import device, write_history
 
 
 def run(config: Config, root: Path, hooks: Hooks) -> None:
     """Train on data/shards/train and write the model folder and the loss history.
 
+    With `pretrain.steps` 0 the adapters of `pretrain.init` are written as they are.
     Errors: ValueError naming the file or key; `Stopped` after writing a checkpoint to
     work/pretrain.
     """
     settings = config.pretrain
     base = root / config.model.base
-    pairs = Shards(root / "data/shards/train")
-    init = None
-    if settings.init is not None:
-        init = read_adapters(root / settings.init)[0]
+    pairs = Shards(root / paths.TRAIN)
+    init, start = None, initial_model(config)
+    if start is not None:
+        init = read_adapters(root / start)[0]
         if init.lora != settings.lora:
             raise ValueError(
-                f"pretrain.lora must be {init.lora.model_dump()}, that of pretrain.init "
-                f"{settings.init}"
+                f"pretrain.lora must be {init.lora.model_dump()}, that of pretrain.init {start}"
             )
-    work = root / "work/pretrain"
-    name = fingerprint(
-        {
+    if init is not None and not settings.steps:
+        return _take(config, root, init)
+    work, world = paths.work(root, "pretrain"), current()
+
+    def hashes() -> tuple[dict[str, str], str]:
+        base_sha256 = base_hashes(base)
+        init_sha256 = None if start is None else fingerprint({}, [root / start])
+        keys = ("t_add", "t_diff", "training_prompt", "negative_prompt")
+        values = {
             "seed": config.seed,
-            "model": config.model.model_dump(),
-            "pretrain": settings.model_dump(),
-            "base": base_hashes(base),
-            "pairs": pairs.fingerprint(),
-        },
-        [] if settings.init is None else [root / settings.init],
-    )
+            "model": {key: getattr(config.model, key) for key in keys},
+            "pretrain": training(settings) | {"init": init_sha256},
+            "model.base": base_sha256 | {"prompts": prompts_of(base)},
+            paths.TRAIN: pairs.fingerprint(),
+        }
+        return base_sha256, inputs_of(__name__, values)
+
+    base_sha256, inputs = world.from_main(hashes)
+    # Those of another run, which has other inputs, stay apart.
+    kept = work / f"kept-{hashlib.sha256(inputs.encode()).hexdigest()[:8]}"
     adapters, history = pretrain(
-        load_base(base).to(device()),
+        NAOSD.from_base(base).to(device()),
         pairs,
         config,
         init=init,
         folder=work,
-        fingerprint=name,
+        fingerprint=inputs,
         hooks=hooks,
+        keep=lambda step, adapters: _save(
+            config, root, kept / f"step-{step:06d}", adapters, base_sha256
+        ),
     )
+    if not world.is_main:
+        return
+    write_history(root / paths.PRETRAINED, history)
+    _save(config, root, root / paths.NAOSD, adapters, base_sha256)
+    checkpoints(work, inputs).remove()
+
+
+def _take(config: Config, root: Path, init: Adapters) -> None:
+    """Write the adapters of `pretrain.init` as the stage's model, without training."""
     if not current().is_main:
         return
-    write_history(root / "reports/pretrain", history)
+    write_history(root / paths.PRETRAINED, [])
+    _save(config, root, root / paths.NAOSD, init)
+
+
+def _save(
+    config: Config,
+    root: Path,
+    folder: Path,
+    adapters: Adapters,
+    base_sha256: dict[str, str] | None = None,
+) -> None:
     model = config.model
     save_model(
-        root / "models/naosd",
-        base,
-        [adapters],
+        folder,
+        root / model.base,
+        [replace(adapters, name="naosd")],
+        IDENTITIES["naosd"],
+        base_sha256=base_sha256,
         t_add=model.t_add,
         t_diff=model.t_diff,
         prompt=model.prompt,
     )
-    (work / "checkpoint.pt").unlink(missing_ok=True)

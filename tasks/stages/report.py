@@ -22,26 +22,25 @@ import json
 import platform
 import re
 import shutil
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 from urllib.parse import quote
 
-import jinja2
-from markupsafe import Markup
-
 from gdpo.config import Config
+from gdpo.config.fields import EVALUATION
 from gdpo.files import written_aside
-from gdpo.metrics.table import METRICS
-from gdpo.train.loop import Hooks
-from tasks.report import curves, figures, sections, tables, verdict
-from tasks.report.gallery import Gallery, read_text
+from gdpo.hooks import Hooks
+from tasks import paths
+from tasks.files.scores import SCORES, read_scores
+from tasks.report import curves, sections, tables
+from tasks.report.benchmark_page import Page, asset, benchmark_page, html_of
+from tasks.report.gallery import read_text
+from tasks.report.html import TEMPLATES, environment
 from tasks.report.paper_tables import paper_tables, write
 
 VERSIONS = ("torch", "diffusers", "transformers", "peft", "pyiqa", "numpy", "pyarrow", "pillow")
-TEMPLATES = Path(__file__).parents[1] / "report/templates"
-Page = dict[str, Any]  # the variables of one template
 
 
 def run(config: Config, root: Path, hooks: Hooks) -> None:
@@ -49,17 +48,17 @@ def run(config: Config, root: Path, hooks: Hooks) -> None:
 
     Errors: ValueError naming a missing input.
     """
-    with written_aside(root / "reports/assets") as assets:
+    with written_aside(root / paths.ASSETS) as assets:
         (assets / "figures").mkdir(parents=True)
         for name in ("style.css", "report.js"):
             shutil.copyfile(TEMPLATES / name, assets / name)
         texts = _render(_pages(config, root, assets))
-    with written_aside(root / "reports/pages") as folder:
+    with written_aside(root / paths.PAGES) as folder:
         folder.mkdir()
         for name, text in texts.items():
             if name != "index":
                 _write(folder / f"{name}.html", text)
-    with written_aside(root / "reports/index.html") as part:
+    with written_aside(root / paths.INDEX) as part:
         _write(part, texts["index"])
 
 
@@ -71,20 +70,15 @@ def _write(path: Path, text: str) -> None:
 
 def _render(pages: dict[str, Page]) -> dict[str, str]:
     """{page: HTML}; the first benchmark's page is second in the menu, after the summary."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    templates = environment()
+    templates.filters["metric_label"] = tables.label
     addresses = {
         name: "index.html" if name == "index" else quote(f"pages/{name}.html") for name in pages
     }
     menu = [(name, page["title"], addresses[name]) for name, page in pages.items()]
     texts = {}
     for name, page in pages.items():
-        template = environment.get_template(f"{page['template']}.html")
+        template = templates.get_template(f"{page['template']}.html")
         base = "" if name == "index" else "../"
         texts[name] = template.render(
             page, name=name, menu=menu, base=base, label=tables.label, sample=tables.sample
@@ -94,9 +88,7 @@ def _render(pages: dict[str, Page]) -> dict[str, str]:
 
 def _pages(config: Config, root: Path, assets: Path) -> dict[str, Page]:
     """{file stem: content}, in the order of the menu."""
-    benchmarks = {
-        name: _benchmark(config, root, assets, name) for name in config.evaluate.benchmarks
-    }
+    benchmarks = {name: benchmark_page(root, assets, name) for name in config.evaluate.benchmarks}
     first = next(iter(benchmarks.values()))
     return {
         "index": {
@@ -104,95 +96,64 @@ def _pages(config: Config, root: Path, assets: Path) -> dict[str, Page]:
             "template": "index",
             "title": "Summary",
             "benchmarks": list(benchmarks.values()),
+            "has_evidence": sections.evidence(root) is not None,
         },
         **{f"benchmark-{name}": page for name, page in benchmarks.items()},
         "tables": _paper(root, assets),
         "training": _training(config, root, assets),
+        **({"evidence": evidence} if (evidence := sections.evidence(root)) else {}),
         "data": _data(config, root),
         "provenance": _provenance(config, root, list(benchmarks)),
     }
 
 
-def _benchmark(config: Config, root: Path, assets: Path, name: str) -> Page:
-    results = json.loads(read_text(root, f"reports/evaluate/{name}/summary.json"))
-    gallery = Gallery(root, name, results)
-    forest = assets / "figures" / name / "differences.svg"
-    return {
-        "template": "benchmark",
-        "title": name,
-        "address": quote(f"pages/benchmark-{name}.html"),
-        "headline": verdict.headline(results),
-        "gain": verdict.gain(results),
-        "claims": verdict.claims(results),
-        "since": _since(root, name, results),
-        "summary": results,
-        "metric_headings": [
-            tables.metric_heading(results, metric) for metric in results["metrics"]
-        ],
-        "tables": _tables(assets, name, results),
-        "variants": _variants(results),
-        "sets": _sets(results),
-        "forest": _asset("figures", name, "differences.svg")
-        if _forest(forest, results, results["reference"])
-        else None,
-        "viewer_data": gallery.viewer(assets),
-        "candidates": gallery.candidates(assets),
-        "maps": gallery.maps(assets, config.rollout.grayscale),
-    }
-
-
-def _since(root: Path, benchmark: str, results: dict[str, Any]) -> dict[str, Any] | None:
-    found = sections.since(root, benchmark, results)
-    if found is None:
-        return None
-    changes, moved = found
-    known = sections.origins(root / f"reports/evaluate/{benchmark}/per_image.parquet")
-    table = verdict.changes_table(results, changes)
-    return {
-        "sentence": verdict.change_sentence(changes),
-        "table": _html(table),
-        "moved": moved,
-        "known": bool(known),
-    }
-
-
 def _paper(root: Path, assets: Path) -> Page:
-    found = paper_tables(root)
-    write(found, assets / "paper")
-    shown = [
-        {
-            "name": table.name,
-            "caption": table.caption,
-            "html": _html(table),
-            "address": _asset("paper", table.name),
-        }
-        for table in found
-    ]
+    written = paper_tables(root)
+    write(written, assets / "paper")
+    shown = []
+    for table in written:
+        measured = [row for row in table.rows if any(cell.value is not None for cell in row)]
+        absent = [row for row in table.rows if row not in measured]
+        shown.append(
+            {
+                "name": table.name,
+                "caption": table.caption,
+                "html": html_of(replace(table, rows=measured)),
+                "address": asset("paper", table.name),
+                "absent": len(absent),
+                "absent_html": html_of(replace(table, rows=absent, notes=())),
+            }
+        )
     return {"template": "tables", "title": "Paper", "tables": shown}
 
 
 def _training(config: Config, root: Path, assets: Path) -> Page:
     groups = curves.read_groups(root, config.reward)
+    runs = {name: f"{paths.FINETUNED}/{name}" for name in paths.FINETUNE_RUNS}
+    rewarded = next(iter(runs.values()))
+    batches, no_batches = curves.batches(
+        root, assets, groups, config.seed, config.finetune, rewarded
+    )
     return {
         "template": "training",
         "title": "Training",
-        "finetune": curves.trainings(
-            root, assets, "finetune", {"gdpo": "finetune/gdpo", "control": "finetune/control"}
-        ),
-        "batches": curves.batches(root, assets, groups, config.seed, config.finetune),
-        "pretrain": curves.trainings(root, assets, "pretrain", {"naosd": "pretrain"}),
+        "learned": curves.learned(root, runs),
+        "finetune": curves.trainings(root, assets, "finetune", runs),
+        "batches": batches,
+        "no_batches": no_batches,
+        "pretrain": curves.trainings(root, assets, "pretrain", {"naosd": paths.PRETRAINED}),
         "rollouts": curves.rollouts(assets, groups),
     }
 
 
 def _data(config: Config, root: Path) -> Page:
-    parts = [*config.degrade.parts, "evaluation"]
+    parts = [*config.degrade.parts, EVALUATION]
     checked = [
         *(f"degrade/{part}" for part in parts),
         "select",
         *(f"rollout/{part}" for part in config.rollout.parts),
     ]
-    select = json.loads(read_text(root, "data/selected/report.json"))
+    select = json.loads(read_text(root, f"{paths.SELECTED}/report.json"))
     return {
         "template": "data",
         "title": "Data",
@@ -209,7 +170,7 @@ def _provenance(config: Config, root: Path, names: list[str]) -> Page:
         "template": "provenance",
         "title": "Provenance",
         "origins": [
-            (name, sections.origins(root / f"reports/evaluate/{name}/per_image.parquet"))
+            (name, sections.origins(read_scores(root / paths.EVALUATED / name / SCORES).origin))
             for name in names
         ],
         "versions": [
@@ -245,69 +206,3 @@ def _params(config: Config) -> dict[str, Any]:
         "seed": config.seed,
         **{type(stage).__name__.lower(): stage.model_dump() for stage in stages},
     }
-
-
-def _asset(*parts: str) -> str:
-    """The address of a file under reports/assets, relative to reports/."""
-    return quote("/".join(["assets", *parts]))
-
-
-def _html(table: tables.Table) -> Markup:
-    return Markup(tables.to_html(table))  # to_html escapes every text
-
-
-def _tables(assets: Path, benchmark: str, results: dict[str, Any]) -> dict[str, Any]:
-    """Write the tables as Markdown and CSV files for download; returns them as HTML."""
-    folder = assets / "tables" / benchmark
-    folder.mkdir(parents=True)
-    found: dict[str, Any] = {}
-    for name, table in (
-        ("models", tables.models_table(results)),
-        ("differences", tables.differences_table(results)),
-    ):
-        (folder / f"{name}.md").write_text(tables.to_markdown(table), encoding="utf-8")
-        (folder / f"{name}.csv").write_text(tables.to_csv(table), encoding="utf-8")
-        found[name] = {"html": _html(table), "address": _asset("tables", benchmark, name)}
-    return found
-
-
-def _variants(results: dict[str, Any]) -> list[tuple[str, str]]:
-    """(label, our name and exact definition) of every metric; the templates describe the reward."""
-    names = [name for name in (*results["metrics"], *results.get("sets", {})) if name in METRICS]
-    return [(tables.label(name), f"{name}: {METRICS[name].variant}") for name in names]
-
-
-def _sets(results: dict[str, Any]) -> list[tuple[str, str]]:
-    """(metric and model, mean ± standard deviation over noises) of metrics of whole image sets,
-    such as FID.
-    """
-    found = results.get("sets", {})
-    return [
-        (
-            f"{tables.label(metric)}, {tables.label(model)}",
-            f"{mean(v):.2f} ± {stdev(v) if len(v) > 1 else 0:.2f}",
-        )
-        for metric, models in found.items()
-        for model, v in models.items()
-    ]
-
-
-def _forest(path: Path, results: dict[str, Any], reference: str) -> bool:
-    """Draw every model's difference to the reference, in the reference's within-image standard
-    deviations; right is better.
-
-    Returns whether there was anything to draw.
-    """
-    rows = []
-    for metric, properties in results["metrics"].items():
-        unit = results["models"][reference][metric]["within_image_std"]
-        sign = 1 if properties["higher_is_better"] else -1
-        for model in results["models"]:
-            row = verdict.find(results, f"{model}-{reference}", metric)
-            if unit and row and row["low"] is not None:
-                mean, low, high = (sign * row[key] / unit for key in ("mean", "low", "high"))
-                rows.append((tables.label(metric), model, mean, low, high))
-    if rows:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figures.forest(path, rows)
-    return bool(rows)

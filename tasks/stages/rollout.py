@@ -20,16 +20,17 @@ import pyarrow as pa
 
 from gdpo.config import Config
 from gdpo.files import written_aside
+from gdpo.hooks import Hooks, Stopped
 from gdpo.metrics.score import check_available, versions
-from gdpo.model.checkpoints import load_model
 from gdpo.model.naosd import NAOSD
 from gdpo.model.sampling import base_dtype
 from gdpo.preference.group import Group, Skipped, schema
-from gdpo.train.loop import Hooks, Stopped
+from tasks import paths
 from tasks.checks.tables import check_rollouts
 from tasks.files.chunks import Chunks, groups, skipped
-from tasks.files.rollouts import Selected, header, plan, ranks
-from tasks.run.fingerprint import fingerprint
+from tasks.files.rollouts import header, plan, ranks
+from tasks.files.selection import Selected
+from tasks.run.fingerprint import inputs_of
 from tasks.run.training import device
 
 
@@ -52,18 +53,19 @@ def _part(config: Config, root: Path, hooks: Hooks, part: str) -> None:
     described = schema(config.rollout, json.dumps(made_from, sort_keys=True))
     shares = ranks(len(pairs), config.rollout, part)
     mine = [pairs.ids[rank] for share in shares.values() for rank in share]
-    of = {
-        "versions": versions(config.rollout.metrics),
-        "batch": config.rollout.batch,
-        "pairs": pairs.fingerprint(),
+    settings = {
+        **made_from,
+        "metrics": versions(config.rollout.metrics),
+        "rollout.batch": config.rollout.batch,
+        paths.SELECTED: pairs.fingerprint(),
     }
     chunks = Chunks(
-        root / "work/rollout" / part / "chunks", fingerprint({**made_from, **of}, []), described
+        paths.work(root, "rollout", part) / "chunks", inputs_of(__name__, settings), described
     )
 
     @cache
     def model() -> NAOSD:  # loaded only if a chunk is missing
-        model = load_model(root / "models/naosd", root / config.model.base)
+        model = NAOSD.from_pretrained(root / paths.NAOSD, base=root / config.model.base)
         return model.to(device(), base_dtype(config.rollout.precision))
 
     def make(share: range) -> Iterator[Group | Skipped]:
@@ -72,36 +74,42 @@ def _part(config: Config, root: Path, hooks: Hooks, part: str) -> None:
     left_out: dict[str, str] = {}
     done = 0
     for chunk, share in shares.items():
-        table, made = chunks.get(chunk, partial(make, share))
+        table, is_new = chunks.get(chunk, partial(make, share))
         left_out |= _named(table, part)
         done += len(share)
         hooks.log(done - 1, {"of": len(mine), **_means(table), "skipped": len(left_out)})
-        if made and hooks.should_stop():
+        if is_new and hooks.should_stop():
             raise Stopped(done)
+    # The model or a metric is at fault, and chunks are kept by inputs: the next run would take up
+    # these and fail again.
     if mine and len(left_out) == len(mine):
         chunks.remove()
         raise ValueError(
-            f"rollout {part}: none of its {len(mine)} pairs gave a group, {mine[0]}: "
+            f"rollout {part}: all of its {len(mine)} pairs were left out; {mine[0]}: "
             f"{left_out[mine[0]]}; "
             f"check models/naosd, rollout.metrics and rollout.precision"
         )
     metadata = {"plan": json.dumps(plan(pairs, config.rollout)), "skipped": json.dumps(left_out)}
-    with written_aside(root / "data/rollouts" / part) as aside:
+    with written_aside(root / paths.ROLLOUTS / part) as aside:
         aside.mkdir()
         chunks.join(aside / "00000.parquet", metadata)
+        # While still aside: a set that does not pass its expectations never appears in data/.
         check_rollouts(aside, part, root, config.rollout, mine)
     chunks.remove()
 
 
 def _named(chunk: pa.Table, part: str) -> dict[str, str]:
     """{pair id: why it gave no group} of a chunk; also written to stderr."""
-    found = skipped(chunk.schema)
-    for id_, reason in found.items():
+    left_out = skipped(chunk.schema)
+    for id_, reason in left_out.items():
         sys.stderr.write(f"gdpo-sr: rollout {part}: {id_} is left out, {reason}\n")
-    return found
+    return left_out
 
 
 def _means(chunk: pa.Table) -> dict[str, float]:
     """The mean of every metric over the candidates of a chunk."""
     rows = chunk["metrics"].to_pylist()
-    return {name: float(np.mean([row[name] for row in rows])) for name in (rows[0] if rows else ())}
+    return {
+        name: float(np.mean([scores[name] for scores in rows]))
+        for name in (rows[0] if rows else ())
+    }

@@ -8,10 +8,10 @@ Outputs are put in place only after they pass their checks.
 """
 
 import json
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,13 +19,16 @@ import pyarrow.parquet as pq
 import torch
 
 from gdpo.config import Config, Select
-from gdpo.data.selection import SELECTED, choose, manifest, perceptual_hash
+from gdpo.data.selection import SELECTED, choose, manifest, metric_of, perceptual_hash
 from gdpo.data.shards import Pair, Shards
 from gdpo.files import written_aside
+from gdpo.hooks import Hooks, Stopped
+from gdpo.items import ItemStore
 from gdpo.metrics.score import check_available, higher_is_better, score, versions
-from gdpo.train.loop import Hooks, Stopped
+from tasks import paths
 from tasks.checks.tables import check_selection
-from tasks.run.fingerprint import fingerprint
+from tasks.files.selection import MANIFEST, SCORES
+from tasks.run.fingerprint import inputs_of, model_fingerprint, prompts_of
 from tasks.run.training import device
 
 BATCH = 32
@@ -48,25 +51,28 @@ def run(config: Config, root: Path, hooks: Hooks) -> None:
     `Stopped` between batches.
     """
     rule = config.select
-    check_available([rule.metric])
-    shards = Shards(root / "data/shards/train")
-    kept = root / "work/select/scored"
+    check_available([metric_of(rule)])
+    shards = Shards(root / paths.TRAIN)
+    inputs = _inputs(shards, config, root)
+    kept = ItemStore(paths.work(root, "select") / "scored", inputs, "*.parquet")
     patches = _scored(shards, config, root, kept, hooks).add_column(
         0, "id", pa.array(shards.ids, pa.string())
     )
-    table = choose(patches, rule, higher_is_better=higher_is_better(rule.metric))
-    with written_aside(root / "data/selected") as part:
+    table = choose(patches, rule, higher_is_better=higher_is_better(metric_of(rule)))
+    with written_aside(root / paths.SELECTED) as part:
         part.mkdir()
-        pq.write_table(table, part / "scores.parquet")
-        pq.write_table(manifest(table), part / "manifest.parquet")
+        pq.write_table(table, part / SCORES)
+        pq.write_table(manifest(table), part / MANIFEST)
         (part / "report.json").write_text(json.dumps(_report(table, rule), indent=1) + "\n")
+        # Inside the block: a selection that fails its checks never replaces the last good one.
         check_selection(part, root, rule)
-    shutil.rmtree(kept, ignore_errors=True)
+    kept.remove()
 
 
-def _scored(shards: Shards, config: Config, root: Path, kept: Path, hooks: Hooks) -> pa.Table:
+def _scored(shards: Shards, config: Config, root: Path, kept: ItemStore, hooks: Hooks) -> pa.Table:
     """Source, score, detail share and hash of all patches; reuses an interrupted run's scores."""
-    tables = list(_kept(kept, _inputs(shards, config, root)))
+    kept.open()
+    tables = list(_kept(kept))
     done = sum(table.num_rows for table in tables)
     scores_of = _scorer(config, root)
     rows: dict[str, list[object]] = {name: [] for name in SCORED.names}
@@ -87,51 +93,49 @@ def _scored(shards: Shards, config: Config, root: Path, kept: Path, hooks: Hooks
 
 
 def _inputs(shards: Shards, config: Config, root: Path) -> str:
-    """A fingerprint of everything the scores depend on: pairs, metric and, for `difficulty`, the
-    model.
-    """
-    settings: dict[str, object] = {"metric": versions([config.select.metric])}
-    if config.select.rule == "difficulty":
+    """Everything the scores depend on: pairs, metric and, for `difficulty`, the model."""
+    rule = config.select
+    settings: dict[str, Any] = {
+        "rule": rule.rule,
+        "metrics": versions([metric_of(rule)]),
+        paths.TRAIN: shards.fingerprint(),
+    }
+    # The rule `quality` reads no model: another NAOSD must not make its scores void.
+    if rule.rule == "difficulty":
+        keys = ("color_fix", "precision", "group", "batch")
         settings |= {
             "seed": config.seed,
-            "prompt": config.model.training_prompt,
-            "rollout": config.rollout.model_dump(),
+            "model.training_prompt": config.model.training_prompt,
+            "rollout": {key: getattr(config.rollout, key) for key in keys},
+            paths.NAOSD: model_fingerprint(root / paths.NAOSD),
+            "prompts": prompts_of(root / config.model.base),
         }
-    settings["pairs"] = shards.fingerprint()
-    return fingerprint(
-        settings, [root / "models/naosd"] if config.select.rule == "difficulty" else []
-    )
+    return inputs_of(__name__, settings)
 
 
-def _kept(folder: Path, inputs: str) -> Iterator[pa.Table]:
-    """The tables that an interrupted run with the same inputs wrote, each named by its first
-    patch's index.
+def _kept(kept: ItemStore) -> Iterator[pa.Table]:
+    """The tables that an interrupted run wrote, each named by its first patch's index.
 
-    Deletes the tables of a run with other inputs. Errors: ValueError naming an unreadable file.
+    Errors: ValueError naming an unreadable file.
     """
-    mark = folder / "fingerprint"
-    if not mark.is_file() or mark.read_text() != inputs:
-        shutil.rmtree(folder, ignore_errors=True)
-        with written_aside(mark) as part:
-            part.write_text(inputs)
     done = 0
-    while (path := folder / f"{done:09d}.parquet").is_file():
+    while (path := kept.path(f"{done:09d}.parquet")).is_file():
         try:
-            table = pq.read_table(path)
+            table = pq.read_table(path, page_checksum_verification=True)
         except (OSError, pa.ArrowException) as error:
             raise ValueError(
-                f"{path}: unreadable ({error}); delete {folder} to score all patches again"
+                f"{path}: unreadable ({error}); delete {kept.folder} to score all patches again"
             ) from error
         yield table
         done += table.num_rows
 
 
-def _keep(folder: Path, first: int, table: pa.Table) -> list[pa.Table]:
+def _keep(kept: ItemStore, first: int, table: pa.Table) -> list[pa.Table]:
     """Write the patches scored since the last call; returns them as a list of zero or one table."""
     if not table.num_rows:
         return []
-    with written_aside(folder / f"{first:09d}.parquet") as part:
-        pq.write_table(table, part)
+    with kept.write(f"{first:09d}.parquet") as part:
+        pq.write_table(table, part, write_page_checksum=True)
     return [table]
 
 
@@ -140,10 +144,11 @@ def _scorer(config: Config, root: Path) -> Scorer:
     rule = config.select
     if rule.rule == "quality":
         return lambda pairs: score([rule.score], _hr(pairs).to(device()))[rule.score].tolist()
-    from gdpo.model.checkpoints import load_model  # slow import, not needed by the rule `quality`
+    from gdpo.model.naosd import NAOSD  # slow import, not needed by the rule `quality`
     from gdpo.preference.difficulty import difficulty_scores
 
-    model = load_model(root / "models/naosd", root / config.model.base).to(device())
+    model = NAOSD.from_pretrained(root / paths.NAOSD, base=root / config.model.base)
+    model.to(device())
     size, prompt = config.rollout.batch, config.model.training_prompt
 
     def scores_of(pairs: list[Pair]) -> list[float]:
@@ -171,7 +176,7 @@ def _report(table: pa.Table, rule: Select) -> dict[str, object]:
     photographs = Counter(table.filter(table["rank"].is_valid())["source"].to_pylist())
     return {
         "rule": rule.model_dump(),
-        "metric": rule.metric,
+        "metric": metric_of(rule),
         "patches": table.num_rows,
         "selected": selected,
         "note": f"{selected} of the {rule.count} patches asked for by select.count pass the rule"

@@ -13,7 +13,8 @@ from contextlib import suppress
 from functools import cache
 from uuid import uuid4
 
-from tasks.store.s3 import Conflict, NotSupported, Store
+from tasks.store.errors import Conflict, NotSupported
+from tasks.store.s3 import Store
 
 TRIES = 8  # attempts to write a page while other processes write it too
 
@@ -40,6 +41,7 @@ def swap_or_look(store: Store, key: str, data: bytes, tag: str | None) -> None:
     """
     if supports_cas(store):
         store.put_if(key, data, _condition(tag))
+    # Our own bytes count as success: a repeated request after a lost answer finds them there.
     elif store.tag(key) == tag or store.tag_if_holds(key, data):
         store.write(key, data)
     else:
@@ -61,6 +63,8 @@ def refresh(store: Store, key: str, make: Callable[[], bytes]) -> None:
             return
         with suppress(Conflict):
             swap_or_look(store, key, page, tag)
+            # Without conditional writes the next turn reads the bucket again: a page that was
+            # written between our two requests has been replaced, and its objects are listed then.
             if supports_cas(store):
                 return
     raise Conflict(
@@ -72,7 +76,8 @@ def refresh(store: Store, key: str, make: Callable[[], bytes]) -> None:
 def supports_cas(store: Store) -> bool:
     """Whether the server refuses writes whose If-None-Match or If-Match fails, and no others.
 
-    Tested once per store.
+    Tested once per store. OSError if it refuses a write without a condition as well: then another
+    header is the reason.
     """
     probe = f".conditional-write-probe-{uuid4().hex}"
 
@@ -87,12 +92,15 @@ def supports_cas(store: Store) -> bool:
         # Every write has different bytes, because `put_if` does not report a conflict if the object
         # already holds the same bytes.
         tag = store.put_if(probe, b"created", _condition(None))
+        # A server that ignores the conditions accepts all; one that refuses every condition would
+        # make each promotion fail. So both answers are asked for.
         return (
             refused(b"created again", None)
             and not refused(b"swapped", tag)
             and refused(b"swapped again", tag)
         )
     except NotSupported:
+        store.write(probe, b"without a condition")
         return False
     finally:
         store.delete(probe)

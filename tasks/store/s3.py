@@ -12,51 +12,35 @@ always complete: S3 shows an upload, including a multipart one, only when it has
 
 import hashlib
 import mimetypes
-import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from posixpath import splitext
 from typing import Any
 
 import boto3
 from boto3.exceptions import Boto3Error
+from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import (
-    BotoCoreError,
     ClientError,
     IncompleteReadError,
-    NoCredentialsError,
-    PartialCredentialsError,
     ReadTimeoutError,
     ResponseStreamingError,
 )
 
+from gdpo.files import sha256
+from tasks.store.errors import CONFLICT, NO_KEY, Conflict, code_of, errors, reason
+
 CONNECTIONS = 16
 ATTEMPTS = 5
-NO_KEY = {"NoSuchKey", "404"}
-MISSING = {"NoSuchBucket", *NO_KEY}
-FORBIDDEN = {"AccessDenied", "403"}
-NOT_SUPPORTED = {"NotImplemented", "501"}
-CONFLICT = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
-USER = re.compile(
-    "//.*(@|%40)"
-)  # user and password in an address: everything before the last @, as the address may be malformed
 # Content types that Python's table lacks on some or all systems.
 TYPES = {
     ".parquet": "application/vnd.apache.parquet",
     ".safetensors": "application/octet-stream",
     ".webp": "image/webp",
 }
-
-
-class Conflict(ValueError):
-    """Another process wrote the object first."""
-
-
-class NotSupported(OSError):
-    """The server does not support the request, such as a conditional write."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +58,12 @@ class Store:
         ValueError if `url` has another form, or AWS_ENDPOINT_URL is malformed.
         """
         bucket, _, prefix = url.removeprefix("s3://").partition("/")
+        prefix = prefix.removesuffix("/")
         if not url.startswith("s3://") or not bucket:
             raise ValueError(f"{url}: must look like s3://bucket/prefix")
         try:
-            with _errors(url):
-                return cls(bucket, prefix.strip("/"), _client())
+            with errors(url):
+                return cls(bucket, prefix, _client())
         except ValueError:
             # botocore's own message shows the endpoint, including any user and password in it.
             raise ValueError(
@@ -91,18 +76,23 @@ class Store:
 
     def keys(self, under: str = "") -> Iterator[str]:
         """The keys below `under` in byte order; one request per 1000 keys."""
+        return (key for key, _ in self.sizes(under))
+
+    def sizes(self, under: str = "") -> Iterator[tuple[str, int]]:
+        """The keys below `under` in byte order, each with its object's bytes; as `keys`."""
         base = self._name("")
-        with _errors(self.url(under)):
+        with errors(self.url(under)):
             pages = self.client.get_paginator("list_objects_v2").paginate(
                 Bucket=self.bucket, Prefix=base + under
             )
             for page in pages:
-                yield from (entry["Key"].removeprefix(base) for entry in page.get("Contents", []))
+                for entry in page.get("Contents", []):
+                    yield entry["Key"].removeprefix(base), entry["Size"]
 
     def folders(self, under: str) -> Iterator[str]:
         """The names of the folders directly below `under` (which ends with "/")."""
         base = self._name(under)
-        with _errors(self.url(under)):
+        with errors(self.url(under)):
             pages = self.client.get_paginator("list_objects_v2").paginate(
                 Bucket=self.bucket, Prefix=base, Delimiter="/"
             )
@@ -119,12 +109,14 @@ class Store:
     def fetch(self, key: str) -> tuple[bytes, str]:
         """(bytes, tag) of one object; the bytes are checked as by `read`."""
         body, answer = self._get(key)
+        # The ETag of an upload in parts is no hash of the content, hence a SHA-256 of our own.
         self._verify(key, answer.get("Metadata", {}), hashlib.sha256(body).hexdigest())
         return body, str(answer["ETag"])
 
     def _get(self, key: str) -> tuple[bytes, Any]:
         """Get one object. boto3 retries failed requests, but not interrupted reads: this does."""
-        with _errors(self.url(key)):
+        with errors(self.url(key)):
+            # An interrupted body cannot be resumed safely: the object may have changed in between.
             for left in reversed(range(ATTEMPTS)):
                 try:
                     answer = self.client.get_object(Bucket=self.bucket, Key=self._name(key))
@@ -136,11 +128,11 @@ class Store:
 
     def tag(self, key: str) -> str | None:
         """The current tag of one object, without reading it; None if there is no such object."""
-        with _errors(self.url(key)):
+        with errors(self.url(key)):
             try:
                 return str(self.client.head_object(Bucket=self.bucket, Key=self._name(key))["ETag"])
             except ClientError as error:
-                if _code(error) not in NO_KEY:
+                if code_of(error) not in NO_KEY:
                     raise
                 return None
 
@@ -161,7 +153,7 @@ class Store:
 
     def size(self, key: str) -> int:
         """The bytes of one object, without reading it."""
-        with _errors(self.url(key)):
+        with errors(self.url(key)):
             return int(
                 self.client.head_object(Bucket=self.bucket, Key=self._name(key))["ContentLength"]
             )
@@ -171,7 +163,7 @@ class Store:
 
         A failure leaves no file.
         """
-        with _errors(self.url(key)):
+        with errors(self.url(key)):
             try:
                 metadata = self.client.head_object(Bucket=self.bucket, Key=self._name(key)).get(
                     "Metadata", {}
@@ -180,28 +172,29 @@ class Store:
             except Boto3Error as error:
                 # Transfers retry interrupted reads themselves, then raise boto3's own error class.
                 raise OSError(
-                    f"{self.url(key)}: the download broke off ({reason(error)})"
+                    f"{self.url(key)}: the download was interrupted ({reason(error)})"
                 ) from error
         try:
-            self._verify(key, metadata, sha256_of(path))
+            self._verify(key, metadata, sha256(path))
         except ValueError:
             path.unlink()
             raise
 
-    def _verify(self, key: str, metadata: dict[str, str], found: str) -> None:
-        wanted = metadata.get("sha256", found)
-        if wanted != found:
+    def _verify(self, key: str, metadata: dict[str, str], actual: str) -> None:
+        wanted = metadata.get("sha256", actual)
+        if wanted != actual:
             raise ValueError(
-                f"{self.url(key)}: damaged, its SHA-256 is {found[:12]}... and was written as "
+                f"{self.url(key)}: damaged, its SHA-256 is {actual[:12]}... and was written as "
                 f"{wanted[:12]}..."
             )
 
-    def write(self, key: str, data: bytes | Path) -> None:
+    def write(self, key: str, data: bytes | Path, *, threads: bool = True) -> None:
         """Upload bytes or a file with content type and SHA-256; replaces an existing object.
 
-        A large file is uploaded in parts.
+        A large file is uploaded in parts. threads: several at once. Their threads keep a process
+        from ending before the upload does.
         """
-        with _errors(self.url(key)):
+        with errors(self.url(key)):
             try:
                 if isinstance(data, bytes):
                     self.client.put_object(
@@ -209,10 +202,16 @@ class Store:
                     )
                 else:
                     self.client.upload_file(
-                        str(data), self.bucket, self._name(key), ExtraArgs=_extra(key, data)
+                        str(data),
+                        self.bucket,
+                        self._name(key),
+                        ExtraArgs=_extra(key, data),
+                        Config=TransferConfig(use_threads=threads),
                     )
             except Boto3Error as error:
-                raise OSError(f"{self.url(key)}: the upload broke off ({reason(error)})") from error
+                raise OSError(
+                    f"{self.url(key)}: the upload was interrupted ({reason(error)})"
+                ) from error
 
     def put_if(self, key: str, data: bytes, condition: dict[str, str]) -> str:
         """Conditional write; returns the new tag.
@@ -221,7 +220,7 @@ class Store:
         the object does not already hold `data`. Some servers ignore the condition:
         `supports_cas` in tasks/store/conditional.py tests for it.
         """
-        with _errors(self.url(key)):
+        with errors(self.url(key)):
             try:
                 answer = self.client.put_object(
                     Bucket=self.bucket,
@@ -232,9 +231,10 @@ class Store:
                 )
                 return str(answer["ETag"])
             except ClientError as error:
-                if _code(error) not in CONFLICT | NO_KEY:
+                if code_of(error) not in CONFLICT | NO_KEY:
                     raise
                 refused = error
+        # "Not found" answers a write with If-Match when the object is gone: a conflict as well.
         # If the answer to the first write was lost, botocore repeated the write, and the repetition
         # failed because of our own object.
         tag = self.tag_if_holds(key, data)
@@ -244,12 +244,12 @@ class Store:
 
     def delete(self, key: str) -> None:
         """Remove one object; nothing happens if there is none."""
-        with _errors(self.url(key)):
+        with errors(self.url(key)):
             self.client.delete_object(Bucket=self.bucket, Key=self._name(key))
 
     def link(self, key: str, seconds: int) -> str:
         """An address that a browser can open without credentials, for `seconds`."""
-        with _errors(self.url(key)):
+        with errors(self.url(key)):
             parameters = {"Bucket": self.bucket, "Key": self._name(key)}
             return str(
                 self.client.generate_presigned_url(
@@ -261,21 +261,15 @@ class Store:
         return f"{self.prefix}/{key}" if self.prefix else key
 
 
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def content_type(key: str) -> str:
     """The Content-Type of an object, from its suffix."""
-    suffix = Path(key).suffix.lower()
+    suffix = splitext(key)[1].lower()
     guessed = TYPES.get(suffix) or mimetypes.guess_type(key)[0] or "application/octet-stream"
     return f"{guessed}; charset=utf-8" if guessed.startswith("text/") else guessed
 
 
 def _extra(key: str, data: bytes | Path) -> dict[str, Any]:
-    digest = hashlib.sha256(data).hexdigest() if isinstance(data, bytes) else sha256_of(data)
+    digest = hashlib.sha256(data).hexdigest() if isinstance(data, bytes) else sha256(data)
     return {"ContentType": content_type(key), "Metadata": {"sha256": digest}}
 
 
@@ -287,44 +281,3 @@ def _client() -> Any:
     # some regions.
     config = Config(retries=retries, max_pool_connections=CONNECTIONS, signature_version="s3v4")
     return boto3.client("s3", config=config)
-
-
-def _code(error: ClientError) -> str:
-    return str(error.response.get("Error", {}).get("Code", "unknown error"))
-
-
-@contextmanager
-def _errors(url: str) -> Iterator[None]:
-    """Turn botocore's errors into one line that names the URL and has no header, key or token."""
-    try:
-        yield
-    except ClientError as error:
-        code = _code(error)
-        if code in MISSING:
-            raise ValueError(f"{url}: there is no such object or bucket ({code})") from error
-        kind = (
-            PermissionError
-            if code in FORBIDDEN
-            else NotSupported
-            if code in NOT_SUPPORTED
-            else OSError
-        )
-        raise kind(
-            f"{url}: the store refused ({code}); check credentials and endpoint in the environment"
-        ) from error
-    except (NoCredentialsError, PartialCredentialsError) as error:
-        raise PermissionError(
-            f"{url}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-        ) from error
-    except BotoCoreError as error:
-        # Keep the cause for its details, unless it shows a user and password in the endpoint.
-        cause = None if USER.search(str(error)) else error
-        said = (
-            f"the store cannot be reached ({reason(error)}); check AWS_ENDPOINT_URL and credentials"
-        )
-        raise OSError(f"{url}: {said}") from cause
-
-
-def reason(error: Exception) -> str:
-    """boto3's message in one line, without any user and password in an address."""
-    return USER.sub("//", " ".join(str(error).split()))

@@ -26,15 +26,17 @@ import numpy as np
 from tqdm import tqdm
 
 from gdpo.config import Config
-from tasks.ablate.rows import ABLATIONS, SIZES, Row, base, changed, rows
+from tasks import paths
+from tasks.ablate.rows import ABLATIONS, SIZES, AblationRow, base, changed, rows
+from tasks.arguments import add_params
 from tasks.report import paper
+from tasks.run.exit_codes import NEEDS_GPU, STOPPED
 
 if TYPE_CHECKING:
     from tasks.ablate.findings import Result
     from tasks.ablate.runs import Job
 
 EXAMPLE = "gdpo-sr ablate 5 11 --set ablate.repeats=5"
-STOPPED, NEEDS_GPU = 143, 3
 LINE_EVERY_S = 30.0
 
 
@@ -47,23 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TABLE",
         help=f"{', '.join(ABLATIONS)}; default: all",
     )
+    add_params(parser)
     parser.add_argument(
-        "--params", type=Path, default="params.yaml", metavar="FILE", help="default: params.yaml"
-    )
-    parser.add_argument(
-        "--profile", metavar="NAME", help="lay profiles/NAME.yaml over the parameters"
-    )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="lay one value over the parameters",
-    )
-    parser.add_argument(
-        *("--out",),
+        "--out",
         type=Path,
-        default=Path("reports/ablate"),
+        default=Path(paths.ABLATED),
         metavar="FOLDER",
         help="replaced; default: reports/ablate",
     )
@@ -95,7 +85,7 @@ def main(args: argparse.Namespace) -> int:
         )
     except KeyboardInterrupt:
         sys.stderr.write(
-            "gdpo-sr: stopped; finished runs are kept in work/ablate, the same command goes on\n"
+            "gdpo-sr: stopped; finished runs are kept in work/ablate, the same command continues\n"
         )
         return STOPPED
     finally:
@@ -115,7 +105,7 @@ def _has_gpu() -> bool:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Runs:
     """The runs of the chosen tables, each once.
 
     reference: the evaluation of NAOSD. first: rollout sets, evaluations and pretrainings. then: the
@@ -129,7 +119,7 @@ class Plan:
     rows: dict[str, dict[str, tuple[list["Job"], list["Job"]]]]
 
 
-def plan(config: Config, tables: Sequence[str], sources: dict[str, Any]) -> Plan:
+def needed_runs(config: Config, tables: Sequence[str], sources: dict[str, Any]) -> Runs:
     """The runs that these tables need. sources: see tasks.ablate.runs.sources."""
     from tasks.ablate.runs import Job
 
@@ -137,45 +127,51 @@ def plan(config: Config, tables: Sequence[str], sources: dict[str, Any]) -> Plan
     # The groups of every size G in Table 7 are the first candidates of one set of the largest size.
     largest = changed(start, {"rollout": {"group": max(*SIZES, start.rollout.group)}})
     reference = Job("naosd", start, sources, config.seed)
-    found: dict[str, dict[str, tuple[list[Job], list[Job]]]] = {}
+    tables_of: dict[str, dict[str, tuple[list[Job], list[Job]]]] = {}
     for key in tables:
-        found[key] = {}
+        tables_of[key] = {}
         for row in rows(key, start):
             try:
-                found[key][row.name] = _runs(row, start, largest, reference)
+                tables_of[key][row.name] = _runs(row, start, largest, reference)
             except ValueError as error:
                 raise ValueError(f"ablate {key}, row {row.name}: {error}") from error
         for t_add, t_diff in paper.FIGURE_7 if key == "fig7" else ():
             steps = {
                 "model": {"t_add": t_add, "t_diff": t_diff},
-                "pretrain": {"steps": config.ablate.pretrain_steps, "gpus": 1},
+                "pretrain": {"steps": config.ablate.pretrain_steps, "gpus": 1, "nodes": 1},
             }
             configs = [
                 changed(start, steps).model_copy(update={"seed": config.seed + i})
                 for i in range(config.ablate.repeats)
             ]
             jobs = [replace(reference, kind="pretrain", config=one) for one in configs]
-            found[key][f"({t_add}, {t_diff})"] = (jobs, [])
+            tables_of[key][f"({t_add}, {t_diff})"] = (jobs, [])
     every = [
-        job for table in found.values() for both in table.values() for jobs in both for job in jobs
+        job
+        for table in tables_of.values()
+        for both in table.values()
+        for jobs in both
+        for job in jobs
     ]
     trained = {job.fingerprint: job for job in every if job.kind == "finetune"}
     made = {job.made.fingerprint: job.made for job in trained.values() if job.made is not None}
     others = {job.fingerprint: job for job in every if job.kind == "pretrain"}
-    return Plan(
-        reference, [*made.values(), reference, *others.values()], list(trained.values()), found
+    return Runs(
+        reference, [*made.values(), reference, *others.values()], list(trained.values()), tables_of
     )
 
 
 def _runs(
-    row: Row, start: Config, largest: Config, reference: "Job"
+    row: AblationRow, start: Config, largest: Config, reference: "Job"
 ) -> tuple[list["Job"], list["Job"]]:
     """The repeats of a row, and those of its control."""
     config = changed(start, row.changes)
-    # One rollout set per way of making candidates serves every rollout.noise and rollout.target.
-    # The set of noise candidates also serves every group size.
-    kept = {"noise": start.rollout.noise, "target": start.rollout.target}
-    source = largest if config.rollout.candidates == "noise" else changed(config, {"rollout": kept})
+    # One rollout set per way of making candidates, and per input, serves every rollout.noise and
+    # rollout.target. The set of noise candidates also serves every group size.
+    of = config if config.rollout.input != start.rollout.input else start
+    kept = {name: getattr(of.rollout, name) for name in ("input", "noise", "target")}
+    made_by = largest if config.rollout.candidates == "noise" else config
+    source = changed(made_by, {"rollout": kept})
     made = replace(reference, kind="rollouts", config=source)
     runs: tuple[list[Job], list[Job]] = ([], [])
     for repeat in range(start.ablate.repeats):
@@ -194,7 +190,7 @@ def run(config: Config, root: Path, tables: Sequence[str], out: Path) -> str:
     from tasks.ablate.pool import run_all
     from tasks.ablate.runs import left_out, sources
 
-    wanted = plan(config, tables, sources(config, root))
+    wanted = needed_runs(config, tables, sources(config, root))
     with _Progress(len(wanted.first) + len(wanted.then)) as done:
         run_all(wanted.first, root, config.ablate.processes, done)
         run_all(wanted.then, root, config.ablate.processes, done)
@@ -204,6 +200,10 @@ def run(config: Config, root: Path, tables: Sequence[str], out: Path) -> str:
         for key, table in wanted.rows.items()
     }
     about = {
+        "distances": {
+            key: {name: _distances(*both, root) for name, both in table.items()}
+            for key, table in wanted.rows.items()
+        },
         "images": len(images),
         "sources": [image["source"] for image in images],
         "photographs": len({image["source"] for image in images}),
@@ -229,12 +229,25 @@ def _result(runs: list["Job"], controls: list["Job"], root: Path) -> "Result":
     return Result(_scores(runs, root), _scores(controls, root) if controls else None)
 
 
+def _distances(runs: list["Job"], controls: list["Job"], root: Path) -> list[float | None]:
+    """Distance from NAOSD at the last step, of a row and of its control: means over repeats, None
+    where it is not logged.
+    """
+
+    def mean(jobs: list["Job"]) -> float | None:
+        last = [_read(job, root)["last"] or {} for job in jobs]
+        logged = [values["distance"] for values in last if "distance" in values]
+        return float(np.mean(logged)) if logged else None
+
+    return [mean(runs), mean(controls)]
+
+
 def _scores(jobs: Sequence["Job"], root: Path) -> dict[str, Any]:
     """{metric: array (I, R, N)} over images, the repeats of one model, and noises."""
-    found = [_read(job, root)["images"] for job in jobs]
-    metrics = found[0][0]["scores"]
+    by_run = [_read(job, root)["images"] for job in jobs]
+    metrics = by_run[0][0]["scores"]
     return {
-        m: np.array([[image["scores"][m] for image in images] for images in found]).swapaxes(0, 1)
+        m: np.array([[image["scores"][m] for image in images] for images in by_run]).swapaxes(0, 1)
         for m in metrics
     }
 
@@ -242,12 +255,12 @@ def _scores(jobs: Sequence["Job"], root: Path) -> dict[str, Any]:
 def _read(job: "Job", root: Path) -> dict[str, Any]:
     path = root / job.output
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(
-            f"{job.output}: damaged ({error}); delete it, the same command makes it again"
+            f"{job.output}: damaged ({error}); delete it, and the same command writes it again"
         ) from error
-    return found
+    return content
 
 
 class _Progress:

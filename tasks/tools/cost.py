@@ -4,6 +4,8 @@
     pretrain   one step of NAOSD, per image
     rl         one step of GDPO, per LR image (G = 6), as released and as implemented here
 
+vlcot is RealSR-R1: one chain of thought (infer), or a step of GRPO per prompt (rl, G = 5).
+
 No weights are read. sd2.1 is SD2.1-base with the released tagger; of a folder only the
 configuration files are read.
 """
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 EXAMPLE = "gdpo-sr cost --model sd2.1 --size 512 --step rl"
 TABLE_4_SIZE = 512
+FULL_SIZE = ("sd2.1", "vlcot")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         default="sd2.1",
         metavar="NAME",
-        help="sd2.1 or a diffusers folder; default: sd2.1",
+        help="sd2.1, vlcot or a diffusers folder; default: sd2.1",
     )
     parser.add_argument(
         "--size",
@@ -45,6 +48,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Count and print; ValueError naming the folder's file, or the size, that is not valid."""
+    if args.model in FULL_SIZE and not args.json:
+        sys.stderr.write(f"{args.model}: counting the networks of full size, some seconds ...\n")
+    if args.model == "vlcot":
+        chain = vlcot(args.size, args.step)
+        text = json.dumps(chain, indent=1) if args.json else describe_vlcot(chain)
+        sys.stdout.write(f"{text}\n")
+        return 0
+
     from gdpo.cost import architectures
     from gdpo.cost import count as cost
 
@@ -59,7 +70,7 @@ def main(args: argparse.Namespace) -> int:
         step = cost.rl_step if args.step == "rl" else cost.pretrain_step
         result = training(step(networks, args.size))
     result = {"model": args.model, "size": args.size, "step": args.step, **result}
-    text = json.dumps(result, indent=1) if args.json else describe(result)
+    text = json.dumps(result, indent=1) if args.json else to_text(result)
     sys.stdout.write(f"{text}\n")
     return 0
 
@@ -80,18 +91,19 @@ def inference(networks: "Networks", size: int) -> dict[str, Any]:
     keys = ("parameters", "macs", "macs_without_attention")
     result: dict[str, Any] = {
         "components": rows,
-        "total": {key: sum(row[key] for row in rows) for key in keys},
+        "total": {key: sum(component[key] for component in rows) for key in keys},
     }
     if networks.tagger is not None and size == TABLE_4_SIZE:
         counted = result["total"]["macs_without_attention"] - cost.dape_macs(networks)
-        found = result["total"]["parameters"], counted
+        parameters = result["total"]["parameters"], counted
         published = cost.PUBLISHED_PARAMETERS, cost.PUBLISHED_MACS
         result["published"] = {
             "parameters": published[0],
             "macs": published[1],
-            "ours_counted_the_same_way": {"parameters": found[0], "macs": counted},
+            "ours_counted_the_same_way": {"parameters": parameters[0], "macs": counted},
             "difference": [
-                round(ours / theirs - 1, 4) for ours, theirs in zip(found, published, strict=True)
+                round(ours / theirs - 1, 4)
+                for ours, theirs in zip(parameters, published, strict=True)
             ],
         }
     return result
@@ -111,7 +123,7 @@ def training(parts: "list[Part]") -> dict[str, Any]:
     }
 
 
-def describe(result: dict[str, Any]) -> str:
+def to_text(result: dict[str, Any]) -> str:
     """The result as a text table."""
     what = {
         "infer": "inference",
@@ -126,9 +138,9 @@ def describe(result: dict[str, Any]) -> str:
 
 def _components(result: dict[str, Any]) -> list[str]:
     lines = [f"{'':20}{'M parameters':>14}{'GMAC':>10}{'without attention':>20}"]
-    for row in [*result["components"], {"name": "total", **result["total"]}]:
-        macs = f"{row['macs'] / 1e9:>10.1f}{row['macs_without_attention'] / 1e9:>20.1f}"
-        lines.append(f"{row['name']:20}{row['parameters'] / 1e6:>14.2f}{macs}")
+    for component in [*result["components"], {"name": "total", **result["total"]}]:
+        macs = f"{component['macs'] / 1e9:>10.1f}{component['macs_without_attention'] / 1e9:>20.1f}"
+        lines.append(f"{component['name']:20}{component['parameters'] / 1e6:>14.2f}{macs}")
     if "published" in result:
         table = result["published"]
         ours, (params, macs) = (
@@ -154,3 +166,49 @@ def _parts(result: dict[str, Any]) -> list[str]:
         lines.append(f"{part['name']:34}{part['macs'] / 1e12:>10.3f}{cells}")
     totals = "".join(f"{value / 1e12:>16.2f}" for value in result["total"].values())
     return [*lines, f"{'total':44}{totals}"]
+
+
+def vlcot(size: int, step: str) -> dict[str, Any]:
+    """RealSR-R1's tokens, parameters, bytes, and MACs of a chain or of a step of GRPO."""
+    from gdpo.cost import vlcot as cost
+
+    if step == "pretrain":
+        raise ValueError("--step pretrain counts a step of NAOSD; vlcot has infer and rl")
+    tokens, model = cost.tokens(size), cost.trunk()
+    macs = {"one chain": cost.forward_macs(model, tokens.total).total}
+    if step == "rl":
+        macs |= cost.group_macs(model, size)
+    return {
+        "model": "vlcot",
+        "size": size,
+        "step": step,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "lora_parameters": cost.lora_parameters(model),
+        "tokens": {
+            "prompt": tokens.prompt,
+            "images": list(tokens.images),
+            "answer": tokens.answer,
+            "total": tokens.total,
+        },
+        "bytes": cost.memory(model, tokens.total),
+        "macs": macs,
+    }
+
+
+def describe_vlcot(result: dict[str, Any]) -> str:
+    """The result of `vlcot` as text."""
+    tokens = result["tokens"]
+    lines = [
+        f"RealSR-R1 at {result['size']}x{result['size']}: {result['parameters'] / 1e9:.2f} B "
+        f"parameters, LoRA of rank 16 {result['lora_parameters'] / 1e6:.1f} M",
+        f"tokens: prompt {tokens['prompt']}, images "
+        f"{' + '.join(str(count) for count in tokens['images'])}, answer {tokens['answer']}, "
+        f"in all {tokens['total']}",
+        "",
+        f"{'GB':34}",
+        *(f"  {name:32}{value / 1e9:>12.6f}" for name, value in result["bytes"].items()),
+        "",
+        f"{'TFLOP (2 per MAC)':34}",
+        *(f"  {name:32}{2 * value / 1e12:>12.1f}" for name, value in result["macs"].items()),
+    ]
+    return "\n".join(lines)

@@ -2,11 +2,14 @@
 
     artefacts    base model, adapters to start from, tagger, weights of every metric and loss that
                  the parameters name, photographs
-    machine      Python, packages against pyproject.toml, CPU, memory, disk, GPU
+    machine      Python, the packages that gdpo-sr asks for, CPU, memory
+    resources    the GPUs that stages ask for, disk for shards and files to fetch; with
+                 PREFECT_API_URL, as workers have it, the bucket of DVC's remote
 
-It reads parameters, file names and the headers of the base model's weights. It uses the network
-only for photographs in S3. Exit code 1 if something needed is missing. `--shards` reads every row
-of the LR-HR pairs instead. While the tagger's folder is incomplete, the files it is made from are
+It reads parameters, file names, the headers of the base model's weights and of some photographs.
+It uses the network only for photographs and the bucket in S3. Exit code 1 if something needed is
+missing. `--shards` reads every row of the LR-HR pairs instead, `--models` hashes the weights that
+the cards of models name. While the tagger's folder is incomplete, the files it is made from are
 listed too.
 """
 
@@ -19,7 +22,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.tools.artefact import BAD, FOUND, MISSING, UNUSED, Artefact
-from tasks.tools.doctor_data import pairs, photographs, scan
 from tasks.tools.machine import examine
 
 if TYPE_CHECKING:
@@ -32,10 +34,13 @@ EXAMPLE = "gdpo-sr doctor --profile paper"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The parameters to check for."""
     parser.add_argument(
-        "--params", type=Path, default="params.yaml", metavar="FILE", help="default: params.yaml"
+        "--params",
+        type=Path,
+        metavar="FILE",
+        help="default: params.yaml of this folder, else the one that ships",
     )
     parser.add_argument(
-        "--profile", metavar="NAME", help="lay profiles/NAME.yaml over the parameters"
+        "--profile", metavar="NAME", help="override the parameters by profiles/NAME.yaml"
     )
     parser.add_argument(
         "--shards",
@@ -46,6 +51,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="read every row of the shards below FOLDER instead, and list what is damaged; "
         "default: data/shards",
     )
+    parser.add_argument(
+        "--models",
+        type=Path,
+        nargs="?",
+        const="models",
+        metavar="FOLDER",
+        help="hash the weights of the models below FOLDER instead, and list what is damaged; "
+        "default: models",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -54,10 +68,20 @@ def main(args: argparse.Namespace) -> int:
     from tasks import params
 
     if args.shards is not None:
+        from tasks.tools.doctor_data import scan
+
         return scan(args.shards, args.json)
+    if args.models is not None:
+        from tasks.tools import doctor_models
+
+        return doctor_models.scan(args.models, args.json)
+    from tasks.tools.doctor_resources import problems as resource_problems
+
     root = Path.cwd()
-    artefacts = list(needed(params.load(args.params, args.profile), root))
+    config = params.load(args.params or params.default_file(), args.profile)
+    artefacts = list(needed(config, root))
     machine = examine(root)
+    machine["problems"] += resource_problems(config, root, machine, artefacts)
     fine = not any(a.state in (MISSING, BAD) for a in artefacts) and not machine["problems"]
     if args.json:
         result = {
@@ -68,27 +92,35 @@ def main(args: argparse.Namespace) -> int:
         }
         text = json.dumps(result, indent=1)
     else:
-        text = describe(artefacts, machine, fine)
+        text = to_text(artefacts, machine, fine)
     sys.stdout.write(f"{text}\n")
     return 0 if fine else 1
 
 
 def needed(config: "Config", root: Path) -> Iterator[Artefact]:
     """Everything the configuration names that no stage makes, in the order of the pipeline."""
+    from gdpo.files import here_or_shipped
+    from gdpo.pretrain.start import initial_model
+    from tasks.tools.doctor_data import pairs, photographs
+
     yield from photographs(config, root)
     yield from _base(config, root)
-    if config.pretrain.init is not None:
-        yield from _init(root / config.pretrain.init, root)
+    start = initial_model(config)
+    if start is not None:
+        yield from _init(here_or_shipped(root, start), root)
+    if config.vlcot.init is not None:
+        yield from _vlcot_init(here_or_shipped(root, config.vlcot.init), root)
     yield from _metrics(config, root)
     yield from _tagger(config.model.tagger, root)
     yield from pairs(config, root)
 
 
 def _base(config: "Config", root: Path) -> Iterator[Artefact]:
-    """The files that `load_base` reads; BAD if damaged or if the noise schedule is a wrong one."""
+    """The files that `read_base` reads; BAD if damaged or if the noise schedule is a wrong one."""
     from safetensors import SafetensorError, safe_open
 
-    from gdpo.model.checkpoints import check_scheduler
+    from gdpo.files import here_or_shipped
+    from gdpo.model.base import check_scheduler
     from gdpo.model.sources import BASE_FILES, BASE_LICENCE, VOCABULARY, Source
 
     base, sources = (
@@ -97,25 +129,26 @@ def _base(config: "Config", root: Path) -> Iterator[Artefact]:
     )
     ours = base.startswith("assets/")
     licence = f"{base}/README.md" if ours else BASE_LICENCE
-    where = "git checkout of this repository" if ours else f"`gdpo-sr fetch` ({sources})"
+    where = "ships with gdpo-sr" if ours else f"`gdpo-sr fetch` ({sources})"
+    folder = here_or_shipped(root, base)
     for name, size in BASE_FILES.items():
         artefact = _file(
-            "model.base", root / base / name, root, Source(0 if ours else size, licence, where)
+            "model.base", folder / name, root, Source(0 if ours else size, licence, where)
         )
         if name == "scheduler/scheduler_config.json" and artefact.state == FOUND:
             try:
-                check_scheduler(root / base)
+                check_scheduler(folder)
             except ValueError as error:
                 artefact = replace(artefact, state=BAD, problem=str(error))
         if name.endswith(".safetensors") and artefact.state == FOUND:
             try:
                 # Reads only the header, and compares it with the file's length.
-                with safe_open(root / base / name, "pt"):
+                with safe_open(folder / name, "pt"):
                     pass
             except SafetensorError as error:
                 artefact = replace(artefact, state=BAD, problem=f"damaged or cut short ({error})")
         yield artefact
-    vocabulary = [root / base / "tokenizer" / name for name in ("tokenizer.json", "vocab.json")]
+    vocabulary = [folder / "tokenizer" / name for name in ("tokenizer.json", "vocab.json")]
     there = next((path for path in vocabulary if path.is_file()), vocabulary[0])
     yield _file("model.base", there, root, Source(0 if ours else VOCABULARY, licence, where))
 
@@ -138,6 +171,22 @@ def _init(folder: Path, root: Path) -> Iterator[Artefact]:
     yield from (_file("pretrain.init", file, root) for file in files)
 
 
+def _vlcot_init(folder: Path, root: Path) -> Iterator[Artefact]:
+    """The model folder that RealSR-R1's training goes on from: model.json and what it names."""
+    from gdpo.model.card import read_as
+    from gdpo.vlcot.folder import Card
+
+    card = _file("vlcot.init", folder / "model.json", root)
+    if card.state == FOUND:
+        try:
+            names = read_as(Card, folder).sha256
+        except ValueError as error:
+            card = replace(card, state=BAD, problem=str(error))
+        else:
+            yield from (_file("vlcot.init", folder / name, root) for name in names)
+    yield card
+
+
 def _metrics(config: "Config", root: Path) -> Iterator[Artefact]:
     """The weights of every metric, each file once.
 
@@ -145,20 +194,12 @@ def _metrics(config: "Config", root: Path) -> Iterator[Artefact]:
     """
     from gdpo.metrics.score import METRICS, files
     from gdpo.model.sources import LPIPS_VGG
+    from tasks.tools.fetch_weights import asked_for
 
-    asked: dict[str, list[str]] = {
-        "select.score" if config.select.rule == "quality" else "select.difficulty": [
-            config.select.metric
-        ],
-        "reward.fidelity": config.reward.fidelity,
-        "reward.perception": config.reward.perception,
-        "rollout.metrics": config.rollout.metrics,
-        "evaluate.metrics": config.evaluate.metrics,
-    }
     keys: dict[Path, list[str]] = {}
     if config.pretrain.perceptual == "lpips-vgg":
         keys = {_hub() / name: ["pretrain.perceptual"] for name in LPIPS_VGG}
-    for key, names in asked.items():
+    for key, names in asked_for(config).items():
         for name in names:
             if name not in METRICS:
                 raise ValueError(f"{key}: unknown metric {name!r}; known are {', '.join(METRICS)}")
@@ -178,7 +219,7 @@ def _tagger(folder: str | None, root: Path) -> Iterator[Artefact]:
     from gdpo.model.sources import TAGGER, Source, source_of
     from gdpo.tagger.tagger import COMMAND, FILES
 
-    made = (
+    advice = (
         []
         if folder is None
         else [
@@ -191,8 +232,8 @@ def _tagger(folder: str | None, root: Path) -> Iterator[Artefact]:
             for name, size in FILES.items()
         ]
     )
-    yield from made
-    if made and all(artefact.state == FOUND for artefact in made):
+    yield from advice
+    if advice and all(artefact.state == FOUND for artefact in advice):
         return
     note = (
         f"read once, to make {folder}" if folder else "model.tagger is null: prompts have no tags"
@@ -222,7 +263,7 @@ def _file(key: str, path: Path, root: Path, source: "Source | None" = None) -> A
     return Artefact(key, shown, MISSING, known.size, known.licence, known.where, problem)
 
 
-def describe(artefacts: list[Artefact], machine: dict[str, Any], fine: bool) -> str:
+def to_text(artefacts: list[Artefact], machine: dict[str, Any], fine: bool) -> str:
     """The findings as text: one line per artefact, with its problem below.
 
     Missing artefacts of the same origin share one line that says where to get them.
@@ -248,7 +289,8 @@ def describe(artefacts: list[Artefact], machine: dict[str, Any], fine: bool) -> 
             *lines,
             "ready"
             if fine
-            else f"not ready: {missing} of {len(artefacts)} artefacts missing or bad",
+            else f"not ready: {missing} of {len(artefacts)} artefacts missing or bad"
+            + (f", {len(machine['problems'])} other problems" if machine["problems"] else ""),
         ]
     )
 

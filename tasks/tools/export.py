@@ -1,4 +1,7 @@
-"""Export a model for diffusers or the released code: `gdpo-sr export models/gdpo -o out`."""
+"""Export a model for diffusers, peft, transformers or the released code.
+
+gdpo-sr export models/gdpo -o out
+"""
 
 import argparse
 import sys
@@ -13,14 +16,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model", type=Path, metavar="MODEL", help="a model folder, e.g. models/gdpo"
     )
     parser.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="FOLDER", help="must not be there yet"
+        "-o", "--output", type=Path, required=True, metavar="FOLDER", help="must not exist yet"
     )
     parser.add_argument(
-        *("--format",),
+        "--format",
         choices=["merged", "lora"],
         default="merged",
-        help="merged (default): a diffusers folder; lora: the last adapter set alone, to load on "
-        "the merged model before it",
+        help="merged (default): a pipeline of diffusers, for a model of RealSR-R1 a folder of "
+        "transformers; lora: the last adapters alone, to load on the merged model before it",
     )
 
 
@@ -28,16 +31,34 @@ def main(args: argparse.Namespace) -> int:
     """Merge or convert, and write; 0, or ValueError naming the file."""
     if not args.model.is_dir():
         raise ValueError(f"{args.model}: no such model folder")
-    from gdpo.released.convert import LORA_FILE, export_lora, export_merged
+    from gdpo.model.card import NAME, read_identity
+    from gdpo.released.export import export_lora, export_merged
 
+    if (args.model / NAME).is_file() and read_identity(args.model).kind == "vlcot":
+        return _export_vlcot(args)
     if args.format == "lora":
         export_lora(args.model, args.output)
-        line = f"{args.output / LORA_FILE}: belongs on the UNet of the model before it, merged"
+        line = (
+            f"{args.output}: a LoRA for diffusers and peft; it belongs on the merged export of the "
+            "model before it"
+        )
     else:
         export_merged(args.model, args.output)
         line = (
-            f"{args.output}: unet/ and vae/ merged in fp32, with the text encoder, tokenizer "
-            "and scheduler of the base"
+            f"{args.output}: merged in fp32; "
+            f"DiffusionPipeline.from_pretrained({str(args.output)!r}, trust_remote_code=True)"
         )
     sys.stdout.write(f"{line}\n")
+    return 0
+
+
+def _export_vlcot(args: argparse.Namespace) -> int:
+    from gdpo.vlcot.export import export
+
+    if args.format == "lora":
+        raise ValueError(f"{args.model}: a model of kind vlcot has no adapters; leave --format out")
+    export(args.model, args.output)
+    sys.stdout.write(
+        f"{args.output}: gdpo.vlcot.trunk.Trunk.from_pretrained({str(args.output)!r})\n"
+    )
     return 0

@@ -4,13 +4,14 @@
 
     fetch.base      the sources, tried in order: a folder, s3://bucket/prefix, or
                     hf://owner/name@commit (from the hub at HF_ENDPOINT)
+    fetch.weights   sources of the metrics' weights, with --metrics (fetch_weights.py)
     fetch.hashes    the SHA-256 that files must have, whatever the source
     work/fetch/     holds a download until it is complete; complete files are not fetched again
 
-Only the files that `load_base` reads are fetched: fp32 weights as safetensors, configurations and
+Only the files that `read_base` reads are fetched: fp32 weights as safetensors, configurations and
 tokenizer. The noise schedule is checked before the weights are fetched; a v-prediction base is
 refused by name. The whole model is loaded once before it moves to model.base. The SHA-256 of every
-file goes to <model.base>.source.json. This is the only command that goes online.
+file goes to <model.base>.source.json. Only this command and push-to-hub go online.
 """
 
 import argparse
@@ -20,41 +21,33 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from gdpo.errors import one_line
+from tasks import paths
+from tasks.arguments import add_params
+from tasks.tools.sources import Listing, listing, online
 
 EXAMPLE = "gdpo-sr fetch --profile paper"
 
 
-@dataclass(frozen=True)
-class Listing:
-    """The files of a source.
-
-    files: names relative to the model folder, with the SHA-256 if the source states it, else None.
-    read: downloads the file of a name to a path.
-    """
-
-    files: dict[str, str | None]
-    read: Callable[[str, Path], object]
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The parameters that name the base model and its sources."""
+    add_params(parser)
     parser.add_argument(
-        "--params", type=Path, default="params.yaml", metavar="FILE", help="default: params.yaml"
+        "--model",
+        type=Path,
+        metavar="FOLDER",
+        help="instead: the base hf://owner/name@revision that this folder's model.json names, to "
+        "the hub's cache",
     )
     parser.add_argument(
-        "--profile", metavar="NAME", help="lay profiles/NAME.yaml over the parameters"
-    )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="lay one value over the parameters",
+        "--metrics",
+        nargs="*",
+        metavar="NAME",
+        help="instead: the weights of these metrics, without names of all that the parameters need",
     )
     parser.add_argument("--json", action="store_true", help="print the record as JSON")
 
@@ -64,25 +57,26 @@ def main(args: argparse.Namespace) -> int:
 
     ValueError if no source works, or if the existing model does not load.
     """
-    from gdpo.model.checkpoints import load_base
+    if args.metrics is not None:
+        return _metrics(args)
+    if args.model is not None:
+        base = to_cache(args.model)
+        sys.stdout.write((json.dumps({"base": str(base)}) if args.json else str(base)) + "\n")
+        return 0
     from tasks import params
 
     config, root = params.load(args.params, args.profile, args.set), Path.cwd()
     target = root / config.model.base
     record_path = target.with_name(f"{target.name}.source.json")
     if target.exists():
-        try:
-            load_base(target)
-        except ValueError as error:
-            raise ValueError(f"{error}; move {config.model.base} away to fetch it again") from error
-        record = (
-            json.loads(record_path.read_text())
-            if record_path.is_file()
-            else {"source": "unknown", "files": {}}
-        )
-        line = f"{config.model.base}: is there already, and loads"
+        record: dict[str, Any] = {"source": "unknown", "files": {}}
+        if record_path.is_file():
+            record = json.loads(record_path.read_text())
+        line = f"{config.model.base}: already exists, {_checked(target, record)}"
     else:
-        record = fetch(config.fetch.base, config.fetch.hashes, target, root / "work/fetch", _note)
+        record = fetch(
+            config.fetch.base, config.fetch.hashes, target, paths.work(root, "fetch"), _note
+        )
         record_path.write_text(json.dumps(record, indent=1) + "\n")
         size = sum(file["size"] for file in record["files"].values())
         line = (
@@ -91,6 +85,60 @@ def main(args: argparse.Namespace) -> int:
         )
     sys.stdout.write((json.dumps(record, indent=1) if args.json else line) + "\n")
     return 0
+
+
+def _metrics(args: argparse.Namespace) -> int:
+    import torch
+
+    from tasks import params
+    from tasks.tools.fetch_weights import fetch_weights
+
+    config, hub = params.load(args.params, args.profile, args.set), Path(torch.hub.get_dir())
+    for line in fetch_weights(config, args.metrics, hub, _note):
+        sys.stdout.write(f"{line}\n")
+    return 0
+
+
+def _checked(target: Path, record: dict[str, Any]) -> str:
+    """What a model that is there was checked by: its record, or without one by loading it.
+
+    Errors: ValueError if a file is not of the recorded size, or the model does not load.
+    """
+    again = f"move {os.path.relpath(target)} away to fetch it again"
+    for name, file in record["files"].items():
+        if not (target / name).is_file() or (target / name).stat().st_size != file["size"]:
+            raise ValueError(f"{target / name}: is not the {file['size']} bytes fetched; {again}")
+    if record["files"]:
+        return f"its files as fetched from {record['source']}"
+    _note(f"{target}: already exists, loading it to check it ...")
+    from gdpo.model.base import read_base  # torch and the model classes: seconds
+
+    try:
+        read_base(target)
+    except ValueError as error:
+        raise ValueError(f"{error}; {again}") from error
+    return "and loads"
+
+
+def to_cache(model: Path) -> Path:
+    """Download the base on the hub that the card of `model` names to the hub's cache, and check it.
+
+    Returns its folder. ValueError or OSError in one line if it is not there or another model.
+    """
+    from huggingface_hub import HfApi
+
+    from gdpo.model.card import hub_base, read_card
+    from gdpo.model.checkpoints import read_folder
+
+    repository, revision = hub_base(model, read_card(model))
+    api, names = (
+        HfApi(os.environ.get("HF_ENDPOINT")),
+        _needed(set(listing(f"hf://{repository}@{revision}").files)),
+    )
+    with online():
+        for name in names:
+            api.hf_hub_download(repository, name, revision=revision)
+    return read_folder(model).base
 
 
 def _note(text: str) -> None:
@@ -117,9 +165,9 @@ def fetch(
     for source in sources:
         folder = work / hashlib.sha256(source.encode()).hexdigest()[:12]
         try:
-            files = _download(_listing(source), hashes, folder)
+            files = _download(listing(source), hashes, folder)
         except (ValueError, OSError) as error:
-            reasons.append(f"{source}: {' '.join(str(error).split())}")
+            reasons.append(f"{source}: {one_line(error)}")
             note(reasons[-1])
             continue
         with written_aside(target) as part:
@@ -134,9 +182,10 @@ def _download(listing: Listing, hashes: dict[str, str], folder: Path) -> dict[st
     """Download the needed files to `folder` and check them; a file with a wrong hash is deleted."""
     from tqdm import tqdm
 
-    from gdpo.model.checkpoints import check_scheduler, load_base, sha256
+    from gdpo.files import sha256
+    from gdpo.model.base import check_scheduler, read_base
 
-    names, found = _needed(set(listing.files)), {}
+    names, actual = _needed(set(listing.files)), {}
     with tqdm(names, desc="fetch", unit="file", disable=None) as bar:  # only on a terminal
         for name in bar:
             path = folder / name
@@ -144,17 +193,18 @@ def _download(listing: Listing, hashes: dict[str, str], folder: Path) -> dict[st
             if not path.is_file():
                 part = path.with_name(f".{path.name}.part")
                 listing.read(name, part)
+                # Complete under its name or not at all: another attempt goes on from these files.
                 os.replace(part, path)
             digest = sha256(path)
             for wanted in (hashes.get(name), listing.files[name]):
                 if wanted not in (None, digest):
                     path.unlink()
                     raise ValueError(f"{name} has the SHA-256 {digest}, not {wanted}")
-            found[name] = {"size": path.stat().st_size, "sha256": digest}
+            actual[name] = {"size": path.stat().st_size, "sha256": digest}
             if name == "scheduler/scheduler_config.json":
                 _or_remove(folder, lambda: check_scheduler(folder))
-    _or_remove(folder, lambda: load_base(folder))
-    return found
+    _or_remove(folder, lambda: read_base(folder))
+    return actual
 
 
 def _or_remove(folder: Path, check: Callable[[], object]) -> None:
@@ -196,61 +246,3 @@ def _needed(there: set[str]) -> list[str]:
         tokenizer | set(BASE_FILES),
         key=lambda name: (name.endswith(".safetensors"), "scheduler" not in name, name),
     )
-
-
-def _listing(source: str) -> Listing:
-    """The files of a source. ValueError or OSError if it does not exist or does not answer."""
-    if source.startswith("hf://"):
-        return _hub(*source.removeprefix("hf://").split("@"))
-    if source.startswith("s3://"):
-        from tasks.store.s3 import Store
-
-        store = Store.at(source)
-        return Listing(dict.fromkeys(store.keys()), store.download)
-    folder = Path(source)
-    if not folder.is_dir():
-        raise ValueError("no such folder")
-    files = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file()]
-    return Listing(dict.fromkeys(files), lambda name, path: shutil.copyfile(folder / name, path))
-
-
-def _hub(repository: str, commit: str) -> Listing:
-    from huggingface_hub import HfApi
-
-    # Read here, because the library reads it only once, when it is first imported.
-    endpoint = os.environ.get("HF_ENDPOINT")
-
-    def read(name: str, path: Path) -> None:
-        cache = path.parent / ".hub"
-        with _online():
-            got = HfApi(endpoint).hf_hub_download(
-                repository, name, revision=commit, local_dir=cache
-            )
-        os.replace(got, path)
-        shutil.rmtree(cache)
-
-    with _online():
-        tree = HfApi(endpoint).list_repo_tree(repository, revision=commit, recursive=True)
-        files = {
-            entry.path: getattr(entry, "lfs", None) for entry in tree if hasattr(entry, "size")
-        }
-    return Listing({name: lfs.sha256 if lfs else None for name, lfs in files.items()}, read)
-
-
-@contextmanager
-def _online() -> Iterator[None]:
-    """Let the hub's library go online, and turn its errors into OSError.
-
-    The command line sets HF_HUB_OFFLINE for every command.
-    """
-    from httpx import HTTPError
-    from huggingface_hub import constants
-    from huggingface_hub.errors import EntryNotFoundError
-
-    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, False
-    try:
-        yield
-    except (HTTPError, EntryNotFoundError) as error:
-        raise OSError(" ".join(str(error).split())) from error
-    finally:
-        constants.HF_HUB_OFFLINE = before

@@ -1,6 +1,6 @@
 """Tool `import-weights`: imports released weights. Files are checked and never unpickled as code.
 
-    gdpo-sr import-weights NAOSD.pkl -o models/naosd --base models/sd21-base
+    gdpo-sr import-weights NAOSD.pkl -o models/released --base models/sd2.1-base
     gdpo-sr import-weights ram_swin_large_14m.pth -o models/tagger --dape DAPE.pth
 
 The second command makes the tagger: 5.6 GB -> 0.85 GB.
@@ -10,7 +10,8 @@ import argparse
 import sys
 from pathlib import Path
 
-EXAMPLE = "gdpo-sr import-weights model_35001.pkl -o models/naosd --base models/sd21-base"
+STAGES_WRITE = [Path("models", name) for name in ("naosd", "gdpo", "control")]
+EXAMPLE = "gdpo-sr import-weights model_35001.pkl -o models/released --base models/sd2.1-base"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "or RAM's ram_swin_large_14m.pth",
     )
     parser.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="FOLDER", help="must not be there yet"
+        "-o", "--output", type=Path, required=True, metavar="FOLDER", help="must not exist yet"
     )
     below = parser.add_mutually_exclusive_group()
     below.add_argument(
@@ -56,14 +57,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Check and convert; 0, or ValueError naming the file and its problem."""
-    from gdpo.tagger.convert import import_tagger, kind
+    from gdpo.released.tagger import import_tagger, kind
 
-    found = kind(args.source) if args.source.is_file() else None
-    if found == "dape":
+    file_kind = kind(args.source) if args.source.is_file() else None
+    if file_kind == "dape":
         raise ValueError(
             f"{args.source}: is DAPE's; give it to --dape, with RAM's checkpoint as the source"
         )
-    if found == "ram":
+    if file_kind == "ram":
         if args.base or args.naosd:
             raise ValueError(
                 f"{args.source}: is RAM's, which belongs on no model; leave out --base and --naosd"
@@ -98,6 +99,14 @@ def _import_model(args: argparse.Namespace) -> int:
             "--base"
         )
     _tell(import_released(args.source, args.output, base))
+    if Path("dvc.yaml").is_file() and args.output in STAGES_WRITE:
+        _tell(
+            (
+                f"a stage of dvc.yaml writes {args.output}, and `dvc repro` will replace it: "
+                "import to another folder and name that in pretrain.init (pretrain.steps: 0 takes "
+                "it as it is)",
+            )
+        )
     sys.stdout.write(f"{args.output}: made from {args.source}, over {base}\n")
     return 0
 

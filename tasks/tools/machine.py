@@ -3,7 +3,6 @@
 import os
 import platform
 import shutil
-import tomllib
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,14 @@ from typing import Any
 def examine(root: Path) -> dict[str, Any]:
     """This machine's versions, CPUs, memory, disk and GPUs (sizes in bytes).
 
-    "problems" lists the versions that do not satisfy pyproject.toml, one line each.
+    "problems" lists the packages that gdpo-sr asks for and that are missing or of another version,
+    one line each. Packages of an extra may be missing.
     """
     import torch
 
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-    versions, problems = _versions(root)
+    versions, problems = _versions()
     return {
         "python": platform.python_version(),
         "packages": versions,
@@ -31,34 +31,32 @@ def examine(root: Path) -> dict[str, Any]:
     }
 
 
-def _versions(root: Path) -> tuple[dict[str, str], list[str]]:
-    """Installed versions of the packages in pyproject.toml, and a line per unmet requirement."""
+def _versions() -> tuple[dict[str, str], list[str]]:
+    """Installed versions of the packages gdpo-sr asks for, and a line per unmet requirement."""
     from packaging.requirements import Requirement
     from packaging.specifiers import SpecifierSet
 
-    path = root / "pyproject.toml"
-    if not path.is_file():
-        return {}, [f"{path.name}: no such file; run this in the repository"]
-    project = tomllib.loads(path.read_text())["project"]
+    try:
+        own = metadata.metadata("gdpo-sr")
+    except metadata.PackageNotFoundError:
+        return {}, ["gdpo-sr is not installed; `make .venv` installs everything"]
     versions: dict[str, str] = {}
     problems = []
-    if not SpecifierSet(project["requires-python"]).contains(platform.python_version()):
+    if not SpecifierSet(own["Requires-Python"]).contains(platform.python_version()):
         problems.append(
-            f"Python is {platform.python_version()}, pyproject.toml asks for "
-            f"{project['requires-python']}"
+            f"Python is {platform.python_version()}, gdpo-sr asks for {own['Requires-Python']}"
         )
-    for text in project["dependencies"]:
-        requirement = Requirement(text)
+    for requirement in map(Requirement, own.get_all("Requires-Dist", [])):
+        extra = requirement.marker is not None and not requirement.marker.evaluate({"extra": ""})
         try:
-            found = metadata.version(requirement.name)
+            installed = metadata.version(requirement.name)
         except metadata.PackageNotFoundError:
-            problems.append(
-                f"{requirement.name} is not installed; `make .venv` installs everything"
-            )
+            if not extra:
+                problems.append(f"{requirement.name} is not installed; install gdpo-sr again")
             continue
-        versions[requirement.name] = found
-        if not requirement.specifier.contains(found, prereleases=True):
+        versions[requirement.name] = installed
+        if not requirement.specifier.contains(installed, prereleases=True):
             problems.append(
-                f"{requirement.name} is {found}, pyproject.toml asks for {requirement.specifier}"
+                f"{requirement.name} is {installed}, gdpo-sr asks for {requirement.specifier}"
             )
     return versions, problems

@@ -8,19 +8,18 @@ code is 1 if an image is broken or no metric is left.
 """
 
 import argparse
-import csv
-import io
 import json
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gdpo.metrics.table import METRICS
+from tasks.report import scored
+from tasks.report.scored import MetricValues
 
 if TYPE_CHECKING:
-    from gdpo.metrics.folders import Pair
+    from gdpo.metrics.folders import MethodImage
 
 EXAMPLE = (
     "gdpo-sr score results/mine testset/HR --metrics psnr_y ssim_y lpips_alex --json scores.json"
@@ -31,7 +30,6 @@ VARIANTS = (
     "compares (that is niqe_pyiqa); "
     "published tables have maniqa_pipal, GDPO's reward maniqa_koniq"
 )
-Row = dict[str, float]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "no-reference metrics",
     )
     parser.add_argument(
-        *("--metrics",),
+        "--metrics",
         type=_names,
         nargs="+",
         action="extend",
@@ -95,9 +93,13 @@ def main(args: argparse.Namespace) -> int:
     """Pair the images, score them, write the results; 0, or ValueError naming the problem."""
     names = list(dict.fromkeys(name for part in args.metrics or [] for name in part)) or DEFAULT
     _check_reference(names, args.hr)
-    from gdpo.metrics.folders import pair_folders, shown
+    from gdpo.files import check_writable
+    from gdpo.metrics.folders import method_images, shown
 
-    pairs = pair_folders(args.sr, args.hr)
+    for target in (args.csv, args.json):
+        if target is not None and str(target) != "-":
+            check_writable(target)
+    pairs = method_images(args.sr, args.hr)
     device = _device()
     left_out = _left_out(names, pairs, device)
     ran = [name for name in names if name not in left_out]
@@ -107,15 +109,19 @@ def main(args: argparse.Namespace) -> int:
             + "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
         )
     rows, failed = _score(pairs, [name for name in ran if not METRICS[name].per_set], device)
-    result = _result(args, names, left_out, rows, failed, _sets(pairs, rows, ran, device))
+    result = scored.result(
+        args.sr, args.hr, names, left_out, rows, failed, _sets(pairs, rows, ran, device)
+    )
     # Printed first: a file that cannot be written must not cost the numbers.
     sys.stdout.write(
-        f"{json.dumps(result, indent=1) if str(args.json) == '-' else _text(result)}\n"
+        f"{json.dumps(result, indent=1) if str(args.json) == '-' else scored.text(result)}\n"
     )
     if args.csv is not None:
-        _write_csv(args.csv, [name for name in ran if not METRICS[name].per_set], rows, failed)
+        scored.write_csv(
+            args.csv, [name for name in ran if not METRICS[name].per_set], rows, failed
+        )
     if args.json is not None and str(args.json) != "-":
-        _write(args.json, json.dumps(result, indent=1) + "\n")
+        scored.write(args.json, json.dumps(result, indent=1) + "\n")
     if failed:
         raise ValueError(
             f"{len(failed)} of {len(pairs)} images left out: "
@@ -127,7 +133,7 @@ def main(args: argparse.Namespace) -> int:
 def _check_reference(names: Sequence[str], hr: Path | None) -> None:
     compare = [name for name in names if METRICS[name].needs_reference]
     if hr is None and compare:
-        others = ", ".join(name for name, row in METRICS.items() if not row.needs_reference)
+        others = ", ".join(name for name, metric in METRICS.items() if not metric.needs_reference)
         raise ValueError(
             f"HR_DIR is missing: {', '.join(compare)} need references; without: {others}"
         )
@@ -139,7 +145,7 @@ def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _left_out(names: Sequence[str], pairs: "Sequence[Pair]", device: str) -> dict[str, str]:
+def _left_out(names: Sequence[str], pairs: "Sequence[MethodImage]", device: str) -> dict[str, str]:
     """The metrics that cannot be computed, with the reason."""
     from gdpo.metrics.folders import shown
     from gdpo.metrics.score import unusable
@@ -161,14 +167,14 @@ def _left_out(names: Sequence[str], pairs: "Sequence[Pair]", device: str) -> dic
 
 
 def _score(
-    pairs: "Sequence[Pair]", names: Sequence[str], device: str
-) -> tuple[dict[str, Row], dict[str, str]]:
+    pairs: "Sequence[MethodImage]", names: Sequence[str], device: str
+) -> tuple[dict[str, MetricValues], dict[str, str]]:
     """({image: its values}, {broken image: the reason})."""
     from tqdm import tqdm
 
     from gdpo.metrics.folders import score_pair
 
-    rows: dict[str, Row] = {}
+    rows: dict[str, MetricValues] = {}
     failed: dict[str, str] = {}
     for pair in tqdm(pairs, desc="score", unit="image", disable=None):  # only on a terminal
         try:
@@ -178,7 +184,9 @@ def _score(
     return rows, failed
 
 
-def _sets(pairs: "Sequence[Pair]", rows: dict[str, Row], names: Sequence[str], device: str) -> Row:
+def _sets(
+    pairs: "Sequence[MethodImage]", rows: dict[str, MetricValues], names: Sequence[str], device: str
+) -> MetricValues:
     """The metrics of the whole set: FID over the images that are not broken."""
     if "fid" not in names or len(rows) < 2:
         return {}
@@ -198,104 +206,3 @@ def _sets(pairs: "Sequence[Pair]", rows: dict[str, Row], names: Sequence[str], d
             for side in sides
         )
     return {"fid": frechet_distance(one, other)}
-
-
-def _result(
-    args: argparse.Namespace,
-    names: Sequence[str],
-    left_out: dict[str, str],
-    rows: dict[str, Row],
-    failed: dict[str, str],
-    sets: Row,
-) -> dict[str, Any]:
-    """The content that --json writes. A missing or non-finite value is null."""
-    from gdpo.metrics.folders import mean
-    from gdpo.metrics.score import versions
-
-    ran = [name for name in names if name not in left_out]
-    computed = versions(ran)
-    metrics = {
-        name: {
-            "mean": sets.get(name)
-            if METRICS[name].per_set
-            else None
-            if name in left_out
-            else mean(r[name] for r in rows.values()),
-            "higher_is_better": METRICS[name].higher_is_better,
-            "variant": METRICS[name].variant,
-            "version": computed.get(name),
-            "left_out": left_out.get(name),
-        }
-        for name in names
-    }
-    columns = [name for name in names if not METRICS[name].per_set]
-    images = [
-        {"name": name, **{c: _finite(row.get(c)) for c in columns}} for name, row in rows.items()
-    ]
-    return {
-        "sr": str(args.sr),
-        "hr": None if args.hr is None else str(args.hr),
-        "count": len(rows),
-        "metrics": metrics,
-        "images": images,
-        "failed": failed,
-    }
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
-
-
-def _text(result: dict[str, Any]) -> str:
-    """The table: a row per image and the mean.
-
-    Below it, a line per metric describes its variant or says why it is left out.
-    """
-    from gdpo.metrics.folders import shown
-
-    metrics = result["metrics"]
-    ran = [name for name, row in metrics.items() if row["left_out"] is None]
-    lines = [["image", *ran]]
-    lines += [
-        [shown(row["name"]), *(_number(row.get(name)) for name in ran)] for row in result["images"]
-    ]
-    lines.append([f"mean of {result['count']}", *(_number(metrics[name]["mean"]) for name in ran)])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    table = [
-        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
-        for line in lines
-    ]
-    width = max(map(len, metrics))
-    for name, row in metrics.items():
-        better = "higher" if row["higher_is_better"] else "lower"
-        what = (
-            f"{row['variant']}; {better} is better"
-            if row["left_out"] is None
-            else f"left out: {row['left_out']}"
-        )
-        table.append(f"{name:{width}}  {what}")
-    return "\n".join(table)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
-
-
-def _write_csv(
-    path: Path, names: Sequence[str], rows: dict[str, Row], failed: dict[str, str]
-) -> None:
-    from gdpo.metrics.folders import shown
-
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", *names])
-    writer.writerows([shown(name), *(row[n] for n in names)] for name, row in rows.items())
-    writer.writerows([shown(name), *("" for _ in names)] for name in failed)
-    _write(path, text.getvalue())
-
-
-def _write(path: Path, text: str) -> None:
-    from gdpo.files import written_aside
-
-    with written_aside(path) as part:
-        part.write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -1,90 +1,137 @@
-"""Tool `upscale`: super-resolves one photograph, `gdpo-sr upscale photo.jpg -o out.png`."""
+"""Tool `upscale`: super-resolves photographs, `gdpo-sr upscale photo.jpg`.
+
+    gdpo-sr upscale photo.jpg                      photo_x4.png beside it
+    gdpo-sr upscale holiday/ -o large --format webp
+    gdpo-sr upscale face.png --best-of 4           four noises; the result with the best NIQE
+
+Results are tagged sRGB; EXIF, resolution and transparency are kept. A photograph that cannot be
+read is named and the others are done; the exit code is then 1. Before a result of more than 32
+megapixels is begun, its memory and time are stated.
+"""
 
 import argparse
 import json
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    from tqdm import tqdm
+from gdpo.errors import one_line
+from gdpo.metrics.table import METRICS
+from tasks.paths import GDPO
 
 EXAMPLE = "gdpo-sr upscale photo.jpg -o out.png"
-# Extension -> how Pillow saves it.
-FORMATS: dict[str, dict[str, Any]] = {
-    ".png": {"format": "PNG"},
-    ".jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},
-    ".jpeg": {"format": "JPEG", "quality": 95, "subsampling": 0},
-    ".webp": {"format": "WEBP", "lossless": True},
-}
+KINDS = ("png", "jpg", "webp", "tif", "avif", "heic")
+JUDGES = [
+    name for name, metric in METRICS.items() if not metric.needs_reference and not metric.per_set
+]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The photograph, the output file, and the options."""
-    parser.add_argument("photo", type=Path, metavar="PHOTO", help="any common kind of image file")
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help=f"one of {', '.join(FORMATS)}",
+    """The photographs, where results go, their size, the model and its options."""
+    add = parser.add_argument
+    add(
+        "photos",
+        nargs="+",
+        metavar="PHOTO",
+        help="files, folders (with all their subfolders) or quoted patterns",
     )
-    parser.add_argument(
+    add(
+        *("-o", "--output"),
+        type=Path,
+        metavar="PATH",
+        help="a file for one photograph, else a folder; default: beside each photograph, as "
+        "NAME_x4.png",
+    )
+    add("--suffix", metavar="TEXT", help="appended to the name; default: none with -o FOLDER")
+    add("--format", choices=KINDS, default="png", help="of names made here; default: png")
+    add("--bits", type=int, choices=[8, 16], default=8, help="16 for .png and .tif; default: 8")
+    there = parser.add_mutually_exclusive_group()
+    there.add_argument(
+        "--skip-existing", action="store_true", help="keep results that already exist"
+    )
+    there.add_argument(
+        "--overwrite", action="store_true", help="overwrite results that already exist"
+    )
+    add(
+        "--scale",
+        type=_positive,
+        default=4.0,
+        metavar="X",
+        help="default: 4, the scale of the training",
+    )
+    add("--width", type=_whole(1, None), metavar="PX", help="of the result, instead of --scale")
+    add(
+        "--height",
+        type=_whole(1, None),
+        metavar="PX",
+        help="of the result; with --width: fits into both",
+    )
+    _add_model_arguments(parser)
+    add("--json", action="store_true", help="print one line of JSON for each result")
+    add(
+        "--explain",
+        action="store_true",
+        help="print the chain of thought of a RealSR-R1 model; of others the prompt",
+    )
+
+
+def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
         "--model",
         type=Path,
-        default=Path("models/gdpo"),
         metavar="FOLDER",
-        help="default: models/gdpo, from `make demo`",
+        help=f"default: {GDPO} of this folder, which `make demo` trains, else the small model that "
+        "ships; tiny-vlcot: the small RealSR-R1 that ships",
     )
-    parser.add_argument(
-        "--scale", type=float, default=4.0, metavar="X", help="default: 4, which the models learn"
+    add("--base", type=Path, metavar="FOLDER", help="replaces the base that model.json names")
+    add("--device", choices=["cpu", "cuda", "mps"], help="default: cuda if there is one, else cpu")
+    add("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    add("--seed", type=_whole(0, None), default=0, metavar="N", help="of the noise; default: 0")
+    add(
+        "--best-of",
+        type=_whole(1, 64),
+        default=1,
+        metavar="N",
+        help="try N seeds from --seed on, keep the best by --by",
     )
-    parser.add_argument(
-        "--seed", type=_whole(0, None), default=0, metavar="N", help="of the noise; default: 0"
-    )
-    parser.add_argument(
-        *("--t-add",),
+    add("--by", choices=JUDGES, default="niqe", help="metric that chooses; default: niqe")
+    add(
+        "--t-add",
         type=_whole(0, 999),
-        default=None,
         metavar="T",
         help="timestep at which noise is added: less keeps closer to the photograph; default: the "
         "model's (250)",
     )
-    parser.add_argument(
+    add(
         "--color-fix",
         choices=["none", "adain", "wavelet"],
         default="wavelet",
         help="default: wavelet",
     )
-    parser.add_argument(
-        *("--tile",),
+    add(
+        "--tile",
         type=_whole(1, None),
         default=512,
         metavar="PX",
-        help="side of a tile in output pixels: less needs less memory; default: 512",
+        help="greatest side of a tile in output pixels: less needs less memory, beside the 12 "
+        "bytes that each pixel of the result takes, and gives slightly other pixels; default: 512",
     )
-    parser.add_argument(
+    add(
         "--prompt",
         default="",
         metavar="WORDS",
         help='what is in the photograph: "a lighthouse, rocks"',
     )
-    parser.add_argument(
-        *("--tagger",),
+    add(
+        "--tagger",
         type=Path,
-        default=None,
         metavar="FOLDER",
         help="let RAM with DAPE say what is in it; the folder is made by `gdpo-sr "
         "import-weights`; default: no tags",
-    )
-    parser.add_argument(
-        "--json", action="store_true", help="print output, size, prompt and seconds as JSON"
     )
 
 
@@ -103,80 +150,99 @@ def _whole(low: int, high: int | None) -> Callable[[str], int]:
     return number
 
 
+def _positive(text: str) -> float:
+    """An argument type: a number above 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError("must be a number above 0")
+    return value
+
+
 def main(args: argparse.Namespace) -> int:
-    """Read, upscale, write; 0, or ValueError naming the file or argument that is wrong."""
-    _check_paths(args)
-    import torch
-    from tqdm import tqdm
+    """Upscale every photograph; 0, or 1 if one failed. ValueError if the arguments are wrong."""
+    from tasks.tools.upscale_jobs import check, jobs
+    from tasks.tools.upscale_work import Upscaling
 
-    from gdpo.images import read_photo
-    from gdpo.model.naosd import NAOSD
-    from gdpo.tagger.tagger import Tagger
-    from gdpo.upscale.pipeline import upscale
+    work = jobs(args.photos, args.output, args.suffix, f".{args.format}", f"_x{args.scale:g}")
+    if args.best_of > 1:
+        from gdpo.metrics.score import check_available
 
-    photo = read_photo(args.photo)
-    start = time.perf_counter()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    tagger = (
-        None if args.tagger is None else Tagger.from_folder(args.tagger, dape=True, device=device)
-    )
-    model = NAOSD.from_pretrained(args.model, device=device)
-    prompts: list[str] = []
-    with tqdm(desc="upscale", unit="tile", disable=None) as bar:  # only on a terminal
-        image = upscale(
-            model,
-            photo,
-            scale=args.scale,
-            seed=args.seed,
-            t_add=args.t_add,
-            color_fix=args.color_fix,
-            tile=args.tile,
-            tagger=tagger,
-            words=args.prompt,
-            on_prompt=prompts.append,
-            on_tile=lambda done, total: _advance(bar, total),
-        )
-    _write(args.output, image)
-    height, width = image.shape[:2]
-    seconds = round(time.perf_counter() - start, 3)
-    result = {
-        "output": str(args.output),
-        "size": [width, height],
-        "prompt": prompts[0],
-        "seconds": seconds,
-    }
-    told = f"; prompt: {prompts[0]}" if tagger else ""
-    line = (
-        json.dumps(result) if args.json else f"{args.output}: {width}x{height} in {seconds} s{told}"
-    )
-    sys.stdout.write(f"{line}\n")
+        check_available([args.by])
+    with _Failures(len(work)) as failures:
+        ready = []
+        for job in work:
+            with failures.of_one():
+                check(job, overwrite=args.overwrite, skip=args.skip_existing)
+                ready.append(job)
+        todo = [job for job in ready if not (args.skip_existing and job.output.exists())]
+        for job in ready:
+            if job not in todo:
+                _tell(args, {"output": str(job.output), "skipped": True})
+        upscaling = Upscaling.of(args) if todo else None
+        for number, job in enumerate(todo, 1):
+            assert upscaling is not None
+            with failures.of_one(), _bar(f"{job.photo.name} ({number}/{len(todo)})") as on_tile:
+                _tell(args, upscaling.run(job, on_tile))
     return 0
 
 
-def _advance(bar: "tqdm[NoReturn]", total: int) -> None:
-    bar.total = total
-    bar.update()
+@dataclass
+class _Failures:
+    """A photograph's failure is reported; the others go on, unless it is the only one."""
+
+    total: int
+    count: int = 0
+
+    @contextmanager
+    def of_one(self) -> Iterator[None]:
+        """The work on one photograph."""
+        try:
+            yield
+        except (ValueError, OSError) as error:
+            if self.total == 1:
+                raise
+            self.count += 1
+            sys.stderr.write(f"gdpo-sr: {one_line(error)}\n")
+
+    def __enter__(self) -> "_Failures":
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if self.count and kind is None:
+            raise ValueError(f"{self.count} of {self.total} photographs failed")
 
 
-def _check_paths(args: argparse.Namespace) -> None:
-    """Check the paths before the slow work begins. ValueError naming the wrong one."""
-    if args.output.suffix.lower() not in FORMATS:
-        raise ValueError(f"{args.output}: unknown extension; use one of {', '.join(FORMATS)}")
-    if not args.photo.is_file():
-        raise ValueError(f"{args.photo}: no such photograph")
-    if args.output.exists() and args.output.samefile(args.photo):
-        raise ValueError(f"{args.output}: is the photograph itself; choose another --output")
-    if not args.model.is_dir():
-        raise ValueError(
-            f"{args.model}: no such model folder; run `make demo` first, or pass --model"
+def _tell(args: argparse.Namespace, result: dict[str, Any]) -> None:
+    line = json.dumps(result) if args.json else _line(result)
+    if args.explain and not args.json and "skipped" not in result:
+        line = "\n  ".join(
+            [line, *result.get("chain", f"prompt: {result.get('prompt')}").splitlines()]
         )
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
-def _write(path: Path, image: NDArray[np.uint8]) -> None:
-    """Write to a temporary file, then rename it."""
-    from PIL import Image
+def _line(result: dict[str, Any]) -> str:
+    if "skipped" in result:
+        return f"{result['output']}: already exists"
+    width, height = result["size"]
+    notes = [f"{name}: {result[name]}" for name in ("seed", "note") if name in result]
+    notes += [f"prompt: {result['prompt']}"] if result["tagged"] else []
+    took = f"{result['output']}: {width}x{height} in {result['seconds']} s"
+    return "; ".join([took, *notes])
 
-    from gdpo.files import written_aside
 
-    with written_aside(path) as part:
-        Image.fromarray(image).save(part, **FORMATS[path.suffix.lower()])
+@contextmanager
+def _bar(name: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on a terminal; yields what is called after each tile with (done, total)."""
+    from tqdm import tqdm
+
+    # Three passes go over the tiles, of unequal cost: a share tells more than a count.
+    form = "{desc}: {percentage:3.0f}% |{bar}| {elapsed}<{remaining}"
+    with tqdm(desc=name, total=1, bar_format=form, disable=None, leave=False) as bar:
+
+        def passed(done: int, total: int) -> None:
+            bar.total = total
+            bar.update()
+
+        yield passed

@@ -23,8 +23,8 @@ stages:
 
 
 def snapshot(folder: Path, changes: Mapping[str, Any]) -> Path:
-    """This working copy as the only commit of a new repository, with `changes` (section.key: value)
-    in params.yaml.
+    """This working copy as the only commit of a new repository. Its params.yaml is the committed
+    one with `changes` (section.key: value), whatever profile somebody has applied here.
     """
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
@@ -37,6 +37,10 @@ def snapshot(folder: Path, changes: Mapping[str, Any]) -> Path:
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
+    committed = subprocess.run(
+        ["git", "show", "HEAD:params.yaml"], cwd=ROOT, check=True, capture_output=True
+    )
+    (folder / "params.yaml").write_bytes(committed.stdout)
     # Nothing was made yet but what a stage made that dvc.yaml no longer has: DVC keeps such
     # entries.
     (folder / "dvc.lock").write_text(GONE)

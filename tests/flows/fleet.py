@@ -300,8 +300,8 @@ class Fleet:
         )
 
     def call_crashed(self, run: str) -> None:
-        """What the automation does to a run that was silent for too long; waits until the run says
-        that it is alive.
+        """What the automation does to a run that was silent for too long; waits until the run
+        sends a heartbeat.
         """
         crashed = {"type": "CRASHED", "message": "no sign of life from the worker"}
         self.post(f"flow_runs/{run}/set_state", state=crashed, force=True)

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 from prefect.states import Cancelling, Completed, Crashed, Running, State
 
-from flows import heartbeat as alive
-from flows import pipeline
+from flows import heartbeat, pipeline
 from flows.dvc import run as repro
 from flows.heartbeat import Heartbeat
 
@@ -57,7 +56,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
         def sleep(seconds: float) -> None:
             now["s"] += seconds
 
-    monkeypatch.setattr(alive, "time", Time)
+    monkeypatch.setattr(heartbeat, "time", Time)
     monkeypatch.setattr(pipeline, "time", Time)
     monkeypatch.setenv("PREFECT__FLOW_RUN_ID", "00000000-0000-0000-0000-000000000007")
     return now
@@ -68,15 +67,15 @@ def test_only_a_crash_is_taken_back(
     state: State[Any], clock: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = Client(state)
-    monkeypatch.setattr(alive, "get_client", client)
+    monkeypatch.setattr(heartbeat, "get_client", client)
     run = Heartbeat()
-    clock["s"] += alive.EVERY_S
+    clock["s"] += heartbeat.EVERY_S
     run.update()
     assert client.states == [state] and client.asked == 1
     client.states = [Crashed(message="no sign of life")]
     run.update()
     assert client.asked == 1  # not so often
-    clock["s"] += alive.EVERY_S
+    clock["s"] += heartbeat.EVERY_S
     run.update()
     assert client.states[0].is_running()
 
@@ -86,12 +85,12 @@ def test_a_server_that_is_away_is_asked_again(
 ) -> None:
     client = Client(Crashed())
     client.away = True
-    monkeypatch.setattr(alive, "get_client", client)
+    monkeypatch.setattr(heartbeat, "get_client", client)
     run = Heartbeat()
-    clock["s"] += alive.EVERY_S
+    clock["s"] += heartbeat.EVERY_S
     run.update()
     client.away = False
-    clock["s"] += alive.EVERY_S
+    clock["s"] += heartbeat.EVERY_S
     run.update()
     assert client.asked == 2 and client.states[0].is_running()
 
@@ -101,7 +100,7 @@ def test_without_a_run_nobody_is_asked(
 ) -> None:
     monkeypatch.delenv("PREFECT__FLOW_RUN_ID")
     client = Client(Crashed())
-    monkeypatch.setattr(alive, "get_client", client)
+    monkeypatch.setattr(heartbeat, "get_client", client)
     run = Heartbeat()
     clock["s"] += 1000
     run.update()
@@ -112,7 +111,7 @@ class Waiting:
     """Stands for the pipeline that waits."""
 
     def __init__(self) -> None:
-        self.alive, self.looked = self, 0
+        self.heartbeat, self.looked = self, 0
 
     def update(self) -> None:
         self.looked += 1
@@ -124,7 +123,7 @@ class Waiting:
 def test_a_pipeline_waits_for_a_crashed_run_to_be_alive(
     clock: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It says of itself that it is alive all the time."""
+    """It sends heartbeats all the time."""
     done, crashed = Completed(message="done"), Crashed()
     for states, final, seconds in (
         ([Running(), crashed, crashed, Running(), crashed, Running(), done], done, 12.0),
@@ -134,7 +133,7 @@ def test_a_pipeline_waits_for_a_crashed_run_to_be_alive(
         client, fleet = Client(*states), Waiting()
         monkeypatch.setattr(pipeline, "get_client", client)
         begun = clock["s"]
-        assert pipeline._wait("run", fleet) is final  # type: ignore[arg-type]
+        assert pipeline._wait("run", fleet) is final
         assert clock["s"] - begun == seconds and fleet.looked == client.asked
 
 
@@ -143,13 +142,19 @@ def test_every_dvc_command_of_a_worker_says_that_its_run_is_alive(
 ) -> None:
     ran = []
 
-    def run_dvc(args: list[str], root: Path, on_line: object, on_tick: Callable[[], None]) -> None:
-        clock["s"] += alive.EVERY_S
+    def run_dvc(
+        args: list[str],
+        root: Path,
+        on_line: object,
+        on_tick: Callable[[], None],
+        **_: object,
+    ) -> None:
+        clock["s"] += heartbeat.EVERY_S
         on_tick()
         ran.append(args[0])
 
     client = Client(Crashed())
-    monkeypatch.setattr(alive, "get_client", client)
+    monkeypatch.setattr(heartbeat, "get_client", client)
     monkeypatch.setattr(repro, "run_dvc", run_dvc)
     monkeypatch.setattr(repro, "get_run_logger", lambda: logging.getLogger("test"))
     repro.pull.fn("stage", ["other"], tmp_path)

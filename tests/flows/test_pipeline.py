@@ -70,7 +70,7 @@ def test_the_flow_runs_the_stages_and_leaves_table_and_link(server: None, reposi
     found = artifacts()
     table = json.loads(str(found["gdpo-evaluation"].data))
     assert [row["Model"] for row in table] == ["Bicubic", "NAOSD", "GDPO-SR", "Control"]
-    assert "GDPO-SR beats NAOSD on the reward" in str(found["gdpo-evaluation"].description)
+    assert "GDPO-SR is better than NAOSD" in str(found["gdpo-evaluation"].description)
     assert (repository / "reports/index.html").as_uri() in str(found["gdpo-report"].data)
 
     (repository / "made.json").unlink()

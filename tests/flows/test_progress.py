@@ -63,7 +63,7 @@ def test_a_server_that_is_away_costs_one_warning(tmp_path: Path, server: Server)
         shown.update()
         server.fault = ConnectionError("and at the end")
     assert server.shown == [25.0, 75.0] and server.asked == 7
-    assert warnings == ["no progress is shown (ConnectionError); the stage goes on"]
+    assert warnings == ["progress is not shown (ConnectionError); the stage continues"]
 
 
 class TerminationSignal(BaseException):

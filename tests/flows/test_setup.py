@@ -5,21 +5,59 @@ import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
+from prefect.automations import Automation
+from prefect.server.events.schemas.automations import EventTrigger as ServerTrigger
 from ruamel.yaml import YAML
 
-from flows.setup import HEARTBEAT_S, _crash_the_dead, setup
+from flows.automations import alert, crash_the_dead, crash_the_unbegun
+from flows.setup import HEARTBEAT_S, setup
 
 pytestmark = pytest.mark.processes
 
 ROOT = Path(__file__).parents[2]
 
 
+WINDOW = timedelta(seconds=3 * HEARTBEAT_S)
+
+
+def as_the_server_reads_it(automation: Automation) -> ServerTrigger:
+    return ServerTrigger.model_validate(automation.trigger.model_dump(mode="json"))
+
+
 def test_a_run_is_given_nine_minutes_before_it_is_called_dead() -> None:
     """Prefect's heartbeat is 180 s; its documentation's 90 s kill healthy runs."""
-    automation = _crash_the_dead(timedelta(seconds=3 * HEARTBEAT_S))
-    assert automation.trigger.within == timedelta(seconds=540)  # type: ignore[union-attr]
+    for automation in (crash_the_dead(WINDOW), crash_the_unbegun(WINDOW)):
+        assert as_the_server_reads_it(automation).within == timedelta(seconds=540)
+
+
+def test_a_run_that_was_taken_must_begin() -> None:
+    """From PENDING on it is watched; whatever state comes next ends the watch."""
+    trigger = as_the_server_reads_it(crash_the_unbegun(WINDOW))
+    assert trigger.starts_after("prefect.flow-run.Pending")
+    assert not trigger.starts_after("prefect.flow-run.Scheduled")
+    for state in ("Running", "Crashed", "Cancelled", "Late", "AwaitingConcurrencySlot"):
+        assert trigger.expects(f"prefect.flow-run.{state}")
+    assert not trigger.expects("prefect.flow-run.Pending")
+
+
+def test_an_alert_is_of_what_went_wrong_and_nothing_else() -> None:
+    trigger = as_the_server_reads_it(alert(uuid4()))
+    told = ("Failed", "Crashed", "Late", "TimedOut")
+    for state in (*told, "Completed", "Running", "Cancelled", "Scheduled"):
+        assert trigger.expects(f"prefect.flow-run.{state}") == (state in told)
+
+
+@pytest.mark.parametrize(
+    "url", ["", "hooks.example.org", "ftp://x", "https://", "mailto:a@b", "mailtos://"]
+)
+def test_a_hook_that_is_no_address_is_refused(url: str) -> None:
+    with pytest.raises(
+        ValueError, match="--notify must be the http or https address of a web hook, or mailtos://"
+    ):
+        setup(notify=url)
 
 
 def test_without_a_server_nothing_is_set_up(tmp_path: Path) -> None:

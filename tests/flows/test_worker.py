@@ -48,28 +48,28 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             "check_commit",
             "commit_of",
             "graph",
-            "take_pipelines_ledger",
-            "take_ledger",
+            "fetch_pipeline_lock_entries",
+            "fetch_lock_entries",
             "check_inputs",
             "pull",
             "repro",
             "push",
             "publish",
-            "leave_ledger",
-            "write_ledger",
-            "read_ledger",
-            "restore_ledger",
+            "store_lock_entries",
+            "write_lock_entries",
+            "read_lock_entries",
+            "restore_committed_lock",
             "promoted_scores",
             "evaluation_of",
             "note_evaluation",
         ):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, stand_in(name))
-    monkeypatch.setattr(stage, "read_ledger", lambda root: {"finetune@gdpo": {}})
+    monkeypatch.setattr(stage, "read_lock_entries", lambda root: {"finetune@gdpo": {}})
     return did
 
 
-def test_a_training_begins_with_the_pipelines_ledger_and_leaves_its_own_before_it_is_published(
+def test_a_training_begins_with_the_pipelines_lock_entries_and_leaves_its_own_before_it_is_published(
     done: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PREFECT__FLOW_RUN_ID", "the-run")
@@ -77,41 +77,42 @@ def test_a_training_begins_with_the_pipelines_ledger_and_leaves_its_own_before_i
     short = [entry.split(" ")[0] for entry in done]
     assert short[short.index("graph") :] == [
         "graph",
-        "take_pipelines_ledger",
+        "fetch_pipeline_lock_entries",
         "check_inputs",
         "pull",
         "repro",
         "push",
         "repro",
         "push",
-        "leave_ledger",
+        "store_lock_entries",
         "publish",
     ]
     assert (
-        "leave_ledger the-run" in done
+        "store_lock_entries the-run" in done
         and "repro finetune@gdpo" in done
         and "repro rollout" not in done
     )
 
 
-def test_a_stage_by_hand_is_checked_and_one_of_a_pipeline_brings_its_ledger(
+def test_a_stage_by_hand_is_checked_and_one_of_a_pipeline_brings_its_lock_entries(
     done: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stage.run_stage.fn("finetune@gdpo", ledger={})
-    assert "write_ledger" in done and "take_pipelines_ledger" not in done
+    stage.run_stage.fn("finetune@gdpo", lock_entries={"rollout": {}})
+    assert "write_lock_entries" in done and "fetch_pipeline_lock_entries" not in done
+    assert "graph" not in done  # the pipeline has read it
     done.clear()
     stage.run_stage.fn("finetune@gdpo")
-    assert done[2:4] == ["take_pipelines_ledger", "check_inputs stage finetune@gdpo"]
+    assert done[2:4] == ["fetch_pipeline_lock_entries", "check_inputs stage finetune@gdpo"]
 
     def refuse(*_: object) -> None:
         raise StageFailed(
-            "stage finetune@gdpo reads what stage rollout makes, but it was run with another "
-            "rollout.group"
+            "stage finetune@gdpo reads the outputs of stage rollout, but "
+            "rollout.group has changed since it ran"
         )
 
     done.clear()
     monkeypatch.setattr(stage, "check_inputs", refuse)
-    with pytest.raises(StageFailed, match=r"another rollout\.group"):
+    with pytest.raises(StageFailed, match=r"rollout\.group has changed"):
         stage.run_stage.fn("finetune@gdpo")
     assert not [entry for entry in done if entry.startswith(("pull", "repro", "push"))]
 
@@ -155,7 +156,7 @@ def test_the_automation_asks_twice_and_is_served_once(
     )
     assert not evaluate.by_automation(
         SimpleNamespace(flow_run=SimpleNamespace(created_by=None, run_count=1))
-    )  # type: ignore[arg-type]
+    )
 
     training = UUID(int=7)
     monkeypatch.setattr(evaluate, "by_automation", lambda context: True)
@@ -190,9 +191,58 @@ def test_only_benchmarks_that_are_run_here_are_compared(
     places = [Path("work/promoted") / name / "per_image.parquet" for name in ("other", "sample")]
     monkeypatch.setattr(evaluate, "store_url", lambda: "s3://gdpo-sr")
     monkeypatch.setattr(evaluate, "get_run_logger", lambda: logging.getLogger("test"))
-    monkeypatch.setattr(publication, "promoted", lambda store: ([{"run": "the-run"}], "tag"))
+    monkeypatch.setattr(
+        publication, "promoted", lambda store, system: ([{"run": "the-run"}], "tag")
+    )
     monkeypatch.setattr(publication, "manifest_of", lambda store, name: {"run": name})
     monkeypatch.setattr(publication, "bring_scores", lambda store, manifest, folder: places)
     monkeypatch.setattr(evaluate.Store, "at", lambda url: None)
     assert evaluate.promoted_scores.fn(root) == {"sample": places[1]}
     assert "other is not in evaluate.benchmarks: not compared with run the-run" in caplog.text
+
+
+def test_every_night_judges_realsr_r1_too_where_it_was_trained(
+    done: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = {**GRAPH, "vlcot-evaluate@sample": {"rollout"}, "vlcot-report": {"rollout"}}
+    monkeypatch.setattr(evaluate, "graph", lambda root: both)
+    evaluate.evaluate.fn()
+    assert "repro evaluate@sample" in done and not [entry for entry in done if "vlcot" in entry]
+
+    lock = {"vlcot-grpo@vlcot": {}, "finetune@gdpo": {}}
+    monkeypatch.setattr(evaluate, "read_lock_entries", lambda root: lock)
+    published: list[str] = []
+    monkeypatch.setattr(
+        evaluate, "publish", lambda root, *, share, kind, system: published.append(system)
+    )
+    done.clear()
+    evaluate.evaluate.fn()
+    assert published == ["gdpo", "vlcot"]
+    ran = [entry for entry in done if entry.startswith(("repro", "promoted_scores"))]
+    assert ran == [
+        "repro evaluate@sample",
+        "promoted_scores",
+        "repro vlcot-evaluate@sample",
+        "repro vlcot-report",
+        "promoted_scores",
+    ]
+    # After a training of GDPO-SR only its models are new.
+    done.clear()
+    evaluate.evaluate.fn(UUID(int=7))
+    assert published == ["gdpo", "vlcot", "gdpo"]
+
+
+def test_a_system_that_cannot_be_judged_does_not_hide_that_the_other_is_worse(
+    done: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "read_lock_entries", lambda root: {"vlcot-grpo@vlcot": {}})
+
+    def judged(system: str, edges: object, after: object) -> list[str]:
+        if system == "vlcot":
+            raise StageFailed("vlcot-data has never run")
+        return ["sample regressed: niqe"]
+
+    monkeypatch.setattr(evaluate, "regressions", judged)
+    with pytest.raises(StageFailed) as caught:
+        evaluate.evaluate.fn()
+    assert str(caught.value) == "sample regressed: niqe\nvlcot-data has never run"

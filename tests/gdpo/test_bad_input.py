@@ -232,7 +232,7 @@ def test_another_type_than_the_models_is_named(call: str) -> None:
             "^device must be a device of torch such as 'cpu' or 'cuda:0', got 'gpu'",
         ),
         ({"device": None}, "^device must be a device of torch"),
-        ({"device": "cuda:0"}, "^device is 'cuda:0', and torch sees no such device here"),
+        ({"device": "cuda:0"}, "^device is 'cuda:0', and torch finds no such device here"),
         ({"folder": "nowhere"}, "nowhere: no such model folder"),
         ({"folder": None}, "^folder must be a path, got None"),
         ({"base": 5}, "^base must be a path, got 5"),
@@ -248,9 +248,9 @@ def test_from_pretrained_names_what_it_cannot_use(
 
 def test_a_released_checkpoint_must_be_named_by_a_path() -> None:
     with pytest.raises(ValueError, match=r"^path must be a path, got 5"):
-        gdpo.load_released_checkpoint(5)  # type: ignore[arg-type]
+        gdpo.load_released_checkpoint(5)
 
 
 def test_a_device_that_torch_was_built_without_is_named(tiny_base: Path) -> None:
-    with pytest.raises(ValueError, match=r"^device is 'xpu', and torch sees no such device here"):
+    with pytest.raises(ValueError, match=r"^device is 'xpu', and torch finds no such device here"):
         NAOSD.from_pretrained(tiny_base, device="xpu")

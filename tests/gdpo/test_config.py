@@ -13,7 +13,7 @@ from tests import tiny
     ("section", "key", "value"),
     [
         ("pretrain", "step", 3),
-        ("pretrain", "steps", 0),
+        ("pretrain", "steps", -1),
         ("pretrain", "steps", 3.0),
         ("pretrain", "steps", "3"),
         ("pretrain", "steps", True),
@@ -86,7 +86,10 @@ def test_crops_fit_the_scale(key: str) -> None:
         ({"pairs": {"../x": {"lr": "a", "hr": "b"}}}, "should match pattern"),
         ({"models": {}}, "at least 1"),
         ({"models": {"hr": "models/x"}}, "hr is taken"),
-        ({"pairs": {"realsr": {"lr": "a", "hr": "b", "peers": {"gdpo": "c"}}}}, "gdpo is taken"),
+        (
+            {"pairs": {"realsr": {"lr": "a", "hr": "b", "baselines": {"gdpo": "c"}}}},
+            "gdpo is taken",
+        ),
     ],
 )
 def test_benchmarks_models_and_peers_have_names_of_their_own(
@@ -140,7 +143,7 @@ def test_one_side_of_the_reward_is_enough() -> None:
 def test_a_section_is_frozen() -> None:
     config = tiny.settings()
     with pytest.raises(ValidationError):
-        config.finetune.steps = 3  # type: ignore[misc]
+        config.finetune.steps = 3
 
 
 def test_whole_numbers_pass_for_reals_and_survive_a_round_trip() -> None:
@@ -186,11 +189,10 @@ def test_defaults_are_the_published_ones() -> None:
         1.0,
     )
     assert Pretrain().vsd_t_range == [20, 500]
-    assert (Rollout().group, Rollout().noise, Rollout().target, Rollout().grayscale) == (
+    assert (Rollout().group, Rollout().noise, Rollout().target) == (
         6,
         "own",
         "added",
-        "released",
     )
     assert (Rollout().candidates, Rollout().metrics) == (
         "noise",

@@ -18,11 +18,11 @@ from pathlib import Path
 import pytest
 
 from gdpo.data.shards import Shards, write_shards
+from gdpo.hooks import Hooks
 from gdpo.preference.group import Group
 from gdpo.preference.loop import finetune
 from gdpo.preference.rollout import rollout
 from gdpo.pretrain.loop import pretrain
-from gdpo.train.loop import Hooks
 from tests import tiny
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -31,11 +31,14 @@ TOLERANCE = 1e-3
 LOGGED = {
     "pretrain": ("loss", "grad_norm", "fake_loss", "fake_grad_norm"),
     "finetune": ("loss", "grad_norm"),
+    "finetune_lr": ("loss", "grad_norm"),  # with rollout.input: lr
 }
-CONFIG = tiny.settings(
-    pretrain={"steps": STEPS, "optimizer": {"lr": 1e-4}},
-    finetune={"steps": STEPS, "optimizer": {"lr": 2e-5}},
-)
+SETTINGS = {
+    "pretrain": {"steps": STEPS, "optimizer": {"lr": 1e-4}},
+    "finetune": {"steps": STEPS, "optimizer": {"lr": 2e-5}},
+}
+CONFIG = tiny.settings(**SETTINGS)
+OWN_INPUT = tiny.settings(**SETTINGS, rollout=tiny.OWN_INPUT)
 
 
 def trajectory(stage: str, folder: Path) -> list[dict[str, float]]:
@@ -48,10 +51,11 @@ def trajectory(stage: str, folder: Path) -> list[dict[str, float]]:
             model, shards, CONFIG, init=None, folder=folder, fingerprint="", hooks=Hooks()
         )
     else:
-        made = rollout(model, [tiny.pair(i) for i in range(5)], CONFIG)
+        config = OWN_INPUT if stage == "finetune_lr" else CONFIG
+        made = rollout(model, [tiny.pair(i) for i in range(5)], config)
         groups = [group for group in made if isinstance(group, Group)]
         _, history = finetune(
-            model, groups, CONFIG, control=False, folder=folder, fingerprint="", hooks=Hooks()
+            model, groups, config, control=False, folder=folder, fingerprint="", hooks=Hooks()
         )
     return [{name: row[name] for name in LOGGED[stage]} for row in history]
 

@@ -1,6 +1,7 @@
 """What the tests of the stages share."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -14,3 +15,11 @@ def forks() -> Iterator[Forks]:
     server = Forks()
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def vlcot_finished(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root after all stages of RealSR-R1; not to be written to."""
+    from tests.tasks.vlcot_root import make  # slow to import
+
+    return make(tmp_path_factory.mktemp("vlcot") / "root", tiny_base)

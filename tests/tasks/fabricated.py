@@ -3,14 +3,18 @@ of the folder.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gdpo.evaluate.models import EvaluatedModels
 from gdpo.evaluate.statistics import summarise
 from gdpo.images import write_png
+from gdpo.model.card import IDENTITIES, Identity
 
 NAMES = [
     "<script>alert(1)</script>",
@@ -20,13 +24,18 @@ NAMES = [
     "plain.png-01",
 ]
 HIGHER = {"psnr_y": True, "niqe": False, "reward": True}
-VIEWS = ("lr", "bicubic", "naosd", "gdpo", "control", "hr")
-PAIRS = [("gdpo", "naosd"), ("control", "naosd"), ("gdpo", "control"), ("naosd", "bicubic")]
+RUNS = ("naosd", "gdpo", "control")
+MODELS = EvaluatedModels({run: IDENTITIES[run] for run in RUNS})
+VIEWS = ("lr", "bicubic", *MODELS.identities, "hr")
+PAIRS = MODELS.comparisons()
+# What every summary of these models states.
+ABOUT: dict[str, Any] = {"benchmark": "sample", "origin": {"models": MODELS.to_origin()}}
 
 _VALUE = {"mean": 20.0, "standard_error": 0.1, "within_image_std": 0.2}
 _INTERVAL = {"mean": 0.5, "standard_error": 0.1, "low": 0.3, "high": 0.7, "p": 0.001, "effect": 0.4}
 # The least that the summary of an evaluation holds.
 SMALL = {
+    **ABOUT,
     "images": 3,
     "noises": 8,
     "metrics": {"reward": {"higher_is_better": True}},
@@ -60,6 +69,11 @@ def scores(images: int, noises: int, gain: float = 3.0) -> dict[str, dict[str, n
     }
 
 
+def photograph(index: int) -> str:
+    """The photograph of an image: each has its own."""
+    return f"photo{index}"
+
+
 def _lines(path: Path, steps: int, keys: tuple[str, ...]) -> None:
     rng = np.random.default_rng(len(path.parent.name))
     path.parent.mkdir(parents=True)
@@ -79,6 +93,7 @@ def _rows(values: dict[str, dict[str, np.ndarray]], names: list[str]) -> list[di
     return [
         {
             "image": names[i],
+            "photograph": photograph(i),
             "model": model,
             "noise": n,
             **{m: float(v[i, n]) for m, v in metrics.items()},
@@ -101,30 +116,39 @@ def promote(root: Path, names: list[str] = NAMES, gain: float = 3.0) -> None:
 
 
 def _evaluation(
-    out: Path, names: list[str], noises: int, pictures: dict[str, np.ndarray] | None
+    out: Path,
+    names: list[str],
+    noises: int,
+    pictures: dict[str, np.ndarray] | None,
+    name_of: Mapping[str, str],
+    cards: Mapping[str, Identity] = IDENTITIES,
 ) -> None:
-    values, rng = scores(len(names), noises), np.random.default_rng(3)
-    files = []
+    values = {
+        name_of.get(run, run): by_metric for run, by_metric in scores(len(names), noises).items()
+    }
+    models = EvaluatedModels({name_of.get(run, run): cards[run] for run in RUNS})
+    rng, files = np.random.default_rng(3), []
     for index, name in enumerate(names):
         folder = f"{index:03d}-image"
         for view in (*VIEWS, *(f"candidates/{n}" for n in range(noises if index == 0 else 0))):
             side = 8 if view == "lr" else 32
             made = rng.integers(0, 256, (side, side, 3)).astype(np.uint8)
-            target = out / "images" / folder / f"{view}.png"
+            target = out / "images" / folder / f"{name_of.get(view, view)}.png"
             target.parent.mkdir(parents=True, exist_ok=True)
             write_png(target, (pictures or {}).get(f"{index}/{view.split('/')[0]}", made))
         side = pictures[f"{index}/hr"].shape[0] if pictures else 32
         row = {
             "id": name,
-            "source": f"photo{index % 3}",
+            "source": photograph(index),
             "folder": folder,
             "height": side,
             "width": side,
         }
         files.append({**row, "detail_share": 0.4})
     origin = {f"setting_{i}": json.dumps(i) for i in range(13)} | {
-        "commit": json.dumps("0123abcd"),
+        "code": json.dumps("0123abcd"),
         "weights": json.dumps({"gdpo": names[0]}),
+        "models": json.dumps(models.to_origin()),
     }
     table = pa.Table.from_pylist(_rows(values, names)).replace_schema_metadata(origin)
     pq.write_table(table, out / "per_image.parquet")
@@ -134,15 +158,22 @@ def _evaluation(
     ]
     _json(out / "candidates.json", [{"image": names[0], "folder": "000-image", "members": members}])
     summary = {
+        "benchmark": "sample",
+        "origin": {"models": models.to_origin()},
         "images": len(names),
-        "photographs": 3,
+        "photographs": len(names),
         "noises": noises,
         "files": files,
-        "reference": "naosd",
-        "sets": {"fid": {"naosd": [20.0, 22.0], "bicubic": [40.0]}},
+        "sets": {"fid": {models.baseline: [20.0, 22.0], "bicubic": [40.0]}},
         "reward": {"fidelity": ["psnr_y"], "perception": ["niqe"]},
         "metrics": {metric: {"higher_is_better": higher} for metric, higher in HIGHER.items()},
-        **summarise(values, HIGHER, PAIRS, unit_of="naosd"),
+        **summarise(
+            values,
+            HIGHER,
+            models.comparisons(),
+            unit_of=models.baseline,
+            photographs=[photograph(i) for i in range(len(names))],
+        ),
     }
     _json(out / "summary.json", summary)
 
@@ -152,11 +183,14 @@ def outputs(
     names: list[str] = NAMES,
     noises: int = 3,
     pictures: dict[str, np.ndarray] | None = None,
+    name_of: Mapping[str, str] | None = None,
 ) -> None:
-    """Write all inputs of the report under `root`; pictures: {"<index>/<view>": uint8 image} in
-    place of noise.
+    """Write all inputs of the report under `root`.
+
+    pictures: {"<index>/<view>": uint8 image} in place of noise. name_of: the name in
+    evaluate.models of a training run, where it is another.
     """
-    _evaluation(root / "reports/evaluate/sample", names, noises, pictures)
+    _evaluation(root / "reports/evaluate/sample", names, noises, pictures, name_of or {})
     _lines(root / "reports/pretrain/metrics.jsonl", 40, ("loss", "vsd"))
     for run in ("gdpo", "control"):
         _lines(root / "reports/finetune" / run / "metrics.jsonl", 60, ("loss", "implicit_accuracy"))
@@ -181,6 +215,9 @@ def outputs(
     _json(
         root / "data/selected/report.json", {"kept": 192, "reasons": {"too flat": 12, names[0]: 1}}
     )
+    claim = {"text": names[0], "holds": False, "evidence": names[2]}
+    _json(root / "benchmarks/results/evidence.json", {"seeds": [{}, {}], "claims": [claim]})
+    (root / "benchmarks/results/evidence.md").write_text(f"# Evidence\n\n{names[0]}\n")
     rng = np.random.default_rng(4)
     groups = [
         {
@@ -198,3 +235,12 @@ def outputs(
         pq.write_table(
             pa.Table.from_pylist(groups[part::2]), root / f"data/rollouts/{part:02d}/00000.parquet"
         )
+
+
+def second_system(root: Path, names: list[str] = NAMES, noises: int = 2) -> None:
+    """Write the evaluation of RealSR-R1 under `root`: of the same photographs."""
+    from gdpo.vlcot.folder import IDENTITIES as OF_VLCOT  # slow to import
+
+    name_of = {"naosd": "coldstart", "gdpo": "vlcot"}
+    cards = {run: OF_VLCOT[name_of.get(run, run)] for run in RUNS}
+    _evaluation(root / "reports/vlcot/evaluate/sample", names, noises, None, name_of, cards)

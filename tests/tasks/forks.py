@@ -14,6 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tasks.commands import STAGES
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -55,14 +57,9 @@ class Forks:
 
 
 def serve() -> None:
-    # What the stages import, pandas (by way of pyarrow) among it.
-    for name in (
-        "pyarrow.dataset",
-        "tasks.stages.evaluate",
-        "tasks.stages.finetune",
-        "tasks.params",
-        "tasks.stages.pretrain",
-    ):
+    # What the stages import, some of it late; pandas by way of pyarrow.
+    modules = [stage.module for stage in STAGES.values()]
+    for name in ("great_expectations", "pyarrow.dataset", *modules):
         importlib.import_module(name)
     for line in sys.stdin:
         folder, *arguments = json.loads(line)

@@ -54,12 +54,23 @@ def finished(root: Path, tmp_path: Path) -> Path:
 
 
 def publish(
-    place: Path, hours: int = 0, commit: str = "0123456789abcdef", outs: Sequence[str] = OUTS
+    place: Path,
+    hours: int = 0,
+    commit: str = "0123456789abcdef",
+    outs: Sequence[str] = OUTS,
+    system: str = "gdpo",
 ) -> str:
     when = NOW + timedelta(hours=hours)
     run = publication.run_id(when, commit)
     link = publication.publish(
-        place, "s3://gdpo-sr", run, outs=outs, kind="train", commit=commit, when=when
+        place,
+        "s3://gdpo-sr",
+        run,
+        outs=outs,
+        kind="train",
+        commit=commit,
+        when=when,
+        system=system,
     )
     return link.removeprefix("s3://gdpo-sr/runs/").removesuffix("/index.html")
 

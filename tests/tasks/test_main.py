@@ -4,6 +4,7 @@ lines.
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from types import ModuleType
 
 import pytest
 
-from gdpo.train.loop import Hooks, Stopped
+from gdpo.hooks import Hooks, Stopped
 from tasks import __main__ as cli
 from tasks.run.recorder import Recorder
 
@@ -37,7 +38,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Run], None]:
 
     def put(stage: str, run: Run) -> None:
         module = ModuleType("a_fake_stage")
-        module.run = run  # type: ignore[attr-defined]
+        module.run = run
         monkeypatch.setitem(sys.modules, module.__name__, module)
         monkeypatch.setitem(cli.STAGES, stage, replace(cli.STAGES[stage], module=module.__name__))
 
@@ -237,6 +238,22 @@ def test_help_is_quick_and_has_examples(root: Path) -> None:
         assert "example: gdpo-sr" in result.stdout
 
 
+def test_the_help_of_no_command_imports_torch() -> None:
+    code = (
+        "import sys\nfrom tasks.__main__ import build_parser\nfrom tasks.commands import TOOLS\n"
+        "for name in TOOLS:\n    build_parser(name)\n"
+        "    assert 'torch' not in sys.modules, name\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_lists_every_command_once() -> None:
+    text = cli.build_parser().format_help()
+    for name, row in (cli.STAGES | cli.TOOLS).items():
+        assert len(re.findall(rf"^  {name} +{re.escape(row.help)}$", text, re.MULTILINE)) == 1
+
+
 @pytest.mark.parametrize("name", [*cli.STAGES, *cli.TOOLS])
 def test_every_command_has_help_with_an_example(
     name: str, capsys: pytest.CaptureFixture[str]
@@ -275,6 +292,15 @@ def test_progress_is_a_line_now_and_then_when_nobody_watches(
     assert capsys.readouterr().err == "pretrain 1/4 loss 0.25\n"
 
 
+def test_a_quick_stage_says_where_it_began_and_ended_when_nobody_watches(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Recorder(tmp_path, "index") as recorder:
+        for step in range(3):
+            recorder.log(step, {"of": 3, "photographs": step + 1})
+    assert capsys.readouterr().err == "index 1/3 photographs 1\nindex 3/3 photographs 3\n"
+
+
 def test_a_stage_that_counts_its_steps_says_so_with_its_values(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -290,7 +316,7 @@ def test_summary_before_any_evaluation_names_the_file(
     assert cli.main(["summary"]) == 1
     assert (
         capsys.readouterr().err
-        == "gdpo-sr: reports/evaluate/sample/summary.json: not there yet; `dvc repro` makes it\n"
+        == "gdpo-sr: reports/evaluate/sample/summary.json: no such file yet; `dvc repro` writes it\n"
     )
 
 
@@ -300,4 +326,11 @@ def test_profile_command_rewrites_params(folder: Path, capsys: pytest.CaptureFix
     assert cli.main(["profile", "small"]) == 0
     assert "count: 3" in (folder / "params.yaml").read_text()
     assert cli.main(["profile", "large"]) == 2
-    assert "profiles/large.yaml: no such profile; there is small" in capsys.readouterr().err
+    assert "profiles/large.yaml: no such profile; there is " in capsys.readouterr().err
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--version"])
+    assert caught.value.code == 0
+    assert re.fullmatch(r"gdpo-sr \d+\.\d+\.\d+\n", capsys.readouterr().out)

@@ -30,7 +30,7 @@ def profile(file: Path, name: str, text: str) -> None:
 
 def message(file: Path, **layers: object) -> str:
     with pytest.raises(BadParams) as caught:
-        params.load(file, **layers)  # type: ignore[arg-type]
+        params.load(file, **layers)
     text = str(caught.value)
     assert "\n" not in text
     return text
@@ -94,6 +94,14 @@ def test_an_unknown_key_suggests_and_lists(file: Path) -> None:
     assert "did you mean rollout?" in message(file, overrides=["rolout.group=6"])
 
 
+def test_a_renamed_key_is_refused_with_its_new_name(file: Path) -> None:
+    old = "evaluate.pairs.realsr={lr: a, hr: b, peers: {OSEDiff: c}}"
+    text = message(file, overrides=[old])
+    assert text.endswith(
+        "evaluate.pairs.realsr.peers: unknown key; it is named baselines now"
+    ) and text.startswith("--set evaluate.pairs.realsr")
+
+
 def test_a_missing_key_is_named(file: Path) -> None:
     text = message(changed(file, "  base: assets/tiny-sd\n", ""))
     assert text == "params.yaml: model.base: missing (folder of the base model in diffusers layout)"
@@ -146,9 +154,10 @@ def test_not_text(file: Path) -> None:
 def test_a_missing_file_or_profile_is_named(file: Path) -> None:
     assert message(file.parent / "none.yaml").endswith("none.yaml: No such file or directory")
     profile(file, "paper", "seed: 0\n")
-    assert (
-        message(file, profile="papier") == "profiles/papier.yaml: no such profile; there is paper"
-    )
+    profile(file, "own", "seed: 0\n")
+    found = message(file, profile="papier")
+    assert found.startswith("profiles/papier.yaml: no such profile; there is ")
+    assert {"own", "paper", "prior"} <= set(found.partition("there is ")[2].split(", "))
 
 
 @pytest.mark.parametrize("text", ["seed", "=3", "a..b=3", "seed=[1"])
@@ -175,6 +184,12 @@ def test_a_profile_is_written_into_the_file_with_its_comments(file: Path) -> Non
     assert sorted(path.name for path in file.parent.iterdir()) == ["params.yaml", "profiles"]
 
 
+def test_a_profile_in_an_empty_folder_begins_with_what_ships(tmp_path: Path, root: Path) -> None:
+    params.apply_profile(tmp_path / "params.yaml", "paper")
+    assert params.load(tmp_path / "params.yaml") == params.load(root / "params.yaml", "paper")
+    assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
+
+
 def test_an_invalid_profile_changes_nothing(file: Path) -> None:
     profile(file, "p", "finetune: {omega: -1.0}\n")
     before = file.read_bytes()
@@ -185,7 +200,7 @@ def test_an_invalid_profile_changes_nothing(file: Path) -> None:
 
 def test_the_shipped_profiles_are_valid(root: Path) -> None:
     for path in sorted((root / "profiles").glob("*.yaml")):
-        params.load(root / "params.yaml", path.stem)
+        params.load(root / "tests/params.yaml", path.stem)
 
 
 def test_a_key_inside_a_list_is_named_with_its_place(file: Path) -> None:
@@ -193,3 +208,55 @@ def test_a_key_inside_a_list_is_named_with_its_place(file: Path) -> None:
     found = message(file, overrides=[setting])
     assert found.startswith(f"--set {setting}: degrade.train.1.frist: unknown key; did you mean")
     assert "did you mean first? Allowed here: path, first, resize" in found
+
+
+ANCHORS = """\
+# of the pretraining
+pretrain: &training
+  steps: 7  # few
+  optimizer: &adam {lr: 1.0e-4, weight_decay: 0.5}
+finetune:
+  optimizer:
+    <<: *adam
+    warmup: 3
+rollout: {candidates: 4}
+"""
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        "pretrain: {optimizer: {lr: 2.0e-4}}",
+        "finetune: {optimizer: {lr: 2.0e-4}}",
+        "finetune: {optimizer: {weight_decay: 0.25}}\npretrain: {steps: 9}",
+        "one: &a {optimizer: {lr: 3.0e-4}}\npretrain: *a\nfinetune: {<<: *a, steps: 1}",
+    ],
+)
+@pytest.mark.parametrize("alias", ["", "other: *training\n", "other: {<<: *training, steps: 8}\n"])
+def test_anchors_and_merges_mean_the_same_in_the_file_and_as_a_layer(
+    file: Path, monkeypatch: pytest.MonkeyPatch, values: str, alias: str
+) -> None:
+    """Another section that shares the mapping keeps its values; comments stay."""
+    file.write_text(ANCHORS + alias)
+    profile(file, "p", values)
+    monkeypatch.setattr(params, "_validated", lambda layers: None)
+    before = params.read(file)
+    expected = params._merge(params._copied(before), params.read(file.parent / "profiles/p.yaml"))
+    params.apply_profile(file, "p")
+    assert params.read(file) == expected
+    assert "# of the pretraining" in file.read_text() and "# few" in file.read_text()
+    if alias:
+        assert expected["other"] == before["other"]
+
+
+def test_one_item_of_a_list_can_be_set(file: Path) -> None:
+    config = params.load(
+        file, overrides=["degrade.train.0.first=3", "rollout.parts.1=b", "rollout.parts.0=a"]
+    )
+    assert (config.degrade.train[0].path, config.degrade.train[0].first) == (
+        params.load(file).degrade.train[0].path,
+        3,
+    )
+    assert config.rollout.parts == ["a", "b"]
+    wrong = message(file, overrides=["degrade.train.7.first=3"])
+    assert wrong == "--set degrade.train.7.first=3: a list of 1 items has no item '7'"

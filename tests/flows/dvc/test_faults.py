@@ -12,7 +12,7 @@ from botocore.exceptions import (
 )
 
 from flows.dvc.faults import is_network_fault
-from tasks.store.s3 import _errors
+from tasks.store.errors import errors
 
 
 @pytest.mark.parametrize(
@@ -33,9 +33,9 @@ from tasks.store.s3 import _errors
         "exceeded",
         "ERROR: unexpected error - [Errno 16] Please reduce your request rate.",
         "aiohttp.client_exceptions.ServerDisconnectedError: Server disconnected",
-        "s3://gdpo-sr/runs/x: the upload broke off (Connection was closed before we received a "
+        "s3://gdpo-sr/runs/x: the upload was interrupted (Connection was closed before we received a "
         "valid response)",
-        "s3://gdpo-sr/runs/x: the download broke off (Max Retries Exceeded)",
+        "s3://gdpo-sr/runs/x: the download was interrupted (Max Retries Exceeded)",
         "[Errno -3] Temporary failure in name resolution",
         "[Errno -2] Name or service not known",
         "OSError: [Errno 101] Network is unreachable",
@@ -97,7 +97,7 @@ def refused(code: str) -> ClientError:
 )
 def test_what_our_store_makes_of_an_error_hides_nothing(error: Exception, again: bool) -> None:
     """Its own words, "cannot be reached", stand before all of them."""
-    with pytest.raises(OSError) as caught, _errors("s3://gdpo-sr/runs/x"):
+    with pytest.raises(OSError) as caught, errors("s3://gdpo-sr/runs/x"):
         raise error
     assert is_network_fault(f"Task run encountered unexpected exception: {caught.value!r}") == again
 
@@ -105,4 +105,4 @@ def test_what_our_store_makes_of_an_error_hides_nothing(error: Exception, again:
 @pytest.mark.parametrize(("code", "again"), [("AccessDenied", False), ("SlowDown", True)])
 def test_an_upload_in_parts_that_breaks_off(code: str, again: bool) -> None:
     error = S3UploadFailedError(f"Failed to upload a to b: {refused(code)}")
-    assert is_network_fault(f"s3://gdpo-sr/x: the upload broke off ({error})") == again
+    assert is_network_fault(f"s3://gdpo-sr/x: the upload was interrupted ({error})") == again

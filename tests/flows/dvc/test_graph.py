@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from flows.dvc.graph import ancestors, check_inputs, graph, outdated
+from flows import train
+from flows.dvc.graph import ancestors, check_inputs, graph, outdated, stages_of
 from flows.dvc.run import StageFailed, run_dvc
-from flows.workplace import read_ledger, write_ledger
+from flows.workplace import read_lock_entries, write_lock_entries
+from tasks import commands
 
 pytestmark = pytest.mark.processes
 
@@ -28,6 +30,30 @@ stages:
   part: {cmd: cp folder/one part, deps: [folder/one], outs: [part]}
   made: {cmd: "cp params.yaml made; mkdir folder; cp made folder/one", params: [number], outs: [made, folder]}
 """
+
+
+def test_a_system_is_its_stages_and_what_they_depend_on() -> None:
+    edges: dict[str, set[str]] = {
+        "degrade@00": set(),
+        "degrade-evaluation": set(),
+        "pretrain": {"degrade@00"},
+        "vlcot-data@00": {"degrade@00"},
+        "vlcot-evaluate@sample": {"vlcot-data@00", "degrade-evaluation"},
+        "report": {"pretrain", "degrade-evaluation"},
+        "another": set(),
+    }
+    first, second = stages_of(edges, "gdpo"), stages_of(edges, "vlcot")
+    assert set(first) == {"degrade@00", "degrade-evaluation", "pretrain", "report", "another"}
+    assert set(second) == edges.keys() - {"pretrain", "report", "another"}
+    assert list(second) == [stage for stage in edges if stage in second]
+
+
+def test_a_training_on_a_worker_runs_every_stage_of_realsr_r1() -> None:
+    own = {name for name in commands.STAGES if name.startswith("vlcot-")}
+    assert set(train.STAGES["vlcot"]) == own
+    assert set(train.STAGES["gdpo"]) < commands.STAGES.keys() - own
+
+
 STAGES = ["made", "after@x", "after@y", "part", "all"]
 
 
@@ -101,39 +127,39 @@ def test_absent_data_does_not_count_but_parameters_and_code_do(repository: Path)
     shutil.rmtree(repository / "folder")
     assert outdated(STAGES, repository) == {}
     (repository / "params.yaml").write_text("number: 2\n")
-    assert outdated(STAGES, repository) == {"made": "it was run with another number"}
+    assert outdated(STAGES, repository) == {"made": "number has changed since it ran"}
     (repository / "params.yaml").write_text("number: 1\n")
     (repository / "code.txt").write_text("other code\n")
     assert outdated(STAGES, repository) == dict.fromkeys(
-        ["after@x", "after@y"], "it was run with another code.txt"
+        ["after@x", "after@y"], "code.txt has changed since it ran"
     )
     (repository / "code.txt").write_text("code\n")
     yaml = (repository / "dvc.yaml").read_text()
     (repository / "dvc.yaml").write_text(
         yaml.replace("cp folder/one part", "cat folder/one > part")
     )
-    assert outdated(STAGES, repository) == {"part": "it was run with another command"}
+    assert outdated(STAGES, repository) == {"part": "command has changed since it ran"}
     (repository / "dvc.yaml").write_text(
         yaml.replace("deps: [folder/one]", "deps: [folder/one, made]")
     )
-    assert outdated(STAGES, repository) == {"part": "it was run with another made"}
+    assert outdated(STAGES, repository) == {"part": "made has changed since it ran"}
 
 
 def test_a_stage_that_never_ran_counts(repository: Path) -> None:
     (repository / "dvc.lock").unlink()
-    assert outdated(STAGES, repository) == dict.fromkeys(STAGES, "it was never run")
+    assert outdated(STAGES, repository) == dict.fromkeys(STAGES, "it has never run")
 
 
-def test_a_clone_with_an_older_pipelines_data_and_the_newer_ledger_is_not_refused(
+def test_a_clone_with_an_older_pipelines_data_and_the_newer_lock_is_not_refused(
     repository: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """`dvc pull --force` comes next, and brings what the ledger names."""
+    """`dvc pull --force` comes next, and brings what dvc.lock names."""
     newer = shutil.copytree(repository, tmp_path_factory.mktemp("newer"), dirs_exist_ok=True)
     (newer / "params.yaml").write_text("number: 2\n")
     run_dvc(["repro"], newer, lambda line: None)
 
     shutil.copy(newer / "params.yaml", repository)
-    write_ledger(repository, read_ledger(newer))
+    write_lock_entries(repository, read_lock_entries(newer))
     assert (repository / "made").read_text() == "number: 1\n"
     edges = graph(repository)
     assert check_inputs("training", ["all"], edges, repository) == ["after@x", "after@y", "part"]
@@ -148,19 +174,19 @@ def test_inputs_made_with_other_parameters_are_refused(repository: Path) -> None
     (repository / "params.yaml").write_text("number: 2\n")
     with pytest.raises(
         StageFailed,
-        match="training reads what stage made makes, but it was run with another number: prefect",
+        match="training reads the outputs of stage made, but number has changed since it ran; run: prefect",
     ):
         check_inputs("training", ["after@x", "after@y"], edges, repository)
 
 
-def test_a_ledger_in_which_a_stage_read_what_nobody_made_is_refused(repository: Path) -> None:
+def test_a_lock_in_which_a_stage_read_what_nobody_made_is_refused(repository: Path) -> None:
     """The maker ran again, and the stage that reads it did not; a part of a folder and a folder of
     parts have no hash there.
     """
     (repository / "params.yaml").write_text("number: 2\n")
     run_dvc(["repro", "--single-item", "made"], repository, lambda line: None)
     assert outdated(STAGES, repository) == dict.fromkeys(
-        ["after@x", "after@y"], "it was run with another made"
+        ["after@x", "after@y"], "made has changed since it ran"
     )
-    with pytest.raises(StageFailed, match="stage after@x makes, but it was run with another made"):
+    with pytest.raises(StageFailed, match="of stage after@x, but made has changed since it ran"):
         check_inputs("training", ["all"], graph(repository), repository)

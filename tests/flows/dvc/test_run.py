@@ -13,17 +13,19 @@ from pathlib import Path
 import pytest
 from prefect.states import Failed
 
+from flows.dvc import bucket
 from flows.dvc import run as flows_repro
 from flows.dvc.run import (
     StageBroke,
     StageFailed,
     check_commit,
     commit_of,
+    committed,
     run_dvc,
     worth_another_try,
 )
-from flows.evaluate import restore_ledger
-from flows.workplace import read_ledger, write_ledger
+from flows.evaluate import restore_committed_lock
+from flows.workplace import read_lock_entries, write_lock_entries
 
 pytestmark = pytest.mark.processes
 
@@ -119,12 +121,18 @@ def test_a_fault_of_the_network_is_tried_again_until_the_stage_has_begun(
     begun: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(
-        args: list[str], root: Path, on_line: Callable[[str], None], on_tick: Callable[[], None]
+        args: list[str],
+        root: Path,
+        on_line: Callable[[str], None],
+        on_tick: Callable[[], None],
+        variables: dict[str, str],
     ) -> None:
+        assert variables == {"GDPO_CHECKPOINTS": "s3://gdpo-sr/results/checkpoints"}
         for line in ["Running stage 'x':"] * begun + ["Connection reset by peer"] * 20:
             on_line(line)
         raise StageFailed("dvc repro ended with code 1:\nConnection reset by peer")
 
+    monkeypatch.setattr(bucket.Variable, "get", lambda name: "s3://gdpo-sr")
     monkeypatch.setattr(flows_repro, "run_dvc", broken)
     monkeypatch.setattr(flows_repro, "get_run_logger", lambda: logging.getLogger("test"))
     with pytest.raises(StageFailed, match="reset by peer") as caught:
@@ -133,7 +141,7 @@ def test_a_fault_of_the_network_is_tried_again_until_the_stage_has_begun(
     state = Failed(
         data=caught.value, message=f"Task run encountered unexpected exception: {caught.value!r}"
     )
-    assert worth_another_try(None, None, state) != begun  # type: ignore[arg-type]
+    assert worth_another_try(None, None, state) != begun
 
 
 def test_pull_repro_and_push_are_tried_again() -> None:
@@ -206,18 +214,18 @@ def test_a_stage_that_ignores_the_signal_is_killed(repository: Path) -> None:
     assert not left_over(repository)
 
 
-def test_the_ledger_travels(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_lock_entries_travel(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Entries of another clone's dvc.lock are laid over; DVC takes the file and knows the stage."""
-    assert read_ledger(repository) == {}
+    assert read_lock_entries(repository) == {}
     repro("made", repository, lambda line: None)
-    entries = read_ledger(repository)
+    entries = read_lock_entries(repository)
     assert entries["made"]["outs"][0]["path"] == "made"
     other = shutil.copytree(repository, tmp_path_factory.mktemp("other"), dirs_exist_ok=True)
     (other / "made").unlink()
     (other / "dvc.lock").unlink()
-    write_ledger(other, entries)
-    write_ledger(other, {"else": {"cmd": "x", "outs": [{"path": "y", "md5": "0" * 32}]}})
-    assert read_ledger(other) == {
+    write_lock_entries(other, entries)
+    write_lock_entries(other, {"else": {"cmd": "x", "outs": [{"path": "y", "md5": "0" * 32}]}})
+    assert read_lock_entries(other) == {
         **entries,
         "else": {"cmd": "x", "outs": [{"path": "y", "md5": "0" * 32}]},
     }
@@ -232,7 +240,7 @@ def test_a_clone_at_another_commit_is_refused(repository: Path) -> None:
     check_commit(repository, here)
     check_commit(repository, None)
     (repository / "dvc.lock").write_text("schema: '2.0'\n")
-    check_commit(repository, here)  # the ledger may differ
+    check_commit(repository, here)  # dvc.lock may differ
     (repository / "params.yaml").write_text("number: 3\n")
     changed = commit_of(repository)
     assert changed.startswith(f"{here}+changes-")
@@ -252,10 +260,10 @@ def test_a_clone_at_another_commit_is_refused(repository: Path) -> None:
     assert commit_of(repository) not in (here, changed)
 
 
-def test_the_committed_ledger_takes_the_place_of_the_clones(repository: Path) -> None:
+def test_the_committed_lock_takes_the_place_of_the_clones(repository: Path) -> None:
     """At night every worker judges the same, whatever ran in its clone since."""
     with pytest.raises(StageFailed, match=r"no dvc\.lock is committed here"):
-        restore_ledger(repository)
+        restore_committed_lock(repository)
     repro("made", repository, lambda line: None)
     there = (repository / "dvc.lock").read_bytes()
     for command in (
@@ -267,6 +275,23 @@ def test_the_committed_ledger_takes_the_place_of_the_clones(repository: Path) ->
     repro("made", repository, lambda line: None)
     repro("after@x", repository, lambda line: None)
     assert (repository / "dvc.lock").read_bytes() != there
-    restore_ledger(repository)
+    restore_committed_lock(repository)
     assert (repository / "dvc.lock").read_bytes() == there
     assert not list(repository.glob("*.part")) and not list(repository.glob(".dvc.lock*"))
+
+
+def test_a_refusal_of_git_is_shown_in_its_own_words(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`git` of another owner's clone, of an archive without .git, and no git at all."""
+    assert committed("nothing", repository) is None
+    config = (repository / ".git/config").read_text()
+    (repository / ".git/config").write_text("[core]\n\trepositoryformatversion = 9\n")
+    for call in (lambda: commit_of(repository), lambda: committed("dvc.lock", repository)):
+        with pytest.raises(StageFailed, match=r"git failed: .*repo version") as caught:
+            call()
+        assert "\n" not in str(caught.value)
+    (repository / ".git/config").write_text(config)
+    monkeypatch.setenv("PATH", str(repository / "empty"))
+    with pytest.raises(StageFailed, match="git cannot be started"):
+        commit_of(repository)

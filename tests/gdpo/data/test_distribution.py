@@ -6,6 +6,7 @@ benchmarks/degrade.py. With draws of its own on each side, the deciles must agre
 of sampling; with the same draws, far closer.
 """
 
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from ruamel.yaml import YAML
+from scipy import stats
 
 from benchmarks import published_recipe as published
 from benchmarks.degrade import LABELS, cut_patches, figures_of_ours, figures_of_published
@@ -112,3 +114,59 @@ def test_both_draw_the_same_fields():
     assert _fields(draw(Degradation(), numpy_generator(0))) == _fields(
         published.draw(published.RELEASED, np.random.default_rng(0))
     )
+
+
+DRAWS = 4000
+
+
+def _leaves(drawn: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """(path, value) of everything drawn; the seed of the noise apart, which has no published law.
+
+    Values of the two kinds of noise and of each kind of kernel have paths of their own.
+    """
+    kind = f"{drawn['kind']}/" if "kind" in drawn else ""
+    for name, value in drawn.items():
+        at = f"{path}/{kind}{name}" if name != "kind" else f"{path}/kind"
+        if isinstance(value, dict):
+            yield from ((f"{at}?", True), *_leaves(value, at))
+        elif name in ("blur", "sinc"):
+            yield f"{at}?", value is not None
+        elif name != "seed":
+            values = value if isinstance(value, tuple | list | np.ndarray) else [value]
+            yield from ((at, float(v) if not isinstance(v, bool | str) else v) for v in values)
+
+
+def _columns(draws: Iterable[Any]) -> dict[str, list[Any]]:
+    columns: dict[str, list[Any]] = {}
+    for drawn in draws:
+        for path, value in _leaves(drawn):
+            columns.setdefault(path, []).append(value)
+    return columns
+
+
+@pytest.mark.parametrize("name", ["released", "real-esrgan"])
+def test_everything_drawn_has_the_published_law(name):
+    """The default configuration against the released values, the profile against the full ones:
+    frequencies of choices within 4.5 standard errors, ranges within 3 %, distributions by
+    Kolmogorov and Smirnov.
+    """
+    values = published.RELEASED if name == "released" else published.REAL_ESRGAN
+    config = _config(name)
+    ours = _columns(draw(config, numpy_generator("law", i)) for i in range(DRAWS))
+    rng = np.random.default_rng(5)
+    theirs = _columns(published.draw(values, rng) for _ in range(DRAWS))
+    assert ours.keys() == theirs.keys()
+    for path, mine in ours.items():
+        other = theirs[path]
+        error = np.sqrt(2 / min(len(mine), len(other)) / 4)
+        for choice in {*mine, *other} if isinstance(mine[0], bool | str) else ():
+            gap = mine.count(choice) / len(mine) - other.count(choice) / len(other)
+            assert abs(gap) < 4.5 * error, (path, choice, gap)
+        # How often a kind of noise or kernel is drawn is the frequency of its column.
+        assert abs(len(mine) - len(other)) < 4.5 * np.sqrt(len(mine) + len(other)), path
+        if not isinstance(mine[0], bool | str) and len(mine) > 100:
+            assert stats.ks_2samp(mine, other).pvalue > 1e-5, path
+            span = max(other) - min(other) + 1e-9
+            slack = 0.03 + 10 / len(mine)
+            assert abs(min(mine) - min(other)) < slack * span, path
+            assert abs(max(mine) - max(other)) < slack * span, path

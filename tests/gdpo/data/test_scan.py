@@ -1,6 +1,7 @@
 """gdpo.data.scan: which photographs are used, and why the others are not."""
 
 import os
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -39,7 +40,7 @@ def _scan(folder, allowed: float = 0.5) -> Scan:
     return scan((examine(photo, 16) for photo in photos), len(photos), allowed)
 
 
-def test_census_has_every_reason(folder):
+def test_a_scan_has_every_reason(folder):
     """Used ones once, with size and hash; skipped ones with the reason and the file."""
     found = _scan(folder)
     assert [(f.photo.name, f.height, f.width, f.sha256) for f in found.used] == [
@@ -73,24 +74,39 @@ def test_census_has_every_reason(folder):
 
 @pytest.mark.parametrize("allowed", [0.0, 0.2, 0.42])
 def test_too_many_failures_name_the_first_bad_file(folder, allowed):
-    """Three of seven fail (copies and names are no failures): 0.43 is enough, less is not."""
+    """Three of seven fail (copies and names are no failures): 3/7 is enough, less is not."""
     with pytest.raises(ValueError, match=r"broken\.jpg.*degrade\.max_failures"):
         _scan(folder, allowed)
-    assert len(_scan(folder, 0.43).used) == 2
+    assert len(_scan(folder, 3 / 7).used) == 2
 
 
 def test_evaluation_photographs_may_not_be_trained_on():
     """The same pixels under another name are found, also when one side was resized; both names are
     given.
     """
-    held_out = scan([examine(_photo("cat", 1), 16)], 1, 0.0).hashes()
+    held_out = [examine(_photo("cat", 1), 16)]
     for resize in (None, 16):
-        with pytest.raises(ValueError, match=r"a\.png: is the evaluation photograph cat too"):
+        with pytest.raises(ValueError, match=r"a\.png: is the evaluation photograph cat\.png"):
             scan([examine(_photo("a", 1, resize), 16)], 1, 1.0, held_out)
     small = Photo("a", "a.png", read=lambda: encode_png(resize_bicubic(_image(1), (16, 19))))
-    resized = scan([examine(_photo("cat", 1, 16), 16)], 1, 0.0).hashes()
-    with pytest.raises(ValueError, match="evaluation photograph cat too"):
-        scan([examine(small, 16)], 1, 1.0, resized)
+    with pytest.raises(ValueError, match=r"is the evaluation photograph cat\.png"):
+        scan([examine(small, 16)], 1, 1.0, [examine(_photo("cat", 1, 16), 16)])
+
+
+def test_a_copy_of_an_evaluation_photograph_may_not_be_trained_on():
+    """A smaller, recompressed or brighter copy is found; another photograph is not."""
+    shipped = Path(__file__).parents[3] / "assets/photos/kodak"
+    held_out = [examine(Photo("held", shipped / "kodim01.webp"), 16)]
+    pixels = held_out[0].photo.load()
+    jpeg = cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 60])[1].tobytes()
+    brighter = np.clip(pixels * 1.1 + 8, 0, 255).astype(np.uint8)
+    half = resize_bicubic(pixels, (192, 192))
+    for copy in (jpeg, encode_png(brighter), encode_png(half)):
+        finding = examine(Photo("a", "a.png", read=lambda copy=copy: copy), 16)
+        with pytest.raises(ValueError, match=r"a\.png: shows the same picture as .*kodim01"):
+            scan([finding], 1, 1.0, held_out)
+    other = examine(Photo("other", shipped / "kodim02.webp"), 16)
+    assert scan([other], 1, 0.0, held_out).used == [other]
 
 
 def test_size_counts_after_resizing():

@@ -125,3 +125,26 @@ def test_centred_tiles():
     ]
     labels = [label for label, _ in centred_tiles(12, 120, 1)]
     assert len(set(labels)) == len(labels) == 1440 and labels[0] == "000000"
+
+
+def test_keys_of_a_bucket_are_text():
+    """No key is changed on the way back, and a key that marks a folder is no photograph."""
+    keys = ["a//b.png", "./c.png", "d/../e.png", "/f.png", "folder.png/", "g/", "h/.i.png"]
+    assert named(keys, "s3://bucket") == [
+        (".__c", "./c.png"),
+        ("__f", "/f.png"),
+        ("a____b", "a//b.png"),
+        ("d__..__e", "d/../e.png"),
+    ]
+    with pytest.raises(ValueError, match="no photograph here"):
+        named(["folder.png/"], "s3://bucket")
+
+
+def test_photographs_behind_linked_folders_are_listed(tmp_path):
+    write_png(tmp_path / "elsewhere/b.png", _image(1))
+    write_png(tmp_path / "photos/a.png", _image(0))
+    (tmp_path / "photos/more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "photos/loop").symlink_to(tmp_path / "photos")
+    listed = photographs("photos", "train", tmp_path)
+    assert [photo.file for photo in listed] == ["a.png", "more/b.png"]
+    np.testing.assert_array_equal(listed[1].load(), _image(1))

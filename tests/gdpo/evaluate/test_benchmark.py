@@ -1,5 +1,7 @@
 """Outputs, noises and rewards of the evaluation, with upscalers that are plain functions."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -71,7 +73,9 @@ def test_reward_by_hand() -> None:
         "psnr_y": np.array([[21.0, 23.0], [31.0, 31.0]]),
         "niqe": np.array([[4.0, 4.0], [5.0, 7.0]]),
     }
-    found = rewards({"naosd": naosd, "gdpo": gdpo}, np.array([0.25, 1.0]), reward("psnr_y", "niqe"))
+    found = rewards(
+        {"naosd": naosd, "gdpo": gdpo}, np.array([0.25, 1.0]), reward("psnr_y", "niqe"), "naosd"
+    )
     psnr_unit, niqe_unit = np.sqrt(2.0), np.sqrt(0.25)  # variances 2, 2 and 0.5, 0
     expected = [
         [
@@ -86,14 +90,16 @@ def test_reward_by_hand() -> None:
 
 def test_reward_of_one_metric_has_naosds_spread_as_its_unit() -> None:
     values = {"psnr_y": np.random.default_rng(0).normal(25, 0.3, (6, 8))}
-    found = rewards({"naosd": values}, np.zeros(6), reward("psnr_y", "psnr_y"))
+    found = rewards({"naosd": values}, np.zeros(6), reward("psnr_y", "psnr_y"), "naosd")
     assert within_image_std(found["naosd"]) == pytest.approx(1)
 
 
 def test_a_metric_without_spread_counts_nothing() -> None:
     flat = {"psnr_y": np.full((2, 3), 20.0), "niqe": np.full((2, 3), 4.0)}
     better = {"psnr_y": np.full((2, 3), 21.0), "niqe": np.full((2, 3), 3.0)}
-    found = rewards({"naosd": flat, "gdpo": better}, np.array([0.5, 0.5]), reward("psnr_y", "niqe"))
+    found = rewards(
+        {"naosd": flat, "gdpo": better}, np.array([0.5, 0.5]), reward("psnr_y", "niqe"), "naosd"
+    )
     assert not found["gdpo"].any()
 
 
@@ -107,6 +113,18 @@ def test_a_reward_may_have_one_side_alone() -> None:
         "naosd": {"psnr_y": np.array([[20.0, 22.0]])},
         "gdpo": {"psnr_y": np.array([[21.0, 23.0]])},
     }
-    found = rewards(values, np.array([0.25]), reward("psnr_y"))
+    found = rewards(values, np.array([0.25]), reward("psnr_y"), "naosd")
     unit = within_image_std(values["naosd"]["psnr_y"])
     assert found["gdpo"][0] == pytest.approx([0, 0.75 * 2 / unit])
+
+
+@pytest.mark.parametrize("change", ["seed", "image"])
+def test_seeds_and_images_have_noises_of_their_own(pair: Pair, change: str) -> None:
+    other = replace(pair, id="rocket-01") if change == "image" else pair
+    first, second = (
+        evaluate_image(one, {"naosd": noisy}, ["psnr_y"], seed=seed, noises=3, batch=3)
+        for one, seed in ((pair, 7), (other, 8 if change == "seed" else 7))
+    )
+    outputs = first.outputs["naosd"], second.outputs["naosd"]
+    assert not any(np.array_equal(a, b) for a, b in zip(*outputs, strict=True))
+    assert np.array_equal(first.outputs["bicubic"], second.outputs["bicubic"])

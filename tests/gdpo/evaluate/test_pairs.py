@@ -9,8 +9,9 @@ import pytest
 
 from gdpo.data.shards import enlarge
 from gdpo.evaluate.benchmark import evaluate_image
-from gdpo.evaluate.pairs import PairFolder, fits, images
-from gdpo.images import write_png
+from gdpo.evaluate.pairs import BenchmarkPairs, fits
+from gdpo.images import to_tensor, write_png
+from gdpo.rewards.detail import detail_share
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -26,8 +27,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def opened(folder: Path, min_side: int = 1) -> PairFolder:
-    return PairFolder.checked(
+def opened(folder: Path, min_side: int = 1) -> BenchmarkPairs:
+    return BenchmarkPairs.checked(
         "realsr", folder / "LR", folder / "HR", {"OSEDiff": folder / "OSEDiff"}, min_side
     )
 
@@ -38,7 +39,8 @@ def test_pairs_come_by_name_with_their_peers(folder: Path) -> None:
     pair = pairs[1]
     assert (pair.id, pair.source) == ("b", "b") and np.array_equal(pair.hr, picture(32, 48))
     assert (
-        np.array_equal(pairs.peer(1)["OSEDiff"], picture(32, 48, 1)) and 0 <= pair.detail_share <= 1
+        np.array_equal(pairs.baseline_outputs(1)["OSEDiff"], picture(32, 48, 1))
+        and 0 <= pair.detail_share <= 1
     )
 
 
@@ -47,8 +49,8 @@ def test_a_suffix_is_no_part_of_the_name(folder: Path) -> None:
     assert opened(folder).ids == ["a", "b"]
     write_png(folder / "LR/a.webp.png", picture(8, 12))
     (folder / "LR/a.webp.png").rename(folder / "LR/a.webp")
-    with pytest.raises(ValueError, match="two images of this name but for the suffix"):
-        images(folder / "LR")
+    with pytest.raises(ValueError, match="LR: two files of one name: a"):
+        opened(folder)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +76,7 @@ def test_what_a_model_gets_is_the_lr_image_at_the_size_of_the_hr_image(folder: P
             write_png(folder / "LR" / f"{name}.png", picture(*size))
         pairs = opened(folder)
         result = evaluate_image(
-            pairs[0], {}, ["psnr_y"], seed=0, noises=2, batch=2, peers=pairs.peer(0)
+            pairs[0], {}, ["psnr_y"], seed=0, noises=2, batch=2, baselines=pairs.baseline_outputs(0)
         )
         expected = (
             picture(*size) if size == (32, 48) else enlarge(picture(*size), (32, 48), "bicubic")
@@ -115,6 +117,36 @@ def test_images_too_small_for_a_metric_are_named_before_anything_runs(folder: Pa
 def test_an_empty_or_missing_folder_is_named(folder: Path) -> None:
     (folder / "empty").mkdir()
     with pytest.raises(ValueError, match=r"empty: no image in this folder"):
-        PairFolder.checked("x", folder / "LR", folder / "empty", {})
-    with pytest.raises(ValueError, match=r"nowhere: no such folder of images"):
-        PairFolder.checked("x", folder / "LR", folder / "nowhere", {})
+        BenchmarkPairs.checked("x", folder / "LR", folder / "empty", {})
+    with pytest.raises(ValueError, match=r"nowhere: no such folder"):
+        BenchmarkPairs.checked("x", folder / "LR", folder / "nowhere", {})
+
+
+def test_every_name_has_its_own_pictures_and_the_detail_share_of_its_hr_image(
+    tmp_path: Path,
+) -> None:
+    for index, name in enumerate("cab"):
+        write_png(tmp_path / "LR" / f"{name}.png", picture(8, 12, index) // 8 + 100)
+        write_png(tmp_path / "HR" / f"{name}.png", picture(32, 48, 10 + index))
+    pairs = BenchmarkPairs.checked("realsr", tmp_path / "LR", tmp_path / "HR", {})
+    for position, index in enumerate((1, 2, 0)):  # a, b, c
+        pair = pairs[position]
+        assert pair.id == "abc"[position]
+        assert np.array_equal(pair.lr, picture(8, 12, index) // 8 + 100)
+        assert np.array_equal(pair.hr, picture(32, 48, 10 + index))
+        shares = [
+            float(detail_share(to_tensor(image)[None], "released")[0])
+            for image in (pair.hr, pair.lr)
+        ]
+        assert pair.detail_share == pytest.approx(shares[0])
+        assert abs(shares[0] - shares[1]) > 0.1
+
+
+def test_composed_and_decomposed_names_are_the_same(folder: Path) -> None:
+    (folder / "LR/a.png").rename(folder / "LR/e\u0301.png")
+    for place in ("HR", "OSEDiff"):
+        (folder / place / "a.png").rename(folder / place / "\u00e9.png")
+    assert opened(folder).ids == ["b", "\u00e9"]
+    write_png(folder / "LR/\u00e9.png", picture(8, 12))
+    with pytest.raises(ValueError, match="two files of one name"):
+        opened(folder)

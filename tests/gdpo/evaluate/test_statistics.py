@@ -8,6 +8,7 @@ from scipy import stats
 
 from gdpo.evaluate.statistics import (
     Difference,
+    by_photograph,
     mean_over_images,
     paired_difference,
     summarise,
@@ -92,14 +93,48 @@ def test_summary_holds_effects_in_the_references_spread_and_json_values(
 ) -> None:
     a, b = scores
     found = summarise(
-        {"naosd": {"m": b}, "gdpo": {"m": a}}, {"m": False}, [("gdpo", "naosd")], unit_of="naosd"
+        {"naosd": {"m": b}, "gdpo": {"m": a}},
+        {"m": False},
+        [("gdpo", "naosd")],
+        unit_of="naosd",
+        photographs=[f"{i}" for i in range(9)],
     )
     row = found["differences"][0]
     assert row["pair"] == "gdpo-naosd" and row["verdict"] == "worse"
     assert row["effect"] == pytest.approx((a - b).mean() / within_image_std(b))
     assert found["models"]["gdpo"]["m"]["mean"] == pytest.approx(a.mean())
-    single = summarise({"naosd": {"m": b[:1]}}, {"m": True}, [("naosd", "naosd")], unit_of="naosd")
+    single = summarise(
+        {"naosd": {"m": b[:1]}},
+        {"m": True},
+        [("naosd", "naosd")],
+        unit_of="naosd",
+        photographs=["0"],
+    )
     assert (
         single["differences"][0]["p"] is None
         and single["models"]["naosd"]["m"]["standard_error"] is None
     )
+
+
+def test_the_unit_is_the_photograph_however_many_tiles_it_has(
+    scores: tuple[np.ndarray, np.ndarray],
+) -> None:
+    """Three photographs of 5, 3 and 1 tiles: the test is SciPy's over their three means."""
+    a, b = scores
+    photographs = ["x"] * 5 + ["y"] * 3 + ["z"]
+    tiles = {"naosd": {"m": b}, "gdpo": {"m": a}}
+    found = summarise(
+        tiles, {"m": True}, [("gdpo", "naosd")], unit_of="naosd", photographs=photographs
+    )
+    means = [[tile[start:end].mean() for start, end in ((0, 5), (5, 8), (8, 9))] for tile in (a, b)]
+    expected = stats.ttest_rel(*means)
+    row = found["differences"][0]
+    assert row["p"] == pytest.approx(expected.pvalue)
+    assert row["mean"] == pytest.approx(np.mean(means[0]) - np.mean(means[1]))
+    assert found["models"]["gdpo"]["m"]["standard_error"] == pytest.approx(stats.sem(means[0]))
+    assert found["models"]["naosd"]["m"]["within_image_std"] == within_image_std(b)
+
+
+def test_every_image_has_a_photograph() -> None:
+    with pytest.raises(ValueError, match="photographs must be one per image: 2 for 3 images"):
+        by_photograph(np.ones((3, 2)), ["x", "y"])

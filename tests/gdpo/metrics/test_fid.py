@@ -10,8 +10,8 @@ import skimage.data
 import torch
 from PIL import Image
 
+from gdpo.metrics import networks
 from gdpo.metrics.fid import features, frechet_distance
-from gdpo.metrics.score import network
 from tests.gdpo.metrics import weights
 
 
@@ -51,7 +51,7 @@ def test_features_are_pyiqas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     found = features(photos)
     expected = get_folder_features(
         str(tmp_path),
-        network("fid", "cpu").model,
+        networks.build("fid", "cpu").model,
         num_workers=0,
         batch_size=1,
         device=torch.device("cpu"),

@@ -14,7 +14,7 @@ import pytest
 import skimage.data
 import torch
 
-from gdpo.metrics import maniqa, networks
+from gdpo.metrics import lpips, maniqa, networks
 from gdpo.metrics import score as metrics
 from gdpo.metrics.score import METRICS, score, unusable, versions
 from tests.gdpo.metrics import weights
@@ -31,6 +31,8 @@ RANGES = {
 WRITERS: dict[str, Callable[[Path], None]] = {
     "niqe_pyiqa": weights.niqe,
     "musiq": weights.musiq,
+    "topiq_nr": weights.topiq,
+    "brisque": weights.brisque,
     "clipiqa": weights.clip,
     "lpips_alex": weights.lpips,
     "dists": weights.dists,
@@ -231,12 +233,22 @@ def test_nothing_stays_replaced(hub: Path) -> None:
     import torchvision
 
     originals = timm.create_model, torchvision.models._api.load_state_dict_from_url
-    weights.lpips(hub)
-    score(["lpips_alex"], photo(), photo())
-    with pytest.raises(ValueError, match=r"alexnet.* is missing"):
-        (hub / "checkpoints/alexnet-owt-7be5be79.pth").unlink()
-        networks.build("lpips", "cpu")
+    weights.dists(hub)
+    networks.build("dists", "cpu")
+    with pytest.raises(ValueError, match=r"vgg16.* is missing"):
+        (hub / "checkpoints/vgg16-397923af.pth").unlink()
+        networks.build("dists", "cpu")
     assert (timm.create_model, torchvision.models._api.load_state_dict_from_url) == originals
+
+
+@pytest.mark.parametrize(("kind", "pyiqa"), [("alex", "lpips"), ("vgg", "lpips-vgg")])
+def test_lpips_has_pyiqas_values(hub: Path, kind: str, pyiqa: str) -> None:
+    weights.lpips(hub, kind)
+    image, reference = noisy(photo()), photo()
+    expected = networks.build(pyiqa, "cpu")(image, reference).reshape(-1)
+    found = lpips.build(kind, "cpu")(image, reference).reshape(-1)
+    assert float(expected.min()) > 0
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
 
 
 def test_torch_home_counts_as_it_stands_at_the_call_and_help_needs_no_torch(hub: Path) -> None:
@@ -246,3 +258,34 @@ def test_torch_home_counts_as_it_stands_at_the_call_and_help_needs_no_torch(hub:
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert metrics.files("fid") == [hub / "pyiqa/pt_inception-2015-12-05-6726825d.pth"]
+
+
+def test_the_page_has_every_metric_with_its_licences(root: Path) -> None:
+    page = (root / "docs/metrics.md").read_text().splitlines()
+    rows = {line.split("`")[1]: line for line in page if line.startswith("| `")}
+    assert rows.keys() == METRICS.keys()
+    for name, row in METRICS.items():
+        assert f"| {row.licence} |" in rows[name]
+        for path, source in row.weights.items():
+            assert Path(path).name in rows[name] and source.licence in rows[name]
+
+
+def test_without_pyiqa_its_metrics_say_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gdpo.metrics.score.importlib.util.find_spec", lambda name: None)
+    assert "gdpo-sr[metrics]" in unusable(["vif"])["vif"]
+    assert unusable(["gmsd", "piqe", "ms_ssim", "psnr_y", "entropy"]) == {}
+    with pytest.raises(ValueError, match=r"metric musiq: pyiqa is not installed"):
+        score(["musiq"], photo())
+
+
+@pytest.mark.parametrize("name", ["maniqa_koniq", "maniqa_pipal"])
+def test_a_maniqa_reads_the_file_that_pyiqa_trained_on_its_data(name: str) -> None:
+    """pyiqa's own tables say which file a name loads."""
+    from pyiqa.archs.maniqa_arch import default_model_urls
+    from pyiqa.default_model_configs import DEFAULT_CONFIGS
+
+    options = DEFAULT_CONFIGS[METRICS[name].pyiqa]["metric_opts"]
+    data = name.removeprefix("maniqa_")
+    assert options.get("train_dataset", "koniq") == data
+    file = default_model_urls[data].rpartition("/")[2]
+    assert [path.name for path in metrics.files(name)] == [file]

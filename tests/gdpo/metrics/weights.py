@@ -19,7 +19,7 @@ def write_all(hub: Path) -> None:
     """Every file of gdpo/metrics/table.py below torch.hub's folder."""
     for folder in ("pyiqa", "clip", "checkpoints"):
         (hub / folder).mkdir(parents=True, exist_ok=True)
-    for write in (musiq, maniqa, lpips, dists, clip, afine, inception, niqe):
+    for write in (musiq, topiq, brisque, maniqa, lpips, dists, clip, afine, inception, niqe):
         write(hub)
 
 
@@ -27,6 +27,21 @@ def musiq(hub: Path) -> None:
     from pyiqa.archs.musiq_arch import MUSIQ
 
     _save(hub / "pyiqa/musiq_koniq_ckpt-e95806b9.pth", MUSIQ(pretrained=False))
+
+
+def topiq(hub: Path) -> None:
+    from pyiqa.archs.topiq_arch import CFANet
+
+    from gdpo.metrics.networks import offline
+
+    with offline("topiq_arch"):
+        network = CFANet(pretrained=False, use_ref=False)
+    torch.save({"params": _state(network)}, hub / "pyiqa/cfanet_nr_koniq_res50-9a73138b.pth")
+
+
+def brisque(hub: Path) -> None:
+    pair = [_hankel((774,)), _hankel((774, 36))]
+    torch.save(pair, hub / "pyiqa/brisque_svm_weights.pth")
 
 
 def maniqa(hub: Path) -> None:
@@ -40,17 +55,21 @@ def maniqa(hub: Path) -> None:
         _save(hub / "pyiqa" / name, network)
 
 
-def lpips(hub: Path) -> None:
+def lpips(hub: Path, kind: str = "alex") -> None:
     import torchvision
 
-    widths = (64, 192, 384, 256, 256)
+    from gdpo.metrics.lpips import FILES
+
+    widths = (64, 192, 384, 256, 256) if kind == "alex" else (64, 128, 256, 512, 512)
     state = {
         f"lin{i}.model.1.weight": _hankel((1, width, 1, 1), 0.02).abs()
         for i, width in enumerate(widths)
     }
-    torch.save(state, hub / "pyiqa/LPIPS_v0.1_alex-df73285e.pth")
+    linear, backbone = (hub / file for file in FILES[kind])
+    torch.save(state, linear)
+    models = torchvision.models
     with torch.device("meta"):
-        _save(hub / "checkpoints/alexnet-owt-7be5be79.pth", torchvision.models.alexnet())
+        _save(backbone, models.alexnet() if kind == "alex" else models.vgg16())
 
 
 def dists(hub: Path) -> None:
@@ -132,11 +151,8 @@ def _entry(name: str, value: torch.Tensor) -> torch.Tensor:
     if not value.is_floating_point():
         return torch.zeros_like(value, device="cpu") if value.is_meta else value
     if value.ndim < 2:
-        return (
-            1 + 0.1 * _hankel(value.shape)
-            if name.endswith(("weight", "var"))
-            else 0.1 * _hankel(value.shape)
-        )
+        around = float(name.endswith(("weight", "var")))
+        return (around + 0.1 * _hankel(value.shape)).half().float()
     fan_in = value.numel() // value.shape[0]
     return _hankel(value.shape, ((2 if value.ndim == 4 else 0.5) / fan_in) ** 0.5)
 
@@ -144,8 +160,7 @@ def _entry(name: str, value: torch.Tensor) -> torch.Tensor:
 def _hankel(shape: tuple[int, ...] | torch.Size, scale: float = 1.0) -> torch.Tensor:
     rest = int(np.prod(shape[1:])) if len(shape) else 1
     first = shape[0] if len(shape) else 1
-    vector = scale * torch.randn(
-        first + rest, generator=torch.Generator().manual_seed(0), device="cpu"
-    )
+    drawn = torch.randn(first + rest, generator=torch.Generator().manual_seed(0), device="cpu")
+    vector = (scale * drawn).half().float()  # pyiqa rounds CLIP's weights, as published, to half
     inner = torch.empty(shape[1:], device="meta").stride()
     return vector.as_strided(shape, (1, *inner) if len(shape) else ())

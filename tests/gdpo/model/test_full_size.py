@@ -1,5 +1,4 @@
-"""NAOSD at the size of SD2.1-base, one 512x512 image, random weights: `pytest -m slow
-tests/gdpo/model/test_full_size.py`.
+"""NAOSD at the size of SD2.1-base, one 512x512 image, random weights: `make test-full`.
 
 Measured on two cores of a shared server: seconds, then mean and greatest difference from fp32 over
 all pixel values, in standard deviations of the fp32 image. One process does all three; its peak is

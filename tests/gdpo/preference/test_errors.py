@@ -5,6 +5,7 @@ training.
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,11 +13,12 @@ from gdpo.config import Lora, Rollout
 from gdpo.model.naosd import NAOSD
 from gdpo.model.schedule import add_noise, predict_x0
 from gdpo.preference.errors import (
+    NoiseTarget,
     check_group,
     consistent_target,
-    noise_errors,
     noise_target,
     predict,
+    squared,
 )
 from gdpo.preference.group import Group, Latents
 from gdpo.seeds import seeded_noise, torch_generator
@@ -56,7 +58,9 @@ def group(latents: Latents = LATENTS, **changes: Any) -> Group:
 def errors(
     model: NAOSD, config: Rollout, latents: Latents = LATENTS, visit: int = 0, **changes: Any
 ) -> torch.Tensor:
-    return noise_errors(model, group(latents, **changes), model.embed(["sharp"]), config, visit)
+    return tiny.noise_errors(
+        model, group(latents, **changes), model.embed(["sharp"]), config, visit
+    )
 
 
 @pytest.mark.parametrize("noise", ["own", "shared"])
@@ -201,8 +205,8 @@ def test_gradients_reach_every_adapter_of_the_policy() -> None:
     with model.unet_roles.use("policy"):
         errors(model, settings()).sum().backward()
     parameters = model.unet_roles.parameters("policy")
-    assert all(bool(p.grad.any()) for name, p in parameters.items() if name.endswith("lora_B"))  # type: ignore[union-attr]
-    assert not any(bool(p.grad.any()) for name, p in parameters.items() if name.endswith("lora_A"))  # type: ignore[union-attr]
+    assert all(bool(p.grad.any()) for name, p in parameters.items() if name.endswith("lora_B"))
+    assert not any(bool(p.grad.any()) for name, p in parameters.items() if name.endswith("lora_A"))
 
 
 @pytest.mark.parametrize("target", ["added", "consistent"])
@@ -221,3 +225,17 @@ def test_no_copy_to_the_device_is_waited_for(target: str, monkeypatch: pytest.Mo
     with tiny.Counted() as counted:
         predict(model, noise_target(model, there, config, 0), prompt, config)
     assert counted.copies == 0 and seen[0].device.type == "meta"
+
+
+def test_means_are_in_float64() -> None:
+    """In float32 the difference of two means loses the digits that omega multiplies."""
+    latent = torch.randn((1, 4, 64, 64), generator=torch.Generator().manual_seed(0)) + 30
+
+    class Model:
+        def predict_noise(self, z: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+            return z
+
+    target = NoiseTarget(latent, torch.zeros_like(latent))
+    eps_hat = predict(Model(), target, torch.zeros(1), tiny.settings().rollout)
+    found = float(squared(eps_hat - target.target.double(), target)[0])
+    assert found == pytest.approx(float(np.mean(latent.numpy().astype(float) ** 2)), rel=1e-13)

@@ -13,13 +13,14 @@ import torch
 
 from gdpo.config import Config
 from gdpo.data.shards import Pair
+from gdpo.hooks import Hooks, Stopped
 from gdpo.model.checkpoints import Adapters
-from gdpo.preference import loop
-from gdpo.preference.errors import noise_errors
+from gdpo.preference import loop, passes
 from gdpo.preference.group import Group, Skipped, from_row, reward_of, to_row
 from gdpo.preference.loop import History, _Run, finetune
+from gdpo.preference.order import group_at
 from gdpo.preference.rollout import rollout
-from gdpo.train.loop import Diverged, Hooks, Stopped
+from gdpo.train.loop import Diverged
 from tests import tiny
 
 
@@ -95,7 +96,7 @@ def test_cached_errors_are_the_ones_recomputed(groups: list[Group]) -> None:
     for group in groups:
         for visit, stored in enumerate(group.reference_error):
             prompt = run.model.embed([group.prompt])
-            again = noise_errors(run.model, group, prompt, run.config.rollout, visit).tolist()
+            again = tiny.noise_errors(run.model, group, prompt, run.config.rollout, visit).tolist()
             assert again == pytest.approx(stored, rel=1e-6)
 
 
@@ -154,12 +155,11 @@ def test_a_repeat_differs_in_adapters_and_order_and_shares_the_rollouts(
     assert torch.equal(first.policy[name], again.policy[name]) and not torch.equal(
         first.policy[name], other.policy[name]
     )
-    assert [first._noise_index(i)[0] for i in range(10)] != [
-        other._noise_index(i)[0] for i in range(10)
+    assert [group_at(first.seed, i, 5) for i in range(10)] != [
+        group_at(other.seed, i, 5) for i in range(10)
     ]
-    assert (first._noise_index(0)[2], other._noise_index(0)[2]) == (0, 1), (
-        "and begins with another stored noise"
-    )
+    noises = (run._group(0, 0)[1] for run in (first, other))
+    assert tuple(noises) == (0, 1), "and begins with another stored noise"
 
 
 def test_only_the_unets_adapters_train_and_conv_in_stays(groups: list[Group]) -> None:
@@ -173,14 +173,13 @@ def test_only_the_unets_adapters_train_and_conv_in_stays(groups: list[Group]) ->
     assert {name.rpartition(".")[2] for name in run.policy} == {"lora_A", "lora_B"}
 
 
-def test_every_group_once_per_epoch_with_another_noise(groups: list[Group]) -> None:
-    run = started(groups)
-    visits = [run._noise_index(position) for position in range(15)]
-    for epoch in range(3):
-        assert sorted(index for index, _, _ in visits[5 * epoch : 5 * epoch + 5]) == list(range(5))
-    assert [epoch for _, epoch, _ in visits] == [0] * 5 + [1] * 5 + [2] * 5
-    assert [visit for _, _, visit in visits] == [0] * 5 + [1] * 5 + [0] * 5  # two noises are stored
-    assert [index for index, _, _ in visits[:5]] != [index for index, _, _ in visits[10:]]
+def test_an_epoch_takes_the_next_stored_noise(groups: list[Group]) -> None:
+    run = started(groups)  # two noises are stored
+    assert [run._group(3, epoch) for epoch in range(3)] == [
+        (groups[3], 0),
+        (groups[3], 1),
+        (groups[3], 0),
+    ]
 
 
 def test_accumulated_groups_are_one_batch(groups: list[Group]) -> None:
@@ -279,7 +278,7 @@ def test_online_is_cached_in_the_first_epoch(objective: str, tmp_path: Path) -> 
 
 def test_online_makes_new_candidates_in_every_later_epoch(groups: list[Group]) -> None:
     run = _Run(tiny.model(), PAIRS, configured(rollouts="online"), False)
-    first, again, later = (run._group(1, epoch, 0)[0] for epoch in (0, 0, 1))
+    first, again, later = (run._group(1, epoch)[0] for epoch in (0, 0, 1))
     assert isinstance(first, Group) and isinstance(again, Group) and isinstance(later, Group)
     assert first.seeds == again.seeds == groups[1].seeds and first.metrics == groups[1].metrics
     assert not set(later.seeds) & set(first.seeds) and not set(later.noise_seeds[0]) & set(
@@ -288,11 +287,10 @@ def test_online_makes_new_candidates_in_every_later_epoch(groups: list[Group]) -
 
 
 def test_online_makes_the_one_noise_that_the_visit_takes(groups: list[Group]) -> None:
-    run = _Run(tiny.model(), PAIRS, configured({"noises": 2}, rollouts="online"), False)
-    assert run._noise_index(0)[2] == 0 and run._noise_index(5)[2] == 1
-    found, noise = run._group(1, 0, 1)
-    stored_, visit = started(stored(configured({"noises": 2})))._group(1, 0, 1)
-    assert isinstance(found, Group) and isinstance(stored_, Group) and (noise, visit) == (0, 1)
+    config = configured({"noises": 2}, rollouts="online", repeat=1)  # begins with the second noise
+    found, noise = _Run(tiny.model(), PAIRS, config, False)._group(1, 0)
+    stored_, index = started(stored(configured({"noises": 2})), repeat=1)._group(1, 0)
+    assert isinstance(found, Group) and isinstance(stored_, Group) and (noise, index) == (0, 1)
     assert found.noise_seeds == stored_.noise_seeds[1:] and len(found.reference_error) == 1
     assert found.reference_error[0] == pytest.approx(stored_.reference_error[1], abs=1e-9)
 
@@ -367,13 +365,14 @@ def test_a_group_that_cannot_be_scored_is_counted_named_and_left_out(
     for name in ("loss", "reward", "psnr_y", "policy_error"):
         assert history[0][name] == pytest.approx(others[0][name], rel=1e-6)
     run = _Run(tiny.model(), PAIRS[:2], configured(rollouts="online", steps=4, batch=1), False)
-    order = [PAIRS[run._noise_index(step)[0]].id for step in range(2)]
+    order = [PAIRS[group_at(run.seed, step, 2)[0]].id for step in range(2)]
     for step, name in enumerate(order):
         before = {n: p.detach().clone() for n, p in run.policy.items()}
         assert run.step(step)["skipped"] == (name == "pair1")
         assert all(torch.equal(before[n], p) for n, p in run.policy.items()) == (name == "pair1")
     with pytest.raises(
-        ValueError, match=r"^no pair gave a group: see what was left out; check models/naosd"
+        ValueError,
+        match=r"^every pair was left out, for the reasons logged above; check models/naosd",
     ):
         train([], tmp_path / "c", pairs=PAIRS[1:2], rollouts="online", steps=3, batch=1)
 
@@ -407,7 +406,8 @@ def test_an_exploding_error_stops_with_the_last_checkpoint(
 ) -> None:
     with pytest.raises(
         Diverged,
-        match=r"step 2: .* error exploded to \d+ times the reference's by its .*; the last good",
+        match=r"step 2: .* error exploded to \d+ times the reference's with finetune\.omega 500 "
+        r"and finetune\.optimizer\.lr 0\.2 by its .*; the last good",
     ):
         train(groups, tmp_path, steps=40, checkpoint_every=1, optimizer={"lr": 0.2})
     kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
@@ -503,13 +503,13 @@ def test_divergence_names_the_step_and_keeps_the_checkpoint(
     groups: list[Group], tmp_path: Path, monkeypatch: Any
 ) -> None:
     calls = []
-    true = loop.squared
+    true = passes.squared
 
     def sometimes_nan(*args: Any) -> torch.Tensor:
         calls.append(0)
         return true(*args) * (torch.nan if len(calls) == 7 else 1)
 
-    monkeypatch.setattr(loop, "squared", sometimes_nan)
+    monkeypatch.setattr(passes, "squared", sometimes_nan)
     with pytest.raises(
         Diverged, match=r"step 2: loss is not finite; the last good checkpoint is .*checkpoint.pt"
     ):
@@ -563,3 +563,44 @@ def test_a_group_is_read_when_a_step_needs_it(groups: list[Group], tmp_path: Pat
     source = Noted()
     train(source, tmp_path, steps=2, batch=2)
     assert len(source.read) == 4
+
+
+@pytest.mark.parametrize("sampler", ["reference", "policy"])
+def test_the_old_policy_is_the_one_that_sampled(
+    groups: list[Group], monkeypatch: pytest.MonkeyPatch, sampler: str
+) -> None:
+    """The reference for cached rollouts, so that ratios move away from 1 as the policy does."""
+    run = started(groups, objective="dgpo", rollouts="cached")
+    run.config = run.config.model_copy(
+        update={"finetune": run.config.finetune.model_copy(update={"sampler": sampler})}
+    )
+    with torch.no_grad():
+        for p in run.policy.values():
+            p.add_(0.02)
+    seen = []
+    true = loop.objective_loss
+
+    def spy(
+        settings: Any, strength: Any, policy: Any, reference: Any, old: Any, *rest: Any
+    ) -> torch.Tensor:
+        seen.append((policy.detach(), reference, old))
+        return true(settings, strength, policy, reference, old, *rest)
+
+    monkeypatch.setattr(loop, "objective_loss", spy)
+    run._position(0)
+    policy, reference, old = seen[0]
+    assert not torch.equal(policy, reference)
+    assert torch.equal(old, policy if sampler == "policy" else reference)
+
+
+def test_weight_decay_shrinks_every_weight(groups: list[Group]) -> None:
+    """AdamW: by lr times decay of the weight before the step, whatever the gradient."""
+    plain, decayed = (
+        started(groups, optimizer={"lr": 1e-2, "weight_decay": decay}) for decay in (0.0, 0.5)
+    )
+    before = {name: p.detach().clone() for name, p in plain.policy.items() if "lora_A" in name}
+    for run in (plain, decayed):
+        run.step(0)
+    for name, weight in before.items():
+        shrunk = (plain.policy[name] - decayed.policy[name]).detach()
+        torch.testing.assert_close(shrunk, 0.5e-2 * weight, rtol=1e-3, atol=1e-6)

@@ -20,10 +20,8 @@ from gdpo.metrics.score import score
 from gdpo.model import steps
 from gdpo.model.naosd import NAOSD
 from gdpo.model.sampling import super_resolve
-from gdpo.preference.errors import noise_errors
 from gdpo.preference.group import Group, Skipped, from_row, reward_of, schema, subset, to_row
 from gdpo.preference.rollout import _computed, rollout
-from gdpo.rewards.detail import detail_share
 from gdpo.seeds import Key, seed_of, seeded_noise
 from tests import tiny
 
@@ -58,7 +56,7 @@ def test_a_group_holds_the_scores_of_its_candidates(model: NAOSD, groups: list[G
         for name, values in wanted.items():
             assert group.metrics[name] == pytest.approx(values.tolist(), rel=1e-4)
             assert len(set(group.metrics[name])) == 3
-        assert group.detail_share == pytest.approx(detail_share(hr, "released").item())
+        assert group.detail_share == pair.detail_share  # one grey-value rule: the shard's
         assert group.seeds == [seed_of(*key) for key in keys]
         assert group.lr == hashlib.sha256(pair.lr.tobytes()).hexdigest()
         with torch.no_grad():
@@ -140,7 +138,7 @@ def test_candidates_of_another_role_are_scored_by_the_same_reference(model: NAOS
     (moved,) = made(other, [0], role="policy")
     assert moved.metrics["psnr_y"] != pytest.approx(same.metrics["psnr_y"], rel=1e-4)
     with torch.no_grad():
-        again = noise_errors(other, moved, other.embed([moved.prompt]), CONFIG.rollout, 0)
+        again = tiny.noise_errors(other, moved, other.embed([moved.prompt]), CONFIG.rollout, 0)
     assert again.tolist() == moved.reference_error[0], "no role in use: the frozen model"
 
 
@@ -158,7 +156,7 @@ def test_an_action_is_a_gaussian_around_the_reference(model: NAOSD) -> None:
     assert group.reference_error[0] == pytest.approx(
         wanted.tolist(), rel=2e-3
     )  # the action is stored in fp16
-    assert not group.latents.std.any() and group.latents.lr is not None
+    assert group.latents.std is None and group.latents.lr is not None
     image = model.decode(group.latents.mean) * 0.5 + 0.5
     scores = score(["psnr_y"], image, to_tensor(tiny.pair(0).hr).expand(3, -1, -1, -1))["psnr_y"]
     assert group.metrics["psnr_y"] == pytest.approx(scores.tolist(), rel=1e-5)
@@ -166,7 +164,7 @@ def test_an_action_is_a_gaussian_around_the_reference(model: NAOSD) -> None:
     again = from_row(to_row(group))
     assert again.latents.lr is not None and torch.equal(again.latents.lr.float(), group.latents.lr)
     assert (
-        noise_errors(model, again, model.embed([again.prompt]), config.rollout, 0).tolist()
+        tiny.noise_errors(model, again, model.embed([again.prompt]), config.rollout, 0).tolist()
         == group.reference_error[0]
     )
 
@@ -228,7 +226,7 @@ def test_rows_survive_parquet_and_give_the_same_errors_to_the_bit(
         prompt = model.embed([found.prompt])
         for visit, stored in enumerate(found.reference_error):
             with torch.no_grad():
-                again = noise_errors(model, found, prompt, CONFIG.rollout, visit)
+                again = tiny.noise_errors(model, found, prompt, CONFIG.rollout, visit)
             assert again.tolist() == stored
     assert len(groups[0].reference_error) == CONFIG.rollout.noises
 
@@ -304,7 +302,7 @@ def test_a_pair_whose_reference_error_is_not_finite_is_skipped_by_name(
     model: NAOSD, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(
-        "gdpo.preference.rollout.noise_errors", lambda *_: torch.tensor([0.1, torch.inf, 0.2])
+        "gdpo.preference.rollout.squared", lambda *_: torch.tensor([0.1, torch.inf, 0.2])
     )
     (found,) = rollout(model, [tiny.pair(0)], CONFIG)
     assert found == Skipped("pair0", "reference_error of its candidates is not finite")
@@ -314,5 +312,4 @@ def test_no_value_is_waited_for_before_all_of_a_batch_is_computed(model: NAOSD) 
     pairs = [tiny.pair(0), tiny.pair(1)]
     with tiny.Counted() as counted:
         groups, *_ = _computed(model, pairs, CONFIG, 0, None, None)
-    # Both ends of the HR images, which lie on the CPU, as `detail_share` checks its argument.
-    assert counted.calls == 2 and [group.id for group in groups] == ["pair0", "pair1"]
+    assert counted.calls == 0 and [group.id for group in groups] == ["pair0", "pair1"]

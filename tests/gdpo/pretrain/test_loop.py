@@ -3,7 +3,7 @@ start.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -11,11 +11,13 @@ import torch
 
 from gdpo.config import Config, Lora
 from gdpo.data.shards import Shards, write_shards
+from gdpo.hooks import Hooks, Stopped
 from gdpo.model.checkpoints import Adapters
 from gdpo.model.naosd import NAOSD
+from gdpo.model.schedule import alphas_cumprod
 from gdpo.pretrain import loop
 from gdpo.pretrain.loop import History, _Run, load_into, pretrain
-from gdpo.train.loop import Diverged, Hooks, Stopped
+from gdpo.train.loop import Diverged
 from tests import tiny
 
 
@@ -54,6 +56,26 @@ def same(a: tuple[Adapters, History], b: tuple[Adapters, History]) -> bool:
 def started(pairs: Shards, **settings: Any) -> tuple[NAOSD, _Run]:
     model = tiny.model()
     return model, _Run(model, pairs, tiny.settings(pretrain=settings), None)
+
+
+def test_t_add_is_drawn_per_sample_from_its_range(pairs: Shards, monkeypatch: Any) -> None:
+    """The draws do not depend on the batch, and every sample is noised at its own timestep."""
+    _, run = started(pairs, batch=3, t_add_range=[50, 400])
+    drawn: list[Any] = []
+    inject = loop.steps.inject
+
+    def spy(model: NAOSD, z: torch.Tensor, noise: torch.Tensor, t_add: Any = None) -> torch.Tensor:
+        drawn.append(t_add)
+        return inject(model, z, noise, t_add)
+
+    monkeypatch.setattr(loop.steps, "inject", spy)
+    for step in range(20):
+        run.step(step)
+    timesteps = torch.stack(drawn)
+    assert timesteps.shape == (20, 3) and len(timesteps.unique()) > 40
+    assert int(timesteps.min()) >= 50 and int(timesteps.max()) < 400
+    keys: list[Any] = [(run.config.seed, "pretrain", 7, i) for i in (2, 0)]
+    assert torch.equal(run._t_add(keys), timesteps[7, [2, 0]])
 
 
 def test_two_runs_in_one_process_are_identical_and_a_third_seed_is_not(
@@ -132,10 +154,10 @@ def test_vsd_reaches_the_encoder_and_not_the_fake_score(pairs: Shards) -> None:
     seen: list[dict[str, bool]] = []
     backward = run._backward
 
-    def spy(loss: torch.Tensor, optimizer: Any) -> None:
+    def spy(loss: torch.Tensor, part: Any) -> None:
         for p in (*run.policy.values(), *run.fake.values()):
             p.grad = None
-        backward(loss, optimizer)
+        backward(loss, part)
         sets = {"policy": run.policy, "fake": run.fake}
         seen.append(
             {
@@ -145,7 +167,7 @@ def test_vsd_reaches_the_encoder_and_not_the_fake_score(pairs: Shards) -> None:
             }
         )
 
-    run._backward = spy  # type: ignore[method-assign]
+    run._backward = spy
     run.step(0)
     generator, fake = seen
     assert generator["policy.vae.quant_conv.lora_B"] and generator["policy.unet.conv_in.lora_B"]
@@ -157,10 +179,10 @@ def test_every_sample_draws_its_own_timestep_and_noise(pairs: Shards) -> None:
     _, run = started(pairs)
     z = torch.zeros(3, 4, 8, 8)
     keys = [(0, "pretrain", 0, i) for i in range(3)]
-    z_t, noise, t = run._noisy(z, keys, "vsd", 20, 500)  # type: ignore[arg-type]
+    z_t, noise, t = run._noisy(z, keys, "vsd", 20, 500)
     assert ((t >= 20) & (t < 500)).all() and len(set(t.tolist())) == 3
     assert not torch.equal(noise[0], noise[1])
-    alone = run._noisy(z[1:2], keys[1:2], "vsd", 20, 500)  # type: ignore[arg-type]
+    alone = run._noisy(z[1:2], keys[1:2], "vsd", 20, 500)
     assert torch.equal(alone[1][0], noise[1]) and alone[2][0] == t[1]
     assert torch.equal(alone[0][0], z_t[1])
     drawn = torch.stack([run._noisy(z[:1], [(0, s)], "vsd", 20, 22)[2] for s in range(40)])
@@ -178,7 +200,7 @@ def test_lr_and_hr_are_flipped_together(pairs: Shards) -> None:
     _, run = started(pairs, batch=5)
     flipped = set()
     for step in range(4):
-        hr, lr, prompts = run._batch(step)
+        hr, lr, prompts = run._batch(step, range(5))
         assert hr.shape == lr.shape == (5, 3, 32, 32) and prompts == ["sharp"] * 5
         assert hr.min() >= -1 and hr.max() <= 1
         for i in range(5):
@@ -196,12 +218,12 @@ def test_training_tags_come_before_the_prompt(tmp_path: Path) -> None:
     tagged = tiny.pair(0)
     write_shards(tmp_path / "train", [type(tagged)(**{**vars(tagged), "tags": "cat, grass"})], 1.0)
     _, run = started(Shards(tmp_path / "train"), batch=1)
-    assert run._batch(0)[2] == ["cat, grass, sharp"]
+    assert run._batch(0, [0])[2] == ["cat, grass, sharp"]
     released = tiny.settings(
         pretrain={"batch": 1}, model={"prompt": "crisp", "training_prompt": ""}
     )
     alone = _Run(tiny.model(), Shards(tmp_path / "train"), released, None)
-    assert alone._batch(0)[2] == ["cat, grass, "]
+    assert alone._batch(0, [0])[2] == ["cat, grass, "]
 
 
 def test_cosine_schedule_ends_low(pairs: Shards) -> None:
@@ -323,3 +345,105 @@ def test_the_configuration_names_every_value_the_history_has(pairs: Shards, tmp_
         "fake_grad_norm",
     }
     assert isinstance(tiny.settings(), Config)
+
+
+class Call(NamedTuple):
+    """One forward pass of the UNet: what it was given under which roles, and what it gave."""
+
+    roles: list[str]
+    prompt: torch.Tensor
+    t: torch.Tensor
+    eps: torch.Tensor
+
+
+def calls_of_steps(run: _Run, monkeypatch: Any, steps: int) -> tuple[list[list[Call]], list[Any]]:
+    """Every forward pass of each step, and the logged values."""
+    true, calls, rows = run.model.predict_noise, [], []
+
+    def spy(z: torch.Tensor, prompt: torch.Tensor, t: Any = None) -> torch.Tensor:
+        eps = true(z, prompt, t)
+        calls[-1].append(
+            Call(list(run.model.unet_roles.active), prompt.detach(), t, eps.detach().clone())
+        )
+        return eps
+
+    monkeypatch.setattr(run.model, "predict_noise", spy)
+    for step in range(steps):
+        calls.append([])
+        rows.append(run.step(step))
+    return calls, rows
+
+
+def test_each_pass_has_its_role_and_prompt(pairs: Shards, monkeypatch: Any) -> None:
+    _, run = started(pairs)
+    calls, _ = calls_of_steps(run, monkeypatch, 1)
+    policy, fake, real, fake_loss = calls[0]
+    assert [call.roles for call in calls[0]] == [["policy"], ["fake"], [], ["fake"]]
+    positive = run.model.embed(["sharp"]).expand(2, -1, -1)
+    negative = run.model.embed(["blurry"]).expand(2, -1, -1)
+    assert not torch.equal(positive, negative)
+    for call in (policy, fake, fake_loss):
+        assert torch.equal(call.prompt, positive)
+    assert torch.equal(real.prompt, torch.cat([negative, positive]))
+
+
+@pytest.mark.parametrize("guidance", [1.0, 7.5])
+def test_vsd_is_of_the_guided_real_score(pairs: Shards, monkeypatch: Any, guidance: float) -> None:
+    """The logged loss from the recorded predictions, by the formulas of gdpo/pretrain/vsd.py."""
+    _, run = started(pairs, guidance=guidance)
+    latents = []
+    distill = run._distill
+    monkeypatch.setattr(
+        run, "_distill", lambda z, *rest: (latents.append(z.detach()), distill(z, *rest))[1]
+    )
+    calls, rows = calls_of_steps(run, monkeypatch, 2)
+    for step in range(2):
+        _, fake, real, _ = calls[step]
+        negative, positive = real.eps.chunk(2)
+        z, abar = latents[step], alphas_cumprod()[fake.t].float().view(-1, 1, 1, 1)
+        # x0_fake - x0_real: z_t drops out of the difference.
+        guided = negative + guidance * (positive - negative)
+        difference = ((1 - abar) / abar).sqrt() * (guided - fake.eps)
+        noise = run._noisy(z, [(0, "pretrain", step, i) for i in range(2)], "vsd", 20, 500)[0]
+        x0_real = (noise - (1 - abar).sqrt() * guided) / abar.sqrt()
+        weight = (z - x0_real).abs().mean((1, 2, 3), keepdim=True)
+        expected = (difference / weight).square().mean()
+        assert rows[step]["vsd"] == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_the_timesteps_of_vsd_have_their_range_and_those_of_the_fake_score_the_whole(
+    pairs: Shards, monkeypatch: Any
+) -> None:
+    _, run = started(pairs, vsd_t_range=[700, 703], batch=4)
+    calls, _ = calls_of_steps(run, monkeypatch, 3)
+    of_vsd = torch.cat([step[1].t for step in calls])
+    of_fake = torch.cat([step[3].t for step in calls])
+    assert set(of_vsd.tolist()) <= {700, 701, 702} and len(set(of_vsd.tolist())) > 1
+    assert all(torch.equal(step[2].t, step[1].t.repeat(2)) for step in calls)
+    assert of_fake.min() < 500 < of_fake.max()
+
+
+def test_weight_decay_shrinks_every_weight(pairs: Shards) -> None:
+    """AdamW: by lr times decay of the weight before the step, whatever the gradient."""
+    plain, decayed = (
+        started(pairs, optimizer={"lr": 1e-2, "weight_decay": decay})[1] for decay in (0.0, 0.5)
+    )
+    before = {
+        name: p.detach().clone()
+        for name, p in prefixed_of(plain).items()
+        if name.endswith("lora_A")
+    }
+    for run in (plain, decayed):
+        run.step(0)
+    first, second = prefixed_of(plain), prefixed_of(decayed)
+    for name, weight in before.items():
+        shrunk = first[name] - second[name]
+        torch.testing.assert_close(shrunk, 0.5e-2 * weight, rtol=1e-3, atol=1e-6)
+
+
+def prefixed_of(run: _Run) -> dict[str, torch.Tensor]:
+    return {
+        f"{role}.{name}": p
+        for role, parameters in (("policy", run.policy), ("fake", run.fake))
+        for name, p in parameters.items()
+    }

@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
+from gdpo.hooks import Hooks, Stopped
 from gdpo.prior.architecture import tiny_tokenizer
 from gdpo.prior.train import (
     PatchDiscriminator,
@@ -23,7 +24,7 @@ from gdpo.prior.train import (
     random_crop,
 )
 from gdpo.seeds import numpy_generator, torch_generator
-from gdpo.train.loop import Hooks, Loop, Stopped, Tensors
+from gdpo.train.loop import Loop, Tensors
 from tests import tiny
 
 PHOTOS = [tiny.pair(i, side=64).hr for i in range(3)]

@@ -17,8 +17,10 @@ import gdpo
 from gdpo.model.adapters import unet_targets, vae_targets
 from gdpo.model.checkpoints import read_adapters
 from gdpo.model.naosd import NAOSD
-from gdpo.released.convert import LORA_FILE, export_lora, export_merged, import_released
-from gdpo.released.read import Merged, Released, load_released_checkpoint
+from gdpo.released.convert import import_released
+from gdpo.released.export import LORA_FILE, PEFT_CONFIG, PEFT_FILE, export_lora, export_merged
+from gdpo.released.pickles import Released
+from gdpo.released.read import Merged, load_released_checkpoint
 from tests.gdpo.released.released_files import (
     fabricate,
     output,
@@ -154,7 +156,7 @@ def put(content: dict[str, Any], part: str, key: str, value: object) -> None:
         ),
         (
             lambda c: c[LISTED].remove("conv_in"),
-            f"tensor '{A}' is extra in state_dict_unet, going by the module lists",
+            f"tensor '{A}' is extra in state_dict_unet according to the module lists",
         ),
         (lambda c: c["state_dict_unet"].pop(B), f"tensor '{B}' is missing from state_dict_unet"),
         (
@@ -289,7 +291,7 @@ def test_adapters_over_the_wrong_base_are_refused(files: Path, tmp_path: Path) -
             "gdpo.pkl",
             files / "base",
         ): "its frozen conv_in.* is not that of this base; name the merged NAOSD",
-        ("gdpo.pkl", files / "gdpo"): "already has adapters called gdpo",
+        ("gdpo.pkl", files / "gdpo"): "already has adapters named gdpo",
         ("merged", tmp_path / "wide"): "unet .* this base needs",
     }
     for (name, base), message in refused.items():
@@ -304,7 +306,7 @@ def test_an_existing_folder_is_not_replaced(files: Path, tmp_path: Path) -> None
         lambda: export_merged(files / "gdpo", tmp_path),
         lambda: export_lora(files / "gdpo", tmp_path),
     ):
-        with pytest.raises(ValueError, match="is there already"):
+        with pytest.raises(ValueError, match="already exists"):
             write()
 
 
@@ -337,7 +339,8 @@ def test_merged_export_loads_in_diffusers_and_gives_the_same_image(
 
 def test_lora_export_loads_in_diffusers_over_the_merged_naosd(files: Path, tmp_path: Path) -> None:
     export_lora(files / "gdpo", tmp_path / "out")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == [LORA_FILE]
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {LORA_FILE, PEFT_CONFIG, PEFT_FILE}
     model = NAOSD.from_pretrained(files / "merged")
     before = output(model)
     model.unet.load_lora_adapter(tmp_path / "out", prefix="unet", weight_name=LORA_FILE)
@@ -403,11 +406,11 @@ def test_a_merged_folder_of_two_networks_becomes_a_model_folder_and_a_base(
     [
         (
             lambda t: t.pop("conv_in.bias"),
-            "tensor 'conv_in.bias' is missing, going by its config.json",
+            "tensor 'conv_in.bias' is missing according to its config.json",
         ),
         (
             lambda t: t.update(more=torch.ones(1)),
-            "tensor 'more' is unexpected, going by its config.json",
+            "tensor 'more' is unexpected according to its config.json",
         ),
         (
             lambda t: t["conv_in.bias"].fill_(float("inf")),

@@ -40,9 +40,12 @@ def test_advantages_have_zero_mean_and_unit_deviation_in_every_group() -> None:
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 1 / 3, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_equal_rewards_give_zero_and_never_nan(value: float, dtype: torch.dtype) -> None:
-    """0.1 and 1/3 have means that differ from themselves in the last bit."""
-    assert not group_advantage(torch.full((2, 6), value, dtype=dtype)).any()
+@pytest.mark.parametrize("shape", [(2, 6), (1, 7)])
+def test_equal_rewards_give_zero_and_never_nan(
+    value: float, dtype: torch.dtype, shape: tuple[int, int]
+) -> None:
+    """Seven times 0.1 or 1/3 has a mean that is off in the last bit, and a deviation above 0."""
+    assert not group_advantage(torch.full(shape, value, dtype=dtype)).any()
 
 
 def test_equal_groups_beside_lively_ones() -> None:

@@ -19,9 +19,9 @@ def _image(rgb: NDArray[np.uint8]) -> torch.Tensor:
 def _same_as_loop(rgb: NDArray[np.uint8]) -> None:
     for grayscale, conversion in (("bt601", cv2.COLOR_RGB2GRAY), ("released", cv2.COLOR_BGR2GRAY)):
         expected = cell_by_cell(cv2.cvtColor(np.ascontiguousarray(rgb), conversion))
-        found = detail_map(_image(rgb), grayscale)[0].numpy()  # type: ignore[arg-type]
+        found = detail_map(_image(rgb), grayscale)[0].numpy()
         np.testing.assert_array_equal(found, expected)
-        assert float(detail_share(_image(rgb), grayscale)) == expected.mean()  # type: ignore[arg-type]
+        assert float(detail_share(_image(rgb), grayscale)) == expected.mean()
 
 
 @pytest.mark.parametrize("name", ["astronaut", "coffee", "chelsea", "retina"])
@@ -104,7 +104,7 @@ def test_nan_and_an_unknown_grayscale_are_named() -> None:
     with pytest.raises(ValueError, match=r"^image_BCHW .*NaN"):
         detail_share(torch.full((1, 3, 8, 8), float("nan")))
     with pytest.raises(ValueError, match=r"^grayscale .*bt601"):
-        detail_share(torch.zeros(1, 3, 8, 8), "rgb")  # type: ignore[arg-type]
+        detail_share(torch.zeros(1, 3, 8, 8), "rgb")
 
 
 @pytest.mark.parametrize("size", [(10, 10), (10, 7), (6, 10), (10, 2), (2, 10), (4, 4)])

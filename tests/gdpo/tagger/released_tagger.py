@@ -112,7 +112,7 @@ def checkpoint(seed: int = 0, window: int = WINDOW) -> dict[str, Any]:
     """
     torch.manual_seed(seed)
     head, tag_encoder = bert(2, WIDTH, own=False), bert(3, WIDTH, own=True)
-    for mine, theirs in zip(head.encoder.layer, tag_encoder.encoder.layer, strict=False):  # type: ignore[union-attr, arg-type]
+    for mine, theirs in zip(head.encoder.layer, tag_encoder.encoder.layer, strict=False):
         for name in ("crossattention", "intermediate", "output"):
             setattr(theirs, name, getattr(mine, name))
     model = Named(

@@ -8,15 +8,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torchvision.transforms import InterpolationMode, Normalize  # type: ignore[import-untyped]
-from torchvision.transforms.functional import resize  # type: ignore[import-untyped]
+from torchvision.transforms import InterpolationMode, Normalize
+from torchvision.transforms.functional import resize
 
-from gdpo.cost import architectures
+from gdpo.released.tagger import import_tagger
 from gdpo.seeds import torch_generator
-from gdpo.tagger.convert import import_tagger
 from gdpo.tagger.ram import RAM, Network
 from gdpo.tagger.tagger import Tagger
-from tests.gdpo.tagger.released_tagger import DEPTHS, NAMES, Definition, checkpoint, dape, write
+from tests.gdpo.tagger.released_tagger import NAMES, Definition, checkpoint, dape, write
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +54,10 @@ def defined(
 def test_the_real_size_has_only_the_parameters_that_tagging_reads() -> None:
     with torch.device("meta"):
         network = Network(RAM)
-        whole = architectures.Tagger()
     ram = sum(parameter.numel() for parameter in network.parameters())
     lora = sum(math.prod(shape) for shape in RAM.lora_shapes().values())
     assert (ram, lora, len(RAM.lora_shapes())) == (212_117_045, 622_592, 56)
     assert ram == sum(math.prod(shape) for shape in RAM.shapes().values())
-    assert ram + lora == whole.used() == 212_739_637
     assert network(torch.empty((1, 3, 384, 384), device="meta")).shape == (1, 4585)
 
 
@@ -269,7 +266,7 @@ def put(name: str, value: object) -> Callable[[dict[str, Any]], Any]:
         ),
         (
             put("image_proj.weight", torch.zeros(8, 9)),
-            r"'image_proj.weight' has shape \(8, 9\), .* must be \(8, 32\)",
+            r"'image_proj.weight' has shape \(8, 9\), .* imply \(8, 32\)",
         ),
         (
             put("fc.weight", torch.full((1, 16), math.nan)),
@@ -318,7 +315,7 @@ def test_a_checkpoint_that_is_not_rams_is_refused(
         (put(f"{FIRST}.lora_B", torch.zeros(8, 4)), f"'{FIRST}.lora_B' has rank 4, DAPE's is 8"),
         (
             put(f"{FIRST}.lora_B", torch.zeros(12, 8)),
-            r"lora_B' has shape \(12, 8\), .* must be \(8, 8\)",
+            r"lora_B' has shape \(12, 8\), .* imply \(8, 8\)",
         ),
         (
             put(f"{FIRST}.lora_B", torch.full((8, 8), math.inf)),
@@ -438,28 +435,3 @@ def test_a_damaged_folder_is_refused(
 def test_bad_images_are_refused(slim: Path, bad: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Tagger.from_folder(slim, dape=False).tags(bad)
-
-
-def test_the_made_checkpoint_has_the_parts_that_the_release_has() -> None:
-    """What the tests above stand on: buffers, tied weights, idle parts; and 24 x 2 + 8 LoRA tensors
-    at full depth.
-    """
-    model = checkpoint()["model"]
-    assert {name.split(".")[0] for name in model} == {
-        *(
-            "visual_encoder",
-            "tag_encoder",
-            "text_decoder",
-            "tagging_head",
-            "wordvec_proj",
-            "fc",
-            "image_proj",
-            "label_embed",
-        ),
-    }
-    assert any(name.endswith("attn_mask") for name in model) and any(
-        name.endswith("position_index") for name in model
-    )
-    tied = "encoder.layer.1.crossattention.self.query.weight"
-    assert model[f"tag_encoder.{tied}"].data_ptr() == model[f"tagging_head.{tied}"].data_ptr()
-    assert sum(name.startswith("visual_encoder") for name in dape()) == 2 * sum(DEPTHS)

@@ -14,8 +14,9 @@ import torch
 
 from gdpo.checks import check_tensor
 from gdpo.files import written_aside
+from gdpo.hooks import Hooks, Stopped
 from gdpo.seeds import numpy_generator, seed_of, seeded_noise, torch_generator
-from gdpo.train.loop import Diverged, Hooks, Loop, Stopped, Tensors, cosine, grad_norm
+from gdpo.train.loop import Diverged, Loop, Tensors, cosine, grad_norm
 
 
 def test_seeds_are_the_same_on_every_machine() -> None:
@@ -222,6 +223,31 @@ def test_a_checkpoint_of_another_run_is_not_resumed(tmp_path: Path) -> None:
     other = Training(tmp_path, steps=5, fingerprint="b")
     other.run()
     assert other.visited == [0, 1, 2, 3, 4]
+    back = Training(tmp_path, steps=5)  # the first run's checkpoint was set aside, not lost
+    back.run()
+    assert back.visited == [4]
+
+
+def test_a_run_may_go_on_to_more_steps_but_not_to_fewer(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    history = Training(tmp_path / "straight").run()
+    Training(tmp_path / "longer", steps=5).run()
+    longer = Training(tmp_path / "longer")
+    assert longer.run() == history and longer.visited == list(range(4, 9))
+    fewer = Training(tmp_path / "longer", steps=3)
+    fewer.run()
+    assert fewer.visited == [0, 1, 2]
+    assert "at step 8, beyond the 3 of this run" in caplog.text
+
+
+def test_a_checkpoint_that_another_run_wrote_meanwhile_is_not_taken(tmp_path: Path) -> None:
+    Training(tmp_path / "other", fingerprint="b").run()
+    Training(tmp_path).run()
+    os.replace(tmp_path / "other/checkpoint.pt", tmp_path / "checkpoint.pt")
+    training = Training(tmp_path)
+    training.run()
+    assert training.visited == list(range(9))
 
 
 @pytest.mark.parametrize("damage", ["cut", "text", "other"])
@@ -238,11 +264,35 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage: str) -> None:
         Training(tmp_path).run()
 
 
+def test_one_flipped_bit_of_a_checkpoint_is_never_trained_on(tmp_path: Path) -> None:
+    """Wherever it is: in the weights torch reads it as it finds it."""
+    straight = Training(tmp_path / "straight")
+    straight.run()
+    Training(tmp_path / "run").run()
+    path = tmp_path / "run/checkpoint.pt"
+    whole = path.read_bytes()
+    refused = 0
+    for place in range(0, len(whole), len(whole) // 60):
+        damaged = bytearray(whole)
+        damaged[place] ^= 4
+        path.write_bytes(damaged)
+        training = Training(tmp_path / "run")
+        try:
+            training.run()
+        except ValueError as error:
+            assert "unreadable checkpoint" in str(error)
+            refused += 1
+        else:
+            assert torch.equal(training.weight, straight.weight)
+    assert refused > 20
+
+
 def test_a_checkpoint_holds_no_code(tmp_path: Path) -> None:
     class Surprise:
         def __reduce__(self) -> tuple[Any, ...]:
             return print, ("ran",)
 
+    Training(tmp_path).run()
     torch.save({"fingerprint": Surprise()}, tmp_path / "checkpoint.pt")
     with pytest.raises(ValueError, match="unreadable checkpoint"):
         Training(tmp_path).run()

@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 
 from gdpo.checks import NotFinite
-from gdpo.train.loop import Diverged, Hooks, Loop, Stopped, Tensors
+from gdpo.hooks import Hooks, Stopped
+from gdpo.train.loop import Diverged, Loop, Tensors
 from gdpo.train.world import World, current
 
 
@@ -115,7 +116,7 @@ def test_asked_in_one_both_stop_after_the_same_step(tmp_path: Path) -> None:
         done: list[int] = []
         hooks = Hooks(should_stop=lambda: world.rank == 1 and len(done) == 3)
         with pytest.raises(Stopped) as stopped:
-            loop(tmp_path, hooks).run(lambda step: done.append(step) or {"loss": 1.0})  # type: ignore[func-returns-value]
+            loop(tmp_path, hooks).run(lambda step: done.append(step) or {"loss": 1.0})
         assert stopped.value.step == 3 and loop(tmp_path, Hooks()).resume() == 3
 
     in_two(tmp_path, check)
@@ -129,3 +130,24 @@ def test_a_checkpoint_that_cannot_be_written_fails_in_both(tmp_path: Path) -> No
             loop(tmp_path / "file", Hooks()).save(1)
 
     in_two(tmp_path, check)
+
+
+def test_the_first_rank_computes_for_all(tmp_path: Path) -> None:
+    def check(world: World) -> None:
+        called: list[int] = []
+
+        def compute() -> dict[str, int]:
+            called.append(world.rank)
+            return {"rank": world.rank}
+
+        assert world.from_main(compute) == {"rank": 0}
+        assert called == ([0] if world.is_main else [])
+
+        def fail() -> None:
+            raise OSError(f"disk of rank {world.rank}")
+
+        with pytest.raises((OSError, ValueError), match="disk of rank 0"):
+            world.from_main(fail)
+
+    in_two(tmp_path, check)
+    assert current().from_main(lambda: 3) == 3

@@ -21,10 +21,10 @@ import torch
 
 from gdpo.config import Config
 from gdpo.data.shards import write_shards
-from gdpo.model.checkpoints import load_model
+from gdpo.hooks import Hooks, Stopped
+from gdpo.model.naosd import NAOSD
 from gdpo.preference.group import Skipped
 from gdpo.seeds import numpy_generator
-from gdpo.train.loop import Hooks, Stopped
 from tasks import __main__ as cli
 from tasks.ablate import pool as ablation_pool
 from tasks.ablate import runs as ablation_runs
@@ -46,7 +46,7 @@ COST = {
     "processes": 2,
 }
 CHECKPOINTS = {"finetune": {"checkpoint_every": 1}, "pretrain": {"checkpoint_every": 1}}
-ROWS = {"5": 8, "6": 5, "7": 4, "9": 4, "11": 4, "options": 7}  # NAOSD among them
+ROWS = {"5": 8, "6": 5, "7": 4, "9": 4, "11": 4, "options": 8}  # NAOSD among them
 
 
 def configured(**changes: Any) -> Config:
@@ -138,43 +138,52 @@ def reports(root: Path, name: str = "reports/ablate") -> dict[str, bytes]:
     return {key.partition("/")[2]: content for key, content in tiny.tree(root / name).items()}
 
 
-def test_the_sample_profile_plans_21_configurations_with_controls(sample_config: Config) -> None:
-    plan = ablate.plan(sample_config, list(ABLATIONS), {"metrics": {}})
+def test_the_sample_profile_plans_22_configurations_with_controls(sample_config: Config) -> None:
+    needed = ablate.needed_runs(sample_config, list(ABLATIONS), {"metrics": {}})
     assert (
-        len(plan.then)
-        == 21 * sample_config.ablate.repeats * 2
-        == len({job.fingerprint for job in plan.then})
+        len(needed.then)
+        == 22 * sample_config.ablate.repeats * 2
+        == len({job.fingerprint for job in needed.then})
     )
     kinds = [
-        (job.kind, job.config.rollout.candidates, job.config.rollout.group) for job in plan.first
+        (job.kind, job.config.rollout.candidates, job.config.rollout.input) for job in needed.first
     ]
     sets = [
-        ("rollouts", mode, size)
-        for mode, size in (("noise", 8), ("action", 6), ("guidance", 6), ("t_add", 6))
+        ("rollouts", mode, input_)
+        for mode, input_ in (
+            ("noise", "reencoded"),
+            ("action", "reencoded"),
+            ("guidance", "reencoded"),
+            ("t_add", "reencoded"),
+            ("noise", "lr"),
+        )
     ]
     assert (
-        kinds[:5] == [*sets, ("naosd", "noise", 6)]
-        and [kind[0] for kind in kinds[5:]] == ["pretrain"] * 12
+        kinds[:6] == [*sets, ("naosd", "noise", "reencoded")]
+        and [kind[0] for kind in kinds[6:]] == ["pretrain"] * 12
     )
-    gdpo = [table[ABLATIONS[key].gdpo] for key, table in plan.rows.items() if key != "fig7"]
+    assert [job.config.rollout.group for job in needed.first[:6]] == [8, 6, 6, 6, 8, 6]
+    gdpo = [table[ABLATIONS[key].gdpo] for key, table in needed.rows.items() if key != "fig7"]
     assert all(one == gdpo[0] for one in gdpo)
 
 
 def test_a_fingerprint_names_what_a_run_depends_on(sample_config: Config) -> None:
-    plan = ablate.plan(sample_config, ["options"], {"metrics": {}})
-    runs = plan.rows["options"]
+    needed = ablate.needed_runs(sample_config, ["options"], {"metrics": {}})
+    runs = needed.rows["options"]
     gdpo, half = runs["GDPO"][0][0], runs["half the rollouts"][0][0]
     assert gdpo.config == half.config and gdpo.fingerprint != half.fingerprint
     assert len({job.fingerprint for job in (*runs["GDPO"][0], *runs["GDPO"][1])}) == 6
-    other = ablate.plan(sample_config, ["options"], {"metrics": {}, "naosd": "another"}).rows[
-        "options"
-    ]["GDPO"][0][0]
+    other = ablate.needed_runs(
+        sample_config, ["options"], {"metrics": {}, "naosd": "another"}
+    ).rows["options"]["GDPO"][0][0]
     assert other.fingerprint != gdpo.fingerprint
     slower = sample_config.model_copy(
         update={"ablate": sample_config.ablate.model_copy(update={"processes": 7})}
     )
     assert (
-        ablate.plan(slower, ["options"], {"metrics": {}}).rows["options"]["GDPO"][0][0].fingerprint
+        ablate.needed_runs(slower, ["options"], {"metrics": {}})
+        .rows["options"]["GDPO"][0][0]
+        .fingerprint
         == gdpo.fingerprint
     )
 
@@ -193,7 +202,7 @@ def test_every_table_is_written_and_its_runs_are_shared(
     assert (
         content["images"] == 3
         and content["photographs"] == 1
-        and content["fine_tunings"] == len(here) - 4 - 1 - 12
+        and content["fine_tunings"] == len(here) - 5 - 1 - 12
     )
     for key, count in ROWS.items():
         found = content["tables"][key]["records"]
@@ -204,6 +213,7 @@ def test_every_table_is_written_and_its_runs_are_shared(
     assert said.startswith(("Beyond the controls none is", "Against GDPO and beyond the controls"))
     assert len(content["tables"]["fig7"]["claims"]) == 18
     assert "Table 5: Signs of the differences to NAOSD" in capsys.readouterr().out
+    assert content["distances"]["9"]["PSNR"] == [None, None]  # logged with rollout.input lr alone
     text = reports(root)["table-9.md"].decode()
     assert text.index("](table-9.svg)") < text.index("| Method |") and "PSNR+LPIPS" in text
     # Nothing is left to do, and the same bytes are written.
@@ -231,14 +241,16 @@ def test_fewer_candidates_are_the_first_of_the_same_set(straight: tuple[Path, li
 
 def test_the_references_errors_are_made_anew_for_other_noises(root: Path) -> None:
     with in_this_process(really):
-        plan = ablate.plan(configured(), ["options"], ablation_runs.sources(configured(), root))
-        perform(plan.first[0], root, Hooks())
+        needed = ablate.needed_runs(
+            configured(), ["options"], ablation_runs.sources(configured(), root)
+        )
+        perform(needed.first[0], root, Hooks())
         gdpo, shared, consistent = (
-            plan.rows["options"][name][0][0]
+            needed.rows["options"][name][0][0]
             for name in ("GDPO", "noise: shared", "target: consistent")
         )
         assert gdpo.made == shared.made == consistent.made
-        model = load_model(root / "models/naosd", root / "base")
+        model = NAOSD.from_pretrained(root / "models/naosd", base=root / "base")
         made = [ablation_runs._groups(job, root, model) for job in (gdpo, shared, consistent)]
     for own, same, other in zip(*made, strict=True):
         assert own.metrics == same.metrics and own.seeds == same.seeds and len(own.seeds) == 3
@@ -294,7 +306,7 @@ def test_rollouts_go_on_with_the_chunk_they_were_at(
     config = configured()
     job = next(
         job
-        for job in ablate.plan(config, ["9"], ablation_runs.sources(config, root)).first
+        for job in ablate.needed_runs(config, ["9"], ablation_runs.sources(config, root)).first
         if job.kind == "rollouts"
     )
     rollout, made = rollout_chunks.rollout, list[str]()
@@ -319,7 +331,7 @@ def test_a_row_that_cannot_be_is_one_line_that_names_it(sample_config: Config) -
     the reward is.
     """
     pairs = changed(sample_config, {"finetune": {"pairs": 3}})
-    assert ablate.plan(pairs, ["7"], {"metrics": {}}).rows["7"].keys() == {
+    assert ablate.needed_runs(pairs, ["7"], {"metrics": {}}).rows["7"].keys() == {
         "GDPO-SR (G=4)",
         "GDPO-SR (G=6)",
         "GDPO-SR (G=8)",
@@ -330,7 +342,7 @@ def test_a_row_that_cannot_be_is_one_line_that_names_it(sample_config: Config) -
     )
     assert (
         "psnr_y"
-        in ablate.plan(without, ["9"], {"metrics": {}})
+        in ablate.needed_runs(without, ["9"], {"metrics": {}})
         .rows["9"]["PSNR"][0][0]
         .config.rollout.metrics
     )
@@ -338,7 +350,7 @@ def test_a_row_that_cannot_be_is_one_line_that_names_it(sample_config: Config) -
     with pytest.raises(
         ValueError, match=r"^ablate 6, row ARF w/ NR: .*fidelity and perception are both empty"
     ) as error:
-        ablate.plan(one_side, ["6"], {"metrics": {}})
+        ablate.needed_runs(one_side, ["6"], {"metrics": {}})
     assert "\n" not in str(error.value)
 
 
@@ -396,7 +408,7 @@ def test_a_worker_that_failed_or_is_gone_is_one_line() -> None:
     theirs.close()
     with pytest.raises(
         ValueError,
-        match=r"a process of ablate ended before its run was done .*; the same command goes on",
+        match=r"a process of ablate ended early .*; the same command continues",
     ):
         ablation_pool._check(ours)
 
@@ -435,7 +447,9 @@ def test_terminated_and_killed_it_ends_in_the_bytes_of_a_run_left_in_peace(
     root: Path, straight: tuple[Path, list[Job]]
 ) -> None:
     code, said = stopped(root, signal.SIGTERM, 1)
-    assert code == 143 and "finished runs are kept in work/ablate, the same command goes on" in said
+    assert (
+        code == 143 and "finished runs are kept in work/ablate, the same command continues" in said
+    )
     code, _ = stopped(root, signal.SIGKILL, runs(root) + 3)
     assert code == -signal.SIGKILL and not (root / "reports/ablate").exists() and runs(root) < 19
     with in_this_process(really) as did:

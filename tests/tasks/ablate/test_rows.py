@@ -1,7 +1,6 @@
 """The paper's ablations as data, the rows, and how a sign is judged."""
 
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,45 +10,33 @@ from gdpo.config import Config
 from gdpo.evaluate.benchmark import REWARD, rewards
 from gdpo.evaluate.statistics import paired_difference
 from tasks.ablate import rows as ablation
-from tasks.ablate.figure_7 import figure_7, figure_7_tables
-from tasks.ablate.findings import (
+from tasks.ablate.effects import (
     AGREES,
     DISAGREES,
     UNCLEAR,
-    Result,
-    add_reward,
-    beyond_controls,
     effect,
     over_repeats,
     photographs_widen,
-    records,
     sign,
-    signs,
-    what_matters,
 )
+from tasks.ablate.figure_7 import figure_7, figure_7_tables
+from tasks.ablate.findings import Result, add_reward, beyond_controls, records, signs, what_matters
 from tasks.ablate.rows import ABLATIONS, base, changed, is_stand_in, metric_of, metrics_of, rows
 from tasks.ablate.tables import details, flat, heading, overview, rewarded, verdicts
 from tasks.report import paper
 from tasks.report.tables import Table, to_csv
+from tasks.tools.ablate import needed_runs
 from tests import tiny
+from tests.tasks.printed import printed
 
-TEXT = Path(__file__).parents[4] / "shared/paper/gdpo-sr.txt"
 Scores = dict[str, np.ndarray]
 
 
-@pytest.mark.skipif(not TEXT.is_file(), reason="the paper's text is not on this machine")
-def test_every_line_of_the_tables_is_in_the_papers_text() -> None:
-    lines = {
-        " ".join(line.replace("taddt_{add}", "t_add").split())
-        for line in TEXT.read_text().splitlines()
-    }
-    for name in ("_TABLE_5", "_TABLE_6", "_TABLE_7", "_TABLE_9", "_TABLE_11"):
-        for line in getattr(ablation, name).strip().splitlines():
-            assert line in lines, f"{name}: {line}"
-    headings = {line.replace("\\uparrow", "↑").replace("\\downarrow", "↓") for line in lines}
-    for table in (table for table in ABLATIONS.values() if table.printed):
-        shown = " ".join(f"{c}{'↓' if c in paper.LOWER_IS_BETTER else '↑'}" for c in table.columns)
-        assert any(line.endswith(f" {shown}") for line in headings), table.name
+@pytest.mark.parametrize("key", [key for key, table in ABLATIONS.items() if table.printed])
+def test_every_value_is_the_printed_one(key: str) -> None:
+    read = {("RealSR", row): values for row, values in ABLATIONS[key].printed.items()}
+    assert read == printed(key)
+    assert set(ABLATIONS[key].columns) == set(read["RealSR", ablation.NAOSD])
 
 
 def test_naosd_and_gdpo_are_those_of_table_1_but_for_the_slip() -> None:
@@ -86,6 +73,12 @@ def test_gdpo_is_one_configuration_in_every_table(sample_config: Config) -> None
     assert len(made) == 6 and all(one == start for one in made)
 
 
+def test_the_papers_reward_is_adaptive_whatever_the_profile_says(sample_config: Config) -> None:
+    start = base(changed(sample_config, {"reward": {"weighting": "equal"}}))
+    weighting = {row.name: changed(start, row.changes).reward.weighting for row in rows("6", start)}
+    assert (weighting["ARF w/o AW"], weighting["ARF (ours)"]) == ("equal", "adaptive")
+
+
 def test_options_set_one_key_the_other_way(sample_config: Config) -> None:
     start = base(sample_config)
     assert (start.rollout.noise, start.rollout.target, start.finetune.omega) == (
@@ -97,6 +90,7 @@ def test_options_set_one_key_the_other_way(sample_config: Config) -> None:
         "GDPO",
         "noise: own",
         "target: added",
+        "input: lr",
         "omega: 5000",
         "half the rollouts",
         "half the batch",
@@ -104,12 +98,34 @@ def test_options_set_one_key_the_other_way(sample_config: Config) -> None:
     other = changed(
         start, {"rollout": {"noise": "own", "target": "added"}, "finetune": {"omega": 1.0}}
     )
-    assert [row.name for row in rows("options", other)][1:5] == [
+    assert [row.name for row in rows("options", other)][1:6] == [
         "noise: shared",
         "target: consistent",
+        "input: lr",
         "omega: 500",
         "omega: 5000",
     ]
+
+
+def test_at_the_lr_latent_there_is_no_choice_of_noise_and_target(sample_config: Config) -> None:
+    """The rows that need the other input say so, and have rollout sets of their own."""
+    start = base(changed(sample_config, {"rollout": {"input": "lr"}}))
+    assert [row.name for row in rows("options", start)][:3] == [
+        "GDPO",
+        "input: reencoded",
+        "omega: 5000",
+    ]
+    by_rule = changed(start, {"finetune": {"omega": None}})
+    assert [row.name for row in rows("options", by_rule)][2:4] == ["reach: 0.2", "reach: 0.8"]
+    actions = next(row for row in rows("5", start) if row.name == "DanceGRPO")
+    assert changed(start, actions.changes).rollout.input == "reencoded"
+    made = needed_runs(start, ["5", "options"], {}).first
+    kinds = {
+        (job.config.rollout.input, job.config.rollout.candidates)
+        for job in made
+        if job.kind == "rollouts"
+    }
+    assert kinds == {("lr", "noise"), ("reencoded", "action"), ("reencoded", "noise")}
 
 
 def test_a_stand_in_is_used_only_where_the_papers_metric_is_not_evaluated() -> None:
@@ -351,7 +367,7 @@ def test_the_reward_is_that_of_the_evaluation(config: Config) -> None:
     mine = found["GDPO (ours)"].scores
     flat_ = {m: v.reshape(6, -1) for m, v in mine.items() if m != REWARD}
     plain = {m: v[:, 0] for m, v in reference.items() if m != REWARD}
-    known = rewards({"naosd": plain, "run": flat_}, np.full(6, 0.3), config.reward)
+    known = rewards({"naosd": plain, "run": flat_}, np.full(6, 0.3), config.reward, "naosd")
     assert np.allclose(mine[REWARD].reshape(6, -1), known["run"])
 
 

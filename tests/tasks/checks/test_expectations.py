@@ -24,6 +24,7 @@ TABLE = pa.table(
         "is_new": [True, False, True],
     }
 )
+BACK = "../pages/data.html"
 
 
 def _suite(*expectations, name: str = "rows") -> Suite:
@@ -32,7 +33,7 @@ def _suite(*expectations, name: str = "rows") -> Suite:
 
 def _message(tmp_path: Path, *expectations) -> str:
     with pytest.raises(ValueError) as caught:
-        validate([_suite(*expectations)], tmp_path / "docs", tmp_path / "failed")
+        validate([_suite(*expectations)], tmp_path / "docs", tmp_path / "failed", BACK)
     return str(caught.value)
 
 
@@ -55,11 +56,12 @@ def test_what_holds_gets_a_page_and_the_same_one_every_time(tmp_path, monkeypatc
             name="second",
         ),
     ]
-    validate(suites, tmp_path / "docs", tmp_path / "failed")
-    validate(suites, tmp_path / "again/docs", tmp_path / "failed")
+    validate(suites, tmp_path / "docs", tmp_path / "failed", BACK)
+    validate(suites, tmp_path / "again/docs", tmp_path / "failed", BACK)
     pages = tiny.tree(tmp_path / "docs")
     assert set(pages) == {"docs/first.html", "docs/index.html", "docs/second.html"}
     assert pages == tiny.tree(tmp_path / "again/docs")
+    assert all(f'<a href="{BACK}">'.encode() in page for page in pages.values())
     assert not (tmp_path / "failed").exists() and os.environ["GX_ANALYTICS_ENABLED"] == "false"
     assert (
         b"The id must be known." in pages["docs/second.html"]
@@ -125,7 +127,7 @@ def test_a_page_needs_no_network_and_tells_nothing_of_the_machine(tmp_path):
 )
 def test_what_fails_is_said_with_the_table_and_some_rows(tmp_path, expectation, says):
     """In one line, as the command line prints it; the Data Docs there were are not touched."""
-    validate([_suite(expect_rows(1))], tmp_path / "docs", tmp_path / "failed")
+    validate([_suite(expect_rows(1))], tmp_path / "docs", tmp_path / "failed", BACK)
     before = tiny.tree(tmp_path / "docs")
     message = _message(tmp_path, expect_rows(1), expectation)
     assert re.search(says, message), message
@@ -160,5 +162,5 @@ def test_an_empty_table_meets_what_is_asked_of_rows(tmp_path, what):
     suite = Suite(
         "rows", "data/none.parquet", TABLE.slice(0, 0), ["id"], [expect_rows(0), expect(what, "id")]
     )
-    validate([suite], tmp_path / "docs", tmp_path / "failed")
+    validate([suite], tmp_path / "docs", tmp_path / "failed", BACK)
     assert (tmp_path / "docs/rows.html").is_file()

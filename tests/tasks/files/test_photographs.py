@@ -8,8 +8,8 @@ import pytest
 
 from gdpo.config import Photographs
 from gdpo.data.scan import examine
+from gdpo.hooks import Hooks
 from gdpo.images import encode_png, write_png
-from gdpo.train.loop import Hooks
 from tasks.files.photographs import listed, read_list, write_list
 from tasks.stages import degrade, index
 from tasks.store import s3 as module
@@ -72,7 +72,7 @@ def test_a_list_finds_its_photographs_again(tmp_path: Path) -> None:
         write_png(tmp_path / root / "photos/x.png", photo(0))
     both = sources({"path": "photos"}, {"path": "scikit-image", "first": 1, "resize": 40})
     findings = [examine(p, 8) for p in listed(both, "train", tmp_path / "here")]
-    write_list(tmp_path / "list.parquet", findings)
+    write_list(tmp_path / "list.parquet", findings, tmp_path / "here")
     assert str(tmp_path).encode() not in (tmp_path / "list.parquet").read_bytes()
     entries = read_list(tmp_path / "list.parquet", tmp_path / "there")
     assert [entry.photo.name for entry in entries] == ["scikit-image__astronaut", "x"]

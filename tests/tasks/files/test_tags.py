@@ -10,9 +10,13 @@ from gdpo.config import Config
 from gdpo.data.shards import enlarge
 from gdpo.images import to_tensor
 from gdpo.model import sampling
+from gdpo.model.card import IDENTITIES
 from gdpo.model.naosd import NAOSD
-from gdpo.tagger.convert import import_tagger
+from gdpo.released.tagger import import_tagger
 from gdpo.tagger.tagger import Tagger
+from gdpo.upscale import resolver
+from gdpo.upscale.protocol import Settings
+from gdpo.upscale.resolver import NAOSDResolver
 from tasks.files import tags
 from tasks.stages import evaluate
 from tests import tiny
@@ -95,14 +99,11 @@ def test_evaluation_has_the_tagger_of_the_configuration_and_none_without(
 ) -> None:
     seen: list[Any] = []
     monkeypatch.setattr(
-        sampling, "super_resolve", lambda *args, **options: seen.append(options["prompts"])
-    )
-    monkeypatch.setattr(
-        evaluate, "super_resolve", lambda *args, **options: seen.append(options.get("prompts"))
+        resolver, "super_resolve", lambda *args, **options: seen.append(options["prompts"])
     )
     lr = views(2)[1]
     for settings in (config("none"), tiny.settings()):
-        evaluate.upscalers(settings, root, {"naosd": tiny.model()})["naosd"](lr, [(0, "a")])
+        evaluate.make_upscalers(settings, root, {"naosd": tiny.model()})["naosd"](lr, [(0, "a")])
     tagger = Tagger.from_folder(root / "models/tagger", dape=True)
     assert seen == [[f"{tagger.tags(lr)[0]}, sharp"], None]
 
@@ -113,11 +114,14 @@ def test_evaluation_puts_the_tags_of_the_enlarged_image_before_the_models_prompt
     prompts: list[str] = []
     model: NAOSD = tiny.model()
     embed = model.embed
-    monkeypatch.setattr(model, "embed", lambda texts: (prompts.extend(texts), embed(texts))[1])  # type: ignore[func-returns-value]
+    monkeypatch.setattr(model, "embed", lambda texts: (prompts.extend(texts), embed(texts))[1])
     tagger = tags.load("models/tagger", root, dape=True)
     assert tagger is not None
     lr = views(2)[1].expand(2, -1, -1, -1)
-    image = tags.with_tags(tagger, model, lr, [(0, "a"), (0, "b")], **SETTINGS)
+    settings = Settings(**SETTINGS, tagger=tagger)
+    image = NAOSDResolver(IDENTITIES["naosd"], lambda: model, settings).batch(
+        lr, [(0, "a"), (0, "b")]
+    )
     expected = tagger.tags(lr[:1])[0]
     assert expected and prompts == [f"{expected}, sharp"] * 2
     again = sampling.super_resolve(model, lr, [(0, "a"), (0, "b")], prompts=prompts[:2], **SETTINGS)

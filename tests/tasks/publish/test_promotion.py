@@ -4,19 +4,25 @@ gone or of other versions.
 
 import json
 import re
+import shutil
 import threading
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from gdpo.evaluate.models import EvaluatedModels
+from gdpo.images import write_png
+from gdpo.vlcot.folder import IDENTITIES as VLCOT
 from tasks import __main__ as cli
 from tasks.publish import publication
-from tasks.store.s3 import Conflict, Store
+from tasks.store.errors import Conflict
+from tasks.store.s3 import Store
 from tests import s3
-from tests.tasks.published import NOW, page, publish, writes
+from tests.tasks.published import NOW, SUMMARY, page, publish, writes
 from tests.tasks.store.test_s3 import use
 
 
@@ -61,7 +67,7 @@ def test_promotion_moves_the_pointer_and_lists_the_models(
     assert models.count('class="latest"') == 1
     assert models.index(runs[1]) < models.index("latest</span>") < models.index(runs[0])
     assert f'href="../runs/{runs[1]}/model/adapters.safetensors"' in card
-    assert "GDPO-SR beats NAOSD" in card
+    assert "GDPO-SR is better than NAOSD" in card
     assert (tmp_path / "promoted/sample/per_image.parquet").read_bytes() == b"scores"
     assert "commit promoted/sample/per_image.parquet" in capsys.readouterr().out
 
@@ -94,7 +100,7 @@ def test_promoting_again_completes_what_is_missing_and_writes_nothing_else(
             )
         assert len([path for path in writes(asked) if path.endswith(missing)]) == 1
         assert run in page(store, "models/index.html")
-        assert "GDPO-SR beats NAOSD" in page(store, f"models/{run}.html")
+        assert "GDPO-SR is better than NAOSD" in page(store, f"models/{run}.html")
         entries, _ = publication.promoted(store)
         assert [entry["promoted"] for entry in entries] == [NOW.isoformat(timespec="seconds")]
         asked.clear()
@@ -156,7 +162,7 @@ def test_a_run_that_is_not_whole_is_not_promoted(
     address: str, finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["promote", "20991231T000000Z-nothing"]) == 1
-    assert "there is no whole run '20991231T000000Z-nothing'" in capsys.readouterr().err
+    assert "no complete run named '20991231T000000Z-nothing'" in capsys.readouterr().err
     run = publish(finished)
     client = s3.client(address)
     client.put_object(
@@ -196,7 +202,7 @@ def test_a_promoted_run_that_is_gone_is_said_to_be_and_stops_nothing(
     delete(store, f"runs/{run}/")  # now nothing that was promoted is there
     publish(finished, hours=2)
     assert page(store, "models/index.html").count("gone") == 2
-    with pytest.raises(ValueError, match="there is no whole run"):
+    with pytest.raises(ValueError, match="no complete run named"):
         publication.promote("s3://gdpo-sr", gone, NOW)
 
 
@@ -221,7 +227,7 @@ def test_a_run_of_another_version_is_listed_with_what_it_has(
     shown = {
         "commit": "abcdef012345",
         "profile": "profile sample",
-        "verdict": "GDPO-SR beats NAOSD",
+        "verdict": "GDPO-SR is better than NAOSD",
         "kind": "train ·",
     }
     left = {name: value for name, value in manifest.items() if name not in without}
@@ -258,6 +264,9 @@ def test_a_run_of_another_version_is_listed_with_what_it_has(
         b'{"run": "RUN", "files": {"x": 1}}',
         b'{"run": "another", "files": {}}',
         b'{"run": 1, "files": {}}',
+        b'{"run": "RUN", "files": {"x": {"sha256": "0", "bytes": -1}}}',
+        b'{"run": "RUN", "files": {"x": {"sha256": "0", "bytes": NaN}}}',
+        b"[" * 100_000,
     ],
 )
 def test_a_run_whose_manifest_lacks_what_every_reader_needs_is_in_no_list(
@@ -268,7 +277,7 @@ def test_a_run_whose_manifest_lacks_what_every_reader_needs_is_in_no_list(
     run = publish(finished)
     assert [manifest["run"] for manifest in publication.manifests(store)] == [run]
     assert broken not in page(store, "runs/index.html")
-    with pytest.raises(ValueError, match="there is no whole run"):
+    with pytest.raises(ValueError, match="no complete run named"):
         publication.promote("s3://gdpo-sr", broken, NOW)
 
 
@@ -299,3 +308,89 @@ def test_of_two_who_promote_at_once_one_is_told(address: str, finished: Path) ->
         for run in runs
         if run not in won
     )
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"{}", b'{"promoted": 5}', b'{"promoted": [1]}', b"[" * 100_000]
+)
+def test_a_pointer_that_is_no_list_of_runs_is_named(address: str, content: bytes) -> None:
+    store = Store.at("s3://gdpo-sr")
+    store.write("models/latest.json", content)
+    with pytest.raises(ValueError, match=r"latest\.json: not a list of promoted runs") as caught:
+        publication.promoted(store)
+    assert "\n" not in str(caught.value)
+
+
+VLCOT_OUTS = (
+    "models/vlcot/vlcot",
+    "reports/vlcot/evaluate/sample",
+    "reports/vlcot/index.html",
+)
+
+
+@pytest.fixture
+def both(finished: Path, root: Path) -> Path:
+    """The clone with a finished RealSR-R1, whose model is the one that ships."""
+    images = finished / "reports/vlcot/evaluate/sample/images/000-x"
+    images.mkdir(parents=True)
+    write_png(images / "vlcot.png", np.full((64, 96, 3), 200, np.uint8))
+    renamed = {"naosd": "coldstart", "gdpo": "vlcot", "control": "control"}
+    text = json.dumps(SUMMARY)
+    for old, new in renamed.items():
+        text = text.replace(f'"{old}"', f'"{new}"')
+    summary = json.loads(text)
+    summary["origin"] = {"models": EvaluatedModels(VLCOT).to_origin()}
+    (images.parents[1] / "summary.json").write_text(json.dumps(summary))
+    (images.parents[1] / "per_image.parquet").write_bytes(b"scores of RealSR-R1")
+    (finished / "reports/vlcot/index.html").write_text("<title>RealSR-R1</title>")
+    shutil.copytree(root / "assets/tiny-vlcot", finished / "models/vlcot/vlcot")
+    return finished
+
+
+def test_each_system_has_its_own_promoted_run(
+    address: str, both: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = publish(both)
+    second = publish(both, hours=1, outs=VLCOT_OUTS, system="vlcot")
+    monkeypatch.chdir(tmp_path)
+    for run in (first, second):
+        assert cli.main(["promote", run]) == 0
+    store = Store.at("s3://gdpo-sr")
+    for system, run in (("gdpo", first), ("vlcot", second)):
+        assert [entry["run"] for entry in publication.promoted(store, system)[0]] == [run]
+    assert json.loads(store.read("models/vlcot/latest.json"))["run"] == second
+    names = set(publication.manifest_of(store, second)["files"])
+    assert {"index.html", "evaluate/sample/per_image.parquet", "model/trunk.safetensors"} <= names
+    assert not [name for name in names if "vlcot" in name and not name.endswith("vlcot.png")]
+    kept = {
+        place: (tmp_path / place).read_bytes()
+        for place in (
+            "promoted/sample/per_image.parquet",
+            "promoted/vlcot/sample/per_image.parquet",
+        )
+    }
+    assert list(kept.values()) == [b"scores", b"scores of RealSR-R1"]
+    models, card = page(store, "models/index.html"), page(store, f"models/{second}.html")
+    assert models.count('class="latest"') == 2 and 'class="latest"' in card
+    assert "RealSR-R1 is better than RealSR-R1 cold start" in card and "--explain" in card
+    # The next promotion of one leaves that of the other.
+    third = publish(both, hours=2, outs=VLCOT_OUTS, system="vlcot")
+    publication.promote("s3://gdpo-sr", third, NOW)
+    assert [entry["run"] for entry in publication.promoted(store, "vlcot")[0]] == [third, second]
+    assert [entry["run"] for entry in publication.promoted(store)[0]] == [first]
+
+
+def test_an_output_of_one_system_is_no_part_of_the_others_run(address: str, both: Path) -> None:
+    with pytest.raises(ValueError, match="those lie below reports/vlcot/, or are models/vlcot"):
+        publish(both, outs=[*VLCOT_OUTS, "models/gdpo"], system="vlcot")
+    with pytest.raises(ValueError, match=r"reports/vlcot/index.html: no report to publish; `dvc"):
+        publish(both, outs=VLCOT_OUTS[:2], system="vlcot")
+
+
+def test_a_run_of_a_system_that_is_unknown_is_not_promoted(address: str, finished: Path) -> None:
+    run = publish(finished)
+    store = Store.at("s3://gdpo-sr")
+    manifest = {**publication.manifest_of(store, run), "system": "another"}
+    store.write(f"runs/{run}/manifest.json", json.dumps(manifest).encode())
+    with pytest.raises(ValueError, match=f"runs/{run}: of a system 'another' that is unknown"):
+        publication.promote("s3://gdpo-sr", run, NOW)

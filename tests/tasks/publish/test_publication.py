@@ -8,7 +8,8 @@ import pytest
 from tasks.publish import publication
 from tasks.store import conditional
 from tasks.store import s3 as store_module
-from tasks.store.s3 import Conflict, Store
+from tasks.store.errors import Conflict
+from tasks.store.s3 import Store
 from tests import s3
 from tests.tasks.published import HOSTILE, NOW, OUTS, page, publish
 from tests.tasks.store.test_s3 import use
@@ -23,7 +24,7 @@ def test_a_run_is_its_report_its_model_and_a_manifest_of_both(address: str, fini
     manifest = publication.manifest_of(store, run)
     assert manifest["profile"] == "sample"
     assert manifest["kind"] == "train"
-    assert "GDPO-SR beats NAOSD on the reward" in manifest["verdict"]
+    assert "GDPO-SR is better than NAOSD" in manifest["verdict"]
     assert set(manifest["files"]) == {
         "index.html",
         "evaluate/sample/summary.json",
@@ -105,7 +106,7 @@ def test_an_interrupted_upload_is_in_no_list(
         address, lambda method, path: 403 if method == "PUT" and "adapters" in path else None
     ) as url:
         use(monkeypatch, url)
-        with pytest.raises(OSError, match=r"adapters\.safetensors: the upload broke off"):
+        with pytest.raises(OSError, match=r"adapters\.safetensors: the upload was interrupted"):
             publish(finished)
     use(monkeypatch, address)
     assert publication.manifests(Store.at("s3://gdpo-sr")) == []
@@ -223,3 +224,35 @@ def test_an_interrupted_publication_goes_on_under_its_name(
             publish(finished)
     use(monkeypatch, address)
     assert publish(finished) == "20261121T020000Z-01234567"
+
+
+def loses(name: str) -> s3.Fault:
+    """A store that answers as if it had stored the objects of this name."""
+    return lambda method, path: "lie" if method == "PUT" and path.endswith(name) else None
+
+
+@pytest.mark.parametrize("lost", ["/model/adapters.safetensors", "/manifest.json"])
+def test_a_file_that_the_store_took_and_lost_is_named_and_the_run_is_not_listed(
+    address: str, finished: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    with s3.proxy(address, loses(lost)) as url:
+        use(monkeypatch, url)
+        with pytest.raises(OSError, match=rf"{lost}: the store took it without an error"):
+            publish(finished)
+    use(monkeypatch, address)
+    assert publication.manifests(Store.at("s3://gdpo-sr")) == []
+    run = publish(finished)
+    assert publication.manifest_of(Store.at("s3://gdpo-sr"), run)["files"]
+
+
+def test_a_pointer_that_the_store_took_and_lost_is_no_promotion(
+    address: str, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = publish(finished)
+    with s3.proxy(address, loses("/models/latest.json")) as url:
+        use(monkeypatch, url)
+        with pytest.raises(OSError, match=r"models/latest\.json: the store took it"):
+            publication.promote("s3://gdpo-sr", run, NOW)
+    use(monkeypatch, address)
+    assert publication.promoted(Store.at("s3://gdpo-sr")) == ([], None)
+    assert publication.promote("s3://gdpo-sr", run, NOW)["run"] == run

@@ -17,8 +17,9 @@ from PIL import Image
 pytest.importorskip("selenium", reason="the package selenium is not installed (extra `dev`)")
 
 from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
 
-from gdpo.train.loop import Hooks
+from gdpo.hooks import Hooks
 from tasks.params import load
 from tasks.publish import browse, publication
 from tasks.stages import report
@@ -79,7 +80,9 @@ def test_from_the_list_to_the_report(browser: Any, base: str) -> None:  # noqa: 
     assert links == list(RUNS[::-1])
     images = browser.find_elements(By.CSS_SELECTOR, "li img")
     browser.execute_script("arguments[0].scrollIntoView()", images[0])
-    assert all(image.get_property("naturalWidth") > 0 for image in images)
+    WebDriverWait(browser, 20).until(  # they load when they come into view
+        lambda _: all(image.get_property("naturalWidth") > 0 for image in images)
+    )
     assert "<script>aler" in browser.find_element(By.TAG_NAME, "main").text  # as text
     browser.find_element(By.LINK_TEXT, RUNS[1]).click()
     assert browser.current_url == f"{base}/runs/{RUNS[1]}/index.html"

@@ -16,6 +16,7 @@ import pytest
 from gdpo.config import Config
 from tasks import __main__ as cli
 from tasks.report import against
+from tests.tasks import fabricated
 
 METRICS = {"psnr_y": "gdpo", "niqe": "gdpo; niqe.mat sha256 1"}
 NOW = "reports/evaluate/sample/per_image.parquet"
@@ -53,9 +54,10 @@ def write(
         "noises": noises,
         "color_fix": "wavelet",
         "precision": "bf16",
-        "commit": "abc",
+        "code": "abc",
         "metrics": METRICS,
         "weights": {"gdpo": "w"},
+        "models": fabricated.MODELS.to_origin(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {key: json.dumps(value) for key, value in {**known, **origin}.items()}
@@ -74,10 +76,12 @@ def test_a_regression_ends_in_4_and_comes_first(
     write(tmp_path / LATEST, {})
     code, found = check(sample_config, tmp_path)
     assert code == 4 and found["regressed"] == ["niqe"]
-    assert found["metrics"][0]["metric"] == "niqe" and found["against"]["commit"] == "abc"
+    assert found["metrics"][0]["metric"] == "niqe" and found["against"]["code"] == "abc"
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("regressed: NIQE (own fit) +0.29") and "95 % interval" in lines[0]
-    assert lines[1] == f"GDPO-SR on sample against {LATEST}: 1 of 2 metrics regressed, 12 images"
+    assert (
+        lines[1] == f"GDPO-SR on sample against {LATEST}: 1 of 2 metrics regressed, 12 photographs"
+    )
 
 
 def test_the_worst_regression_is_named_first(tmp_path: Path, sample_config: Config) -> None:
@@ -97,7 +101,7 @@ def test_no_regression_ends_in_0(
     write(tmp_path / LATEST, {})
     code, found = check(sample_config, tmp_path)
     assert code == 0 and found["regressed"] == []
-    assert "no regression, 12 images" in capsys.readouterr().err.splitlines()[0]
+    assert "no regression, 12 photographs" in capsys.readouterr().err.splitlines()[0]
 
 
 def test_a_change_within_the_interval_is_no_regression(

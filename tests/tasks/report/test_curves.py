@@ -3,15 +3,17 @@ does not fit its log.
 """
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from gdpo.config import Finetune, Reward
-from gdpo.preference.loop import _Run
+from gdpo.preference.order import group_at
 from gdpo.seeds import seed_of
 from tasks.report import curves
 from tests.tasks import fabricated
@@ -20,19 +22,15 @@ SEED, BATCH, STEPS = 3, 4, 20
 REWARD = Reward(fidelity=["psnr_y"], perception=["niqe"])
 
 
-def logged(root: Path, seed: int = SEED, repeat: int = 0) -> Path:
+def logged(root: Path, seed: int = SEED) -> Path:
     """A made-up run whose log has the spread of the groups that finetune's loop visits."""
     fabricated.outputs(root)
     spread = curves.read_groups(root, REWARD)["reward"].std(axis=1, ddof=1)
-    settings = SimpleNamespace(
-        rollout=SimpleNamespace(noises=2), finetune=SimpleNamespace(repeat=repeat)
-    )
-    loop: Any = SimpleNamespace(source=spread, seed=seed, config=settings)
     rows = [
         {
             "step": s,
             "reward_std": np.mean(
-                [spread[_Run._noise_index(loop, s * BATCH + i)[0]] for i in range(BATCH)]
+                [spread[group_at(seed, s * BATCH + i, len(spread))[0]] for i in range(BATCH)]
             ),
         }
         for s in range(STEPS)
@@ -43,9 +41,16 @@ def logged(root: Path, seed: int = SEED, repeat: int = 0) -> Path:
     return root
 
 
-def shown(root: Path, seed: int = SEED, **settings: int) -> list[dict[str, str]]:
+def shown(root: Path, seed: int = SEED, **settings: Any) -> tuple[list[curves.Figure], str]:
     finetune = Finetune(batch=BATCH, **settings)
-    return curves.batches(root, root / "assets", curves.read_groups(root, REWARD), seed, finetune)
+    return curves.batches(
+        root,
+        root / "assets",
+        curves.read_groups(root, REWARD),
+        seed,
+        finetune,
+        "reports/finetune/gdpo",
+    )
 
 
 def test_groups_are_those_of_all_parts_in_the_order_of_their_ids(tmp_path: Path) -> None:
@@ -69,7 +74,8 @@ def test_groups_are_those_of_all_parts_in_the_order_of_their_ids(tmp_path: Path)
 
 def test_batches_show_reward_and_metrics_of_the_groups_that_were_visited(tmp_path: Path) -> None:
     run = logged(tmp_path)
-    found = shown(run)
+    found, missing = shown(run)
+    assert not missing
     assert [figure["alt"].split(" over ")[0] for figure in found] == [
         "Reward",
         "PSNR-Y",
@@ -79,12 +85,17 @@ def test_batches_show_reward_and_metrics_of_the_groups_that_were_visited(tmp_pat
 
 
 def test_a_repeat_has_an_order_of_its_own(tmp_path: Path) -> None:
-    run = logged(tmp_path, seed_of(SEED, "repeat", 2), repeat=2)
-    assert len(shown(run, repeat=2)) == 3 and shown(run) == []
+    run = logged(tmp_path, seed_of(SEED, "repeat", 2))
+    assert len(shown(run, repeat=2)[0]) == 3 and shown(run)[0] == []
 
 
-def test_batches_of_another_order_are_not_shown(tmp_path: Path) -> None:
-    assert shown(logged(tmp_path), SEED + 1) == []
+def test_groups_that_the_training_did_not_see_are_not_shown_and_the_reason_is(
+    tmp_path: Path,
+) -> None:
+    run = logged(tmp_path)
+    other, online = shown(run, SEED + 1), shown(run, rollouts="online")
+    assert other[0] == [] and "the training saw other groups" in other[1]
+    assert online[0] == [] and "sampled during the training" in online[1]
 
 
 def test_values_of_a_training_have_titles(tmp_path: Path) -> None:
@@ -99,7 +110,10 @@ def test_values_of_a_training_have_titles(tmp_path: Path) -> None:
     )
     fabricated._lines(tmp_path / "reports/finetune/gdpo/metrics.jsonl", 5, keys)
     (tmp_path / "assets/figures").mkdir(parents=True)
-    found = curves.trainings(tmp_path, tmp_path / "assets", "finetune", {"gdpo": "finetune/gdpo"})
+    made = curves.trainings(
+        tmp_path, tmp_path / "assets", "finetune", {"gdpo": "reports/finetune/gdpo"}
+    )
+    found = made["figures"]
     titles = [
         "Loss",
         "Weighted error difference",
@@ -111,12 +125,6 @@ def test_values_of_a_training_have_titles(tmp_path: Path) -> None:
     ]
     assert [figure["alt"].split(" over ")[0] for figure in found] == titles
     assert found[4]["note"] == "mean of the step’s candidates" and found[6]["note"] == ""
-
-
-def test_epochs_follow_each_other_without_a_gap() -> None:
-    visited = curves._visited(SEED, np.arange(30), 10)
-    assert [sorted(visited[start : start + 10]) for start in (0, 10, 20)] == [list(range(10))] * 3
-    assert list(visited[:10]) != list(visited[10:20])
 
 
 def test_ranks_say_what_the_reward_pays_for(tmp_path: Path) -> None:
@@ -135,3 +143,75 @@ def test_ranks_say_what_the_reward_pays_for(tmp_path: Path) -> None:
 def test_no_rollouts_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data/rollouts: no rollouts"):
         curves.read_groups(tmp_path, REWARD)
+
+
+def _write(root: Path, rows: dict[str, list[dict[str, float]]]) -> dict[str, str]:
+    """Write the log of each run; returns the runs."""
+    for run, values in rows.items():
+        log = root / f"reports/finetune/{run}/metrics.jsonl"
+        log.parent.mkdir(parents=True)
+        log.write_text(
+            "".join(json.dumps({"step": i, **row}) + "\n" for i, row in enumerate(values))
+        )
+    (root / "assets/figures").mkdir(parents=True)
+    return {run: f"reports/finetune/{run}" for run in rows}
+
+
+def test_what_is_constant_or_the_same_in_both_runs_is_named_and_not_drawn(tmp_path: Path) -> None:
+    runs = {
+        run: [{"loss": start + i, "skipped": 0.0, "psnr_y": float(i)} for i in range(3)]
+        for run, start in (("gdpo", 0.0), ("control", 1.0))
+    }
+    found = curves.trainings(tmp_path, tmp_path / "assets", "finetune", _write(tmp_path, runs))
+    assert [figure["alt"].split(" over ")[0] for figure in found["figures"]] == ["Loss"]
+    assert found["constant"] == ["Groups left out (0)"] and found["shared"] == ["PSNR-Y"]
+    assert len(list((tmp_path / "assets/figures").iterdir())) == 1
+
+
+def test_what_is_measured_on_validation_photographs_stands_apart(tmp_path: Path) -> None:
+    rows = {
+        run: [
+            {"loss": gain + i, **({"validation_reward": gain * i} if i % 2 == 0 else {})}
+            for i in range(5)
+        ]
+        for run, gain in (("gdpo", 1.0), ("control", 0.5))
+    }
+    found = curves.trainings(tmp_path, tmp_path / "assets", "finetune", _write(tmp_path, rows))
+    (figure,) = found["validation"]
+    assert figure["alt"] == (
+        "Reward, validation photographs over training steps: GDPO-SR from 0 to 4; Control from 0 to 2"
+    )
+    assert figure["note"].startswith("0: NAOSD")
+    assert len(found["figures"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("end", "text"), [(0.75, "GDPO learned what its groups prefer"), (0.5, "It does not show")]
+)
+def test_the_verdict_on_the_training_compares_with_the_control(
+    tmp_path: Path, end: float, text: str
+) -> None:
+    runs = {
+        "gdpo": [{"implicit_accuracy": 0.5}] * 4 + [{"implicit_accuracy": end}] * 4,
+        "control": [{"implicit_accuracy": 0.55}] * 8,
+    }
+    found = curves.learned(tmp_path, _write(tmp_path, runs))
+    assert found.startswith(text)
+    assert f"{end:.0%}".replace("%", " %") in found and "ends at 55 %" in found
+
+
+@pytest.mark.processes
+def test_dvc_plots_the_values_of_a_training(tmp_path: Path) -> None:
+    """A value that some steps lack is missing in their rows, and no error."""
+    rows = {"gdpo": [{"loss": 3.0 - i} | ({"late": 7.25} if i else {}) for i in range(3)]}
+    curves.trainings(tmp_path, tmp_path / "assets", "finetune", _write(tmp_path, rows))
+    path = tmp_path / "assets/training/gdpo.csv"
+    assert path.read_text().split() == ["step,loss,late", "0,3.0,", "1,2.0,7.25", "2,1.0,7.25"]
+    environment = {**os.environ, "DVC_NO_ANALYTICS": "1"}
+    show = ["plots", "show", str(path.relative_to(tmp_path)), "-x", "step", "-y", "loss"]
+    for words in (["init", "-q", "--no-scm"], show):
+        subprocess.run(
+            [sys.executable, "-m", "dvc", *words], cwd=tmp_path, env=environment, check=True
+        )
+    page = (tmp_path / "dvc_plots/index.html").read_text()
+    assert '"loss": "2.0"' in page and "vega" in page

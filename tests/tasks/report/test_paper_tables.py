@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from gdpo.model.card import IDENTITIES
 from tasks import __main__ as cli
 from tasks.report import paper
 from tasks.report.paper_tables import paper_tables
@@ -28,16 +29,20 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "psnr_y": 24.0 + noise + (image == "b"),
             "reward": 0.0,
         }
-        for model in ("naosd", "gdpo")
+        for model in ("base", "mine")
         for image in ("a", "b")
         for noise in (1, 0)
     ]
-    pq.write_table(pa.Table.from_pylist(rows), out / "per_image.parquet")
-    sets = {"fid": {"naosd": [110.0, 120.0], "gdpo": [100.0, 104.0]}}
+    cards = {"base": IDENTITIES["naosd"].model_dump(), "mine": IDENTITIES["gdpo"].model_dump()}
+    weights = {"base": "1", "mine": "2", "control": "3"}
+    origin = {"models": json.dumps(cards), "weights": json.dumps(weights)}
+    table = pa.Table.from_pylist(rows).replace_schema_metadata(origin)
+    pq.write_table(table, out / "per_image.parquet")
+    sets = {"fid": {"base": [110.0, 120.0], "mine": [100.0, 104.0]}}
     (out / "summary.json").write_text(json.dumps({"sets": sets}))
     sweep = {
-        "gdpo": {f"{t},100": {"psnr_y": [25.0]} for t in paper.T_ADD_TABLE_10},
-        "naosd": {f"{a},{d}": {"psnr_y": [25.0, 26.0]} for a, d in paper.FIGURE_7},
+        "ours": {f"{t},100": {"psnr_y": [25.0]} for t in paper.T_ADD_TABLE_10},
+        "baseline": {f"{a},{d}": {"psnr_y": [25.0, 26.0]} for a, d in paper.FIGURE_7},
     }
     (tmp_path / "benchmarks/results").mkdir(parents=True)
     (tmp_path / "benchmarks/results/sweep.json").write_text(
@@ -88,13 +93,9 @@ def test_ours_come_from_what_was_evaluated(folder: Path) -> None:
 def test_a_sweep_of_other_weights_says_so(folder: Path) -> None:
     path = folder / "benchmarks/results/sweep.json"
     content = json.loads(path.read_text())
-    summary = folder / "reports/evaluate/realsr/summary.json"
-    summary.write_text(
-        json.dumps({"origin": {"weights": {"naosd": "1", "gdpo": "2", "control": "3"}}})
-    )
     for weights, said in (
-        ({"naosd": "1", "gdpo": "2", "control": "0"}, False),
-        ({"naosd": "1", "gdpo": "0"}, True),
+        ({"baseline": "1", "ours": "2"}, False),
+        ({"baseline": "1", "ours": "0"}, True),
     ):
         path.write_text(json.dumps({**content, "origin": {"realsr": {"weights": weights}}}))
         for table in paper_tables(folder):
@@ -134,7 +135,7 @@ def test_a_damaged_file_is_one_line(folder: Path, capsys: pytest.CaptureFixture[
     (folder / "benchmarks/results/sweep.json").unlink()
     (folder / "reports/evaluate/realsr/per_image.parquet").write_bytes(b"x")
     assert cli.main(["tables"]) == 1
-    assert "per_image.parquet: not the results of a benchmark" in capsys.readouterr().err
+    assert "per_image.parquet: not a file of the evaluate stage" in capsys.readouterr().err
 
 
 def test_with_nothing_measured_the_papers_figures_stand_alone(tmp_path: Path) -> None:

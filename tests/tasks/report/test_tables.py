@@ -27,15 +27,20 @@ from tests.tasks import fabricated
 
 def summary(gain: float, images: int = 12) -> dict[str, Any]:
     return {
+        **fabricated.ABOUT,
         "images": images,
-        "photographs": 3,
+        "photographs": images,
         "noises": 8,
         "reward": {"fidelity": ["psnr_y"], "perception": ["niqe"]},
         "metrics": {
             metric: {"higher_is_better": higher} for metric, higher in fabricated.HIGHER.items()
         },
         **summarise(
-            fabricated.scores(images, 8, gain), fabricated.HIGHER, fabricated.PAIRS, unit_of="naosd"
+            fabricated.scores(images, 8, gain),
+            fabricated.HIGHER,
+            fabricated.PAIRS,
+            unit_of="naosd",
+            photographs=[f"{i}" for i in range(images)],
         ),
     }
 
@@ -81,20 +86,21 @@ def test_headings_tell_the_variants_of_a_metric_apart() -> None:
 
 
 def test_intervals_say_how_many_photographs_they_come_from() -> None:
-    assert "over 12 images of 3 photographs (" in differences_table(summary(2.0)).caption
-    assert "over 12 images (" in differences_table({**summary(2.0), "photographs": 12}).caption
+    assert "over 12 photographs, tiles" in differences_table(summary(2.0)).caption
+    tiled = {**summary(2.0), "photographs": 3}
+    assert "over 3 photographs (12 tiles), tiles" in differences_table(tiled).caption
 
 
 def test_verdict_of_a_gain_and_of_none() -> None:
     good = summary(2.0)
-    assert headline(good) == "GDPO-SR beats NAOSD on the reward"
+    assert headline(good).startswith("GDPO-SR is better than NAOSD: reward +")
     assert "better: PSNR-Y, NIQE (own fit)" in verdict_sentence(good)
-    assert [claim.holds for claim in claims(good)] == [True] * 4
+    assert [claim.holds for claim in claims(good)] == [True] * 3
     none = summary(0.0)
-    assert headline(none) == "GDPO-SR and NAOSD do not differ significantly on the reward"
-    assert "not significant: PSNR-Y, NIQE" in verdict_sentence(none)
-    assert [claim.holds for claim in claims(none)][:3] == [False] * 3
-    assert headline(summary(-2.0)) == "GDPO-SR is worse than NAOSD on the reward"
+    assert headline(none).startswith("No sure difference between GDPO-SR and NAOSD: reward ")
+    assert "no sure difference: PSNR-Y, NIQE" in verdict_sentence(none)
+    assert [claim.holds for claim in claims(none)][:2] == [False] * 2
+    assert headline(summary(-2.0)).startswith("GDPO-SR is worse than NAOSD: reward −")
 
 
 def test_a_gain_that_the_control_shares_is_called_so() -> None:
@@ -102,14 +108,50 @@ def test_a_gain_that_the_control_shares_is_called_so() -> None:
     scores["control"] = scores["gdpo"]
     shared = {
         **summary(2.0),
-        **summarise(scores, fabricated.HIGHER, fabricated.PAIRS, unit_of="naosd"),
+        **summarise(
+            scores,
+            fabricated.HIGHER,
+            fabricated.PAIRS,
+            unit_of="naosd",
+            photographs=[f"{i}" for i in range(12)],
+        ),
     }
-    assert headline(shared) == "GDPO-SR beats NAOSD on the reward, but not its control"
-    assert not claims(shared)[2].holds
+    assert headline(shared).startswith(
+        "GDPO-SR gains on NAOSD, but not surely more than its control"
+    )
+    assert "Whether the preferences matter is open" in verdict_sentence(shared)
+    assert "changed, but not surely other than in the control: PSNR-Y" in verdict_sentence(shared)
+    assert [claim.holds for claim in claims(shared)][:2] == [False] * 2
 
 
 def test_a_loss_of_psnr_breaks_its_promise() -> None:
-    assert not claims(summary(-1.0))[3].holds
+    assert not claims(summary(-1.0))[2].holds
+
+
+def test_a_metric_outside_the_reward_is_judged_by_itself() -> None:
+    found = {**summary(2.0), "reward": {"fidelity": [], "perception": ["niqe"]}}
+    assert [(claim.text, claim.holds) for claim in claims(found)][2] == (
+        "A metric outside the reward improves",
+        True,
+    )
+
+
+def test_where_bicubic_leads_in_psnr_it_is_said_why() -> None:
+    assert "Bicubic has the highest PSNR" not in verdict_sentence(summary(2.0))
+    assert "Bicubic has the highest PSNR" in verdict_sentence(_bicubic_first())
+
+
+def _bicubic_first() -> dict[str, Any]:
+    found = summary(2.0)
+    found["models"]["bicubic"]["psnr_y"]["mean"] = 99.0
+    return found
+
+
+def test_the_best_is_bold_on_a_terminal_and_has_a_star_elsewhere() -> None:
+    table = models_table(summary(2.0))
+    plain, terminal = to_text(table), to_text(table, bold=True)
+    assert plain.count("*") == 3 and "\033" not in plain
+    assert terminal.count("\033[1m") == 3 and "*" not in terminal
 
 
 def test_one_image_has_no_interval_and_no_verdict() -> None:

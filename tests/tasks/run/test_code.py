@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tasks import params
 from tasks.run import code
 
 STAGE = "tasks.stages.one"
@@ -12,7 +13,7 @@ FILES = {
     "gdpo/__init__.py": "",
     "gdpo/shared.py": "VALUE = 1\n",
     "gdpo/other.py": "VALUE = 2\n",
-    "gdpo/config.py": "class Config: ...\n",
+    "gdpo/config/__init__.py": "class Config: ...\n",
     "tasks/__init__.py": "",
     "tasks/store/s3.py": "BUCKET = 1\n",
     "tasks/stages/one.py": (
@@ -57,7 +58,7 @@ def test_the_closure_follows_imports_and_leaves_out_what_changes_no_byte(reposit
         ("gdpo/shared.py", "VALUE = 3\n", True),
         ("gdpo/shared.py", '"""A docstring."""\n\n# and a comment\nVALUE   =  1\n', False),
         ("gdpo/other.py", "VALUE = 3\n", False),
-        ("gdpo/config.py", "class Config: key = 1\n", False),
+        ("gdpo/config/__init__.py", "class Config: key = 1\n", False),
         ("tasks/store/s3.py", "BUCKET = 2\n", False),
         ("tasks/stages/one.py", FILES["tasks/stages/one.py"].replace("return", "yield"), True),
     ],
@@ -108,3 +109,72 @@ def test_outside_a_checkout_the_commit_is_unknown(repository: Path) -> None:
 def test_a_module_that_is_not_there_is_named(repository: Path) -> None:
     with pytest.raises(ValueError, match=r"tasks\.stages\.two: no such module"):
         code.closure("tasks.stages.two", repository)
+
+
+@pytest.mark.parametrize("how", ["--depth=1", "--filter=blob:none", "--filter=tree:0"])
+def test_a_clone_with_a_part_of_the_history_names_no_wrong_commit(
+    repository: Path, tmp_path: Path, how: str
+) -> None:
+    """In a shallow clone the last commit seems to have made everything."""
+    git(repository, "config", "uploadpack.allowFilter", "true")
+    clone = tmp_path / "clone"
+    git(tmp_path, "clone", "-q", "--no-local", how, f"file://{repository}", str(clone))
+    assert code.commit(STAGE, clone) in ("unknown", code.commit(STAGE, repository))
+    if how == "--depth=1":
+        assert code.commit(STAGE, clone) == "unknown"
+        git(clone, "commit", "-q", "--allow-empty", "-m", "later")
+        assert code.commit(STAGE, clone) == "unknown"
+        (clone / "gdpo/shared.py").write_text("VALUE = 5\n")
+        git(clone, "commit", "-qam", "known")
+        assert code.commit(STAGE, clone) == git(clone, "rev-parse", "HEAD")
+
+
+def test_a_repository_that_cannot_be_read_is_unknown(repository: Path) -> None:
+    (repository / ".git/config").write_text("[core]\n\trepositoryformatversion = 9\n")
+    assert code.commit(STAGE, repository) == "unknown"
+
+
+@pytest.mark.parametrize("stage", ["index", "degrade"])
+def test_an_edit_of_the_training_loop_runs_no_stage_without_training_again(stage: str) -> None:
+    files = {path.as_posix() for path in code.closure(f"tasks.stages.{stage}")}
+    assert not any(file.endswith("gdpo/train/loop.py") for file in files)
+    assert any(file.endswith("gdpo/hooks.py") for file in files)
+
+
+def test_an_edit_evaluates_again_only_what_runs_it(root: Path) -> None:
+    files = {
+        name: {path.relative_to(root).as_posix() for path in code.closure(f"tasks.stages.{name}")}
+        for name in ("evaluate", "vlcot_evaluate")
+    }
+    training = (
+        "gdpo/vlcot/loop.py",
+        "gdpo/vlcot/tokenizer_training.py",
+        "gdpo/prior/train.py",
+        "gdpo/pretrain/losses.py",
+        "gdpo/train/loop.py",
+        "gdpo/data/degrade.py",
+    )
+    assert not files["evaluate"] & set(training) and not files["vlcot_evaluate"] & set(training)
+    assert not any(name.startswith("gdpo/vlcot/") for name in files["evaluate"])
+    assert {"gdpo/vlcot/sampler.py", "gdpo/upscale/chains.py"} < files["vlcot_evaluate"]
+    shared = {"gdpo/upscale/resolver.py", "gdpo/metrics/niqe.py"}
+    assert shared < files["evaluate"] and shared < files["vlcot_evaluate"]
+
+
+def test_a_section_that_dvc_yaml_names_is_stated_with_its_defaults(
+    tmp_path: Path, root: Path
+) -> None:
+    """`make code`; whole stages: tests/test_add_a_stage.py."""
+    for name in ("params.yaml", "tests/params.yaml", "profiles/paper.yaml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        text = (root / "tests/params.yaml").read_text()
+        (tmp_path / name).write_text(text[: text.index("\nablate:")])
+    before = params.load(tmp_path / "params.yaml")
+    (tmp_path / "dvc.yaml").write_text("stages: {a: {params: [seed, model.tagger, ablate]}}\n")
+    code.state_sections(tmp_path)
+    for name in ("params.yaml", "tests/params.yaml", "profiles/paper.yaml"):
+        assert params.read(tmp_path / name)["ablate"] == before.ablate.model_dump(mode="json")
+    assert params.load(tmp_path / "params.yaml") == before
+    (tmp_path / "dvc.yaml").write_text("stages: {a: {params: [nonsense]}}\n")
+    with pytest.raises(ValueError, match=r"^dvc\.yaml: params: nonsense is no section"):
+        code.state_sections(tmp_path)

@@ -1,5 +1,6 @@
 """What a step costs is noted in work/<stage>/metrics.jsonl, and nowhere else."""
 
+import errno
 import json
 import shutil
 import sys
@@ -13,7 +14,8 @@ import pytest
 import torch
 
 from gdpo.config import Config
-from gdpo.train.loop import Hooks, Loop, Stopped
+from gdpo.hooks import Hooks, Stopped
+from gdpo.train.loop import Loop
 from gdpo.train.world import World
 from tasks import __main__ as cli
 from tasks.run.recorder import Recorder
@@ -64,6 +66,14 @@ def test_replayed_steps_have_no_cost(tmp_path: Path) -> None:
     assert not any(COST & row.keys() for row in rows[:4])
 
 
+def test_a_full_disk_names_the_live_file(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(OSError) as caught, Recorder(tmp_path, "index") as recorder:
+        recorder.log(0, {"photographs": 1.0})
+    assert caught.value.errno == errno.ENOSPC
+    assert caught.value.filename == str(tmp_path / "metrics.jsonl")
+
+
 def test_other_stages_have_values_alone(tmp_path: Path) -> None:
     assert all(row.keys() == {"step", "of", "loss"} for row in train(tmp_path, 3))
 
@@ -88,7 +98,7 @@ def test_cost_and_tracker_are_those_of_the_training_stages(
         write_history(root / "reports", loop.run(lambda step: {"loss": 1.0}))
 
     module = ModuleType("a_fake_stage")
-    module.run = run  # type: ignore[attr-defined]
+    module.run = run
     monkeypatch.setitem(sys.modules, module.__name__, module)
     shutil.copy(root / "tests/params.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)

@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from gdpo.config import Config
-from gdpo.train.loop import Hooks
+from gdpo.hooks import Hooks
 from tasks import __main__ as cli
 from tasks.params import BadParams, load
 from tasks.run import torchrun
@@ -23,7 +25,8 @@ from tasks.stages import finetune, pretrain, rollout
 from tests import tiny
 from tests.tasks.forks import Forks
 
-pytestmark = pytest.mark.processes
+# A busy machine takes minutes for what an idle one does in seconds.
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(600)]
 
 SHARED = {"batch": 3, "optimizer": {"lr": 1e-4}}  # three over two processes: shares of one and two
 CONFIG = tiny.settings(
@@ -134,7 +137,8 @@ def test_stopped_on_its_way_it_ends_in_the_same_bytes(
     line = (
         f"gdpo-sr: stopped at step {steps}, checkpoint in {CHECKPOINT}; the same command resumes\n"
     )
-    assert (root / "stderr.txt").read_text() == line
+    said = (root / "stderr.txt").read_text()
+    assert said.endswith(line) and said.count("gdpo-sr: ") == 1  # what precedes it is progress
     assert [path.name for path in root.rglob("*checkpoint*")] == ["checkpoint.pt"]
     assert tiny.tree(root / "models", root / "reports") == before
 
@@ -203,3 +207,45 @@ def test_a_rank_leaves_its_line_to_the_stage(
         assert torchrun.ended(code, "why") == returned
         assert json.loads((tmp_path / rank).read_text()) == [code, "gdpo-sr: why\n"]
     assert capsys.readouterr().err == ""
+
+
+def test_a_stop_before_the_ranks_have_joined_is_heeded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A rendezvous that hangs must not keep the stage, even if torchrun ignores the signal."""
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\ntrap '' TERM\nexec sleep 600\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(torchrun.sys, "executable", str(program))
+    monkeypatch.setattr(torchrun, "RANK_GRACE_S", 0.2)
+    before = time.monotonic()
+    assert torchrun.start(["pretrain"], 2, lambda: True) == 143
+    assert time.monotonic() - before < 30
+    assert "stopped before all 2 processes had joined" in capsys.readouterr().err
+
+
+PROGRAM = """
+import torch, torch.distributed as dist
+dist.init_process_group("gloo")
+one = torch.ones(1)
+dist.all_reduce(one)
+assert one.item() == 2
+dist.destroy_process_group()  # as the stages do: gloo's threads may abort a rank that ends without
+"""
+
+
+def test_ranks_find_each_other_on_a_host_without_a_name(tmp_path: Path) -> None:
+    unshare = ["unshare", "--uts", "sh", "-c"]
+    if subprocess.run([*unshare, "hostname x"], capture_output=True).returncode != 0:
+        pytest.skip("a host name of its own needs root")
+    (tmp_path / "program.py").write_text(PROGRAM)
+    options = " ".join(torchrun.rendezvous(2, torchrun.Host()))
+    command = (
+        f"hostname no-such-host-x7; {sys.executable} -m tasks.run.torchrun {options} program.py"
+    )
+    path = str(Path(torchrun.__file__).parents[2])
+    environment = {**os.environ, "PYTHONPATH": path}
+    result = subprocess.run(
+        [*unshare, command], cwd=tmp_path, env=environment, capture_output=True, timeout=240
+    )
+    assert result.returncode == 0, result.stderr.decode()

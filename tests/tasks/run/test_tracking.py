@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases: every step once, no start without them, no end because of
+"""TensorBoard, Weights & Biases, MLflow and Trackio: every step once, no start without them, no end because of
 them.
 """
 
@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -129,6 +129,11 @@ def test_a_tracker_that_does_not_start_is_an_error_before_the_work(
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
+def notes(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """What was said besides the progress."""
+    return [line for line in capsys.readouterr().err.splitlines() if line.startswith("gdpo-sr:")]
+
+
 @pytest.mark.parametrize("broken", ["log", "finish"])
 def test_a_tracker_that_fails_later_costs_one_line(
     tmp_path: Path, wandb: FakeWandb, broken: str, capsys: pytest.CaptureFixture[str]
@@ -136,10 +141,10 @@ def test_a_tracker_that_fails_later_costs_one_line(
     wandb.broken = broken
     assert record(tmp_path, 4, "wandb") == [0, 1, 2, 3]
     line = (
-        f"track: wandb failed ({broken}: the service is gone); going on without it, "
-        f"{tmp_path}/metrics.jsonl is whole"
+        f"track: wandb failed ({broken}: the service is gone); training continues, "
+        f"{tmp_path}/metrics.jsonl has every step"
     )
-    assert capsys.readouterr().err == f"gdpo-sr: {line}\n"
+    assert notes(capsys) == [f"gdpo-sr: {line}"]
 
 
 def test_a_full_disk_ends_tensorboard_and_not_the_stage(
@@ -150,10 +155,9 @@ def test_a_full_disk_ends_tensorboard_and_not_the_stage(
 
     monkeypatch.setattr(SummaryWriter, "add_scalar", full)
     assert record(tmp_path, 3, "tensorboard") == [0, 1, 2]
-    said = capsys.readouterr().err
+    (said,) = notes(capsys)
     assert (
-        "track: tensorboard failed ([Errno 28] No space left on device); going on" in said
-        and said.count("\n") == 1
+        "track: tensorboard failed ([Errno 28] No space left on device); training continues" in said
     )
 
 
@@ -176,3 +180,93 @@ def test_the_real_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert not [
         name for name, value in secrets.items() if any(value.encode() in file for file in written)
     ]
+
+
+class FakeMlflow(ModuleType):
+    """What tasks/run/tracking.py uses of mlflow's client."""
+
+    def __init__(self) -> None:
+        super().__init__("mlflow")
+        self.uri, self.experiments, self.rows, self.status = "", dict[str, str](), [], ""
+
+    def MlflowClient(self, uri: str) -> "FakeMlflow":
+        self.uri = uri
+        return self
+
+    def get_experiment_by_name(self, name: str) -> SimpleNamespace | None:
+        known = self.experiments.get(name)
+        return known and SimpleNamespace(experiment_id=known)
+
+    def create_experiment(self, name: str) -> str:
+        assert name not in self.experiments
+        self.experiments[name] = "7"
+        return "7"
+
+    def create_run(self, experiment: str, run_name: str) -> SimpleNamespace:
+        assert (experiment, run_name) == ("7", "finetune gdpo")
+        return SimpleNamespace(info=SimpleNamespace(run_id="r"))
+
+    def log_metric(self, run: str, name: str, value: float, step: int) -> None:
+        self.rows.append((run, name, value, step))
+
+    def set_terminated(self, run: str, status: str) -> None:
+        self.status = status
+
+
+def test_mlflow_gets_a_run_of_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = FakeMlflow()
+    monkeypatch.setitem(sys.modules, "mlflow", module)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for _ in range(2):  # the second run finds the experiment
+        module.rows.clear()
+        assert record(tmp_path / "work", 2, "mlflow") == [0, 1]
+    assert module.uri == f"sqlite:///{tmp_path}/work/mlflow.db"
+    assert module.rows == [
+        ("r", "loss", 1.0, 0),
+        ("r", "grad_norm", 2.0, 0),
+        ("r", "loss", 0.5, 1),
+        ("r", "grad_norm", 2.0, 1),
+    ]
+    assert module.status == "FINISHED"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracker:5000")
+    with (
+        pytest.raises(ValueError, match="diverged"),
+        Recorder(tmp_path, "finetune gdpo", track="mlflow"),
+    ):
+        raise ValueError("diverged")
+    assert (module.uri, module.status) == ("http://tracker:5000", "FAILED")
+
+
+def test_trackio_gets_a_run_of_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, rows, ended = [], [], []
+    run = SimpleNamespace(
+        log=lambda values, step: rows.append((step, values)), finish=lambda: ended.append(True)
+    )
+    module = ModuleType("trackio")
+    module.init = lambda **named: (asked.append(named), run)[1]
+    monkeypatch.setitem(sys.modules, "trackio", module)
+    assert record(tmp_path, 2, "trackio") == [0, 1]
+    assert asked == [
+        {"project": "gdpo-sr", "name": "finetune gdpo", "embed": False, "auto_log_gpu": False}
+    ]
+    assert rows == [(0, {"loss": 1.0, "grad_norm": 2.0}), (1, {"loss": 0.5, "grad_norm": 2.0})]
+    assert ended == [True]
+
+
+def test_the_real_mlflow_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert record(tmp_path, 3, "mlflow") == [0, 1, 2]
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.get_experiment_by_name("gdpo-sr")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert (run.info.run_name, run.info.status) == ("finetune gdpo", "FINISHED")
+    history = client.get_metric_history(run.info.run_id, "loss")
+    assert [row.value for row in history] == [1.0, 0.5, pytest.approx(1 / 3)]
+
+
+def test_the_real_trackio_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    pytest.importorskip("trackio")
+    assert record(tmp_path / "work", 3, "trackio") == [0, 1, 2]
+    assert any(b"grad_norm" in p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())

@@ -11,8 +11,8 @@ import pytest
 
 from gdpo.data.degrade import low_resolution
 from gdpo.data.shards import Shards
+from gdpo.hooks import Hooks, Stopped
 from gdpo.images import write_png
-from gdpo.train.loop import Hooks, Stopped
 from tasks.stages import degrade, index
 from tests.tasks.photos import config, files, photo, rows, write
 
@@ -38,7 +38,7 @@ def test_pairs_of_both_splits(root: Path) -> None:
     assert len(train) == 2 * 2 * 3 and len(set(train.ids)) == 12
     assert held.ids == ["c-00", "c-01", "c-10", "c-11"]
     photos = {"a": photo(0), "b": photo(1), "c": photo(1000, 72, 72)}
-    for pair in [*train.stream(0, 0), *held.stream(0, 0)]:
+    for pair in [*train, *held]:
         top, left, height, width = pair.box
         np.testing.assert_array_equal(
             pair.hr, photos[pair.source][top : top + height, left : left + width]
@@ -51,8 +51,8 @@ def test_pairs_of_both_splits(root: Path) -> None:
         np.testing.assert_array_equal(
             low_resolution(pair.hr.astype(np.float32) / 255, pair.degradation), pair.lr
         )
-    assert {pair.degradation["enlarge"] for pair in held.stream(0, 0)} == {"bicubic"}
-    assert {pair.degradation["enlarge"] for pair in train.stream(0, 0)} > {"bicubic"}
+    assert {pair.degradation["enlarge"] for pair in held} == {"bicubic"}
+    assert {pair.degradation["enlarge"] for pair in train} > {"bicubic"}
     assert json.loads((root / "reports/degrade/00/report.json").read_text()) == {
         "photographs": 2,
         "pairs": 12,
@@ -87,10 +87,10 @@ def test_another_epoch_degrades_the_same_patches_anew(root: Path) -> None:
     _run(root)
     before, first = (
         rows(root / "data/shards/train"),
-        {pair.id: pair for pair in Shards(root / "data/shards/train").stream(0, 0)},
+        {pair.id: pair for pair in Shards(root / "data/shards/train")},
     )
     _run(root, epoch=1)
-    for pair in Shards(root / "data/shards/train").stream(0, 0):
+    for pair in Shards(root / "data/shards/train"):
         np.testing.assert_array_equal(pair.hr, first[pair.id].hr)
         assert pair.box == first[pair.id].box and pair.lr.tobytes() != first[pair.id].lr.tobytes()
     _run(root)
@@ -138,7 +138,7 @@ def test_the_first_of_a_source_resized(tmp_path: Path) -> None:
     _run(
         tmp_path, train=[{"path": "photos/train"}, {"path": "faces/FFHQ", "first": 2, "resize": 32}]
     )
-    pairs = list(Shards(tmp_path / "data/shards/train").stream(0, 0))
+    pairs = list(Shards(tmp_path / "data/shards/train"))
     assert {pair.source for pair in pairs} == {"a", "b", "FFHQ__00000", "FFHQ__00001"}
     assert sum(pair.source == "FFHQ__00000" for pair in pairs) == 1  # 32 x 43
 
@@ -177,3 +177,71 @@ def test_stopping_keeps_what_was_there(root: Path) -> None:
         k: v for k, v in before.items() if "evaluation" in k
     }
     assert {k.partition("/")[0] for k in after} == {k.partition("/")[0] for k in before}
+
+
+def test_so_many_pairs_as_asked_for_whatever_the_parts(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The windows with the lowest ids, in any number of parts; a greater number keeps all."""
+    monkeypatch.setattr(degrade, "check_pairs", lambda *_: None)
+
+    def pairs(**changes: object) -> dict[str, str]:
+        shutil.rmtree(root / "data", ignore_errors=True)
+        settings = config(**changes)
+        index.run(settings, root, Hooks())
+        for part in settings.degrade.parts:
+            degrade.run(settings, root, Hooks(), part)
+        return rows(root / "data/shards/train")
+
+    every = pairs()
+    assert pairs(pairs=5, parts=["00", "01", "02"]) == {
+        id_: every[id_] for id_ in sorted(every)[:5]
+    }
+    assert pairs(pairs=100) == every
+
+
+def test_ready_made_pairs_are_cut_in_both_images(root: Path) -> None:
+    low = {name: photo(50 + i, 16, 16)[:12] for i, name in enumerate("ab")}
+    for name, pixels in low.items():
+        write_png(root / f"photos/lr/{name}.png", pixels)
+    source = {"path": "photos/train", "lr": "photos/lr"}
+    _run(root, train=[source])
+    pairs = Shards(root / "data/shards/train")
+    assert len(pairs) == 12
+    for pair in pairs:
+        top, left = pair.box.top // 4, pair.box.left // 4
+        np.testing.assert_array_equal(pair.lr, low[pair.source][top : top + 8, left : left + 8])
+        assert pair.degradation == {"scale": 4, "enlarge": "bicubic"}
+    write_png(root / "photos/lr/a.png", low["b"])
+    with pytest.raises(ValueError, match=r"lr/a.png: has changed since it was indexed"):
+        degrade.run(config(train=[source]), root, Hooks())
+
+
+def test_pairs_that_do_not_fit_are_named(root: Path) -> None:
+    source = {"path": "photos/train", "lr": "photos/lr"}
+    write_png(root / "photos/lr/a.png", photo(1, 16, 16))
+    with pytest.raises(ValueError, match=r"lr/a.png: 16x16 pixels, of an HR image of 64x48; a 4th"):
+        _run(root, train=[source])
+    (root / "photos/lr/a.png").unlink()
+    write_png(root / "photos/lr/b.png", photo(1, 16, 16)[:12])
+    with pytest.raises(ValueError, match=r"lr/a.png"):
+        _run(root, train=[source])
+    for wrong in ({"resize": 64}, {"path": "s3://bucket/hr"}):
+        with pytest.raises(ValueError, match="lr goes with a folder"):
+            config(train=[{**source, **wrong}])
+    with pytest.raises(ValueError, match="stride is 18; with LR images"):
+        config(train=[source], stride=18)
+
+
+def test_without_held_out_photographs_their_shards_are_empty(root: Path) -> None:
+    with pytest.raises(ValueError, match=r"evaluate.benchmarks has sample"):
+        config(evaluation=[])
+    settings = config()
+    empty = settings.model_copy(
+        update={"degrade": settings.degrade.model_copy(update={"evaluation": []})}
+    )
+    index.run(empty, root, Hooks())
+    degrade.run(empty, root, Hooks())
+    assert rows(root / "data/shards/evaluation") == {}
+    assert (root / "reports/data-docs/degrade/evaluation").is_dir()
+    assert len(Shards(root / "data/shards/train")) == 12

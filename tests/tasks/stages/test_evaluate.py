@@ -3,7 +3,10 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,10 +17,11 @@ import torch
 from gdpo.config import Config, Reward
 from gdpo.data.shards import Box, Pair, write_shards
 from gdpo.evaluate import benchmark
+from gdpo.hooks import Hooks, Stopped
 from gdpo.images import read_photo, write_png
 from gdpo.metrics import fid
 from gdpo.seeds import seed_of, seeded_noise
-from gdpo.train.loop import Hooks, Stopped
+from gdpo.upscale.protocol import Settings
 from tasks.files import evaluation as evaluation_files
 from tasks.files.evaluation import folder_name, has_pictures
 from tasks.stages import evaluate
@@ -75,27 +79,33 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / "models" / name).mkdir(parents=True)
         (tmp_path / "models" / name / "weights").write_text(name)
 
-    def resolve(
-        model: float, lr_up_BCHW: torch.Tensor, keys: list[Any], **settings: Any
-    ) -> torch.Tensor:
-        assert settings == {"color_fix": "wavelet", "precision": settings["precision"]}
-        noise = seeded_noise([seed_of(*key) for key in keys], tuple(lr_up_BCHW.shape[1:]))[0].to(
-            lr_up_BCHW.device
-        )
-        return (lr_up_BCHW + model * noise).clamp(0, 1)
+    def load(
+        folders: dict[str, Path], *, device: str, settings: Settings
+    ) -> dict[str, SimpleNamespace]:
+        assert settings == Settings(color_fix="wavelet", precision=settings.precision)
 
-    def load(path: Path, **_: Any) -> float:
-        return STRENGTH[path.name]
+        def resolve(strength: float, lr_up_BCHW: torch.Tensor, keys: list[Any]) -> torch.Tensor:
+            noise = seeded_noise([seed_of(*key) for key in keys], tuple(lr_up_BCHW.shape[1:]))[0]
+            return (lr_up_BCHW + strength * noise.to(lr_up_BCHW.device)).clamp(0, 1)
 
-    monkeypatch.setattr(evaluate, "super_resolve", resolve)
-    monkeypatch.setattr(evaluate.NAOSD, "from_pretrained", load)
+        return {
+            name: SimpleNamespace(batch=partial(resolve, STRENGTH[folder.name]))
+            for name, folder in folders.items()
+        }
+
+    monkeypatch.setattr(evaluate, "OWN", replace(evaluate.OWN, load=load))
     return tmp_path
 
 
 @pytest.fixture
 def paired(config: Config) -> Config:
     """The same on folders of pairs, with a peer and its own number of noises."""
-    realsr = {"lr": "pairs/LR", "hr": "pairs/HR", "noises": 2, "peers": {"OSEDiff": "pairs/peer"}}
+    realsr = {
+        "lr": "pairs/LR",
+        "hr": "pairs/HR",
+        "noises": 2,
+        "baselines": {"OSEDiff": "pairs/peer"},
+    }
     return changed(config, benchmarks=["realsr", "sample"], pairs={"realsr": realsr})
 
 
@@ -109,7 +119,7 @@ def results(folder: Path, benchmark: str = "sample") -> tuple[list[dict[str, Any
 def test_files_rows_and_summary(folder: Path, config: Config) -> None:
     evaluate.run(config, folder, Hooks())
     rows, summary = results(folder)
-    assert list(rows[0]) == ["image", "model", "noise", "psnr_y", "ssim_y", "reward"]
+    assert list(rows[0]) == ["image", "photograph", "model", "noise", "psnr_y", "ssim_y", "reward"]
     assert len(rows) == 2 * (1 + 3 * 3)
     naosd, control = (
         [row for row in rows if row["model"] == name] for name in ("naosd", "control")
@@ -143,7 +153,11 @@ def test_the_rows_say_where_they_come_from(folder: Path, config: Config) -> None
         and len(set(origin["weights"].values())) == 3
     )
     assert origin == results(folder)[1]["origin"]
-    assert origin["commit"] == "unknown" or len(origin["commit"].removesuffix("+changes")) == 40
+    assert (
+        origin["code"]
+        == Path(__file__).parents[3].joinpath("code/evaluate.sha256").read_text().strip()
+    )
+    assert origin["threads"] == torch.get_num_threads()
     (folder / "models/gdpo/weights").write_text("trained again")
     evaluate.run(config, folder, Hooks())
     after = results(folder)[1]["origin"]
@@ -218,7 +232,7 @@ def test_equal_weights_do_not_look_at_the_picture(folder: Path, paired: Config) 
         for model in ("naosd", "gdpo")
     }
     expected = benchmark.rewards(
-        scores, np.full(3, 0.5), Reward(fidelity=["psnr_y"], perception=["ssim_y"])
+        scores, np.full(3, 0.5), Reward(fidelity=["psnr_y"], perception=["ssim_y"]), "naosd"
     )
     assert columns["reward"]["gdpo"] == pytest.approx(expected["gdpo"])
     group = json.loads((folder / "reports/evaluate/realsr/candidates.json").read_text())[0][

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from gdpo.data.sources import part_of
+from gdpo.hooks import Hooks, Stopped
 from gdpo.images import write_png
-from gdpo.train.loop import Hooks, Stopped
 from tasks.stages import index
 from tests.tasks.photos import config, files, photo, write
 
@@ -86,7 +86,7 @@ def test_the_same_folder_for_both_is_refused(root: Path) -> None:
     with pytest.raises(ValueError, match="no photograph in common"):
         index.run(config(evaluation=[{"path": "photos/train"}]), root, Hooks())
     write_png(root / "photos/held/copy.png", photo(1))
-    with pytest.raises(ValueError, match=r"p01\.png: is the evaluation photograph copy too"):
+    with pytest.raises(ValueError, match=r"p01\.png: is the evaluation photograph .*copy\.png"):
         index.run(config(), root, Hooks())
 
 

@@ -64,7 +64,7 @@ def test_terminated_and_killed_it_ends_in_the_same_bytes(
     assert forks.wait() == 143
     before = finished(root)
     assert 1 <= before < IMAGES and not (root / "reports").exists()
-    said = f"stopped after image {before}, kept in work/evaluate/sample; the same command resumes"
+    said = f"stopped after image {before}, kept in work/evaluate/sample/images; "
     assert said in (root / "stderr.txt").read_text()
 
     process = forks.start(root, "evaluate", "--benchmark", "sample")

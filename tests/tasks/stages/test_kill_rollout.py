@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gdpo.train.loop import Hooks
+from gdpo.hooks import Hooks
 from tasks.stages import pretrain
 from tests import tiny
 from tests.tasks.forks import Forks

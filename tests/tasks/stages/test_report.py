@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from gdpo.config import Config
-from gdpo.train.loop import Hooks
+from gdpo.hooks import Hooks
 from tasks.report import sections
-from tasks.report.gallery import spread
+from tasks.report.gallery import evenly
 from tasks.stages import report
 from tests.tasks import fabricated
 
@@ -22,6 +22,7 @@ PAGES = (
     "pages/benchmark-sample",
     "pages/tables",
     "pages/training",
+    "pages/evidence",
     "pages/data",
     "pages/provenance",
 )
@@ -101,7 +102,7 @@ def test_names_come_out_as_text(built: Path, name: str) -> None:
 
 def test_the_whole_site_is_there(built: Path) -> None:
     index = "".join(Page(_text(built, "index")).texts)
-    assert "GDPO-SR beats NAOSD on the reward" in index and "Since the last run:" in index
+    assert "GDPO-SR is better than NAOSD: reward +" in index and "Since the last run:" in index
     assert "PSNR-Y better, +" in index and "95 % interval" in index
     data, provenance = (Page(_text(built, f"pages/{name}")) for name in ("data", "provenance"))
     assert [a for a in data.addresses if "data-docs" in a] == [
@@ -116,6 +117,27 @@ def test_the_whole_site_is_there(built: Path) -> None:
         assert title in training, title
 
 
+def test_models_of_other_names_are_shown_by_what_their_cards_state(
+    tmp_path: Path, sample_config: Config
+) -> None:
+    name_of = {"naosd": "base", "gdpo": "mine", "control": "shuffled-1"}
+    fabricated.outputs(tmp_path, name_of=name_of)
+    report.run(sample_config, tmp_path, Hooks())
+    usual = tmp_path / "usual"
+    fabricated.outputs(usual)
+    report.run(sample_config, usual, Hooks())
+    for page in ("index", "pages/benchmark-sample"):
+        texts = [Page(_text(root, page)).texts for root in (tmp_path, usual)]
+        assert [text for text in texts[0] if not text.startswith("{")] == [
+            text for text in texts[1] if not text.startswith("{")
+        ]
+        assert "GDPO-SR is better than NAOSD: reward +" in "".join(texts[0])
+    viewer = next(text for text in texts[0] if text.startswith("{"))
+    assert (json.loads(viewer)["left"], json.loads(viewer)["right"]) == ("bicubic", "mine")
+    forest = "assets/figures/sample/differences.svg"
+    assert (tmp_path / "reports" / forest).read_bytes() == (usual / "reports" / forest).read_bytes()
+
+
 def test_the_first_run_says_that_it_is_one(tmp_path: Path, sample_config: Config) -> None:
     fabricated.outputs(tmp_path)
     report.run(sample_config, tmp_path, Hooks())
@@ -126,7 +148,9 @@ def test_a_damaged_promoted_run_is_named(tmp_path: Path, sample_config: Config) 
     fabricated.outputs(tmp_path)
     fabricated.promote(tmp_path)
     (tmp_path / "promoted/sample/per_image.parquet").write_text("no parquet")
-    with pytest.raises(ValueError, match=r"promoted/sample/per_image.parquet: no Parquet file"):
+    with pytest.raises(
+        ValueError, match=r"promoted/sample/per_image.parquet: not a file of the evaluate stage"
+    ):
         report.run(sample_config, tmp_path, Hooks())
 
 
@@ -234,5 +258,5 @@ def test_reasons_are_sorted_and_shared() -> None:
 
 
 def test_pictures_are_spread_over_a_long_list() -> None:
-    assert spread(list(range(100)), 4) == [0, 25, 50, 75]
-    assert spread([1, 2], 4) == [1, 2]
+    assert evenly(list(range(100)), 4) == [0, 25, 50, 75]
+    assert evenly([1, 2], 4) == [1, 2]

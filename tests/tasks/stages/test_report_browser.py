@@ -28,7 +28,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.expected_conditions import alert_is_present
 
-from gdpo.train.loop import Hooks
+from gdpo.hooks import Hooks
 from tasks.stages import report
 from tests.tasks import fabricated
 
@@ -38,6 +38,7 @@ PAGES = (
     "pages/benchmark-sample",
     "pages/tables",
     "pages/training",
+    "pages/evidence",
     "pages/data",
     "pages/provenance",
 )
@@ -207,10 +208,10 @@ def test_tables_sort_by_mouse_and_by_keyboard(browser: Any, site: Path) -> None:
 def test_a_cell_without_a_measurement_sorts_last_both_ways(browser: Any, site: Path) -> None:
     _open(browser, site, "pages/tables")
     table = browser.find_element(By.CSS_SELECTOR, "#table-1 table")
-    button = table.find_elements(By.CSS_SELECTOR, "thead button")[3]
+    button = table.find_elements(By.CSS_SELECTOR, "thead button")[4]
     order = (
         "return [...arguments[0].tBodies[0].rows].map(row => "
-        "Number(row.cells[3].dataset.value ?? NaN))"
+        "Number(row.cells[4].dataset.value ?? NaN))"
     )
     for sign in (1, -1):
         button.send_keys(Keys.ENTER)
@@ -246,6 +247,27 @@ def test_a_page_loads_everything_and_asks_for_nothing_else(
             ), url
     assert browser.get_log("browser") == []
     assert not alert_is_present()(browser)
+
+
+def test_rows_that_nobody_measured_are_behind_one_click(browser: Any, site: Path) -> None:
+    _open(browser, site, "pages/tables")
+    details = browser.find_element(By.CSS_SELECTOR, "#table-1 details")
+    row = details.find_element(By.CSS_SELECTOR, "tbody tr")
+    assert not row.is_displayed()
+    details.find_element(By.TAG_NAME, "summary").send_keys(Keys.ENTER)
+    assert row.is_displayed() and "–" in row.text
+
+
+@pytest.mark.parametrize("width", [320, 390])
+def test_no_number_of_the_results_is_cut_on_a_phone(browser: Any, site: Path, width: int) -> None:
+    _screen(browser, width, 800)
+    for page in ("index", "pages/benchmark-sample"):
+        _open(browser, site, page)
+        ends = browser.execute_script(
+            "return [...document.querySelectorAll('table.cells td')].map("
+            "cell => cell.getBoundingClientRect().right)"
+        )
+        assert ends and max(ends) <= width
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -18,13 +18,14 @@ from safetensors.torch import load_file, save_file
 
 from gdpo.config import Config
 from gdpo.data.shards import write_shards
+from gdpo.hooks import Hooks, Stopped
 from gdpo.images import to_tensor
 from gdpo.metrics.score import score
 from gdpo.preference import rollout as core
 from gdpo.preference.group import Group
-from gdpo.train.loop import Hooks, Stopped
 from tasks.files import chunks as rollout_chunks
-from tasks.files.rollouts import Rollouts, Selected, header, ranks
+from tasks.files.rollouts import Rollouts, header, ranks
+from tasks.files.selection import Selected
 from tasks.stages import finetune, pretrain, rollout
 from tests import tiny
 
@@ -49,6 +50,11 @@ def root(finished: Path, tmp_path: Path) -> Path:
 
 def parted(count: int, **settings: Any) -> Config:
     return tiny.settings(rollout={"parts": [f"{part:02d}" for part in range(count)], **settings})
+
+
+def opened(config: Config, root: Path) -> Rollouts:
+    """The rollout set as finetune opens it."""
+    return Rollouts(config, root, header(config, root))
 
 
 def rows(root: Path) -> dict[str, dict[str, Any]]:
@@ -97,7 +103,7 @@ def test_the_union_of_any_number_of_parts_has_the_same_bytes(
     for part in reversed(config.rollout.parts):
         rollout.run(config, root, Hooks(), part)
     assert rows(root) == rows(finished) and len(rows(root)) == PAIRS
-    one, many = list(Rollouts(tiny.settings(), finished)), list(Rollouts(config, root))
+    one, many = list(opened(tiny.settings(), finished)), list(opened(config, root))
     assert (
         [group.id for group in one]
         == [group.id for group in many]
@@ -129,7 +135,7 @@ def test_a_rollout_does_not_depend_on_the_batch_size(finished: Path, root: Path)
             rows(root)[id_]["metrics"]["psnr_y"], rel=1e-4
         )
     assert (
-        len(Rollouts(tiny.settings(), root)) == PAIRS
+        len(opened(tiny.settings(), root)) == PAIRS
     )  # made with another batch, and the same all the same
 
 
@@ -220,12 +226,20 @@ def other_reference(root: Path) -> Config:
     return tiny.settings()
 
 
-@pytest.mark.parametrize("change", [reseed, rebatch, reselect, reshard, other_reference])
-def test_chunks_of_another_run_are_not_taken(root: Path, change: Callable[[Path], Config]) -> None:
+def recode(root: Path) -> Config:
+    return tiny.settings()
+
+
+@pytest.mark.parametrize("change", [reseed, rebatch, reselect, reshard, other_reference, recode])
+def test_chunks_of_another_run_are_not_taken(
+    root: Path, change: Callable[[Path], Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
     hooks, _ = stopping(3)
     with pytest.raises(Stopped):
         rollout.run(tiny.settings(), root, hooks)
     config, (hooks, seen) = change(root), stopping(1)
+    if change is recode:
+        monkeypatch.setattr("tasks.run.fingerprint.made_by", lambda _: {"code": "another"})
     with pytest.raises(Stopped):
         rollout.run(config, root, hooks)
     assert len(seen) == 1 and len(list((root / "work/rollout/00/chunks").glob("*.parquet"))) == 1
@@ -270,21 +284,22 @@ def test_a_pair_without_finite_scores_is_left_out_by_name(
     expected = rows(finished)
     del expected["pair4"]
     assert rows(root) == expected
-    assert "pair4" not in [group.id for group in Rollouts(parted(parts), root)]
+    assert "pair4" not in [group.id for group in opened(parted(parts), root)]
 
 
 def test_an_error_that_is_not_finite_leaves_a_pair_out_too(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    errors = core.noise_errors
+    judged = core.by_reference
 
     def broken(model: Any, group: Group, *args: Any) -> Any:
-        return errors(model, group, *args) * (float("nan") if group.id == "pair1" else 1)
+        group, errors = judged(model, group, *args)
+        return group, errors * (float("nan") if group.id == "pair1" else 1)
 
-    monkeypatch.setattr(core, "noise_errors", broken)
+    monkeypatch.setattr(core, "by_reference", broken)
     rollout.run(tiny.settings(), root, Hooks())
     assert list(metadata(root / FILE)["skipped"]) == ["pair1"]
-    assert len(Rollouts(tiny.settings(), root)) == PAIRS - 1
+    assert len(opened(tiny.settings(), root)) == PAIRS - 1
 
 
 def test_no_group_at_all_is_an_error_and_nothing_is_kept_of_it(
@@ -294,7 +309,7 @@ def test_no_group_at_all_is_an_error_and_nothing_is_kept_of_it(
     without_scores(monkeypatch, *range(PAIRS))
     with pytest.raises(
         ValueError,
-        match=r"^rollout 00: none of its 7 pairs gave a group, pair0: metric psnr_y .*not finite",
+        match=r"^rollout 00: all of its 7 pairs were left out; pair0: metric psnr_y .*not finite",
     ):
         rollout.run(tiny.settings(), root, Hooks())
     assert (root / FILE).read_bytes() == before and not list((root / "work").rglob("*.parquet"))
@@ -319,6 +334,10 @@ def set_noise(root: Path) -> Config:
     return tiny.settings(rollout={"noise": "shared"})
 
 
+def set_input(root: Path) -> Config:
+    return tiny.settings(rollout=tiny.OWN_INPUT)
+
+
 def set_prompt(root: Path) -> Config:
     return tiny.settings(model={"training_prompt": "detailed"})
 
@@ -339,6 +358,7 @@ def set_candidates(root: Path) -> Config:
             r'rollout.metrics \["psnr_y", "ssim_y"\], and now it is \["psnr_y", "ssim_y", "niqe"\]',
         ),
         (set_noise, "rollout.noise own, and now it is shared"),
+        (set_input, "rollout.input reencoded, and now it is lr"),
         (set_candidates, "rollout.candidates noise, and now it is guidance"),
     ],
 )
@@ -358,7 +378,7 @@ def test_what_changes_no_group_is_not_asked_for(root: Path) -> None:
         rollout={"batch": 9, "parts": ["a", "b"], "sigma": 0.2, "guidance_range": [1.0, 3.0]}
     )
     assert header(same, root) == header(tiny.settings(), root)
-    assert len(Rollouts(same, root)) == PAIRS
+    assert len(opened(same, root)) == PAIRS
     action = [
         header(
             tiny.settings(
@@ -441,7 +461,7 @@ def gone(root: Path) -> None:
         ),
         (older, r"data/rollouts/00000.parquet: belongs to no part \(00\); delete it$"),
         (other_columns, rf"{FILE}: other columns than rollouts have"),
-        (twice, rf"{FILE}: group pair2 is there twice; run the rollout stage again$"),
+        (twice, rf"{FILE}: group pair2 occurs twice; run the rollout stage again$"),
         (edit(put("prompt", None)), rf"{FILE}: prompt is missing in a row"),
         (edit(put("latent_mean", b"123")), rf"{FILE}: group pair2: damaged latents"),
         (edit(put("latent_mean", half(float("nan")))), rf"{FILE}: group pair2: latents.mean .*NaN"),
@@ -510,13 +530,13 @@ def test_parts_must_be_those_of_one_run(finished: Path, root: Path) -> None:
         ValueError,
         match=r"data/rollouts: part 00 is missing; run it: python -m tasks rollout --part 00$",
     ):
-        Rollouts(config, root)
+        opened(config, root)
     shutil.copytree(finished / "data/rollouts/00", root / "data/rollouts/00")
     with pytest.raises(
         ValueError,
         match=r"01/00000.parquet: of another rollout set than .*00/00000.parquet \(other parts\)",
     ):
-        Rollouts(config, root)
+        opened(config, root)
     # A worker with other weights of a metric under the same name.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("gdpo.metrics.score._origin", lambda name: f"pyiqa 9.9, {name}")
@@ -525,14 +545,14 @@ def test_parts_must_be_those_of_one_run(finished: Path, root: Path) -> None:
         ValueError,
         match=r"01/00000.parquet: of another rollout set than .* \(other metrics\); run all parts",
     ):
-        Rollouts(config, root)
+        opened(config, root)
     reselect(root)
     rollout.run(config, root, Hooks(), "00")
     with pytest.raises(
         ValueError,
         match=r"01/00000.parquet: of another rollout set than .* \(other selected\); run all parts",
     ):
-        Rollouts(config, root)
+        opened(config, root)
 
 
 def test_an_empty_part_is_fine(root: Path) -> None:
@@ -542,7 +562,7 @@ def test_an_empty_part_is_fine(root: Path) -> None:
     shutil.rmtree(root / "data/rollouts")
     rollout.run(config, root, Hooks())
     assert pq.read_metadata(root / "data/rollouts/02/00000.parquet").num_rows == 0
-    assert [group.id for group in Rollouts(config, root)] == ["pair0", "pair1"]
+    assert [group.id for group in opened(config, root)] == ["pair0", "pair1"]
 
 
 def test_selected_pairs_are_read_by_rank_or_by_id(root: Path) -> None:

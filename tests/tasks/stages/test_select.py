@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 from gdpo.config import Config
 from gdpo.data.selection import perceptual_hash
 from gdpo.data.shards import Box, Pair, write_shards
-from gdpo.train.loop import Hooks, Stopped
+from gdpo.hooks import Hooks, Stopped
 from tasks.files.photographs import SCHEMA
 from tasks.stages import select
 from tests import tiny
@@ -187,25 +187,46 @@ def test_a_killed_run_loses_what_it_had_not_kept(root, monkeypatch):
     assert _run(root) == [8] and len(hashed) == 8 + 2
 
 
-@pytest.mark.parametrize(("change", "logged"), [("metric", [3, 6, 8]), ("shards", [3, 6, 7])])
+@pytest.mark.parametrize(
+    ("change", "logged"), [("metric", [3, 6, 8]), ("shards", [3, 6, 7]), ("code", [3, 6, 8])]
+)
 def test_what_was_kept_for_other_inputs_is_not_used(root, monkeypatch, change, logged):
-    """Another file behind the metric, or another set of pairs."""
+    """Another file behind the metric, another set of pairs, or other code."""
     _run(root, stop_after=1)
     if change == "metric":
         monkeypatch.setattr(
             select, "versions", lambda names: dict.fromkeys(names, "niqe.mat sha256 0123")
         )
+    elif change == "code":
+        monkeypatch.setattr("tasks.run.fingerprint.made_by", lambda _: {"code": "another"})
     else:
         write_shards(root / "data/shards/train", (_pair(i) for i in range(1, 8)), 0.01)
     assert _run(root) == logged
 
 
+def silently_damaged(path: Path) -> bytes:
+    """The file with a bit flipped so that Parquet reads other values from it."""
+    whole, table = path.read_bytes(), pq.read_table(path)
+    for place in range(4, len(whole)):
+        flipped = bytearray(whole)
+        flipped[place] ^= 2
+        try:
+            if not pq.read_table(pa.BufferReader(bytes(flipped))).equals(table):
+                return bytes(flipped)
+        except (OSError, pa.ArrowException):
+            continue
+    raise AssertionError("every flipped bit is noticed")
+
+
 def test_a_damaged_file_of_an_interrupted_run_is_named(root):
     """Rather than scored again in silence."""
     _run(root, stop_after=1)
-    (root / "work/select/scored/000000000.parquet").write_bytes(b"PAR1")
-    with pytest.raises(ValueError, match=r"000000000\.parquet: unreadable .* delete"):
-        _run(root)
+    path = root / "work/select/scored/000000000.parquet"
+    flipped = silently_damaged(path)
+    for damaged in (b"PAR1", flipped):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"000000000\.parquet: unreadable .* delete"):
+            _run(root)
 
 
 def test_difficulty_scores_the_results_of_naosd(tiny_base, tmp_path):

@@ -2,11 +2,13 @@
 survive.
 """
 
+import hashlib
 import json
 import os
 import shutil
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,14 @@ from safetensors.torch import load_file
 
 from gdpo.config import Config
 from gdpo.data.shards import write_shards
-from gdpo.model.checkpoints import load_model, read_adapters
-from gdpo.train.loop import Hooks, Stopped
-from tasks.run.fingerprint import fingerprint
+from gdpo.hooks import Hooks, Stopped
+from gdpo.model.base import WEIGHTS
+from gdpo.model.checkpoints import read_adapters
+from gdpo.model.naosd import NAOSD
+from gdpo.preference.group import row_hash
+from gdpo.pretrain.start import initial_model
+from tasks.files.chunks import HOW
+from tasks.run.fingerprint import fingerprint, made_by
 from tasks.run.training import write_history
 from tasks.stages import finetune, pretrain, rollout
 from tests import tiny
@@ -72,11 +79,17 @@ def test_pretrain_leaves_a_model_and_its_history(finished: Path) -> None:
         range(6)
     )
     assert not (finished / CHECKPOINT["pretrain"]).exists()
-    model = load_model(finished / "models/naosd")
+    model = NAOSD.from_pretrained(finished / "models/naosd")
     assert (model.t_add, model.t_diff, model.prompt) == (250, 100, "sharp")
     card = json.loads((finished / "models/naosd/model.json").read_text())
+    weights = (finished / "models/naosd/naosd.safetensors").read_bytes()
     assert card["base"] == "../../base" and card["adapters"] == [
-        {"file": "naosd.safetensors", "rank": 2, "alpha": 4}
+        {
+            "file": "naosd.safetensors",
+            "rank": 2,
+            "alpha": 4,
+            "sha256": hashlib.sha256(weights).hexdigest(),
+        }
     ]
 
 
@@ -97,6 +110,27 @@ def test_pretrain_starts_from_the_adapters_of_init(root: Path) -> None:
         load_file(root / name / "naosd.safetensors") for name in ("init", "models/naosd")
     )
     assert all(torch.allclose(before[name], after[name], atol=1e-8) for name in before)
+
+
+def test_without_steps_the_adapters_of_init_are_the_model(root: Path) -> None:
+    """Released weights need no training; the base's own folder stands for fresh adapters."""
+    shutil.copytree(root / "models/naosd", root / "init")
+    pretrain.run(tiny.settings(pretrain={"init": "init", "steps": 0}), root, Hooks())
+    before, after = (root / name / "naosd.safetensors" for name in ("init", "models/naosd"))
+    assert after.read_bytes() == before.read_bytes()
+    assert history(root / "reports/pretrain/metrics.jsonl") == []
+    assert NAOSD.from_pretrained(root / "models/naosd").prompt == "sharp"
+    assert initial_model(tiny.settings(pretrain={"init": "base"})) is None
+    for init, problem in (("base", "pretrain.steps is 0"), ("models/naosd", "itself writes")):
+        with pytest.raises(ValueError, match=problem):
+            tiny.settings(pretrain={"init": init, "steps": 0})
+
+
+def test_kept_weights_are_model_folders(root: Path) -> None:
+    pretrain.run(tiny.settings(pretrain={"keep_every": 4}), root, Hooks())
+    [kept] = (root / "work/pretrain").glob("kept-*/step-*")
+    assert kept.name == "step-000004"
+    assert NAOSD.from_pretrained(kept).t_add == 250
 
 
 def test_an_init_that_does_not_fit_is_named(root: Path) -> None:
@@ -121,7 +155,7 @@ def test_finetune_leaves_a_chain_and_the_control_another(root: Path) -> None:
         rows = history(root / f"reports/finetune/{name}/metrics.jsonl")
         assert rows[0]["loss"] == pytest.approx(0.6931471805599453, abs=1e-9)
         assert not list((root / "work").rglob("checkpoint.pt"))
-        load_model(root / "models" / name)
+        NAOSD.from_pretrained(root / "models" / name)
     assert {key: value for key, value in outputs(root).items() if key in naosd} == naosd
     trained = [
         load_file(root / "models" / name / "gdpo.safetensors") for name in ("gdpo", "control")
@@ -261,11 +295,65 @@ def test_a_checkpoint_of_other_parameters_or_inputs_is_not_resumed(root: Path, s
     stop(config)
     assert first_step(config) == 3
     assert first_step(other) == 0
-    stop(config)
+    assert first_step(config) == 4  # taken back
     write_shards(root / "data/shards/train", (tiny.pair(i) for i in range(6)), 1.0)
     groups = root / "data/rollouts/00/00000.parquet"
-    pq.write_table(pq.read_table(groups), groups, compression="none")
+    table = pq.read_table(groups)
+    rows = table.to_pylist()
+    rows[0]["seeds"][0] += 1
+    rows[0]["sha256"] = row_hash(rows[0])
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), groups, **HOW)
     assert first_step(config) == 0
+
+
+def stopped_after(count: int, config: Config, root: Path) -> int:
+    """Stop pretrain after `count` more steps; returns the number of its first step."""
+    computed: list[int] = []
+    times = iter([False] * (count - 1) + [True])
+    with pytest.raises(Stopped) as stopped:
+        pretrain.run(
+            config,
+            root,
+            Hooks(log=lambda step, _: computed.append(step), should_stop=lambda: next(times)),
+        )
+    return stopped.value.step - count
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"checkpoint_every": 2}, {"checkpoint_every": 3}),
+        ({"gpus": 1}, {"gpus": 2}),
+        ({"steps": 4}, {"steps": 6}),
+    ],
+)
+def test_a_checkpoint_serves_where_the_result_is_the_same(
+    root: Path, before: dict[str, Any], after: dict[str, Any]
+) -> None:
+    finished = outputs(root)
+    assert stopped_after(3, tiny.settings(pretrain=before), root) == 0
+    assert stopped_after(1, tiny.settings(pretrain=after), root) == 3
+    pretrain.run(tiny.settings(pretrain=after), root, Hooks())
+    assert outputs(root) == finished
+
+
+@pytest.mark.parametrize("changed", ["code", "torch", "steps of a cosine"])
+def test_a_checkpoint_that_would_give_another_result_is_set_aside(
+    root: Path, changed: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    steps = {"steps": 6}
+    if changed == "steps of a cosine":
+        steps["optimizer"] = {"lr": 1e-3, "schedule": "cosine"}
+    assert stopped_after(2, tiny.settings(pretrain={**steps, "steps": 4}), root) == 0
+    if changed in ("code", "torch"):
+        present = made_by("tasks.stages.pretrain")
+        monkeypatch.setattr(
+            "tasks.run.fingerprint.made_by", lambda _: {**present, changed: "another"}
+        )
+    assert stopped_after(1, tiny.settings(pretrain=steps), root) == 0
+    (line,) = caplog.messages
+    assert f"other {changed.replace('steps of a cosine', 'pretrain.steps (4, now 6)')}" in line
+    assert len(list((root / "work/pretrain").glob("unused-*/checkpoint.pt"))) == 1
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -357,3 +445,20 @@ def test_terminated_and_killed_it_ends_in_the_same_bytes(
     assert outputs(root) == outputs(straight)
     assert not (root / CHECKPOINT[stage]).exists()
     assert lines(live) == 24
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_file_is_hashed_once(root: Path, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: Counter[str] = Counter()
+    digest = hashlib.file_digest
+
+    def counted(file: Any, name: str) -> Any:
+        hashed[file.name] += 1
+        return digest(file, name)
+
+    monkeypatch.setattr(hashlib, "file_digest", counted)
+    STAGES[stage](tiny.settings(), root, Hooks())
+    weights = {str(root / "base" / name) for name in WEIGHTS}
+    assert weights <= hashed.keys() and set(hashed.values()) == {1}
+    # The stored hashes of the groups stand for them.
+    assert not any(name.startswith(str(root / "data/rollouts")) for name in hashed)

@@ -14,7 +14,8 @@ import pytest
 
 from tasks.store import s3 as module
 from tasks.store.conditional import supports_cas, swap, swap_or_look
-from tasks.store.s3 import Conflict, Store, content_type
+from tasks.store.errors import Conflict
+from tasks.store.s3 import Store, content_type
 from tests import s3
 
 
@@ -150,9 +151,37 @@ def test_a_server_that_refuses_every_write_is_not_one_without_conditions(
     ) as url:
         use(monkeypatch, url)
         with pytest.raises(
-            OSError, match=r"^s3://bucket/name: the store refused \(NotImplemented\)"
+            OSError, match=r"^s3://bucket/\S+: the store refused \(NotImplemented\)"
         ):
             swap_or_look(Store.at("s3://bucket"), "name", b"one", None)
+
+
+@pytest.mark.parametrize("act", ["write", "swap", "swap_or_look"])
+def test_a_store_without_checksums_is_told_from_one_without_conditions(
+    address: str, monkeypatch: pytest.MonkeyPatch, act: str
+) -> None:
+    """The message names the variable, and with it everything works."""
+
+    def run(store: Store) -> None:
+        if act == "write":
+            store.write("name", b"one")
+        else:
+            {"swap": swap, "swap_or_look": swap_or_look}[act](store, "name", b"one", None)
+
+    with s3.proxy(address, lambda method, path: "refuse x-amz-checksum-") as url:
+        use(monkeypatch, url)
+        with pytest.raises(OSError, match="AWS_REQUEST_CHECKSUM_CALCULATION=when_required"):
+            run(Store.at("s3://bucket"))
+        monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+        use(monkeypatch, url)
+        if act == "write":
+            run(Store.at("s3://bucket"))
+        with pytest.raises(OSError, match="AWS_RESPONSE_CHECKSUM_VALIDATION=when_required"):
+            Store.at("s3://bucket").read("name" if act == "write" else "none")
+        monkeypatch.setenv("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
+        use(monkeypatch, url)
+        run(Store.at("s3://bucket"))
+        assert Store.at("s3://bucket").read("name") == b"one"
 
 
 def test_the_server_is_tried_once(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,7 +337,7 @@ def test_a_broken_upload_is_not_visible(
 
     with s3.proxy(address, second_part) as url:
         use(monkeypatch, url)
-        with pytest.raises(OSError, match="s3://bucket/large: the upload broke off"):
+        with pytest.raises(OSError, match="s3://bucket/large: the upload was interrupted"):
             Store.at("s3://bucket").write("large", tmp_path / "large")
     use(monkeypatch, address)
     assert list(Store.at("s3://bucket").keys()) == []
@@ -327,3 +356,15 @@ def test_content_types() -> None:
     assert content_type("a.svg") == "image/svg+xml"
     assert content_type("a.json") == "application/json"
     assert content_type("a.unknown") == "application/octet-stream"
+
+
+def test_keys_are_text(address: str) -> None:
+    """A key with empty or dotted names comes back as it is; so does a prefix."""
+    store = Store.at("s3://bucket/a/")
+    for key in ("b//c.png", "/d.png", "folder.png/", " e .png"):
+        store.write(key, key.encode())
+    assert sorted(store.keys()) == sorted(["b//c.png", "/d.png", "folder.png/", " e .png"])
+    assert (
+        store.read("b//c.png") == b"b//c.png" and store.url("b//c.png") == "s3://bucket/a/b//c.png"
+    )
+    assert Store.at("s3://bucket/a//").read("d.png") == b"/d.png"

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from gdpo.cost import architectures
 from gdpo.cost.count import Component, Macs, Part
 from tasks import __main__ as cli
 from tasks.tools import cost as tool
@@ -22,6 +23,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     assert cli.main(["cost", *arguments]) == 0
     return capsys.readouterr().out
+
+
+def test_a_count_that_takes_seconds_says_so_first(
+    folder: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = architectures.from_folder(Path(folder))
+
+    def sd21() -> architectures.Networks:
+        assert capsys.readouterr().err == (
+            "sd2.1: counting the networks of full size, some seconds ...\n"
+        )
+        return small
+
+    monkeypatch.setattr(architectures, "sd21", sd21)
+    assert cli.main(["cost", "--size", "32"]) == 0
 
 
 def test_json_holds_whole_numbers_that_add_up(
@@ -61,15 +77,15 @@ def test_table_4_stands_beside_the_full_model(monkeypatch: pytest.MonkeyPatch) -
     found = [Component("all", 1_761_000_000, Macs(2_299_000_000_000, 100_000_000_000))]
     monkeypatch.setattr("gdpo.cost.count.inference", lambda *_: found)
     monkeypatch.setattr("gdpo.cost.count.dape_macs", lambda _: 30_000_000_000)
-    result: dict[str, Any] = tool.inference(Full(), 512)  # type: ignore[arg-type]
+    result: dict[str, Any] = tool.inference(Full(), 512)
     assert result["published"]["ours_counted_the_same_way"] == {
         "parameters": 1_761_000_000,
         "macs": 2_269_000_000_000,
     }
     assert result["published"]["difference"] == [-0.0051, -0.0004]
-    text = tool.describe({"model": "sd2.1", "size": 512, "step": "infer", **result})
+    text = tool.to_text({"model": "sd2.1", "size": 512, "step": "infer", **result})
     assert "1.761 B (-0.5%), 2.269 T (-0.0%)" in text
-    assert "published" not in tool.inference(Full(), 256)  # type: ignore[arg-type]
+    assert "published" not in tool.inference(Full(), 256)
 
 
 def test_a_step_is_summed_by_column() -> None:
@@ -79,7 +95,7 @@ def test_a_step_is_summed_by_column() -> None:
     ]
     result = tool.training(parts)
     assert result["total"] == {"x": 6 * 10**12, "y": 6 * 10**12}
-    lines = tool.describe({"model": "m", "size": 8, "step": "rl", **result}).splitlines()
+    lines = tool.to_text({"model": "m", "size": 8, "step": "rl", **result}).splitlines()
     assert lines[0] == "m at 8x8, a step of GDPO, per LR image"
     assert lines[2].split() == ["a", "2.000", "2.00", "6.00"]
     assert lines[-1].split() == ["total", "6.00", "6.00"]

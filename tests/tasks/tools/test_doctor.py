@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+from email.message import Message
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +32,10 @@ PAPER_WEIGHTS = {
 
 @pytest.fixture
 def place(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with the parameters, the paper profile and pyproject.toml; an empty folder
-    of weights.
-    """
+    """A working folder with the parameters and the paper profile; an empty folder of weights."""
     shutil.copy(root / "tests/params.yaml", tmp_path)
-    for name in ("profiles/paper.yaml", "pyproject.toml"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        shutil.copy(root / name, tmp_path / name)
+    (tmp_path / "profiles").mkdir()
+    shutil.copy(root / "profiles/paper.yaml", tmp_path / "profiles")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "weights"))
     return tmp_path
@@ -116,8 +115,18 @@ def test_the_paper_profile_on_a_bare_machine(
     assert rows["ram_swin_large_14m.pth"]["where"] == "xinyu1205/recognize_anything_model"
 
 
-def test_everything_in_place_is_ready(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def with_gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """Let the machine have `count` GPUs."""
+    whole = doctor.examine
+    gpus = [{"name": "A100", "memory": 80 * 10**9}] * count
+    monkeypatch.setattr(doctor, "examine", lambda root: {**whole(root), "gpus": gpus})
+
+
+def test_everything_in_place_is_ready(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     complete(place)
+    with_gpus(monkeypatch, 8)
     code, result = check(capsys, "--profile", "paper")
     assert (code, result["ok"]) == (0, True), [
         row for row in result["artefacts"] if row["state"] == "MISSING"
@@ -185,12 +194,47 @@ def test_adapters_to_start_from_are_followed(place: Path) -> None:
         assert [row.state for row in rows()] == ["BAD"]
 
 
+def test_the_profile_of_realsr_r1_needs_the_weights_of_its_rewards(
+    root: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(root / "profiles/realsr-r1.yaml", place / "profiles")
+    code, result = check(capsys, "--profile", "realsr-r1")
+    asked = {
+        name: row for name, row in by_name(result).items() if "grpo.metrics" in row["needed_by"]
+    }
+    assert code == 1 and {row["state"] for row in asked.values()} == {"MISSING"}
+    assert set(asked) == {
+        "cfanet_nr_koniq_res50-9a73138b.pth",  # topiq_nr
+        "musiq_koniq_ckpt-e95806b9.pth",
+        "MANIQA_PIPAL-ae6d356b.pth",
+        "RN50.pt",  # clipiqa
+    }
+
+
+def test_the_model_that_realsr_r1_goes_on_from_is_followed(root: Path, place: Path) -> None:
+    plain = params.load(place / "params.yaml").model_dump()
+    plain["vlcot"]["init"] = "start"
+    config = params.Config.model_validate(plain)
+
+    def rows() -> list[tuple[str, str]]:
+        found = doctor.needed(config, place)
+        return [(row.path, row.state) for row in found if row.needed_by == "vlcot.init"]
+
+    assert rows() == [("start/model.json", "MISSING")]
+    shutil.copytree(root / "assets/tiny-vlcot", place / "start")
+    assert {state for _, state in rows()} == {"found"} and len(rows()) == 5
+    (place / "start/trunk.safetensors").unlink()
+    assert [path for path, state in rows() if state == "MISSING"] == ["start/trunk.safetensors"]
+    (place / "start/model.json").write_text("[]")
+    assert rows() == [("start/model.json", "BAD")]
+
+
 def test_the_sample_profile_needs_nothing_that_is_not_here(
     root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(root)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    code, result = check(capsys)
+    code, result = check(capsys, "--params", "tests/params.yaml")
     assert code == 0, [
         row for row in result["artefacts"] if row["state"] not in ("found", "not used")
     ]
@@ -210,20 +254,35 @@ def test_the_weights_of_every_metric_are_listed(
     assert by_name(check(capsys)[1])["afine.pth"]["state"] == "found"
 
 
-def test_packages_that_do_not_fit_are_named(place: Path) -> None:
+def test_packages_that_do_not_fit_are_named(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = doctor.examine(place)
     assert machine["problems"] == []
-    assert {"torch", "diffusers", "peft", "pyiqa"} <= set(machine["packages"])
-    project = '[project]\nrequires-python = ">=4"\ndependencies = ["torch<1", "no-such-package"]\n'
-    (place / "pyproject.toml").write_text(project)
+    assert {"torch", "diffusers", "peft"} <= set(machine["packages"])
+    own = Message()
+    own["Requires-Python"] = ">=4"
+    for text in ("torch<1", "no-such-package", 'no-such-extra; extra == "metrics"'):
+        own["Requires-Dist"] = text
+    monkeypatch.setattr(metadata, "metadata", lambda name: own)
     problems = doctor.examine(place)["problems"]
-    assert problems[0].endswith("pyproject.toml asks for >=4")
-    assert problems[1].endswith("pyproject.toml asks for <1")
-    assert problems[2].startswith("no-such-package is not installed")
-    (place / "pyproject.toml").unlink()
-    assert doctor.examine(place)["problems"] == [
-        "pyproject.toml: no such file; run this in the repository"
-    ]
+    assert problems[0].endswith("gdpo-sr asks for >=4")
+    assert problems[1].endswith("gdpo-sr asks for <1")
+    assert problems[2:] == ["no-such-package is not installed; install gdpo-sr again"]
+
+
+def test_in_an_empty_folder_it_checks_what_ships(
+    tmp_path: Path,
+    root: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert params.default_file() == root / "params.yaml"
+    # Its values may be those of any profile just now.
+    monkeypatch.setattr(params, "default_file", lambda: root / "tests/params.yaml")
+    _, result = check(capsys)
+    bases = [row for row in result["artefacts"] if row["needed_by"].startswith("model.base")]
+    assert bases and {row["state"] for row in bases} == {doctor.FOUND}
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_wrong_metric_or_profile_is_one_line(

@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from gdpo.model.checkpoints import load_base
+from gdpo.model.base import base_hashes
+from gdpo.model.card import Card
+from gdpo.model.naosd import NAOSD
 from gdpo.model.sources import BASE_FILES
 from tasks import __main__ as cli
 from tasks.store import s3 as store
@@ -78,7 +80,7 @@ def check_fetched(place: Path, source: str) -> None:
         for name in got
         if name.endswith((".bin", ".md", ".part")) or "fp16" in name or ".hub" in name
     ]
-    load_base(Path("models/base"))
+    NAOSD.from_base(Path("models/base"))
     record = json.loads(Path("models/base.source.json").read_text())
     assert record["source"] == source and record["files"].keys() == got
     for name, file in record["files"].items():
@@ -243,7 +245,7 @@ class Hub(ThreadingHTTPServer):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), Answer)
-        self.folder, self.served, self.broken = folder, [], set()  # type: ignore[var-annotated]
+        self.folder, self.served, self.broken = folder, [], set()
 
 
 class Answer(BaseHTTPRequestHandler):
@@ -326,6 +328,45 @@ def test_a_hub_at_a_commit_although_everything_else_is_offline(place: Path, hub:
     assert constants.HF_HUB_OFFLINE
 
 
+def test_the_base_that_a_model_names_by_its_place_on_the_hub(
+    place: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(place / "cache"))
+    card = Card(
+        kind="naosd",
+        label="NAOSD",
+        role="baseline",
+        format=1,
+        base=f"hf://owner/name@{COMMIT}",
+        base_sha256=base_hashes(place / "mirror"),
+        t_add=50,
+        t_diff=100,
+        prompt="sharp",
+        adapters=[],
+    )
+    folder = place / "model"
+    folder.mkdir()
+    card.write(folder)
+    missing = "is not in the hub's cache here; `gdpo-sr fetch --model .*` brings it"
+    with pytest.raises(ValueError, match=missing):
+        NAOSD.from_pretrained(folder)
+    assert cli.main(["fetch", "--model", "model"]) == 0
+    assert Path(capsys.readouterr().out.strip()).is_relative_to(place / "cache")
+    assert not any("fp16" in name or ".bin" in name for name in hub.served)
+    assert NAOSD.from_pretrained(folder).t_add == 50
+    card.model_copy(update={"base_sha256": {}}).write(folder)
+    with pytest.raises(
+        ValueError, match=r"trained on another base model than .* \(SHA-256 differs"
+    ):
+        NAOSD.from_pretrained(folder)
+    for base in ("hf://name@main", "hf://owner/name"):
+        card.model_copy(update={"base": base}).write(folder)
+        with pytest.raises(ValueError, match="which is not hf://owner/name@revision"):
+            NAOSD.from_pretrained(folder)
+
+
 def test_a_commit_that_is_not_there(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
     assert "404" in failure(capsys, "hf://owner/name@" + "f" * 40)
 
@@ -369,12 +410,14 @@ def test_a_file_that_is_not_what_the_hub_lists_is_refused(
 
 
 def test_nothing_else_goes_online() -> None:
-    """The only module that switches the hub's library on is this tool's."""
+    """The only module that switches the hub's library on is that of this tool's sources."""
     root = Path(fetch.__file__).parents[2]
     modules = [
         path for package in ("gdpo", "tasks", "flows") for path in (root / package).rglob("*.py")
     ]
-    assert [path.name for path in modules if "HF_HUB_OFFLINE =" in path.read_text()] == ["fetch.py"]
+    assert [path.name for path in modules if "HF_HUB_OFFLINE =" in path.read_text()] == [
+        "sources.py"
+    ]
 
 
 def test_a_name_that_leads_out_of_the_folder_is_not_taken() -> None:

@@ -48,7 +48,7 @@ def test_there_and_back(capsys: pytest.CaptureFixture[str]) -> None:
     assert Path("lora/pytorch_lora_weights.safetensors").is_file()
     capsys.readouterr()
     assert run("export models/gdpo -o out --format merged") == 0
-    assert capsys.readouterr().out.startswith("out: unet/ and vae/ merged in fp32")
+    assert capsys.readouterr().out.startswith("out: merged in fp32")
     UNet2DConditionModel.from_pretrained("out/unet")
     AutoencoderKL.from_pretrained("out/vae")
     images = [
@@ -71,7 +71,7 @@ def test_the_base_of_params_yaml_is_the_default(root: Path) -> None:
         ("import-weights naosd.pkl -o x --base nothing", "nothing: no such model folder"),
         (
             "import-weights naosd.pkl -o base --base base",
-            "base: is there already; remove it or choose another --output",
+            "base: already exists; remove it or choose another --output",
         ),
         (
             "import-weights naosd.pkl -o x --naosd base",
@@ -117,7 +117,7 @@ def test_the_tagger_of_rams_and_dapes_files(capsys: pytest.CaptureFixture[str]) 
             "naosd.pkl: is not RAM's checkpoint, to which --dape",
         ),
         ("ckp/ram_swin_large_14m.pth -o x --dape none.pth", "none.pth: no such file"),
-        ("ckp/ram_swin_large_14m.pth -o base", "base: is there already"),
+        ("ckp/ram_swin_large_14m.pth -o base", "base: already exists"),
         ("ckp/ram_tag_list.txt -o x", "ckp/ram_tag_list.txt: "),
     ],
 )
@@ -139,3 +139,11 @@ def test_a_copy_that_fails_half_way_leaves_nothing(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(shutil, "copytree", full)
     assert run("export models/naosd -o out") == 1
     assert sorted(path.name for path in Path().iterdir()) == ["base", "models", "naosd.pkl"]
+
+
+def test_an_output_of_a_stage_is_said_to_be_replaced(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("dvc.yaml").touch()
+    assert run("import-weights naosd.pkl -o released --base base") == 0
+    assert "pretrain.init" not in capsys.readouterr().err
+    assert run("import-weights naosd.pkl -o models/naosd --base base") == 0
+    assert "a stage of dvc.yaml writes models/naosd" in capsys.readouterr().err

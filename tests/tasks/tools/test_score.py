@@ -3,7 +3,9 @@ absent.
 """
 
 import csv
+import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,8 @@ import skimage.data
 from PIL import Image
 
 from tasks import __main__ as cli
-from tests.gdpo.metrics import weights
+from tests.gdpo.metrics import pictures, weights
 
-CALIBRATION = Path(__file__).resolve().parents[3].parent / "shared/data/metric_calibration"
 NAMES = ["a", "b", "c"]
 
 
@@ -76,8 +77,10 @@ def test_the_help_says_which_niqe_and_which_maniqa(capsys: pytest.CaptureFixture
 
 
 def test_a_file_that_cannot_be_written_does_not_cost_the_numbers(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A place that becomes unwritable while the images are scored."""
+    monkeypatch.setattr("gdpo.files.check_writable", lambda target: None)
     (folder / "taken").touch()
     code, out, err = run(capsys, "sr", "hr", "--json", "taken/s.json")
     assert code == 1 and err and "mean of 3" in out
@@ -252,30 +255,37 @@ def test_the_example_of_the_help_parses() -> None:
     ]
 
 
-@pytest.mark.skipif(not CALIBRATION.is_dir(), reason="no ../shared/data/metric_calibration")
-@pytest.mark.parametrize(
-    ("name", "psnr", "ssim"), [("realsr", 24.9950, 0.7416), ("drealsr", 26.5033, 0.7418)]
-)
-def test_the_published_values_come_out(
-    name: str, psnr: float, ssim: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = CALIBRATION / f"osediff_{name}"
-    assert (
-        run(
-            capsys,
-            str(folder / "SR_osediff"),
-            str(folder / "HR"),
-            "--json",
-            str(tmp_path / "s.json"),
-        )[0]
-        == 0
-    )
+def test_values_are_pyiqas(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in pictures.NAMES:
+        damaged, reference = pictures.pair(name)
+        put(tmp_path / f"sr/{name}.png", damaged)
+        put(tmp_path / f"hr/{name}.png", reference)
+    folders = (str(tmp_path / "sr"), str(tmp_path / "hr"))
+    assert run(capsys, *folders, "--json", str(tmp_path / "s.json"))[0] == 0
     result = json.loads((tmp_path / "s.json").read_text())
-    table = (folder / "published_values.csv").read_text().splitlines()
-    published = {Path(row["image"]).stem: row for row in csv.DictReader(table)}
-    assert result["count"] == len(published) == 8
-    for row in result["images"]:
-        assert row["psnr_y"] == pytest.approx(float(published[row["name"]]["PSNR"]), abs=1e-4)
-        assert row["ssim_y"] == pytest.approx(float(published[row["name"]]["SSIM"]), abs=1e-4)
-    means = [result["metrics"][metric]["mean"] for metric in ("psnr_y", "ssim_y")]
-    assert means == [pytest.approx(psnr, abs=1e-4), pytest.approx(ssim, abs=1e-4)]
+    expected = pictures.values()
+    assert {row["name"] for row in result["images"]} == set(expected)
+    for metric in ("psnr_y", "ssim_y"):
+        known = {name: values[metric] for name, values in expected.items()}
+        assert {row["name"]: row[metric] for row in result["images"]} == pytest.approx(known)
+        assert result["metrics"][metric]["mean"] == pytest.approx(np.mean(list(known.values())))
+
+
+def test_a_name_that_the_terminal_cannot_show_costs_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for side, suffix in (("sr", "bmp"), ("hr", "png")):
+        (folder / f"{side}/b.{suffix}").rename(folder / f"{side}/caf\u00e9.{suffix}")
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding="ascii"))
+    assert cli.main(["score", "sr", "hr", "--json", "s.json"]) == 0
+    sys.stdout.flush()
+    assert b"caf\\xe9" in written.getvalue() and (folder / "s.json").is_file()
+
+
+def test_a_result_that_cannot_be_written_is_said_before_the_work(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "file").write_text("")
+    code, out, err = run(capsys, "sr", "hr", "--csv", "file/s.csv")
+    assert code == 1 and not out and "file is not a folder that can be written to" in err

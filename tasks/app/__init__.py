@@ -1,0 +1,1 @@
+"""The page of `gdpo-sr app`; command.py is the command."""

@@ -1,0 +1,21 @@
+"""The options that several commands share."""
+
+import argparse
+from pathlib import Path
+
+
+def add_params(parser: argparse.ArgumentParser) -> None:
+    """--params, --profile and --set: the arguments of `tasks.params.load`."""
+    parser.add_argument(
+        "--params", type=Path, default="params.yaml", metavar="FILE", help="default: params.yaml"
+    )
+    parser.add_argument(
+        "--profile", metavar="NAME", help="override the parameters by profiles/NAME.yaml"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override one value, as YAML",
+    )

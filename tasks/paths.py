@@ -1,0 +1,55 @@
+"""Where the stages keep their files: every name below data/, models/, reports/ and work/, once.
+
+All are relative to the root of a run. A stage with parts, runs or benchmarks has a folder for each
+below its own. What is in the files: docs/architecture.md.
+"""
+
+from pathlib import Path
+
+MODEL_DIR = "models"
+NAOSD = f"{MODEL_DIR}/naosd"
+GDPO = f"{MODEL_DIR}/gdpo"
+# The trainings of `finetune`, each a folder of MODEL_DIR and FINETUNED; the default first.
+FINETUNE_RUNS = ("gdpo", "control")
+
+PHOTOS = "data/photos"
+TRAIN = "data/shards/train"
+HELD_OUT = "data/shards/evaluation"
+SELECTED = "data/selected"
+ROLLOUTS = "data/rollouts"
+
+REPORT_DIR = "reports"
+INDEX = f"{REPORT_DIR}/index.html"
+PAGES = f"{REPORT_DIR}/pages"
+ASSETS = f"{REPORT_DIR}/assets"
+PHOTOGRAPHS = f"{REPORT_DIR}/photographs"
+DEGRADED = f"{REPORT_DIR}/degrade"
+PRETRAINED = f"{REPORT_DIR}/pretrain"
+FINETUNED = f"{REPORT_DIR}/finetune"
+EVALUATED = f"{REPORT_DIR}/evaluate"
+DATA_DOCS = f"{REPORT_DIR}/data-docs"
+AGAINST = f"{REPORT_DIR}/against"  # `evaluate --against`
+ABLATED = f"{REPORT_DIR}/ablate"  # `gdpo-sr ablate`
+
+# RealSR-R1
+CHAINS = "data/vlcot"
+VLCOT_MODELS = f"{MODEL_DIR}/vlcot"
+TOKENIZER = f"{VLCOT_MODELS}/tokenizer"
+COLDSTART = f"{VLCOT_MODELS}/coldstart"
+VLCOT_REPORTS = f"{REPORT_DIR}/vlcot"
+COLDSTART_REPORTS = f"{VLCOT_REPORTS}/coldstart"
+GRPO_REPORTS = f"{VLCOT_REPORTS}/grpo"
+GRPO_RUNS = ("vlcot", "control")  # of VLCOT_MODELS and GRPO_REPORTS
+VLCOT_EVALUATED = f"{VLCOT_REPORTS}/evaluate"
+
+SYSTEMS = f"{REPORT_DIR}/systems"  # both systems side by side
+# By system: its evaluations; the scores of its promoted run, in git (`gdpo-sr promote`).
+EVALUATIONS = {"gdpo": EVALUATED, "vlcot": VLCOT_EVALUATED}
+PROMOTED = {"gdpo": "promoted", "vlcot": "promoted/vlcot"}
+
+WORK = "work"  # nobody's output: it outlives what DVC deletes before it runs a stage
+
+
+def work(root: Path, command: str, *names: str) -> Path:
+    """The folder of a command's unfinished work. names: part, run or benchmark."""
+    return root.joinpath(WORK, command, *names)
