@@ -19,9 +19,10 @@ from prefect.events.actions import ChangeFlowRunState, RunDeployment, SendNotifi
 from prefect.types import SecretDict
 from pydantic import SecretStr
 
+from flows import heartbeat
+
 ALERTS_BLOCK = "gdpo-alerts"
 _RUNS = ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"})
-_BEAT = "prefect.flow-run.heartbeat"
 
 
 def _events(*states: str) -> set[str]:
@@ -46,9 +47,9 @@ def crash_the_dead(window: timedelta) -> Automation:
         "gdpo: mark dead runs crashed",
         "no sign of life from the worker",
         EventTrigger(
-            after={_BEAT},
+            after={heartbeat.EVENT},
             # An end counts as a sign of life: no further heartbeat follows it.
-            expect={_BEAT} | _ENDS,
+            expect={heartbeat.EVENT} | _ENDS,
             match=_RUNS,
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,

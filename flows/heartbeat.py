@@ -10,8 +10,10 @@ from contextlib import suppress
 
 from prefect import runtime
 from prefect.client.orchestration import get_client
+from prefect.events import emit_event
 from prefect.states import Running
 
+EVENT = "prefect.flow-run.heartbeat"  # Prefect's own name
 EVERY_S = 15.0
 
 
@@ -35,6 +37,10 @@ class Heartbeat:
         with suppress(Exception), get_client(sync_client=True) as client:
             state = client.read_flow_run(self._run).state
             if state is not None and state.is_crashed():
+                # The automation watches a run from a heartbeat on, and Crashed has ended its watch.
+                # Without this heartbeat, a host that dies before the next one leaves the run
+                # Running for ever.
+                emit_event(EVENT, resource={"prefect.resource.id": f"prefect.flow-run.{self._run}"})
                 client.set_flow_run_state(
                     self._run,
                     Running(message="heartbeats resumed after a server outage"),

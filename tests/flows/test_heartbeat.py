@@ -58,6 +58,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
 
     monkeypatch.setattr(heartbeat, "time", Time)
     monkeypatch.setattr(pipeline, "time", Time)
+    monkeypatch.setattr(heartbeat, "emit_event", lambda *_, **__: None)
     monkeypatch.setenv("PREFECT__FLOW_RUN_ID", "00000000-0000-0000-0000-000000000007")
     return now
 
@@ -93,6 +94,26 @@ def test_a_server_that_is_away_is_asked_again(
     clock["s"] += heartbeat.EVERY_S
     run.update()
     assert client.asked == 2 and client.states[0].is_running()
+
+
+def test_a_crash_that_is_taken_back_is_a_heartbeat_first(
+    clock: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The automation counts from it, also if the host dies before the next one."""
+    client, events = Client(Crashed()), []
+
+    def emit(event: str, resource: dict[str, str]) -> None:
+        assert client.states[0].is_crashed()
+        events.append((event, resource["prefect.resource.id"]))
+
+    monkeypatch.setattr(heartbeat, "get_client", client)
+    monkeypatch.setattr(heartbeat, "emit_event", emit)
+    run = Heartbeat()
+    for _ in range(2):  # the second time it is Running
+        clock["s"] += heartbeat.EVERY_S
+        run.update()
+    name = "prefect.flow-run.00000000-0000-0000-0000-000000000007"
+    assert events == [("prefect.flow-run.heartbeat", name)]
 
 
 def test_without_a_run_nobody_is_asked(
