@@ -268,6 +268,8 @@ def to_text(artefacts: list[Artefact], machine: dict[str, Any], fine: bool) -> s
 
     Missing artefacts of the same origin share one line that says where to get them.
     """
+    from tasks.run.fingerprint import REPORTED
+
     lines = []
     for a, following in zip(artefacts, [*artefacts[1:], None], strict=True):
         lines.append(f"{a.state:9}{_bytes(a.size):>9}  {a.path}  [{a.needed_by}; {a.licence}]")
@@ -275,8 +277,8 @@ def to_text(artefacts: list[Artefact], machine: dict[str, Any], fine: bool) -> s
         where = f"from: {a.where}" if a.state in (MISSING, UNUSED) and last else ""
         lines += [f"{'':20}{text}" for text in (a.problem, where) if text]
     gpus = ", ".join(f"{gpu['name']} {_bytes(gpu['memory'])}" for gpu in machine["gpus"]) or "none"
-    chosen = ("torch", "diffusers", "transformers", "peft", "pyiqa")
-    versions = ", ".join(f"{name} {machine['packages'].get(name, 'absent')}" for name in chosen)
+    packages = machine["packages"]
+    versions = ", ".join(f"{name} {packages.get(name, 'absent')}" for name in REPORTED)
     lines += [
         f"Python {machine['python']}, {versions}",
         f"{machine['cpus']} CPUs, {_bytes(machine['memory'])} memory, "
