@@ -28,6 +28,7 @@ LEFT_OUT = {
     "tasks.store": "S3: where bytes lie changes no byte",
     "gdpo.tagger": "optional: only runs where model.tagger names a folder",
     "tasks.paths": "names of files: DVC compares a stage's dependencies and outputs",
+    "tasks.systems": "the same, by system",
     "tasks.run.code": "this module",
 }
 # Optional branches: (module, what it imports for them) -> the reason. A stage that imports the same

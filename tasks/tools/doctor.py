@@ -21,6 +21,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks import paths
 from tasks.tools.artefact import BAD, FOUND, MISSING, UNUSED, Artefact
 from tasks.tools.machine import examine
 
@@ -46,19 +47,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--shards",
         type=Path,
         nargs="?",
-        const="data/shards",
+        const=paths.SHARDS,
         metavar="FOLDER",
         help="read every row of the shards below FOLDER instead, and list what is damaged; "
-        "default: data/shards",
+        f"default: {paths.SHARDS}",
     )
     parser.add_argument(
         "--models",
         type=Path,
         nargs="?",
-        const="models",
+        const=paths.MODEL_DIR,
         metavar="FOLDER",
         help="hash the weights of the models below FOLDER instead, and list what is damaged; "
-        "default: models",
+        f"default: {paths.MODEL_DIR}",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
 

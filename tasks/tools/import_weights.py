@@ -10,7 +10,9 @@ import argparse
 import sys
 from pathlib import Path
 
-STAGES_WRITE = [Path("models", name) for name in ("naosd", "gdpo", "control")]
+from tasks import paths
+
+STAGES_WRITE = [Path(paths.NAOSD), *(Path(paths.MODEL_DIR, run) for run in paths.FINETUNE_RUNS)]
 EXAMPLE = "gdpo-sr import-weights model_35001.pkl -o models/released --base models/sd2.1-base"
 
 

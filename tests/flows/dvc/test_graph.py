@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from flows import train
 from flows.dvc.graph import ancestors, check_inputs, graph, outdated, stages_of
 from flows.dvc.run import StageFailed, run_dvc
 from flows.workplace import read_lock_entries, write_lock_entries
@@ -50,8 +49,8 @@ def test_a_system_is_its_stages_and_what_they_depend_on() -> None:
 
 def test_a_training_on_a_worker_runs_every_stage_of_realsr_r1() -> None:
     own = {name for name in commands.STAGES if name.startswith("vlcot-")}
-    assert set(train.STAGES["vlcot"]) == own
-    assert set(train.STAGES["gdpo"]) < commands.STAGES.keys() - own
+    assert set(commands.trained_stages("vlcot")) == own
+    assert set(commands.trained_stages("gdpo")) < commands.STAGES.keys() - own
 
 
 STAGES = ["made", "after@x", "after@y", "part", "all"]
