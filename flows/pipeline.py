@@ -98,8 +98,8 @@ def _fan_out(root: Path, edges: dict[str, set[str]], commit: str, cpu: str, gpu:
             # `edges` is in topological order, so the futures of all inputs are there by now.
             waits = [futures[name] for name in inputs]
             futures[stage] = dispatch.submit(
-                stage, sorted(inputs), deployment, fleet, wait_for=waits
-            )  # type: ignore[call-overload]
+                stage, sorted(inputs), deployment, fleet, return_state=False, wait_for=waits
+            )
         # All of them, also after one has failed: branches that do not depend on it are finished.
         for future in futures.values():
             future.wait()
