@@ -156,28 +156,25 @@ def _base(config: "Config", root: Path) -> Iterator[Artefact]:
 
 def _init(folder: Path, root: Path) -> Iterator[Artefact]:
     """The model folder that pretraining starts from: model.json and the adapter files it names."""
-    card = _file("pretrain.init", folder / "model.json", root)
-    if card.state != FOUND:
-        yield card
-        return
-    try:
-        files = [
-            folder / entry["file"]
-            for entry in json.loads((folder / "model.json").read_text())["adapters"]
-        ]
-    except (ValueError, KeyError, TypeError) as error:
-        yield replace(card, state=BAD, problem=f"not a model.json of ours ({error!r})")
-        return
+    from gdpo.model.card import NAME, read_card
+
+    card = _file("pretrain.init", folder / NAME, root)
+    if card.state == FOUND:
+        try:
+            names = [entry.file for entry in read_card(folder).adapters]
+        except ValueError as error:
+            card = replace(card, state=BAD, problem=str(error))
+        else:
+            yield from (_file("pretrain.init", folder / name, root) for name in names)
     yield card
-    yield from (_file("pretrain.init", file, root) for file in files)
 
 
 def _vlcot_init(folder: Path, root: Path) -> Iterator[Artefact]:
     """The model folder that RealSR-R1's training goes on from: model.json and what it names."""
-    from gdpo.model.card import read_as
+    from gdpo.model.card import NAME, read_as
     from gdpo.vlcot.folder import Card
 
-    card = _file("vlcot.init", folder / "model.json", root)
+    card = _file("vlcot.init", folder / NAME, root)
     if card.state == FOUND:
         try:
             names = read_as(Card, folder).sha256
