@@ -37,7 +37,7 @@ BEYOND = {"to_naosd": "to_control", "to_gdpo": "beyond_controls_to_gdpo"}
 
 
 @dataclass(frozen=True)
-class Result:
+class RowScores:
     """A trained row: {metric: (I, R, N)} of the row and, if it was trained with advantages, of its
     shuffled control.
     """
@@ -72,7 +72,7 @@ def columns(table: Ablation, config: Config) -> list[tuple[str, str | None]]:
 
 
 def records(
-    key: str, config: Config, reference: Mapping[str, Array], results: Mapping[str, Result]
+    key: str, config: Config, reference: Mapping[str, Array], results: Mapping[str, RowScores]
 ) -> list[Record]:
     """One record per row and column of a table: our values, differences with their signs, and the
     paper's figures.
@@ -106,7 +106,7 @@ def _ours(
     column: str,
     metric: str,
     reference: Mapping[str, Array],
-    results: Mapping[str, Result],
+    results: Mapping[str, RowScores],
 ) -> Record:
     """The measured part of a record; differences are dicts of plain values."""
     result, gdpo = results.get(row), results.get(table.gdpo)
@@ -132,7 +132,7 @@ def _ours(
     }
 
 
-def _against_gdpo(metric: str, result: Result, gdpo: Result | None) -> Record:
+def _against_gdpo(metric: str, result: RowScores, gdpo: RowScores | None) -> Record:
     """A result against GDPO, its control against GDPO's control, and the first difference minus the
     second.
     """

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gdpo.config.evaluate import BICUBIC
+from gdpo.config.evaluation import BICUBIC
 from gdpo.evaluate.benchmark import REWARD
 from gdpo.evaluate.models import EvaluatedModels
 from gdpo.evaluate.statistics import by_photograph, finite, paired_difference, verdict

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gdpo.config.evaluate import SAMPLE
+from gdpo.config.evaluation import SAMPLE
 from tasks import paths
 from tasks.files.results import read_summary
 from tasks.params import load

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from gdpo.config.evaluate import BICUBIC
+from gdpo.config.evaluation import BICUBIC
 from gdpo.evaluate.benchmark import REWARD
 from gdpo.evaluate.models import EvaluatedModels
 from gdpo.evaluate.statistics import Array, summarise
