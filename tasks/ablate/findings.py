@@ -61,6 +61,8 @@ def add_reward(
     plain: Scores = {REFERENCE: {metric: values[:, 0] for metric, values in reference.items()}}
     for scores in (reference, *runs):
         shape = next(iter(scores.values())).shape
+        # `rewards` knows images and noises only. Its unit is NAOSD's, so the repeats of a training
+        # can be passed as more noises.
         flat = {metric: values.reshape(len(values), -1) for metric, values in scores.items()}
         weighted = rewards({**plain, "run": flat}, detail_share_I, config.reward, REFERENCE)
         scores[REWARD] = weighted["run"].reshape(shape)
@@ -145,6 +147,8 @@ def _against_gdpo(metric: str, result: RowScores, gdpo: RowScores | None) -> Rec
             _gain(metric, result.scores, result.control),
             _gain(metric, gdpo.scores, gdpo.control),
         )
+        # Not the difference of the two effects: paired by image and repeat, what both trainings do
+        # to an image cancels before the standard error is taken.
         effects[BEYOND["to_gdpo"]] = effect(gained, by_gdpo)
     return effects
 

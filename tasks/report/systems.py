@@ -95,6 +95,7 @@ def joint(root: Path, benchmark: str) -> dict[str, Any]:
             if metric in vlcot.get("sets", {})
         },
         "origin": {"models": EvaluatedModels(cards).to_origin()},
+        # Of either: `_check_alike` has compared the photographs.
         "files": gdpo["files"],
     }
 

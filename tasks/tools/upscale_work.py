@@ -111,6 +111,7 @@ class Upscaling:
     def _size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) of the result."""
         pairs = ((self.args.height, height), (self.args.width, width))
+        # The smaller factor fits the result into both; the photograph keeps its shape.
         wanted = [want / side for want, side in pairs if want]
         return scaled((height, width), min(wanted) if wanted else self.args.scale)
 
@@ -130,6 +131,7 @@ class Upscaling:
             by=self.args.by if count > 1 else None,
             on_tile=on_tile,
         ):
+            # One by one, and the best alone is kept: a large result takes gigabytes.
             if best is None or one.rank > best.rank:
                 best = one
         assert best is not None
