@@ -1,7 +1,7 @@
 """Ours in Table 4 of the paper: parameters, multiply-accumulates and the time of one 512 x 512
 image.
 
-    python benchmarks/inference.py --images 100        # on a GPU: bf16; on a CPU: fp32, a few
+    python -m benchmarks.inference --images 100        # on a GPU: bf16; on a CPU: fp32, a few
                                                        images are enough
 
 SD2.1-base's size with random weights, which take the same time as trained ones, and the tiny model
@@ -17,24 +17,22 @@ import os
 import platform
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from benchmarks.record import REPO, RESULTS, commit
 from gdpo.cost import architectures
 from gdpo.files import written_aside
 from gdpo.model.naosd import NAOSD
 from gdpo.model.sampling import autocast
 from gdpo.prior.architecture import tiny_tokenizer
-from tasks.run.code import commit
 from tasks.run.training import device
 from tasks.tools.cost import inference
 
-REPO = Path(__file__).resolve().parents[1]
-RESULT = REPO / "benchmarks/results/inference.json"
+RESULT = RESULTS / "inference.json"
 SIDE, WARM_UP = 512, 5
 
 
@@ -125,7 +123,7 @@ def machine() -> dict[str, Any]:
         "device": where(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "commit": commit("gdpo.model.naosd"),
+        "commit": commit(),
     }
 
 

@@ -1,7 +1,7 @@
 """The nightly evaluation: the flow `gdpo-evaluate`, deployed as gdpo-evaluate/nightly.
 
     repro     dvc repro --single-item for evaluate@... and report; up-to-date stages do not run;
-              then the same for RealSR-R1 (vlcot-...), if dvc.lock names trained models of it
+              then the same for RealSR-R1 (vlcot-...), if dvc.lock names its model
     publish   to runs/<date>-<commit>/, with the kind "nightly", a run for each system
     compare   with the system's promoted run, as `python -m tasks evaluate --against FILE` does; a
               regression fails the flow run, and the message names the metrics
@@ -34,14 +34,15 @@ from flows.dvc.run import RETRIES, StageFailed, committed, pull, push, repro
 from flows.publish import publish
 from flows.workplace import ROOT, read_lock_entries, replace_lock
 from tasks import paths
+from tasks.commands import judged_stages
 from tasks.params import load
 from tasks.publish import publication
 from tasks.report import against
 from tasks.run.exit_codes import REGRESSED
 from tasks.store.s3 import Store
+from tasks.systems import SYSTEMS
 
 NIGHT = timedelta(days=1)
-STAGES = {"gdpo": ("evaluate", "report"), "vlcot": ("vlcot-evaluate", "vlcot-report")}
 
 
 @flow(name="gdpo-evaluate")
@@ -65,7 +66,7 @@ def evaluate(after: UUID | None = None) -> "State[None] | None":
         fetch_lock_entries(ROOT, str(after))
     edges = graph(ROOT)
     failures = []
-    for system in ["gdpo"] if after is not None or not has_vlcot(ROOT) else STAGES:
+    for system in ["gdpo"] if after is not None else judged(ROOT):
         try:
             failures += regressions(system, edges, after)
         except StageFailed as error:  # of one system: the other is judged all the same
@@ -75,16 +76,20 @@ def evaluate(after: UUID | None = None) -> "State[None] | None":
     return None
 
 
-def has_vlcot(root: Path) -> bool:
-    """Whether dvc.lock names trained models of RealSR-R1; `make demo` makes none."""
-    return any(stage.partition("@")[0] == "vlcot-grpo" for stage in read_lock_entries(root))
+def judged(root: Path) -> list[str]:
+    """GDPO-SR, and the other systems whose model dvc.lock names; `make demo` makes none of them."""
+    entries = read_lock_entries(root).values()
+    outs = [out["path"] for entry in entries for out in entry.get("outs", [])]
+    first, *others = SYSTEMS
+    return [first, *(system for system in others if SYSTEMS[system].model in outs)]
 
 
 def regressions(system: str, edges: dict[str, set[str]], after: UUID | None) -> list[str]:
     """Bring a system's evaluation and report up to date, publish them, and compare with its
     promoted run: a line for each benchmark that is worse.
     """
-    mine = [stage for stage in edges if stage.partition("@")[0] in STAGES[system]]
+    own = judged_stages(system)
+    mine = [stage for stage in edges if stage.partition("@")[0] in own]
     pull("gdpo-evaluate", check_inputs("the evaluation", mine, edges, ROOT), ROOT)
     for stage in mine:
         repro(stage, ROOT, share=True)

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from math import inf
 from pathlib import Path
-from typing import Literal, TypeVar, cast
+from typing import TypeVar, cast
 from uuid import UUID
 
 import httpx
@@ -43,6 +43,7 @@ from flows.publish import publish
 from flows.workplace import ROOT, LockEntries, read_lock_entries, write_lock_entries
 from tasks.commands import STAGES, command_of
 from tasks.run.exit_codes import STOPPED
+from tasks.systems import Name
 
 POLL_S = 2.0
 PATIENCE_S = 600.0
@@ -62,7 +63,7 @@ def pipeline(
     fan_out: bool = False,
     cpu: str = "gdpo-stage/cpu",
     gpu: str = "gdpo-stage/a100",
-    system: Literal["gdpo", "vlcot"] = "gdpo",
+    system: Name = "gdpo",
 ) -> None:
     """Run the stages that are not up to date, then publish the results.
 
@@ -97,8 +98,8 @@ def _fan_out(root: Path, edges: dict[str, set[str]], commit: str, cpu: str, gpu:
             # `edges` is in topological order, so the futures of all inputs are there by now.
             waits = [futures[name] for name in inputs]
             futures[stage] = dispatch.submit(
-                stage, sorted(inputs), deployment, fleet, wait_for=waits
-            )  # type: ignore[call-overload]
+                stage, sorted(inputs), deployment, fleet, return_state=False, wait_for=waits
+            )
         # All of them, also after one has failed: branches that do not depend on it are finished.
         for future in futures.values():
             future.wait()

@@ -17,14 +17,15 @@ from flows.dvc.bucket import store_url
 from flows.dvc.graph import graph
 from flows.dvc.run import RETRIES, commit_of, pull
 from flows.workplace import read_lock_entries
-from tasks.publish import contents, publication
+from tasks.publish import publication
 from tasks.report import summary
+from tasks.systems import SYSTEMS
 
 
 def publish(root: Path, *, share: bool, kind: str = "train", system: str = "gdpo") -> str:
     """Create the flow run's artifacts from the files the stages wrote; return the report's address.
 
-    share: upload the report and the model first. system: a key of `contents.SYSTEMS`.
+    share: upload the report and the model first. system: a key of `SYSTEMS`.
     """
     if share:
         outs = shown(root, system)
@@ -32,7 +33,7 @@ def publish(root: Path, *, share: bool, kind: str = "train", system: str = "gdpo
         link = upload(root, outs, kind, datetime.now(UTC), commit_of(root), system)
         how = f"{link}\n\nWithout a gateway: `gdpo-sr browse --store {store_url()}`"
     else:
-        link, how = (root / contents.SYSTEMS[system].report).as_uri(), None
+        link, how = (root / SYSTEMS[system].report).as_uri(), None
     table, verdict = summary.artifact(summary.read(root, system=system))
     create_table_artifact(key=f"{system}-evaluation", table=table, description=verdict)
     create_link_artifact(key=f"{system}-report", link=link, link_text="report", description=how)
@@ -46,7 +47,7 @@ def shown(root: Path, system: str = "gdpo") -> Sequence[str]:
     """
     known = read_lock_entries(root)
     outs = [out["path"] for stage in graph(root) for out in known.get(stage, {}).get("outs", [])]
-    return sorted(path for path in outs if contents.SYSTEMS[system].has(path))
+    return sorted(path for path in outs if SYSTEMS[system].has(path))
 
 
 @task(task_run_name="upload", cache_policy=NO_CACHE, **RETRIES)

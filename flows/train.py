@@ -5,13 +5,12 @@
                                                the pool head, without a bucket
     prefect deployment run gdpo-train/vlcot    RealSR-R1, from the shards in the DVC remote
 
-On the GPU pool only the stages of the system in STAGES run. Their inputs are pulled; inputs that
-were made with other code or parameters are refused. `gdpo-pipeline/head` makes these inputs, and
-stores its lock entries in the bucket under the commit. This flow stores its own lock entries under
-the id of its flow run, because the evaluation that follows may run in another clone.
+On the GPU pool only the stages from the system's `trained_from` (tasks/systems.py) on run. Their
+inputs are pulled; inputs that were made with other code or parameters are refused.
+`gdpo-pipeline/head` makes these inputs, and stores its lock entries in the bucket under the commit.
+This flow stores its own lock entries under the id of its flow run, because the evaluation that
+follows may run in another clone.
 """
-
-from typing import Literal
 
 from prefect import flow, runtime
 
@@ -20,19 +19,15 @@ from flows.dvc.lock import fetch_pipeline_lock_entries, store_lock_entries
 from flows.dvc.run import check_commit, commit_of, pull, push, repro
 from flows.publish import publish
 from flows.workplace import ROOT
-from tasks import commands
-
-STAGES = {
-    "gdpo": ("finetune", "evaluate", "report"),
-    "vlcot": tuple(name for name, stage in commands.STAGES.items() if stage.system == "vlcot"),
-}
+from tasks.commands import trained_stages
+from tasks.systems import Name
 
 
 @flow(name="gdpo-train")
 def train(
     share: bool = True,
     commit: str | None = None,
-    system: Literal["gdpo", "vlcot"] = "gdpo",
+    system: Name = "gdpo",
 ) -> None:
     """Fine-tune, evaluate and publish.
 
@@ -47,7 +42,8 @@ def train(
             repro(stage, ROOT)
         publish(ROOT, share=False, system=system)
         return
-    mine = [stage for stage in edges if stage.partition("@")[0] in STAGES[system]]
+    own = trained_stages(system)
+    mine = [stage for stage in edges if stage.partition("@")[0] in own]
     fetch_pipeline_lock_entries(ROOT)
     inputs = check_inputs("training", mine, edges, ROOT)
     pull("gdpo-train", inputs, ROOT)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tasks import paths
+from tasks.systems import SYSTEMS
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Stage:
     the section of params.yaml, with dots for a section in a section, that has its `steps` and
     `batch`; every step is logged to metrics.jsonl and to the tracker. shares_steps: the section has
     `gpus` too, and that many processes share each step. compares: `--against RUN` is offered.
-    system: a key of `SYSTEMS`; `make demo` and the pipeline flow run the first.
+    system: a key of `SYSTEMS`, or `BOTH`; `make demo` and the pipeline flow run the first.
     """
 
     module: str
@@ -59,7 +60,7 @@ class Tool:
     group: str
 
 
-SYSTEMS = {"gdpo": "the pipeline", "vlcot": "RealSR-R1", "both": "both systems"}
+BOTH = "both"  # of a stage that reads the results of all systems
 STAGES = {
     "index": Stage(
         "tasks.stages.index",
@@ -192,7 +193,7 @@ STAGES = {
         f"both systems side by side: write {paths.SYSTEMS}/index.html",
         "evaluate.benchmarks=[sample]",
         writes=(paths.SYSTEMS,),
-        system="both",
+        system=BOTH,
     ),
 }
 
@@ -213,6 +214,23 @@ def gpus_of(config: Any, command: str) -> int:
 def nodes_of(config: Any, command: str) -> int:
     """The hosts that a stage runs on at once."""
     return int(section_of(config, command).nodes) if STAGES[command].shares_steps else 1
+
+
+def trained_stages(system: str) -> tuple[str, ...]:
+    """The stages that gdpo-train runs, in their order."""
+    own = [name for name, stage in STAGES.items() if stage.system == system]
+    return tuple(own[own.index(SYSTEMS[system].trained_from) :])
+
+
+def judged_stages(system: str) -> tuple[str, ...]:
+    """The stages that gdpo-evaluate runs: those that evaluate, and the one that reports."""
+    own = {name: stage for name, stage in STAGES.items() if stage.system == system}
+    return (*(name for name, stage in own.items() if stage.compares), reporter(system))
+
+
+def reporter(system: str) -> str:
+    """The stage that writes the first page of a system's report."""
+    return next(name for name, stage in STAGES.items() if SYSTEMS[system].report in stage.writes)
 
 
 def command_of(stage: str) -> str:
@@ -279,6 +297,7 @@ def groups() -> dict[str, dict[str, str]]:
     for name, tool in TOOLS.items():
         by_group.setdefault(tool.group, {})[name] = tool.help
     for name, stage in STAGES.items():
-        heading = f"stages of {SYSTEMS[stage.system]}, in their order"
+        title = SYSTEMS[stage.system].title if stage.system in SYSTEMS else "both systems"
+        heading = f"stages of {title}, in their order"
         by_group.setdefault(heading, {})[name] = stage.help
     return by_group

@@ -1,4 +1,5 @@
 """Where the stages keep their files: every name below data/, models/, reports/ and work/, once.
+By system: tasks/systems.py.
 
 All are relative to the root of a run. A stage with parts, runs or benchmarks has a folder for each
 below its own. What is in the files: docs/architecture.md.
@@ -13,8 +14,9 @@ GDPO = f"{MODEL_DIR}/gdpo"
 FINETUNE_RUNS = ("gdpo", "control")
 
 PHOTOS = "data/photos"
-TRAIN = "data/shards/train"
-HELD_OUT = "data/shards/evaluation"
+SHARDS = "data/shards"
+TRAIN = f"{SHARDS}/train"
+HELD_OUT = f"{SHARDS}/evaluation"
 SELECTED = "data/selected"
 ROLLOUTS = "data/rollouts"
 
@@ -43,9 +45,11 @@ GRPO_RUNS = ("vlcot", "control")  # of VLCOT_MODELS and GRPO_REPORTS
 VLCOT_EVALUATED = f"{VLCOT_REPORTS}/evaluate"
 
 SYSTEMS = f"{REPORT_DIR}/systems"  # both systems side by side
-# By system: its evaluations; the scores of its promoted run, in git (`gdpo-sr promote`).
-EVALUATIONS = {"gdpo": EVALUATED, "vlcot": VLCOT_EVALUATED}
-PROMOTED = {"gdpo": "promoted", "vlcot": "promoted/vlcot"}
+PROMOTED = "promoted"  # scores of promoted runs, in git (`gdpo-sr promote`)
+
+# In the bucket (tasks/publish/publication.py): what a browser starts with.
+RUNS_PAGE = "runs/index.html"
+MODELS_PAGE = "models/index.html"
 
 WORK = "work"  # nobody's output: it outlives what DVC deletes before it runs a stage
 

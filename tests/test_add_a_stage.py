@@ -33,16 +33,14 @@ def run(config: Config, root: Path, hooks: Hooks) -> None:
 '''
 ROW = """    "toy": Stage("tasks.stages.toy", "count", "toy.steps=2", ("reports/toy",), trains="toy"),
     "report": Stage("""
-SECTION = '''"""Stage `toy`."""
-
-from gdpo.config.fields import Count, Section
-
-
-class Toy(Section):
+SECTION = '''class Toy(Section):
     """Stage `toy`."""
 
-    steps: Count = 3
-    batch: Count = 1
+    steps: Annotated[int, Field(gt=0)] = 3
+    batch: Annotated[int, Field(gt=0)] = 1
+
+
+class Config(Section):
 '''
 KEYS = """| a count | - | - | ours | `toy.steps`, `toy.batch` | none |
 
@@ -75,9 +73,8 @@ def repository(root: Path, tmp_path: Path) -> Path:
             shutil.copy(source, tmp_path)
     (tmp_path / "tasks/stages/toy.py").write_text(MODULE)
     insert(tmp_path / "tasks/commands.py", '    "report": Stage(', ROW)
-    (tmp_path / "gdpo/config/toy.py").write_text(SECTION)
     config = tmp_path / "gdpo/config/__init__.py"
-    insert(config, "\n__all__ = ", "from gdpo.config.toy import Toy\n\n__all__ = ")
+    insert(config, "class Config(Section):\n", SECTION)
     insert(config, "    ablate: Ablate = ", "    toy: Toy = Toy()\n    ablate: Ablate = ")
     insert(tmp_path / "docs/fidelity.md", "\n## 2. Pretraining", KEYS)
     insert(tmp_path / "dvc.yaml", "  report:\n", STAGE)

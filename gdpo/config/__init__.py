@@ -8,7 +8,7 @@ docs/fidelity.md gives the source of each value.
     data.py         index, degrade, select
     model.py        the base model, LoRA, the optimizer, pretrain
     preference.py   reward, rollout, finetune
-    evaluate.py     evaluate, ablate
+    evaluation.py   evaluate, ablate
     vlcot.py        vlcot, coldstart, grpo
 """
 
@@ -24,7 +24,7 @@ from gdpo.config.data import (
     SecondOrder,
     Select,
 )
-from gdpo.config.evaluate import Ablate, Evaluate, Pairs
+from gdpo.config.evaluation import Ablate, Evaluate, Pairs
 from gdpo.config.fields import Section
 from gdpo.config.model import Fetch, Lora, Model, Optimizer, Pretrain, SharedSteps
 from gdpo.config.preference import Finetune, Reward, Rollout, Validation

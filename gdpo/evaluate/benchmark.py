@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from gdpo.config import Reward
-from gdpo.config.evaluate import BICUBIC
+from gdpo.config.evaluation import BICUBIC
 from gdpo.data.shards import Pair, enlarge
 from gdpo.evaluate.statistics import Array, Scores, within_image_std
 from gdpo.images import to_tensor

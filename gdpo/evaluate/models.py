@@ -12,7 +12,7 @@ comparisons    every other model with the baseline, ours with every later one, t
 from collections.abc import Mapping
 from typing import Any
 
-from gdpo.config.evaluate import BICUBIC
+from gdpo.config.evaluation import BICUBIC
 from gdpo.model.card import Identity
 
 

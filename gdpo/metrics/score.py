@@ -24,8 +24,6 @@ from torch.nn import functional
 from gdpo.checks import check_image, check_same_shape
 from gdpo.files import sha256, shipped
 from gdpo.metrics import clipiqa, dists, inception, lpips, networks
-from gdpo.metrics.fidelity import psnr_y, ssim_y
-from gdpo.metrics.formulas import entropy, gmsd, ms_ssim, piqe
 from gdpo.metrics.maniqa import maniqa
 from gdpo.metrics.niqe import Pristine, niqe, read_niqe
 from gdpo.metrics.table import METRICS, metric
@@ -47,15 +45,6 @@ __all__ = [
 NIQE_FILE = shipped("assets/tiny-sd/niqe.mat")
 AFINE_MULTIPLE = 32
 PYIQA_MISSING = "pyiqa is not installed; `pip install 'gdpo-sr[metrics]'` does"
-FORMULAS: dict[str, Callable[..., torch.Tensor]] = {
-    "psnr_y": psnr_y,
-    "ssim_y": ssim_y,
-    "ms_ssim": ms_ssim,
-    "gmsd": gmsd,
-    "entropy": entropy,
-    "piqe": piqe,
-}
-
 # Networks of ours that read published weights.
 OWN: dict[str, Callable[[torch.device | str], torch.nn.Module]] = {
     "lpips_alex": partial(lpips.build, "alex"),
@@ -204,7 +193,7 @@ def _score(name: str, image: torch.Tensor, reference: torch.Tensor | None) -> to
         one.clamp(0, 1).to(torch.float64 if entry.double else torch.float32)
         for one in images
     ]
-    module = FORMULAS.get(name) or network(name, image.device)
+    module = entry.formula or network(name, image.device)
     if name.startswith("maniqa"):
         return maniqa(module, inputs[0]).double()
     if name == "afine":

@@ -1,10 +1,12 @@
 """The metrics by name, one row each; the name says which variant is computed.
 
-A row has everything there is to say about a metric: adding one that pyiqa computes without weights
-touches this file only. With weights, gdpo/metrics/networks.py names the functions of pyiqa that
-download or unpickle them. No torch here, so that `gdpo-sr --help` is quick.
+A row has everything there is to say about a metric: adding a formula of ours, or a metric that
+pyiqa computes without weights, touches this file only. With weights, gdpo/metrics/networks.py names
+the functions of pyiqa that download or unpickle them. No torch at the top of this module, so that
+`gdpo-sr --help` is quick.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +20,8 @@ class Metric:
     """One row of the table.
 
     label: heading in tables; it names the variant of a metric that has several. variant: what
-    exactly is computed. decimals: as printed for one image. licence: of the code. pyiqa: name of
+    exactly is computed. decimals: as printed for one image. formula: our own function of the images
+    (and references), BCHW in [0, 1], that returns B values; None for a network. pyiqa: name of
     pyiqa's metric, None for our own code; options: differences from pyiqa's defaults. weights:
     files below torch.hub's folder ($TORCH_HOME/hub) and where they come from. min_side: least
     height and width in pixels. double: computed in float64. batched: images of a batch are computed
@@ -30,6 +33,7 @@ class Metric:
     higher_is_better: bool
     needs_reference: bool
     decimals: int = 3
+    formula: Callable[..., Any] | None = None
     pyiqa: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     weights: dict[str, Source] = field(default_factory=dict)
@@ -44,6 +48,18 @@ class Metric:
         return OURS if self.pyiqa is None else PYIQA
 
 
+def _formula(name: str) -> Callable[..., Any]:
+    """A function of fidelity.py or formulas.py, imported at its first call: torch is slow."""
+
+    def compute(*images: Any) -> Any:
+        from gdpo.metrics import fidelity, formulas
+
+        module = fidelity if hasattr(fidelity, name) else formulas
+        return getattr(module, name)(*images)
+
+    return compute
+
+
 # MANIQA has two checkpoints: KonIQ for GDPO's reward, PIPAL for the published tables. NIQE has two
 # parameter files: ours ships and fits small crops, the published one gives published values.
 # Formulas go image by image: the planes of one image stay in the processor's cache, and those of a
@@ -55,12 +71,14 @@ METRICS = {
         higher_is_better=True,
         needs_reference=True,
         decimals=2,
+        formula=_formula("psnr_y"),
     ),
     "ssim_y": Metric(
         label="SSIM-Y",
         variant="SSIM of Y (BT.601 video range, rounded), 11x11 Gaussian, no border crop",
         higher_is_better=True,
         needs_reference=True,
+        formula=_formula("ssim_y"),
         min_side=11,
     ),
     "ms_ssim": Metric(
@@ -68,6 +86,7 @@ METRICS = {
         variant="MS-SSIM of Y (YIQ, rounded), product of five scales",
         higher_is_better=True,
         needs_reference=True,
+        formula=_formula("ms_ssim"),
         min_side=161,
     ),
     "gmsd": Metric(
@@ -75,6 +94,7 @@ METRICS = {
         variant="GMSD of Y (YIQ)",
         higher_is_better=False,
         needs_reference=True,
+        formula=_formula("gmsd"),
         min_side=8,
     ),
     "vif": Metric(
@@ -99,6 +119,7 @@ METRICS = {
         higher_is_better=False,
         needs_reference=False,
         decimals=1,
+        formula=_formula("piqe"),
         min_side=16,
     ),
     "entropy": Metric(
@@ -106,6 +127,7 @@ METRICS = {
         variant="entropy of grey levels in bits",
         higher_is_better=True,
         needs_reference=False,
+        formula=_formula("entropy"),
     ),
     "niqe_pyiqa": Metric(
         label="NIQE (published)",

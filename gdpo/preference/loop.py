@@ -43,7 +43,7 @@ from gdpo.preference.order import group_at, noise_index, training_seed
 from gdpo.preference.passes import Passes
 from gdpo.preference.rollout import rollout
 from gdpo.preference.strength import READ, probe, strength_of, warn_of_excess
-from gdpo.preference.validation import Validation
+from gdpo.preference.validation import PolicyValidation
 from gdpo.seeds import numpy_generator
 from gdpo.train.loop import Loop, Stateful, Tensors, cosine, grad_norm
 from gdpo.train.world import current
@@ -104,7 +104,7 @@ def finetune(
         hooks,
         verify=run.verify,
     )
-    step = Validation(model, validation, config).beside(run.step) if validation else run.step
+    step = PolicyValidation(model, validation, config).beside(run.step) if validation else run.step
     history = loop.run(step)
     if not control:
         first = history[: -(-len(run.source) // settings.batch)]

@@ -27,7 +27,7 @@ from gdpo.train.world import current
 REFERENCE, POLICY = "reference", "policy"
 
 
-class Validation:
+class PolicyValidation:
     """The validation of one fine-tuning run; `model` has the role "policy".
 
     The reference is scored at once. Errors: ValueError naming a photograph and a metric that is not

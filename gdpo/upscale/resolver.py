@@ -5,7 +5,7 @@
     model.batch(enlarged_BCHW, keys)         the stage evaluate
 
 model.json states the kind: naosd, or vlcot (RealSR-R1: gdpo/upscale/chains.py). Each has its own
-class with the methods of `SuperResolver` and its branch in the two functions below.
+class with the methods of `SuperResolver`, and its loader in `KINDS`.
 """
 
 from collections.abc import Callable, Mapping
@@ -98,15 +98,8 @@ def load_super_resolver(
     folders = {"it": check_path("folder", folder)}
     identities = _identities(folders)
     check_device("device", device)
-    identity, settings = identities["it"], settings or Settings()
-    if identity.kind == "vlcot":
-        if base is not None:
-            raise ValueError(f"base: {folder} is of kind vlcot and has no base; leave it out")
-        from gdpo.upscale.chains import load_chains
-
-        return load_chains(folders, device=device, settings=settings, dtype=dtype)["it"]
-    models = load_models(folders, identities, device, dtype, below)
-    return NAOSDResolver(identity, models["it"], settings)
+    load = KINDS[identities["it"].kind]
+    return load(folders, identities, device, settings or Settings(), dtype, below)["it"]
 
 
 def load_super_resolvers(
@@ -117,26 +110,61 @@ def load_super_resolvers(
     Errors: as `load_super_resolver`.
     """
     identities = _identities(folders)
-    one_step = {name: folders[name] for name in folders if identities[name].kind == "naosd"}
-    models = load_models(one_step, identities, device) if one_step else {}
-    resolvers: dict[str, SuperResolver] = {
+    resolvers: dict[str, SuperResolver] = {}
+    for kind, load in KINDS.items():
+        own = {name: folder for name, folder in folders.items() if identities[name].kind == kind}
+        if own:
+            resolvers |= load(own, identities, device, settings, torch.float32, None)
+    return {name: resolvers[name] for name in folders}
+
+
+def _load_naosd(
+    folders: Mapping[str, Path],
+    identities: Mapping[str, Identity],
+    device: str,
+    settings: Settings,
+    dtype: torch.dtype,
+    base: Path | None,
+) -> dict[str, SuperResolver]:
+    models = load_models(folders, identities, device, dtype, base)
+    return {
         name: NAOSDResolver(identities[name], model, settings) for name, model in models.items()
     }
-    others = {name: folders[name] for name in folders if name not in one_step}
-    if others:
-        from gdpo.upscale.chains import load_chains
 
-        resolvers |= load_chains(others, device=device, settings=settings)
-    return {name: resolvers[name] for name in folders}
+
+def _load_vlcot(
+    folders: Mapping[str, Path],
+    identities: Mapping[str, Identity],
+    device: str,
+    settings: Settings,
+    dtype: torch.dtype,
+    base: Path | None,
+) -> dict[str, SuperResolver]:
+    del identities  # its own card has more
+    if base is not None:
+        folder = next(iter(folders.values()))
+        raise ValueError(f"base: {folder} is of kind vlcot and has no base; leave it out")
+    # Imported here, so that what runs models of kind naosd alone neither loads nor depends on it.
+    from gdpo.upscale.chains import load_chains
+
+    return load_chains(folders, device=device, settings=settings, dtype=dtype)
+
+
+Loader = Callable[
+    [Mapping[str, Path], Mapping[str, Identity], str, Settings, torch.dtype, Path | None],
+    dict[str, SuperResolver],
+]
+# Loads models of a kind by name; the arguments are those of `load_super_resolver`.
+KINDS: dict[str, Loader] = {"naosd": _load_naosd, "vlcot": _load_vlcot}
 
 
 def _identities(folders: Mapping[str, Path]) -> dict[str, Identity]:
     """What the cards state. ValueError naming the card of a kind that is not known here."""
     identities = {name: read_identity(folder) for name, folder in folders.items()}
     for name, identity in identities.items():
-        if identity.kind not in ("naosd", "vlcot"):
+        if identity.kind not in KINDS:
             raise ValueError(
-                f"{folders[name] / NAME}: kind is {identity.kind!r}, and this version runs naosd "
-                "and vlcot; update it"
+                f"{folders[name] / NAME}: kind is {identity.kind!r}, and this version runs "
+                f"{' and '.join(KINDS)}; update it"
             )
     return identities

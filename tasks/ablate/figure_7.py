@@ -18,14 +18,14 @@ from gdpo.evaluate.statistics import Array, finite, mean_over_images
 from gdpo.metrics.score import higher_is_better
 from gdpo.pretrain.start import initial_model
 from tasks.ablate.effects import Record, effect, over_repeats, sign
-from tasks.ablate.findings import Result, columns
+from tasks.ablate.findings import RowScores, columns
 from tasks.ablate.rows import ABLATIONS, is_stand_in
 from tasks.ablate.tables import difference, heading, measured, stand_ins
 from tasks.report.tables import Cell, Table, label
 
 
 def figure_7(
-    config: Config, reference: Mapping[str, Array], results: Mapping[str, Result]
+    config: Config, reference: Mapping[str, Array], results: Mapping[str, RowScores]
 ) -> tuple[list[Record], list[Record]]:
     """(records by setting and metric, the paper's claims about them).
 
@@ -87,7 +87,7 @@ CLAIMS: list[tuple[int, int, str, str]] = [
 ]
 
 
-def _claims(results: Mapping[str, Result], names: Mapping[str, str]) -> Iterator[Record]:
+def _claims(results: Mapping[str, RowScores], names: Mapping[str, str]) -> Iterator[Record]:
     """Every claim compared with our results. A claim about ranges is compared twice: by the paper's
     definition and by the ranges of single images.
     """

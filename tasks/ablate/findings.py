@@ -37,7 +37,7 @@ BEYOND = {"to_naosd": "to_control", "to_gdpo": "beyond_controls_to_gdpo"}
 
 
 @dataclass(frozen=True)
-class Result:
+class RowScores:
     """A trained row: {metric: (I, R, N)} of the row and, if it was trained with advantages, of its
     shuffled control.
     """
@@ -61,6 +61,8 @@ def add_reward(
     plain: Scores = {REFERENCE: {metric: values[:, 0] for metric, values in reference.items()}}
     for scores in (reference, *runs):
         shape = next(iter(scores.values())).shape
+        # `rewards` knows images and noises only. Its unit is NAOSD's, so the repeats of a training
+        # can be passed as more noises.
         flat = {metric: values.reshape(len(values), -1) for metric, values in scores.items()}
         weighted = rewards({**plain, "run": flat}, detail_share_I, config.reward, REFERENCE)
         scores[REWARD] = weighted["run"].reshape(shape)
@@ -72,7 +74,7 @@ def columns(table: Ablation, config: Config) -> list[tuple[str, str | None]]:
 
 
 def records(
-    key: str, config: Config, reference: Mapping[str, Array], results: Mapping[str, Result]
+    key: str, config: Config, reference: Mapping[str, Array], results: Mapping[str, RowScores]
 ) -> list[Record]:
     """One record per row and column of a table: our values, differences with their signs, and the
     paper's figures.
@@ -106,7 +108,7 @@ def _ours(
     column: str,
     metric: str,
     reference: Mapping[str, Array],
-    results: Mapping[str, Result],
+    results: Mapping[str, RowScores],
 ) -> Record:
     """The measured part of a record; differences are dicts of plain values."""
     result, gdpo = results.get(row), results.get(table.gdpo)
@@ -132,7 +134,7 @@ def _ours(
     }
 
 
-def _against_gdpo(metric: str, result: Result, gdpo: Result | None) -> Record:
+def _against_gdpo(metric: str, result: RowScores, gdpo: RowScores | None) -> Record:
     """A result against GDPO, its control against GDPO's control, and the first difference minus the
     second.
     """
@@ -145,6 +147,8 @@ def _against_gdpo(metric: str, result: Result, gdpo: Result | None) -> Record:
             _gain(metric, result.scores, result.control),
             _gain(metric, gdpo.scores, gdpo.control),
         )
+        # Not the difference of the two effects: paired by image and repeat, what both trainings do
+        # to an image cancels before the standard error is taken.
         effects[BEYOND["to_gdpo"]] = effect(gained, by_gdpo)
     return effects
 

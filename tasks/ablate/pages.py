@@ -16,7 +16,7 @@ from gdpo.files import written_aside
 from gdpo.model.card import IDENTITIES
 from tasks.ablate.effects import Record, photographs_widen
 from tasks.ablate.figure_7 import figure_7, figure_7_tables
-from tasks.ablate.findings import Result, add_reward, records, what_matters
+from tasks.ablate.findings import RowScores, add_reward, records, what_matters
 from tasks.ablate.rows import ABLATIONS
 from tasks.ablate.tables import PLURAL, details, flat, overview, verdicts
 from tasks.report.figures import forest
@@ -41,7 +41,7 @@ def write(
     about: dict[str, Any],
     reference: dict[str, Array],
     shares: Array,
-    results: Mapping[str, Mapping[str, Result]],
+    results: Mapping[str, Mapping[str, RowScores]],
 ) -> str:
     """Write the folder `out`; returns the text of index.md, a line per table.
 
@@ -92,7 +92,7 @@ def write(
 
 
 def _widened(
-    reference: dict[str, Array], every: Sequence[Result], sources: Sequence[str]
+    reference: dict[str, Array], every: Sequence[RowScores], sources: Sequence[str]
 ) -> list[float]:
     """`photographs_widen` for every result's difference to NAOSD, rounded."""
     pairs = ((result.scores[metric], reference[metric]) for result in every for metric in reference)

@@ -10,11 +10,9 @@ from gdpo.files import shipped
 from gdpo.model.card import NAME, Card, Identity, read_identity
 from gdpo.upscale.chains import VlcotResolver
 from gdpo.upscale.protocol import Settings, SuperResolver
-from gdpo.upscale.resolver import NAOSDResolver, load_super_resolver
-from tasks.paths import GDPO
+from gdpo.upscale.resolver import KINDS, NAOSDResolver, load_super_resolver
+from tasks.paths import GDPO, MODEL_DIR
 from tasks.tools.upscale_work import SHIPPED
-
-KINDS = ("naosd", "vlcot")
 
 
 def local_models(folder: Path) -> dict[str, Path]:
@@ -23,7 +21,7 @@ def local_models(folder: Path) -> dict[str, Path]:
     The first is what `gdpo-sr upscale` takes without --model. A card that cannot be read is told on
     stderr, and its model left out.
     """
-    cards = [path for depth in ("*", "*/*") for path in folder.glob(f"models/{depth}/{NAME}")]
+    cards = [path for depth in ("*", "*/*") for path in folder.glob(f"{MODEL_DIR}/{depth}/{NAME}")]
     trained = folder / GDPO
     models = {}
     for path in sorted((card.parent for card in cards), key=lambda path: (path != trained, path)):

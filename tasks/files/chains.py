@@ -98,6 +98,7 @@ class Chains(Sequence[Example]):
         """One chain, or several."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
+        # Decoded on access: the pictures of all chains would fill the memory.
         (row,) = self._table.slice(range(len(self))[index], 1).to_pylist()
         hr = _NO_PICTURE
         if self._pictures is not None:

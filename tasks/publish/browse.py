@@ -15,10 +15,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from tasks.paths import MODELS_PAGE, RUNS_PAGE
 from tasks.store.s3 import Store, content_type
 
 EXAMPLE = "gdpo-sr browse --store s3://gdpo-sr"
-START = "runs/index.html"
 LARGE = 8_000_000
 LINK_S = 600
 
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Serve until Ctrl-C."""
     store = Store.at(args.store)
-    store.size(START)  # report a missing bucket or list here instead of in the browser
+    store.size(RUNS_PAGE)  # report a missing bucket or list here instead of in the browser
     with server(store, args.port) as site:
         address = f"http://127.0.0.1:{site.server_port}/"
         print(f"{store.url()} at {address} (Ctrl-C ends)", flush=True)
@@ -72,7 +72,7 @@ class Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         key = path.removeprefix("/")
         if key.rstrip("/") in ("", "runs", "models"):
-            return self._redirect(f"/{'models/index.html' if key.startswith('models') else START}")
+            return self._redirect(f"/{MODELS_PAGE if key.startswith('models') else RUNS_PAGE}")
         # Keys are text to S3, but some servers walk them like paths.
         if not key.startswith(("runs/", "models/")) or {".", ".."} & set(key.split("/")):
             return self.send_error(HTTPStatus.NOT_FOUND, "only runs/ and models/ are shown")

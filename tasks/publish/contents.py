@@ -1,6 +1,5 @@
 """What a published run consists of, read from the clone that the pipeline ran in.
 
-    SYSTEMS      whose model, report and evaluation: GDPO-SR's or RealSR-R1's
     files        every file of the run's outputs, with its name in the bucket
     report_entry     the run's entry in the lists: kind, date, commit, profile, verdict, table
     thumbnail    the run's picture in the lists
@@ -13,48 +12,20 @@ import io
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from gdpo.images import read_photo
 from gdpo.walk import walk
-from tasks import paths
 from tasks.params import load, profile_of
 from tasks.report import summary
 from tasks.report.tables import evaluated
+from tasks.systems import SYSTEMS
 
 NAMED = 5  # links that a warning names
-
-
-@dataclass(frozen=True)
-class System:
-    """Where a system's stages leave what is published. model: its folder. reports: that of its
-    report. pointer: the object that names its promoted runs.
-    """
-
-    model: str
-    reports: str
-    pointer: str
-
-    @property
-    def report(self) -> str:
-        """The first page of the report."""
-        return f"{self.reports}/index.html"
-
-    def has(self, out: str) -> bool:
-        """Whether an output is part of a run."""
-        inside = PurePosixPath(out).is_relative_to(self.reports)
-        return out == self.model or (inside and out != self.reports and ".." not in out.split("/"))
-
-
-SYSTEMS = {
-    "gdpo": System(paths.GDPO, paths.REPORT_DIR, "models/latest.json"),
-    "vlcot": System(f"{paths.VLCOT_MODELS}/vlcot", paths.VLCOT_REPORTS, "models/vlcot/latest.json"),
-}
 
 
 def self_contained(root: Path, scratch: Path, system: str = "gdpo") -> Path:
@@ -183,11 +154,8 @@ def thumbnail(root: Path, system: str = "gdpo") -> bytes:
     benchmark = load(root / "params.yaml").evaluate.benchmarks[0]
     results = summary.read(root, benchmark, system)
     folder, model = results["files"][0]["folder"], evaluated(results).ours
-    image = Image.fromarray(
-        read_photo(
-            root / paths.EVALUATIONS[system] / benchmark / "images" / folder / f"{model}.png"
-        )
-    )
+    evaluation = root / SYSTEMS[system].evaluations / benchmark
+    image = Image.fromarray(read_photo(evaluation / "images" / folder / f"{model}.png"))
     image.thumbnail((160, 160))
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=80)

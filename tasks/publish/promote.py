@@ -25,17 +25,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Promote the run and download its scores."""
-    from tasks import paths
+    from tasks.paths import MODELS_PAGE
     from tasks.publish import publication  # torch, boto3: seconds
     from tasks.store.s3 import Store
+    from tasks.systems import SYSTEMS
 
     manifest = publication.promote(args.store, args.run, datetime.now(UTC))
     store = Store.at(args.store)
-    folder = paths.PROMOTED[publication.system_of(manifest)]
+    folder = SYSTEMS[publication.system_of(manifest)].promoted
     brought = publication.bring_scores(store, manifest, Path(folder))
     if args.json:
         print(json.dumps(manifest, indent=2))
     else:
-        print(f"promoted {args.run}: {store.url('models/index.html')}")
+        print(f"promoted {args.run}: {store.url(MODELS_PAGE)}")
         print(f"commit {', '.join(map(str, brought))} so that the next reports compare with it")
     return 0

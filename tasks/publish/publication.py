@@ -16,7 +16,7 @@
 A run without a complete manifest was interrupted and is not listed. A promoted run that was deleted
 is listed as gone. All links are relative, so the pages work through a static gateway, behind a
 prefix, and with `gdpo-sr browse`. Everything but the pointer works on a server without conditional
-writes. A run is of one system (`contents.SYSTEMS`), which its manifest states.
+writes. A run is of one system (`tasks.systems.SYSTEMS`), which its manifest states.
 """
 
 import hashlib
@@ -37,11 +37,14 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, Field
 
 from gdpo.files import sha256, written_aside
+from tasks.commands import reporter
+from tasks.paths import MODELS_PAGE, RUNS_PAGE
 from tasks.publish import contents
 from tasks.report.html import environment
 from tasks.store.conditional import refresh, swap, swap_or_look
 from tasks.store.errors import Conflict
 from tasks.store.s3 import Store
+from tasks.systems import SYSTEMS
 
 # The fields of `_Needed` and of `contents.report_entry`; other versions may have written fewer or
 # more.
@@ -50,7 +53,6 @@ _log = logging.getLogger(__name__)
 UPLOADS = 8
 NAMES = 100  # limit of publications with the same second and commit
 THUMBNAIL = "thumbnail.webp"
-REPORTERS = {"gdpo": "report", "vlcot": "vlcot-report"}  # the stage that writes the report
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -92,13 +94,13 @@ def publish(
     outs: relative to `root`, each below the folder of the system's report, or its model. If another
     publication has the name, the run becomes <run>-2, and so on. Publishing the same contents again
     completes an interrupted publication. warn: gets a line about links that are left out.
-    system: a key of `contents.SYSTEMS`. ValueError if an output or the report does not exist.
+    system: a key of `tasks.systems.SYSTEMS`. ValueError if an output or the report does not exist.
     """
     if not _RUN.fullmatch(run):
         raise ValueError(f"{run!r} cannot name a run: letters, digits, dots, dashes")
     store = Store.at(store_url)
     with TemporaryDirectory() as scratch:
-        has_model = contents.SYSTEMS[system].model in outs
+        has_model = SYSTEMS[system].model in outs
         model = contents.self_contained(root, Path(scratch), system) if has_model else None
         files = dict(sorted(contents.files(root, outs, model, warn, system)))
         manifest = contents.report_entry(root, kind, commit, when, system)
@@ -109,7 +111,7 @@ def _upload(root: Path, store: Store, run: str, files: dict[str, Path], manifest
     """Upload the files, the manifest last; returns the report's address."""
     system = manifest["system"]
     if "index.html" not in files:
-        report, stage = root / contents.SYSTEMS[system].report, REPORTERS[system]
+        report, stage = root / SYSTEMS[system].report, reporter(system)
         raise ValueError(f"{report}: no report to publish; `dvc repro {stage}` writes it")
     manifest["files"] = {
         name: {"sha256": sha256(path), "bytes": path.stat().st_size} for name, path in files.items()
@@ -199,7 +201,7 @@ def manifest_of(store: Store, run: str) -> Manifest:
     manifest = _manifest_or_none(store, run) if _RUN.fullmatch(run) else None
     if manifest is None:
         raise ValueError(
-            f"{store.url('runs')}: no complete run named {run!r}; runs/index.html lists them"
+            f"{store.url('runs')}: no complete run named {run!r}; {RUNS_PAGE} lists them"
         )
     return manifest
 
@@ -217,11 +219,11 @@ def list_runs(store: Store) -> None:
 
     Every page links to models/index.html.
     """
-    refresh(store, "runs/index.html", lambda: _page("runs.html", runs=manifests(store)))
+    refresh(store, RUNS_PAGE, lambda: _page("runs.html", runs=manifests(store)))
     # A worker may lack permission to write to models/; then the first promotion creates the page.
     with suppress(PermissionError):
-        if store.tag("models/index.html") is None:
-            refresh(store, "models/index.html", partial(_models, store))
+        if store.tag(MODELS_PAGE) is None:
+            refresh(store, MODELS_PAGE, partial(_models, store))
 
 
 def promoted(store: Store, system: str = "gdpo") -> tuple[list[dict[str, Any]], str | None]:
@@ -230,7 +232,7 @@ def promoted(store: Store, system: str = "gdpo") -> tuple[list[dict[str, Any]], 
     ([], None) before the first promotion. ValueError naming a pointer that is no list of runs.
     """
     try:
-        content, tag = store.fetch(contents.SYSTEMS[system].pointer)
+        content, tag = store.fetch(SYSTEMS[system].pointer)
     except ValueError as error:
         if "no such object" in str(error):
             return [], None
@@ -238,7 +240,7 @@ def promoted(store: Store, system: str = "gdpo") -> tuple[list[dict[str, Any]], 
     try:
         return [dict(entry) for entry in json.loads(content)["promoted"]], tag
     except (ValueError, RecursionError, KeyError, TypeError):
-        place = store.url(contents.SYSTEMS[system].pointer)
+        place = store.url(SYSTEMS[system].pointer)
         raise ValueError(
             f"{place}: not a list of promoted runs; bring back the object's last version"
         ) from None
@@ -255,7 +257,7 @@ def promote(store_url: str, run: str, when: datetime) -> Manifest:
     store = Store.at(store_url)
     manifest = manifest_of(store, run)
     system = system_of(manifest)
-    pointer = contents.SYSTEMS[system].pointer
+    pointer = SYSTEMS[system].pointer
     known, tag = promoted(store, system)
     if not known or known[0]["run"] != run:
         model = [name for name in manifest["files"] if name.startswith("model/")]
@@ -289,7 +291,7 @@ def promote(store_url: str, run: str, when: datetime) -> Manifest:
 def system_of(manifest: Manifest) -> str:
     """The system of a run. ValueError naming the run if this version knows none of that name."""
     system = manifest.get("system", "gdpo")  # versions with one system stated none
-    if system not in contents.SYSTEMS:
+    if system not in SYSTEMS:
         raise ValueError(f"runs/{manifest['run']}: of a system {system!r} that is unknown here")
     return str(system)
 
@@ -338,14 +340,14 @@ def list_models(store: Store) -> None:
     for run in dict.fromkeys(entry["run"] for entry in _all_promoted(store)):
         if _manifest_or_none(store, run):
             refresh(store, f"models/{run}.html", partial(_card, store, run))
-    refresh(store, "models/index.html", partial(_models, store))
+    refresh(store, MODELS_PAGE, partial(_models, store))
 
 
 def _all_promoted(store: Store) -> list[dict[str, Any]]:
     """The entries of all pointers, each system's newest first and marked `latest`."""
     return [
         {**entry, "latest": place == 0, "system": system}
-        for system in contents.SYSTEMS
+        for system in SYSTEMS
         for place, entry in enumerate(promoted(store, system)[0])
     ]
 

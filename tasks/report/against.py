@@ -30,6 +30,7 @@ from tasks.report.changes import Changes, changes
 from tasks.report.tables import interval_text, label, mean_text, photographs_text
 from tasks.report.verdict import DifferenceRow
 from tasks.run.exit_codes import REGRESSED
+from tasks.systems import SYSTEMS
 
 LATEST = "latest"
 # Settings that comparable runs share, and the advice if they differ.
@@ -46,11 +47,11 @@ def check(
     """Compare with an earlier run and report; returns 0, or 4 after a regression. Errors: those of
     `place` and `compare`.
 
-    system: whose evaluation, a key of `paths.EVALUATIONS`.
+    system: whose evaluation, a key of `SYSTEMS`.
     """
     benchmark = benchmark or config.evaluate.benchmarks[0]
     before = place(config, root, benchmark, against, system)
-    now = root / paths.EVALUATIONS[system] / benchmark / SCORES
+    now = root / SYSTEMS[system].evaluations / benchmark / SCORES
     scores = read_scores(now)
     models = EvaluatedModels.of_origin(scores.origin, str(now))
     changed, metadata = compare(scores, before, models.ours)
@@ -92,7 +93,7 @@ def place(
     """The file of the run to compare with. Errors: ValueError naming it if it is missing."""
     if against == LATEST:
         benchmark = benchmark or config.evaluate.benchmarks[0]
-        path = root / paths.PROMOTED[system] / benchmark / SCORES
+        path = root / SYSTEMS[system].promoted / benchmark / SCORES
         if not path.is_file():
             shown = path.relative_to(root)
             raise ValueError(

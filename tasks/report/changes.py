@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gdpo.config.evaluate import BICUBIC
+from gdpo.config.evaluation import BICUBIC
 from gdpo.evaluate.benchmark import REWARD
 from gdpo.evaluate.models import EvaluatedModels
 from gdpo.evaluate.statistics import by_photograph, finite, paired_difference, verdict
@@ -99,6 +99,8 @@ def _same_input(
     if image not in before.get(model, {}):
         return False
     a, b = (run.get(BICUBIC, {}).get(image, {}) for run in (now, before))
+    # If neither run has bicubic scores, the name alone must do; if only one has, the image is not
+    # compared.
     shared = [metric for metric in metrics if metric in a and metric in b]
     return bool(a) == bool(b) and all(
         abs(a[m] - b[m]) <= SAME_INPUT * max(1.0, abs(a[m])) for m in shared

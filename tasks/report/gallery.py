@@ -15,7 +15,7 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
-from gdpo.config.evaluate import BICUBIC
+from gdpo.config.evaluation import BICUBIC
 from gdpo.images import read_photo, to_tensor
 from gdpo.metrics.table import METRICS
 from gdpo.rewards.detail import PIPELINE_GRAYSCALE, detail_map

@@ -119,7 +119,7 @@ def _complexity(inference: Sequence[Mapping[str, Any]]) -> Table:
         )
         notes.append(f"{entry['model']}: {entry['note']}")
     if not inference:
-        notes.append("Nothing of ours yet: `python benchmarks/inference.py` measures it.")
+        notes.append("Nothing of ours yet: `python -m benchmarks.inference` measures it.")
     rows = [
         [Cell(name), *(column[i] for column in columns)] for i, name in enumerate(paper.TABLE_4)
     ]

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gdpo.config.evaluate import SAMPLE
+from gdpo.config.evaluation import SAMPLE
 from tasks import paths
 from tasks.files.results import read_summary
 from tasks.params import load
 from tasks.report import systems
 from tasks.report.tables import Table, differences_table, models_table, to_text
 from tasks.report.verdict import explanations, headline, verdict_sentence
+from tasks.systems import SYSTEMS
 
 REPORT = Path(paths.INDEX)
 
@@ -21,7 +22,7 @@ REPORT = Path(paths.INDEX)
 def read(root: Path, benchmark: str | None = None, system: str = "gdpo") -> Mapping[str, Any]:
     """The summary.json of a benchmark under `root`; None: the first benchmark in root/params.yaml.
 
-    system: a key of `paths.EVALUATIONS`.
+    system: a key of `SYSTEMS`.
 
     Errors: ValueError naming a missing or damaged file.
     """
@@ -29,7 +30,7 @@ def read(root: Path, benchmark: str | None = None, system: str = "gdpo") -> Mapp
     first = (
         load(params).evaluate.benchmarks[0] if benchmark is None and params.is_file() else SAMPLE
     )
-    return read_summary(Path(paths.EVALUATIONS[system], benchmark or first), root)
+    return read_summary(Path(SYSTEMS[system].evaluations, benchmark or first), root)
 
 
 def text(summary: Mapping[str, Any], root: Path, *, bold: bool = False) -> str:

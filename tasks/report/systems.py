@@ -16,24 +16,23 @@ from typing import Any
 
 import numpy as np
 
-from gdpo.config.evaluate import BICUBIC
+from gdpo.config.evaluation import BICUBIC
 from gdpo.evaluate.benchmark import REWARD
 from gdpo.evaluate.models import EvaluatedModels
 from gdpo.evaluate.statistics import Array, summarise
 from gdpo.images import read_photo
-from tasks import paths
 from tasks.files.results import SUMMARY, read_summary
 from tasks.files.scores import SCORES, ImageScores, read_scores
 from tasks.report import tables
 from tasks.report.gallery import VIEWER_IMAGES, Gallery, evenly
 from tasks.report.tables import Summary, Table
+from tasks.systems import SYSTEMS
 
 
 def are_there(root: Path, benchmark: str) -> bool:
     """Whether both systems were evaluated on the benchmark."""
-    return all(
-        (root / place / benchmark / SUMMARY).is_file() for place in paths.EVALUATIONS.values()
-    )
+    places = [system.evaluations for system in SYSTEMS.values()]
+    return all((root / place / benchmark / SUMMARY).is_file() for place in places)
 
 
 def joint(root: Path, benchmark: str) -> dict[str, Any]:
@@ -41,7 +40,7 @@ def joint(root: Path, benchmark: str) -> dict[str, Any]:
 
     Errors: ValueError naming the file that is missing, or what the evaluations do not share.
     """
-    places = paths.EVALUATIONS
+    places = {name: system.evaluations for name, system in SYSTEMS.items()}
     summaries = {name: read_summary(f"{p}/{benchmark}", root) for name, p in places.items()}
     scores = {name: read_scores(root / p / benchmark / SCORES) for name, p in places.items()}
     models = {name: tables.evaluated(summary) for name, summary in summaries.items()}
@@ -96,6 +95,7 @@ def joint(root: Path, benchmark: str) -> dict[str, Any]:
             if metric in vlcot.get("sets", {})
         },
         "origin": {"models": EvaluatedModels(cards).to_origin()},
+        # Of either: `_check_alike` has compared the photographs.
         "files": gdpo["files"],
     }
 
@@ -182,9 +182,8 @@ def _sources(root: Path, summary: Mapping[str, Any], folder: str) -> dict[str, P
     models = tables.evaluated(summary)
 
     def at(system: str, name: str) -> Path:
-        return (
-            root / paths.EVALUATIONS[system] / summary["benchmark"] / f"images/{folder}/{name}.png"
-        )
+        evaluation = root / SYSTEMS[system].evaluations / summary["benchmark"]
+        return evaluation / f"images/{folder}/{name}.png"
 
     shown = [name for name, card in models.identities.items() if card.role != "control"]
     return {

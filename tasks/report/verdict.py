@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gdpo.config.evaluate import BICUBIC
+from gdpo.config.evaluation import BICUBIC
 from gdpo.evaluate.benchmark import REWARD
 from tasks.report.tables import Summary, evaluated, interval_text, label, mean_text, p_text
 

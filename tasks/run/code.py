@@ -17,22 +17,18 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from dulwich.object_store import iter_tree_contents
-from dulwich.objects import Blob, Commit
-from dulwich.repo import Repo
-
 from gdpo.files import written_aside
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGES = ("gdpo", "tasks")
 STAGES = "tasks.stages"
-UNKNOWN = "unknown"
 # Modules left out of every hash, with the reason. A name covers everything below it.
 LEFT_OUT = {
     "gdpo.config": "params.yaml states every key, and DVC compares the values themselves",
     "tasks.store": "S3: where bytes lie changes no byte",
     "gdpo.tagger": "optional: only runs where model.tagger names a folder",
     "tasks.paths": "names of files: DVC compares a stage's dependencies and outputs",
+    "tasks.systems": "the same, by system",
     "tasks.run.code": "this module",
 }
 # Optional branches: (module, what it imports for them) -> the reason. A stage that imports the same
@@ -111,39 +107,6 @@ def state_sections(repository: Path = REPOSITORY) -> None:
     for file in (path, repository / "tests/params.yaml", repository / "profiles/paper.yaml"):
         with written_aside(file) as part:
             part.write_text(f"{file.read_text(encoding='utf-8')}\n{text.getvalue()}", "utf-8")
-
-
-def commit(module: str, repository: Path = REPOSITORY) -> str:
-    """The last commit that changed the closure of `module`, `+changes` if files of it differ.
-
-    Not the commit that is checked out: results committed with their hashes (dvc.lock) could then
-    never be made again with the same bytes. `unknown` outside a git checkout, and where the history
-    that is here ends before the change: a shallow clone shows everything as new in its last commit.
-    """
-    files = closure(module, repository)
-    present = {_name(path, repository).encode(): path for path in files}
-    try:
-        with Repo(str(repository)) as repo:
-            walker = repo.get_walker(paths=list(present), max_entries=1)
-            last = next(iter(walker), None)
-            if last is None or last.commit.id in repo.get_shallow():
-                return UNKNOWN
-            head = repo[repo.head()]
-            assert isinstance(head, Commit)
-            committed = {
-                entry.path: entry.sha for entry in iter_tree_contents(repo.object_store, head.tree)
-            }
-            changed = any(
-                # Compared with the commit and not with the index: `git add` makes a change no less
-                # one.
-                committed.get(name) != Blob.from_string(path.read_bytes()).id
-                for name, path in present.items()
-            )
-            return last.commit.id.decode() + ("+changes" if changed else "")
-    # No repository, no commit yet, objects that a partial clone lacks, formats and settings that
-    # dulwich refuses: it has a kind of error for each, and none of them may stop a stage.
-    except Exception:
-        return UNKNOWN
 
 
 def _hash(files: Iterable[Path], repository: Path) -> str:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -14,18 +14,21 @@ from gdpo.model.card import stated_hashes
 from gdpo.walk import Tree, walk
 from tasks.run.code import code_hash
 
-# Those that compute or decode; of the metrics' own, `gdpo.metrics.score.versions` tells.
+# Those that compute or decode: a result depends on their versions.
 LIBRARIES = (
     "torch",
     "diffusers",
-    "peft",
     "transformers",
+    "peft",
     "numpy",
     "scipy",
     "opencv-python-headless",
     "pillow",
     "pyarrow",
 )
+# Those that the report and `doctor` name. A result depends on pyiqa only through its metrics, whose
+# versions `gdpo.metrics.score.versions` tells.
+REPORTED = (*LIBRARIES, "pyiqa")
 # Keys of a training section that change no byte of the result but rounding (gpus, nodes).
 NO_MATTER = {"checkpoint_every", "gpus", "nodes", "keep_every"}
 
@@ -78,7 +81,7 @@ def prompts_of(base: Path) -> str:
 @cache
 def made_by(module: str) -> dict[str, str]:
     """What computes a result: the hash of the code of `module`, and the versions of libraries."""
-    return {"code": code_hash(module), **{name: _version(name) for name in LIBRARIES}}
+    return {"code": code_hash(module), **versions(LIBRARIES)}
 
 
 def inputs_of(module: str, settings: dict[str, Any]) -> str:
@@ -98,6 +101,11 @@ def training(section: Any) -> dict[str, Any]:
     """
     constant = section.optimizer.schedule == "constant"
     return dict(section.model_dump(exclude=NO_MATTER | ({"steps"} if constant else set())))
+
+
+def versions(libraries: Iterable[str]) -> dict[str, str]:
+    """The installed version of each library, by its name; `unknown` of one that is not there."""
+    return {name: _version(name) for name in libraries}
 
 
 def _version(library: str) -> str:

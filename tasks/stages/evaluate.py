@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from gdpo.config import Config
-from gdpo.config.evaluate import SAMPLE
+from gdpo.config.evaluation import SAMPLE
 from gdpo.data.shards import Pair, Shards
 from gdpo.evaluate.benchmark import Upscaler, evaluate_image
 from gdpo.evaluate.models import EvaluatedModels

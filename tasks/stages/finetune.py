@@ -57,6 +57,7 @@ def run(config: Config, root: Path, hooks: Hooks, name: str = paths.FINETUNE_RUN
         elif pairs is not None:
             data = {
                 paths.SELECTED: pairs.fingerprint(),
+                # The size of a batch changes the rounding of what is made in it.
                 "rollout.batch": config.rollout.batch,
                 "metrics": versions(config.rollout.metrics),
             }
@@ -64,6 +65,7 @@ def run(config: Config, root: Path, hooks: Hooks, name: str = paths.FINETUNE_RUN
             "run": name,
             "finetune": training(config.finetune),
             "reward": config.reward.model_dump(),
+            # Pixels and no paths: DVC does not see what is in the folder of these photographs.
             "validation": [hashlib.sha256(pair.hr.tobytes()).hexdigest() for pair in validation],
             **made_from,
             **data,
@@ -90,6 +92,7 @@ def run(config: Config, root: Path, hooks: Hooks, name: str = paths.FINETUNE_RUN
         naosd.base,
         [*naosd.adapters, adapters],
         IDENTITIES[name],
+        # `read_folder` has compared them with the base; it need not be read again.
         base_sha256=naosd.card.base_sha256,
         t_add=model.t_add,
         t_diff=model.t_diff,

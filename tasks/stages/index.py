@@ -36,11 +36,13 @@ def run(config: Config, root: Path, hooks: Hooks) -> None:
 
     Errors: ValueError naming the photograph or key on bad input; nothing is written then.
     """
+    # First, since a training photograph that repeats one of these is refused.
     held_out = _scan(config, "evaluation", root, hooks)
     trained = _scan(config, "train", root, hooks, held_out.used)
     parts: dict[str, list[Finding]] = {name: [] for name in config.degrade.parts}
     for photograph in trained.used:
         parts[part_of(photograph.photo.name, config.degrade.parts)].append(photograph)
+    # Over all parts at once: which windows are cut must not depend on how many parts there are.
     below = _limit(config.degrade, trained.used)
     with written_aside(root / paths.PHOTOS) as folder:
         folder.mkdir()

@@ -23,7 +23,6 @@ import platform
 import re
 import shutil
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -39,8 +38,7 @@ from tasks.report.benchmark_page import Page, asset, benchmark_page, html_of
 from tasks.report.gallery import read_text
 from tasks.report.html import TEMPLATES, environment
 from tasks.report.paper_tables import paper_tables, write
-
-VERSIONS = ("torch", "diffusers", "transformers", "peft", "pyiqa", "numpy", "pyarrow", "pillow")
+from tasks.run.fingerprint import REPORTED, versions
 
 
 def run(config: Config, root: Path, hooks: Hooks) -> None:
@@ -175,7 +173,7 @@ def _provenance(config: Config, root: Path, names: list[str]) -> Page:
         ],
         "versions": [
             ("Python", ".".join(platform.python_version_tuple()[:2])),
-            *((n, version(n)) for n in VERSIONS),
+            *versions(REPORTED).items(),
         ],
         "params": re.sub(r"\[[^][{}]*\]", _one_line, json.dumps(_params(config), indent=2)),
     }

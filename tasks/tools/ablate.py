@@ -33,7 +33,7 @@ from tasks.report import paper
 from tasks.run.exit_codes import NEEDS_GPU, STOPPED
 
 if TYPE_CHECKING:
-    from tasks.ablate.findings import Result
+    from tasks.ablate.findings import RowScores
     from tasks.ablate.runs import Job
 
 EXAMPLE = "gdpo-sr ablate 5 11 --set ablate.repeats=5"
@@ -223,10 +223,10 @@ def run(config: Config, root: Path, tables: Sequence[str], out: Path) -> str:
     return write(out, base(config), about, _scores([wanted.reference], root), shares, results)
 
 
-def _result(runs: list["Job"], controls: list["Job"], root: Path) -> "Result":
-    from tasks.ablate.findings import Result
+def _result(runs: list["Job"], controls: list["Job"], root: Path) -> "RowScores":
+    from tasks.ablate.findings import RowScores
 
-    return Result(_scores(runs, root), _scores(controls, root) if controls else None)
+    return RowScores(_scores(runs, root), _scores(controls, root) if controls else None)
 
 
 def _distances(runs: list["Job"], controls: list["Job"], root: Path) -> list[float | None]:

@@ -21,6 +21,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks import paths
 from tasks.tools.artefact import BAD, FOUND, MISSING, UNUSED, Artefact
 from tasks.tools.machine import examine
 
@@ -46,19 +47,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--shards",
         type=Path,
         nargs="?",
-        const="data/shards",
+        const=paths.SHARDS,
         metavar="FOLDER",
         help="read every row of the shards below FOLDER instead, and list what is damaged; "
-        "default: data/shards",
+        f"default: {paths.SHARDS}",
     )
     parser.add_argument(
         "--models",
         type=Path,
         nargs="?",
-        const="models",
+        const=paths.MODEL_DIR,
         metavar="FOLDER",
         help="hash the weights of the models below FOLDER instead, and list what is damaged; "
-        "default: models",
+        f"default: {paths.MODEL_DIR}",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -155,28 +156,25 @@ def _base(config: "Config", root: Path) -> Iterator[Artefact]:
 
 def _init(folder: Path, root: Path) -> Iterator[Artefact]:
     """The model folder that pretraining starts from: model.json and the adapter files it names."""
-    card = _file("pretrain.init", folder / "model.json", root)
-    if card.state != FOUND:
-        yield card
-        return
-    try:
-        files = [
-            folder / entry["file"]
-            for entry in json.loads((folder / "model.json").read_text())["adapters"]
-        ]
-    except (ValueError, KeyError, TypeError) as error:
-        yield replace(card, state=BAD, problem=f"not a model.json of ours ({error!r})")
-        return
+    from gdpo.model.card import NAME, read_card
+
+    card = _file("pretrain.init", folder / NAME, root)
+    if card.state == FOUND:
+        try:
+            names = [entry.file for entry in read_card(folder).adapters]
+        except ValueError as error:
+            card = replace(card, state=BAD, problem=str(error))
+        else:
+            yield from (_file("pretrain.init", folder / name, root) for name in names)
     yield card
-    yield from (_file("pretrain.init", file, root) for file in files)
 
 
 def _vlcot_init(folder: Path, root: Path) -> Iterator[Artefact]:
     """The model folder that RealSR-R1's training goes on from: model.json and what it names."""
-    from gdpo.model.card import read_as
+    from gdpo.model.card import NAME, read_as
     from gdpo.vlcot.folder import Card
 
-    card = _file("vlcot.init", folder / "model.json", root)
+    card = _file("vlcot.init", folder / NAME, root)
     if card.state == FOUND:
         try:
             names = read_as(Card, folder).sha256
@@ -268,6 +266,8 @@ def to_text(artefacts: list[Artefact], machine: dict[str, Any], fine: bool) -> s
 
     Missing artefacts of the same origin share one line that says where to get them.
     """
+    from tasks.run.fingerprint import REPORTED
+
     lines = []
     for a, following in zip(artefacts, [*artefacts[1:], None], strict=True):
         lines.append(f"{a.state:9}{_bytes(a.size):>9}  {a.path}  [{a.needed_by}; {a.licence}]")
@@ -275,8 +275,8 @@ def to_text(artefacts: list[Artefact], machine: dict[str, Any], fine: bool) -> s
         where = f"from: {a.where}" if a.state in (MISSING, UNUSED) and last else ""
         lines += [f"{'':20}{text}" for text in (a.problem, where) if text]
     gpus = ", ".join(f"{gpu['name']} {_bytes(gpu['memory'])}" for gpu in machine["gpus"]) or "none"
-    chosen = ("torch", "diffusers", "transformers", "peft", "pyiqa")
-    versions = ", ".join(f"{name} {machine['packages'].get(name, 'absent')}" for name in chosen)
+    packages = machine["packages"]
+    versions = ", ".join(f"{name} {packages.get(name, 'absent')}" for name in REPORTED)
     lines += [
         f"Python {machine['python']}, {versions}",
         f"{machine['cpus']} CPUs, {_bytes(machine['memory'])} memory, "

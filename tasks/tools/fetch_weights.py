@@ -102,6 +102,7 @@ def _first(
         try:
             with written_aside(target) as part:
                 _read(source, listings.get(source), name, part)
+                # Before it gets its name: a file of a wrong hash is never found by a metric.
                 _check_hash(target.name, sha256(part))
             return source
         except (ValueError, OSError, HTTPException) as error:

@@ -10,7 +10,9 @@ import argparse
 import sys
 from pathlib import Path
 
-STAGES_WRITE = [Path("models", name) for name in ("naosd", "gdpo", "control")]
+from tasks import paths
+
+STAGES_WRITE = [Path(paths.NAOSD), *(Path(paths.MODEL_DIR, run) for run in paths.FINETUNE_RUNS)]
 EXAMPLE = "gdpo-sr import-weights model_35001.pkl -o models/released --base models/sd2.1-base"
 
 
@@ -91,12 +93,12 @@ def _import_model(args: argparse.Namespace) -> int:
     from tasks import params
 
     base = args.naosd or args.base or Path(params.load(Path("params.yaml")).model.base)
+    from gdpo.model.card import NAME
     from gdpo.released.convert import import_released
 
-    if args.naosd is not None and not (args.naosd / "model.json").is_file():
+    if args.naosd is not None and not (args.naosd / NAME).is_file():
         raise ValueError(
-            f"{args.naosd / 'model.json'}: no such file; a folder in diffusers layout goes to "
-            "--base"
+            f"{args.naosd / NAME}: no such file; a folder in diffusers layout goes to --base"
         )
     _tell(import_released(args.source, args.output, base))
     if Path("dvc.yaml").is_file() and args.output in STAGES_WRITE:

@@ -167,6 +167,7 @@ def _train_prior(photos: list[np.ndarray], output: Path, start: Path | None, inp
     )
     vae.requires_grad_(False)
     bank = latent_bank(vae, photos, seed=0, **BANK)
+    # As Stable Diffusion's: its noise schedule is made for latents of unit variance.
     scaling = 1 / float(bank[0].std())
     vae.register_to_config(scaling_factor=scaling)
     weights = {
@@ -204,6 +205,7 @@ def _train_prior(photos: list[np.ndarray], output: Path, start: Path | None, inp
 def _sharpen_decoder(vae: AutoencoderKL, photos: list[np.ndarray], inputs: str) -> None:
     from gdpo.prior.train import PatchDiscriminator, decoder_step
 
+    # For the discriminator's own constructor, whatever was drawn before.
     torch.manual_seed(1)
     judge, betas = PatchDiscriminator().to(vae.device), (0.5, 0.99)
     decoder = {

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gdpo.config.evaluate import BICUBIC
+from gdpo.config.evaluation import BICUBIC
 from gdpo.files import written_aside
 from tasks import paths
 from tasks.files.results import read_summary

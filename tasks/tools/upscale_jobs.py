@@ -19,14 +19,14 @@ READABLE = (*FORMATS, ".bmp", ".gif", ".heif", ".jp2", ".ppm", ".pgm")
 
 
 @dataclass(frozen=True)
-class Job:
+class PhotoJob:
     """One photograph and the file that its result goes to."""
 
     photo: Path
     output: Path
 
 
-def check(job: Job, *, overwrite: bool, skip: bool) -> None:
+def check(job: PhotoJob, *, overwrite: bool, skip: bool) -> None:
     """Check before the work that the photograph is there and the result can be written.
 
     Errors: ValueError naming the file and what to do.
@@ -46,7 +46,7 @@ def check(job: Job, *, overwrite: bool, skip: bool) -> None:
 
 def jobs(
     inputs: Sequence[str], output: Path | None, suffix: str | None, form: str, scale: str
-) -> list[Job]:
+) -> list[PhotoJob]:
     """The photographs of `inputs` (files, folders, patterns) with their outputs, sorted by input.
 
     output: a file or a folder; None: beside each photograph. suffix: goes behind the name; None:
@@ -56,20 +56,20 @@ def jobs(
     """
     photos = [pair for text in inputs for pair in _photographs(text)]
     if output is not None and output.suffix.lower() in FORMATS and _is_one_file(photos, inputs):
-        return [Job(photos[0][0], output)]
+        return [PhotoJob(photos[0][0], output)]
     if output is not None and not output.is_dir():
         if output.suffix and _is_one_file(photos, inputs):
             raise ValueError(f"{output}: unknown extension; use one of {', '.join(FORMATS)}")
         if output.suffix.lower() in FORMATS:
             raise ValueError(f"{output}: must be a folder, because there are several photographs")
     end = suffix if suffix is not None else (scale if output is None else "")
-    jobs: dict[Path, Job] = {}
+    jobs: dict[Path, PhotoJob] = {}
     for photo, below in photos:
         folder = photo.parent if output is None else output / below
         target = folder / f"{photo.stem}{end}{form}"
         if target in jobs and jobs[target].photo != photo:  # a.jpg and a.png
             target = folder / f"{photo.name}{end}{form}"
-        other = jobs.setdefault(target, Job(photo, target)).photo
+        other = jobs.setdefault(target, PhotoJob(photo, target)).photo
         if other != photo:
             raise ValueError(
                 f"{photo} and {other}: both results would be {target}; name the folder above them"

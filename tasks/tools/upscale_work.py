@@ -22,7 +22,7 @@ from gdpo.upscale.pipeline import bytes_needed, scaled
 from gdpo.upscale.protocol import Settings, SuperResolver
 from gdpo.upscale.resolver import load_super_resolver
 from tasks.paths import GDPO
-from tasks.tools.upscale_jobs import Job
+from tasks.tools.upscale_jobs import PhotoJob
 
 SHIPPED = "assets/tiny-sd/naosd"
 LARGE = 32_000_000  # pixels; before a larger result is begun, its memory and time are stated
@@ -70,7 +70,7 @@ class Upscaling:
             ),
         )
 
-    def run(self, job: Job, on_tile: Callable[[int, int], None]) -> dict[str, Any]:
+    def run(self, job: PhotoJob, on_tile: Callable[[int, int], None]) -> dict[str, Any]:
         """One photograph: what was made. ValueError naming the file that is wrong."""
         start, deep = time.perf_counter(), self.args.bits == 16
         picture = read_picture(job.photo, deep=deep)
@@ -111,6 +111,7 @@ class Upscaling:
     def _size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) of the result."""
         pairs = ((self.args.height, height), (self.args.width, width))
+        # The smaller factor fits the result into both; the photograph keeps its shape.
         wanted = [want / side for want, side in pairs if want]
         return scaled((height, width), min(wanted) if wanted else self.args.scale)
 
@@ -130,6 +131,7 @@ class Upscaling:
             by=self.args.by if count > 1 else None,
             on_tile=on_tile,
         ):
+            # One by one, and the best alone is kept: a large result takes gigabytes.
             if best is None or one.rank > best.rank:
                 best = one
         assert best is not None

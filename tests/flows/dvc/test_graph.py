@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from flows import train
 from flows.dvc.graph import ancestors, check_inputs, graph, outdated, stages_of
 from flows.dvc.run import StageFailed, run_dvc
-from flows.workplace import read_lock_entries, write_lock_entries
+from flows.evaluate import judged
+from flows.workplace import LockEntries, read_lock_entries, write_lock_entries
 from tasks import commands
+from tasks.systems import SYSTEMS
 
 pytestmark = pytest.mark.processes
 
@@ -50,8 +51,19 @@ def test_a_system_is_its_stages_and_what_they_depend_on() -> None:
 
 def test_a_training_on_a_worker_runs_every_stage_of_realsr_r1() -> None:
     own = {name for name in commands.STAGES if name.startswith("vlcot-")}
-    assert set(train.STAGES["vlcot"]) == own
-    assert set(train.STAGES["gdpo"]) < commands.STAGES.keys() - own
+    assert set(commands.trained_stages("vlcot")) == own
+    assert set(commands.trained_stages("gdpo")) < commands.STAGES.keys() - own
+
+
+def test_the_nightly_evaluation_judges_realsr_r1_when_the_lock_names_its_model(
+    tmp_path: Path,
+) -> None:
+    assert judged(tmp_path) == ["gdpo"]
+    entries: LockEntries = {"vlcot-grpo@control": {"outs": [{"path": "models/vlcot/control"}]}}
+    write_lock_entries(tmp_path, entries)
+    assert judged(tmp_path) == ["gdpo"]
+    write_lock_entries(tmp_path, {"vlcot-grpo@vlcot": {"outs": [{"path": SYSTEMS["vlcot"].model}]}})
+    assert judged(tmp_path) == ["gdpo", "vlcot"]
 
 
 STAGES = ["made", "after@x", "after@y", "part", "all"]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from gdpo.metrics import clipiqa, dists, networks
-from gdpo.metrics.score import FORMULAS, score
+from gdpo.metrics.score import score
 from gdpo.metrics.table import METRICS
 from tests.gdpo.metrics import weights
 from tests.gdpo.metrics.test_networks import noisy, photo
@@ -90,8 +90,7 @@ def test_adding_a_metric_works_as_the_page_says(
     block = re.findall(r"```python\n(.*?)```", page, re.S)[0]
     assert len([line for line in block.splitlines() if line]) <= 10
     monkeypatch.setattr("gdpo.metrics.table.METRICS", METRICS)
-    monkeypatch.setitem(METRICS, "contrast", METRICS["entropy"])  # both are undone at the end
-    monkeypatch.setitem(FORMULAS, "contrast", FORMULAS["entropy"])
+    monkeypatch.setitem(METRICS, "contrast", METRICS["entropy"])  # undone at the end
     exec(block, vars(ModuleType("page")))
     assert "contrast" in sys.modules["gdpo.metrics.table"].METRICS
     images = torch.cat([photo(), photo() / 2])

@@ -16,7 +16,7 @@ from gdpo.model.checkpoints import Adapters
 from gdpo.preference.group import Group, from_row, to_row
 from gdpo.preference.loop import History, finetune
 from gdpo.preference.rollout import rollout
-from gdpo.preference.validation import Validation
+from gdpo.preference.validation import PolicyValidation
 from tests import tiny
 
 APART = [tiny.pair(i) for i in (11, 12)]
@@ -93,7 +93,7 @@ def test_the_reward_is_that_of_the_metrics_in_units_of_the_reference() -> None:
     with torch.no_grad():
         for parameter in model.unet_roles.parameters("policy").values():
             parameter.add_(0.05)
-    validation = Validation(model, APART, config)
+    validation = PolicyValidation(model, APART, config)
     scores = {**validation._reference, **validation._scores("policy", "policy")}
     expected = 0.0
     for metric in ("psnr_y", "ssim_y"):

@@ -20,7 +20,14 @@ from tasks.ablate.effects import (
     sign,
 )
 from tasks.ablate.figure_7 import figure_7, figure_7_tables
-from tasks.ablate.findings import Result, add_reward, beyond_controls, records, signs, what_matters
+from tasks.ablate.findings import (
+    RowScores,
+    add_reward,
+    beyond_controls,
+    records,
+    signs,
+    what_matters,
+)
 from tasks.ablate.rows import ABLATIONS, base, changed, is_stand_in, metric_of, metrics_of, rows
 from tasks.ablate.tables import details, flat, heading, overview, rewarded, verdicts
 from tasks.report import paper
@@ -214,9 +221,11 @@ def config() -> Config:
     return base(tiny.settings())
 
 
-def measured(config: Config, shifts: dict[str, float]) -> tuple[Scores, dict[str, Result]]:
+def measured(config: Config, shifts: dict[str, float]) -> tuple[Scores, dict[str, RowScores]]:
     reference = scores(config, repeats=1)
-    found = {name: Result(scores(config, shift), scores(config)) for name, shift in shifts.items()}
+    found = {
+        name: RowScores(scores(config, shift), scores(config)) for name, shift in shifts.items()
+    }
     runs: list[Any] = [
         part for result in found.values() for part in (result.scores, result.control)
     ]
@@ -273,7 +282,7 @@ def test_what_training_alone_does_is_taken_out(config: Config) -> None:
     reference = scores(config, repeats=1)
     gains = {"Diffusion-DPO": (0.5, 0.5), "GDPO (ours)": (0.5, 0.0)}
     found = {
-        row: Result(scores(config, gain), scores(config, control))
+        row: RowScores(scores(config, gain), scores(config, control))
         for row, (gain, control) in gains.items()
     }
     add_reward(
@@ -450,7 +459,7 @@ def test_figure_7_holds_the_claims_of_the_text_against_ours(config: Config) -> N
             + factor * (v - v.mean(axis=2, keepdims=True))
             for m, v in same.items()
         }
-        found[f"({setting[0]}, {setting[1]})"] = Result(spread)
+        found[f"({setting[0]}, {setting[1]})"] = RowScores(spread)
     runs = [result.scores for result in found.values()]
     add_reward(config, reference, np.full(6, 0.3), runs)
     made, claims = figure_7(config, reference, found)

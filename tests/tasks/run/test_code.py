@@ -1,6 +1,5 @@
-"""The code of a stage: its import closure, the hash of what it computes, and its last commit."""
+"""The code of a stage: its import closure, and the hash of what it computes."""
 
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -23,27 +22,12 @@ FILES = {
 }
 
 
-def git(folder: Path, *arguments: str) -> str:
-    command = ["git", "-c", "user.name=t", "-c", "user.email=t@t", *arguments]
-    return subprocess.run(
-        command, cwd=folder, check=True, capture_output=True, text=True
-    ).stdout.strip()
-
-
 @pytest.fixture
-def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkout with one stage, whose second commit changes nothing of its code."""
-    for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):
-        monkeypatch.delenv(name, raising=False)
+def repository(tmp_path: Path) -> Path:
+    """A repository with one stage."""
     for path, text in FILES.items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(text)
-    git(tmp_path, "init", "-q")
-    git(tmp_path, "add", ".")
-    git(tmp_path, "commit", "-q", "-m", "code")
-    (tmp_path / "dvc.lock").write_text("hashes\n")
-    git(tmp_path, "add", ".")
-    git(tmp_path, "commit", "-q", "-m", "lock")
     return tmp_path
 
 
@@ -87,51 +71,9 @@ def test_writing_keeps_one_file_per_stage(repository: Path) -> None:
     }
 
 
-def test_the_commit_is_the_last_that_changed_the_code(repository: Path) -> None:
-    assert code.commit(STAGE, repository) == git(repository, "rev-parse", "HEAD~1")
-
-
-def test_the_commit_of_an_edited_file_says_so(repository: Path) -> None:
-    before = code.commit(STAGE, repository)
-    (repository / "gdpo/other.py").write_text("VALUE = 4\n")
-    assert code.commit(STAGE, repository) == before
-    (repository / "gdpo/shared.py").write_text("VALUE = 3\n")
-    assert code.commit(STAGE, repository) == f"{before}+changes"
-
-
-def test_outside_a_checkout_the_commit_is_unknown(repository: Path) -> None:
-    (repository / ".git").rename(repository / "away")
-    assert code.commit(STAGE, repository) == "unknown"
-    git(repository, "init", "-q")
-    assert code.commit(STAGE, repository) == "unknown"  # no commit yet
-
-
 def test_a_module_that_is_not_there_is_named(repository: Path) -> None:
     with pytest.raises(ValueError, match=r"tasks\.stages\.two: no such module"):
         code.closure("tasks.stages.two", repository)
-
-
-@pytest.mark.parametrize("how", ["--depth=1", "--filter=blob:none", "--filter=tree:0"])
-def test_a_clone_with_a_part_of_the_history_names_no_wrong_commit(
-    repository: Path, tmp_path: Path, how: str
-) -> None:
-    """In a shallow clone the last commit seems to have made everything."""
-    git(repository, "config", "uploadpack.allowFilter", "true")
-    clone = tmp_path / "clone"
-    git(tmp_path, "clone", "-q", "--no-local", how, f"file://{repository}", str(clone))
-    assert code.commit(STAGE, clone) in ("unknown", code.commit(STAGE, repository))
-    if how == "--depth=1":
-        assert code.commit(STAGE, clone) == "unknown"
-        git(clone, "commit", "-q", "--allow-empty", "-m", "later")
-        assert code.commit(STAGE, clone) == "unknown"
-        (clone / "gdpo/shared.py").write_text("VALUE = 5\n")
-        git(clone, "commit", "-qam", "known")
-        assert code.commit(STAGE, clone) == git(clone, "rev-parse", "HEAD")
-
-
-def test_a_repository_that_cannot_be_read_is_unknown(repository: Path) -> None:
-    (repository / ".git/config").write_text("[core]\n\trepositoryformatversion = 9\n")
-    assert code.commit(STAGE, repository) == "unknown"
 
 
 @pytest.mark.parametrize("stage", ["index", "degrade"])

@@ -177,7 +177,7 @@ def test_weights_that_are_cut_short_are_not_called_found(
     assert bad[0]["problem"].startswith("damaged or cut short")
 
 
-def test_adapters_to_start_from_are_followed(place: Path) -> None:
+def test_adapters_to_start_from_are_followed(root: Path, place: Path) -> None:
     plain = params.load(place / "params.yaml").model_dump()
     plain["pretrain"]["init"] = "start"
     config = params.Config.model_validate(plain)
@@ -187,9 +187,9 @@ def test_adapters_to_start_from_are_followed(place: Path) -> None:
 
     assert [(row.path, row.state) for row in rows()] == [("start/model.json", "MISSING")]
     (place / "start").mkdir()
-    (place / "start/model.json").write_text('{"adapters": [{"file": "naosd.safetensors"}]}')
+    shutil.copy(root / "assets/tiny-sd/naosd/model.json", place / "start")
     assert [row.path for row in rows() if row.state == "MISSING"] == ["start/naosd.safetensors"]
-    for damaged in ("[]", '{"adapters": [{"file": 5}]}'):
+    for damaged in ("[]", '{"adapters": [{"file": "naosd.safetensors"}]}'):
         (place / "start/model.json").write_text(damaged)
         assert [row.state for row in rows()] == ["BAD"]
 
