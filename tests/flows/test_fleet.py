@@ -232,9 +232,8 @@ def test_cancelled_and_killed_it_resumes_to_the_same_bytes(fleet: Fleet, long_ru
     fleet.call_crashed(second)
     assert replayed(long_run) >= 4  # the first run's
     begun = time.time()
-    fleet.crash(
-        "gpu"
-    )  # the worker and the run; dvc and the trainer have to see by themselves that nobody waits for them
+    # Kills the worker and the flow run; dvc and the trainer must notice that and stop.
+    fleet.crash("gpu")
     wait_for(lambda: not working_in(long_run), 60, "the end of all processes")
     assert (long_run / "work/finetune/gdpo/checkpoint.pt").stat().st_mtime > begun
     assert fleet.state(second)["type"] == "RUNNING"  # nobody is left who could say otherwise ...

@@ -45,7 +45,7 @@ def sink() -> Iterator[tuple[str, list[str]]]:
 
 @contextmanager
 def mailbox() -> Iterator[tuple[str, list[str]]]:
-    """An SMTP server on this machine: its address as Apprise takes it, and the mails that it got."""
+    """An SMTP server on this machine: its address in Apprise's form, and the mails received."""
     mails: list[str] = []
 
     class Handler(StreamRequestHandler):

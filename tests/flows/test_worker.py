@@ -69,7 +69,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return did
 
 
-def test_a_training_begins_with_the_pipelines_lock_entries_and_leaves_its_own_before_it_is_published(
+def test_a_training_fetches_the_pipelines_lock_entries_and_stores_its_own_before_publishing(
     done: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PREFECT__FLOW_RUN_ID", "the-run")

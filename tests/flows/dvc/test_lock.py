@@ -1,4 +1,4 @@
-"""The lock entries that runs store in the bucket, who may take them, and what of one is published."""
+"""Lock entries that runs store in the bucket: who may take them, and which part is published."""
 
 import json
 from collections.abc import Iterator

@@ -1,5 +1,5 @@
-"""Model folders from strangers: every mutated card is a card or is refused in one line that names it,
-and no file of a model is ever unpickled.
+"""Model folders from strangers: a mutated card is read, or refused in one line that names it; no
+file of a model is ever unpickled.
 """
 
 import json

@@ -546,7 +546,7 @@ def test_on_a_bf16_base_the_policy_is_fp32_and_starts_at_the_reference(tmp_path:
 
 
 def test_a_group_is_read_when_a_step_needs_it(groups: list[Group], tmp_path: Path) -> None:
-    """A rollout set of the paper's size is 47 GB: nothing may read it whole before the first step."""
+    """At the paper's size the rollouts are 47 GB: nothing may read all before the first step."""
 
     class Noted(list[Group]):
         def __init__(self) -> None:

@@ -1,5 +1,5 @@
-"""A training on two hosts: two network namespaces with an address each and one folder, real torchrun,
-gloo.
+"""A training on two hosts, which are two network namespaces, each with its own address; they share
+one folder and run the real torchrun with gloo.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Where an evaluation says that it comes from, in clones with all and with a part of the history."""
+"""The provenance an evaluation records, in clones with the full and with partial history."""
 
 import os
 import subprocess
@@ -20,7 +20,8 @@ root = Path.cwd()
 names = ("naosd", "gdpo", "control")
 models = ", ".join(f"{name}: assets/tiny-sd/naosd" for name in names)
 config = load(root / "tests/params.yaml", None, [f"evaluate.models={{{models}}}"])
-print(json.dumps(origin("tasks.stages.evaluate", config, root, "sample", ["psnr_y"], [root / "assets/photos"])))
+photos = [root / "assets/photos"]
+print(json.dumps(origin("tasks.stages.evaluate", config, root, "sample", ["psnr_y"], photos)))
 """
 HOW = {"whole": [], "shallow": ["--depth=1"], "blobless": ["--filter=blob:none"]}
 

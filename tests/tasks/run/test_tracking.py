@@ -1,5 +1,5 @@
-"""TensorBoard, Weights & Biases, MLflow and Trackio: every step once, no start without them, no end because of
-them.
+"""TensorBoard, Weights & Biases, MLflow and Trackio: every step is logged once, a missing tracker
+prevents the start, and a tracker that fails later does not end the training.
 """
 
 import json

@@ -21,7 +21,7 @@ ALEX = "pyiqa/LPIPS_v0.1_alex-df73285e.pth"
 
 @pytest.fixture
 def place(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with parameters; fabricated weights of LPIPS in mirror/, named after their hashes."""
+    """A folder with parameters; fabricated LPIPS weights in mirror/, named after their hashes."""
     (tmp_path / "params.yaml").write_bytes((root / "tests/params.yaml").read_bytes())
     for folder in ("pyiqa", "checkpoints"):
         (tmp_path / "mirror" / folder).mkdir(parents=True)
