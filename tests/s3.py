@@ -14,7 +14,11 @@ from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 import boto3
+import pytest
 from moto.server import ThreadedMotoServer
+
+from tasks.store import s3 as store
+from tasks.store.conditional import supports_cas
 
 SECRET = "a-secret-that-must-not-be-shown"
 EMPTY: Mapping[str, str] = {}
@@ -29,6 +33,14 @@ def environment(url: str) -> dict[str, str]:
         "AWS_SECRET_ACCESS_KEY": SECRET,
         "AWS_DEFAULT_REGION": "us-east-1",
     }
+
+
+def use(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """Let the store of this process use the server."""
+    for name, value in environment(url).items():
+        monkeypatch.setenv(name, value)
+    store._client.cache_clear()
+    supports_cas.cache_clear()
 
 
 @contextmanager

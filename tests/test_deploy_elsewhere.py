@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 
 from flows.setup import POOLS
 from tasks.run import copies
-from tests.test_deploy import defaults, strings, template
+from tests.deploy import defaults, strings, template
 
 pytestmark = pytest.mark.processes
 

@@ -22,7 +22,7 @@ import pytest
 from flows.dvc.graph import graph
 from tests import s3
 from tests.flows.clones import commit, dvc, outputs, set_params
-from tests.flows.fleet import FINAL, HEARTBEAT_S, PASSWORD, Fleet, wait_for
+from tests.flows.fleet import FINAL, HEARTBEAT_S, PASSWORD, Fleet
 from tests.flows.looks import (
     artifacts,
     body,
@@ -33,7 +33,7 @@ from tests.flows.looks import (
     steps_of,
     tool,
 )
-from tests.flows.processes import working_in
+from tests.flows.processes import wait_for, working_in
 
 pytestmark = [pytest.mark.orchestration, pytest.mark.timeout(2400)]
 

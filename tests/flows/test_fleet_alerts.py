@@ -14,7 +14,8 @@ from socketserver import StreamRequestHandler, ThreadingTCPServer
 
 import pytest
 
-from tests.flows.fleet import Fleet, wait_for
+from tests.flows.fleet import Fleet
+from tests.flows.processes import wait_for
 
 pytestmark = [pytest.mark.orchestration, pytest.mark.timeout(1200)]
 

@@ -19,7 +19,6 @@ from tasks.store import s3 as store_module
 from tasks.store.s3 import Store
 from tests import s3
 from tests.tasks import fabricated
-from tests.tasks.store.test_s3 import use
 
 NOW = datetime(2026, 11, 21, 2, 0, tzinfo=UTC)
 HOSTILE = '<script>alert("x")</script>'
@@ -31,7 +30,7 @@ OUTS = ("models/gdpo", "reports/evaluate/sample", "reports/index.html")
 def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     with s3.server() as url:
         s3.client(url).create_bucket(Bucket="gdpo-sr")
-        use(monkeypatch, url)
+        s3.use(monkeypatch, url)
         yield url
     store_module._client.cache_clear()
 

@@ -180,3 +180,8 @@ def output(model: NAOSD) -> torch.Tensor:
         image = model(x, model.embed(["a prompt"]), noise, posterior_noise)
     assert float(image.abs().max()) < 1 and float(image.std()) > 0.03
     return image
+
+
+def same(a: NAOSD, b: NAOSD) -> bool:
+    """Equal outputs, up to rounding."""
+    return bool((output(a) - output(b)).abs().max() < 1e-5)

@@ -16,7 +16,7 @@ from gdpo.train.loop import Loop, Tensors
 from tasks.run import copies as module
 from tasks.run.copies import Copies, copies, forget
 from tests import s3
-from tests.tasks.store.test_s3 import address, use  # noqa: F401 - address is a fixture
+from tests.tasks.store.bucket import address  # noqa: F401 - a fixture
 
 URL = "s3://bucket/results/checkpoints"
 STEPS = 6
@@ -138,7 +138,7 @@ def test_a_store_that_is_away_costs_lines_and_no_secrets(
     monkeypatch.setenv(module.MINUTES, "0")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     with s3.proxy(address, lambda method, path: 503) as away:
-        use(monkeypatch, away)
+        s3.use(monkeypatch, away)
         monkeypatch.setattr("tasks.store.s3.ATTEMPTS", 1)
         host = stopped(Host(tmp_path / "one", stop=3))
     said = capsys.readouterr().err
