@@ -54,7 +54,7 @@ def inputs(model: NAOSD) -> list[torch.Tensor]:
     return [x, drawn[0], drawn[1]]
 
 
-@pytest.mark.slow
+@pytest.mark.full_size
 @pytest.mark.timeout(1800)
 @torch.no_grad()
 def test_fp32_and_bf16_agree_on_two_cores_within_24_gb() -> None:
