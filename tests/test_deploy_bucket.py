@@ -73,10 +73,10 @@ def test_a_bucket_keeps_what_holds_for_all_its_rules(
 def test_rules_that_cannot_be_read_are_not_replaced(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[str] = []
+    requests: list[str] = []
 
     def fault(method: str, path: str) -> int | None:
-        asked.append(f"{method} {path}")
+        requests.append(f"{method} {path}")
         return 403 if method == "GET" and "lifecycle" in path else None
 
     with s3.server() as url, s3.proxy(url, fault) as address:
@@ -84,7 +84,7 @@ def test_rules_that_cannot_be_read_are_not_replaced(
         result = bucket(root)
     assert result.returncode == 1 and result.stderr.count("\n") == 1
     assert [
-        request for request in asked if request.startswith("PUT") and "lifecycle" in request
+        request for request in requests if request.startswith("PUT") and "lifecycle" in request
     ] == []
 
 

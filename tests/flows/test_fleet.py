@@ -158,8 +158,8 @@ def test_the_graph_on_two_workers_makes_what_a_plain_repro_makes(fleet: Fleet) -
     assert len(outputs(plain)) > 10
 
     laptop = fleet.clone("laptop")
-    said = dvc(laptop, fleet.env, "repro", "--pull", "report")
-    assert "Running stage" not in said
+    output = dvc(laptop, fleet.env, "repro", "--pull", "report")
+    assert "Running stage" not in output
     assert outputs(laptop) == outputs(plain)
     assert (laptop / "models/gdpo/adapters.safetensors").is_file() or list(
         (laptop / "models/gdpo").glob("*.safetensors")
@@ -285,9 +285,9 @@ def test_training_is_followed_by_an_evaluation(fleet: Fleet) -> None:
     assert len({row["parameters"]["after"] for row in triggered()}) == 1
     for again in triggered():
         assert fleet.finished(again["id"])["type"] == "COMPLETED"
-    said = "no run is promoted"
+    message = "no run is promoted"
     wait_for(
-        lambda: any(said in fleet.logs(row["id"]) for row in triggered()), 60, "that line"
+        lambda: any(message in fleet.logs(row["id"]) for row in triggered()), 60, "that line"
     )  # logs come later
     (shown,) = published(fleet, "nightly")
     night, gpu = fleet.folder / "night", fleet.folder / "gpu"
@@ -318,7 +318,7 @@ def test_of_two_promotions_at_once_one_wins_and_the_nightly_compares(
         )
         for run in runs
     ]
-    said = [process.communicate()[0] for process in both]
+    printed = [process.communicate()[0] for process in both]
     codes = [process.returncode for process in both]
     pointer = json.loads(body(fleet, "models/latest.json"))
     assert [entry["run"] for entry in pointer["promoted"]][::-1] == [
@@ -327,7 +327,7 @@ def test_of_two_promotions_at_once_one_wins_and_the_nightly_compares(
             zip(runs, codes, strict=True), key=lambda pair: pair[0] == pointer["run"]
         )
         if code == 0
-    ], said
+    ], printed
     assert tool(fleet, long_run, "promote", runs[1]).returncode == 0  # the longer training
     commit(
         long_run, "promoted"

@@ -145,14 +145,14 @@ def test_a_night_that_the_next_one_overtook_is_skipped(
 def test_the_automation_asks_twice_and_is_served_once(
     done: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def asked(who: str, count: int = 1) -> Any:
+    def run_created_by(who: str, count: int = 1) -> Any:
         return SimpleNamespace(
             flow_run=SimpleNamespace(created_by=SimpleNamespace(type=who), run_count=count)
         )
 
-    assert evaluate.by_automation(asked("AUTOMATION"))
-    assert not evaluate.by_automation(asked("USER")) and not evaluate.by_automation(
-        asked("AUTOMATION", count=2)
+    assert evaluate.by_automation(run_created_by("AUTOMATION"))
+    assert not evaluate.by_automation(run_created_by("USER")) and not evaluate.by_automation(
+        run_created_by("AUTOMATION", count=2)
     )
     assert not evaluate.by_automation(
         SimpleNamespace(flow_run=SimpleNamespace(created_by=None, run_count=1))

@@ -78,5 +78,5 @@ def page(store: Store, key: str) -> str:
     return store.read(key).decode()
 
 
-def writes(asked: list[tuple[str, str]]) -> list[str]:
-    return [path for method, path in asked if method == "PUT"]
+def writes(requests: list[tuple[str, str]]) -> list[str]:
+    return [path for method, path in requests if method == "PUT"]

@@ -134,11 +134,11 @@ def by_hand(
     assert "commit it" in capsys.readouterr().out
     monkeypatch.setattr("sys.argv", ["lock", "8-run"])
     assert lock.main() == 1
-    said = capsys.readouterr()
+    captured = capsys.readouterr()
     assert (
-        said.err.startswith("flow run 8-run stored no lock entries")
-        and said.err.count("\n") == 1
-        and not said.out
+        captured.err.startswith("flow run 8-run stored no lock entries")
+        and captured.err.count("\n") == 1
+        and not captured.out
     )
 
     def away() -> str:

@@ -45,16 +45,16 @@ def test_the_timesteps_are_those_of_the_configuration(
         _Run(tiny.model(), pairs, each, None)
         for each in (config, tiny.settings(pretrain={"batch": 1}))
     )
-    asked: list[int] = []
+    timesteps: list[int] = []
     true = run.model.predict_noise
 
     def spy(z: torch.Tensor, prompt: torch.Tensor, t: Any = None) -> torch.Tensor:
-        asked.extend([run.model.t_diff] if t is None else [])
+        timesteps.extend([run.model.t_diff] if t is None else [])
         return true(z, prompt, t)
 
     monkeypatch.setattr(run.model, "predict_noise", spy)
     assert run.step(0)["pixel"] != plain.step(0)["pixel"]
-    assert asked == [config.model.t_diff]
+    assert timesteps == [config.model.t_diff]
     assert (run.model.t_add, run.model.t_diff) == (config.model.t_add, config.model.t_diff)
 
 

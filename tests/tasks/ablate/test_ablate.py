@@ -117,8 +117,10 @@ def test_every_table_is_written_and_its_runs_are_shared(
         assert len({record["row"] for record in found}) == count
         control = [r["to_control"] for r in found if r["row"] != "NAOSD" and r["metric"]]
         assert all(len(difference["repeats"]) == 3 for difference in control)
-    said = content["tables"]["options"]["sentence"]
-    assert said.startswith(("Beyond the controls none is", "Against GDPO and beyond the controls"))
+    sentence = content["tables"]["options"]["sentence"]
+    assert sentence.startswith(
+        ("Beyond the controls none is", "Against GDPO and beyond the controls")
+    )
     assert len(content["tables"]["fig7"]["claims"]) == 18
     assert "Table 5: Signs of the differences to NAOSD" in capsys.readouterr().out
     assert content["distances"]["9"]["PSNR"] == [None, None]  # logged with rollout.input lr alone

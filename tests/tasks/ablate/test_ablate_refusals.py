@@ -112,11 +112,11 @@ def test_what_is_missing_is_one_line_that_says_which_command_makes_it(
 ) -> None:
     shutil.rmtree(root / path)
     assert cli.main(["ablate", "5"]) == 1
-    said = capsys.readouterr().err
+    stderr = capsys.readouterr().err
     assert (
-        said.startswith(f"gdpo-sr: {path}")
-        and "`dvc repro select` makes" in said
-        and said.count("\n") == 1
+        stderr.startswith(f"gdpo-sr: {path}")
+        and "`dvc repro select` makes" in stderr
+        and stderr.count("\n") == 1
     )
 
 

@@ -54,9 +54,10 @@ def stopped(root: Path, number: signal.Signals, after: int) -> tuple[int, str]:
 def test_terminated_and_killed_it_ends_in_the_bytes_of_a_run_left_in_peace(
     root: Path, straight: tuple[Path, list[Job]]
 ) -> None:
-    code, said = stopped(root, signal.SIGTERM, 1)
+    code, stderr = stopped(root, signal.SIGTERM, 1)
     assert (
-        code == 143 and "finished runs are kept in work/ablate, the same command continues" in said
+        code == 143
+        and "finished runs are kept in work/ablate, the same command continues" in stderr
     )
     code, _ = stopped(root, signal.SIGKILL, runs(root) + 3)
     assert code == -signal.SIGKILL and not (root / "reports/ablate").exists() and runs(root) < 19

@@ -216,16 +216,16 @@ def test_the_csv_has_every_number_unrounded(config: Config) -> None:
 
 def test_one_sentence_says_what_matters(config: Config) -> None:
     reference, found = measured(config, {"GDPO": 0.5, "noise: shared": 0.5, "omega: 5000": -0.5})
-    said = what_matters(records("options", config, reference, found))
+    sentence = what_matters(records("options", config, reference, found))
     assert (
-        said.startswith(
+        sentence.startswith(
             "Against GDPO and beyond the controls the reward changes with omega: 5000 ("
         )
-        and "not distinguishable are noise: shared" in said
+        and "not distinguishable are noise: shared" in sentence
     )
     reference, found = measured(config, {"GDPO": 0.5, "noise: shared": 0.5})
-    said = what_matters(records("options", config, reference, found))
-    assert said.startswith(
+    sentence = what_matters(records("options", config, reference, found))
+    assert sentence.startswith(
         "Beyond the controls none is distinguishable from GDPO in the reward at this scale: "
         "noise: shared ("
     )

@@ -73,13 +73,13 @@ def test_promoting_again_completes_what_is_missing_and_writes_nothing_else(
     address: str, finished: Path, monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
     run = publish(finished)
-    asked: list[tuple[str, str]] = []
+    requests: list[tuple[str, str]] = []
 
     def fail(method: str, path: str) -> int | None:
         return 403 if method == "PUT" and path.endswith(missing) else None
 
     def note(method: str, path: str) -> None:
-        asked.append((method, path))
+        requests.append((method, path))
 
     with s3.proxy(address, fail) as url:
         s3.use(monkeypatch, url)
@@ -92,15 +92,15 @@ def test_promoting_again_completes_what_is_missing_and_writes_nothing_else(
             assert (
                 publication.promote("s3://gdpo-sr", run, NOW + timedelta(hours=hours))["run"] == run
             )
-        assert len([path for path in writes(asked) if path.endswith(missing)]) == 1
+        assert len([path for path in writes(requests) if path.endswith(missing)]) == 1
         assert run in page(store, "models/index.html")
         assert "GDPO-SR is better than NAOSD" in page(store, f"models/{run}.html")
         entries, _ = publication.promoted(store)
         assert [entry["promoted"] for entry in entries] == [NOW.isoformat(timespec="seconds")]
-        asked.clear()
+        requests.clear()
         publication.promote("s3://gdpo-sr", run, NOW + timedelta(hours=3))
-    assert writes(asked) == []
-    assert not [path for _, path in asked if "safetensors" in path]
+    assert writes(requests) == []
+    assert not [path for _, path in requests if "safetensors" in path]
 
 
 def test_a_card_goes_with_the_run_that_is_promoted_meanwhile(
@@ -140,9 +140,9 @@ def test_a_file_that_is_not_the_published_one_is_not_promoted(
     store = Store.at("s3://gdpo-sr")
     store.write(f"runs/{run}/{name}", b"another run's")
     assert cli.main(["promote", run]) == 1
-    said = capsys.readouterr().err
-    assert f"s3://gdpo-sr/runs/{run}/{name}: not the file that was published" in said
-    assert said.count("\n") == 1
+    stderr = capsys.readouterr().err
+    assert f"s3://gdpo-sr/runs/{run}/{name}: not the file that was published" in stderr
+    assert stderr.count("\n") == 1
     assert publication.promoted(store) == ([], None)
     s3.client(address).put_object(
         Bucket="gdpo-sr", Key=f"runs/{run}/evaluate/sample/per_image.parquet", Body=b"other"

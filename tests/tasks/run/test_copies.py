@@ -124,8 +124,8 @@ def test_a_copy_that_is_not_what_it_should_be_is_left_out(
         client.delete_object(Bucket="bucket", Key=entry["Key"])
     two = Host(tmp_path / "two").run()
     assert two.done == list(range(STEPS)) and float(two.weight) == sum(range(1, STEPS + 1))
-    said = capsys.readouterr().err
-    assert ("cannot be used" in said) == (damage != "beyond the end")
+    stderr = capsys.readouterr().err
+    assert ("cannot be used" in stderr) == (damage != "beyond the end")
 
 
 def test_a_store_that_is_away_costs_lines_and_no_secrets(
@@ -141,11 +141,11 @@ def test_a_store_that_is_away_costs_lines_and_no_secrets(
         s3.use(monkeypatch, away)
         monkeypatch.setattr("tasks.store.s3.ATTEMPTS", 1)
         host = stopped(Host(tmp_path / "one", stop=3))
-    said = capsys.readouterr().err
+    stderr = capsys.readouterr().err
     assert host.done == [0, 1, 2] and (tmp_path / "one/checkpoint.pt").is_file()
-    assert "the bucket was not searched for a copy" in said
-    assert "the checkpoint of step 3 was not copied" in said
-    assert s3.SECRET not in said and "Traceback" not in said
+    assert "the bucket was not searched for a copy" in stderr
+    assert "the checkpoint of step 3 was not copied" in stderr
+    assert s3.SECRET not in stderr and "Traceback" not in stderr
 
 
 def test_a_store_that_hangs_delays_no_step_and_the_end_by_little(

@@ -58,10 +58,10 @@ def test_terminated_and_killed_it_ends_in_the_same_bytes(
     assert forks.wait() == 143
     steps = torch.load(root / CHECKPOINT[stage], weights_only=True)["step"]
     assert 3 <= steps < 24 and outputs(root) == before
-    said = (root / "stderr.txt").read_text()
+    stderr = (root / "stderr.txt").read_text()
     assert (
         f"stopped at step {steps}, checkpoint in {CHECKPOINT[stage]}; the same command resumes"
-        in said
+        in stderr
     )
 
     changed = (root / CHECKPOINT[stage]).stat().st_mtime_ns
