@@ -7,7 +7,6 @@ and driver.
 
 import json
 import shutil
-import threading
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -30,6 +29,7 @@ from selenium.webdriver.support.expected_conditions import alert_is_present
 
 from gdpo.hooks import Hooks
 from tasks.stages import report
+from tests import s3
 from tests.tasks import fabricated
 
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -299,8 +299,7 @@ def test_the_site_works_behind_a_prefix(
 ) -> None:
     monkeypatch.setattr(SimpleHTTPRequestHandler, "log_message", lambda *_: None)
     handler = partial(SimpleHTTPRequestHandler, directory=str(site.parent))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, s3.serving(server):
         home = f"http://127.0.0.1:{server.server_port}/reports/"
         browser.get(f"{home}index.html")
         for text in ("Training", "Data", "sample", "Summary"):
@@ -309,4 +308,3 @@ def test_the_site_works_behind_a_prefix(
         assert all(url.startswith((home, "data:")) for url in _requests(browser))
         assert browser.get_log("browser") == []
         browser.get("data:text/html,")  # closes its connections
-        server.shutdown()

@@ -14,7 +14,7 @@ import pytest
 from gdpo.model.sources import BASE_FILES
 from tasks.store import s3 as store
 from tasks.tools import fetch
-from tests import tiny
+from tests import s3, tiny
 from tests.tasks.tools.fetching import (
     COMMIT,
     SCHEDULE,
@@ -125,29 +125,16 @@ def test_no_source_and_a_damaged_model_are_told(
 @pytest.fixture
 def bucket(fetching_root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The mirror in s3://weights/sd/base of a moto server."""
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in (
-        ("AWS_ENDPOINT_URL", f"http://{host}:{port}"),
-        ("AWS_ACCESS_KEY_ID", "test"),
-        ("AWS_SECRET_ACCESS_KEY", "test"),
-        ("AWS_DEFAULT_REGION", "us-east-1"),
-    ):
-        monkeypatch.setenv(name, value)
-    store._client.cache_clear()
-    client = boto3.client("s3")
-    client.create_bucket(Bucket="weights")
-    for path in (fetching_root / "mirror").rglob("*"):
-        if path.is_file():
-            client.upload_file(
-                str(path), "weights", f"sd/base/{path.relative_to(fetching_root / 'mirror')}"
-            )
-    yield client
-    server.stop()
+    with s3.server() as url:
+        s3.use(monkeypatch, url)
+        client = s3.client(url)
+        client.create_bucket(Bucket="weights")
+        for path in (fetching_root / "mirror").rglob("*"):
+            if path.is_file():
+                client.upload_file(
+                    str(path), "weights", f"sd/base/{path.relative_to(fetching_root / 'mirror')}"
+                )
+        yield client
     store._client.cache_clear()
 
 

@@ -5,7 +5,6 @@ import json
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from gdpo.model.card import Card
 from gdpo.model.naosd import NAOSD
 from tasks import __main__ as cli
 from tasks.tools import fetch
+from tests import s3
 from tests.tasks.tools.fetching import (
     COMMIT,
     SCHEDULE,
@@ -94,14 +94,9 @@ class Answer(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(fetching_root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    server = Hub(fetching_root / "mirror")
-    thread = Thread(target=server.serve_forever)
-    thread.start()
-    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with Hub(fetching_root / "mirror") as server, s3.serving(server):
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        yield server
 
 
 def test_a_hub_at_a_commit_although_everything_else_is_offline(
