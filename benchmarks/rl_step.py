@@ -259,9 +259,8 @@ def main() -> None:
     )
     parser.add_argument("--size", choices=SIZES, default="half")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument(
-        "--memory", choices=VARIANTS, help=argparse.SUPPRESS
-    )  # of this script's own processes
+    # Of this script's own processes.
+    parser.add_argument("--memory", choices=VARIANTS, help=argparse.SUPPRESS)
     parser.add_argument("--rollouts", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     size = SIZES[args.size]

@@ -23,9 +23,8 @@ pytestmark = pytest.mark.processes
 def test_units_restart_and_give_up_in_time(root: Path, name: str) -> None:
     service = unit(root, name)["Service"]
     assert service["Restart"] == "always"
-    assert (
-        30 < int(service["TimeoutStopSec"]) <= 120
-    )  # Prefect's own grace is 30 s; a worker without its API never leaves
+    # Prefect's own grace is 30 s; a worker without its API never leaves.
+    assert 30 < int(service["TimeoutStopSec"]) <= 120
     assert service["User"] != "root"
 
 
@@ -114,9 +113,8 @@ def test_deployments_use_module_entrypoints_and_real_parameters(root: Path) -> N
     for entry in deployments(root):
         assert ":" not in entry["entrypoint"]
         assert set(entry.get("parameters") or {}) <= set(flow_of(entry).parameters.properties)
-        assert "CUDA_VISIBLE_DEVICES" not in json.dumps(
-            entry
-        )  # it would override every worker's own
+        # It would override every worker's own.
+        assert "CUDA_VISIBLE_DEVICES" not in json.dumps(entry)
 
 
 def test_the_nightly_runs_at_two(root: Path) -> None:

@@ -30,21 +30,18 @@ def test_the_kubernetes_template_is_a_job_whose_every_placeholder_is_a_variable(
         for name in re.findall(r"{{ (\w+) }}", text)
     }
     assert used == set(found["variables"]["properties"])
-    WorkPoolCreate(
-        name="a100", type="kubernetes", base_job_template=found
-    )  # as the server checks it
+    # As the server checks it.
+    WorkPoolCreate(name="a100", type="kubernetes", base_job_template=found)
     is_valid_schema(found["variables"])
     validate(defaults(root), found["variables"], raise_on_error=True)
     job = found["job_configuration"]["job_manifest"]
     assert (job["apiVersion"], job["kind"]) == ("batch/v1", "Job")
     pod = job["spec"]["template"]["spec"]
-    assert (
-        pod["restartPolicy"] == "Never" and job["spec"]["backoffLimit"] == 0
-    )  # a failing stage fails once
+    # A failing stage fails once.
+    assert pod["restartPolicy"] == "Never" and job["spec"]["backoffLimit"] == 0
     assert job["spec"]["parallelism"] == job["spec"]["completions"] == 1
-    assert (
-        pod["parallelism"] == pod["completions"] == 1
-    )  # no fields of a pod, but the worker refuses a template without
+    # These are no pod fields, but the worker refuses a template without them.
+    assert pod["parallelism"] == pod["completions"] == 1
     (container,) = pod["containers"]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "{{ gpus }}"
     # Credentials come from a secret, not from the template, where everybody can read them.
@@ -76,9 +73,8 @@ def test_what_a_clone_keeps_outlives_the_pod(root: Path) -> None:
     written = YAML(typ="safe").load((root / "deploy/kubernetes/claim.yaml").read_text())
     assert written["metadata"]["name"] == defaults(root)["claim"]
     assert written["spec"]["accessModes"] == ["ReadWriteMany"]
-    secret = unit(root, UNITS[3])["Service"][
-        "Environment"
-    ]  # configparser keeps the last: the key in the secret
+    # configparser keeps the last entry: the key in the secret.
+    secret = unit(root, UNITS[3])["Service"]["Environment"]
     assert secret.endswith("SECRET_KEY=PREFECT_API_AUTH_STRING")
     assert (
         f"SECRET_NAME={defaults(root)['secret']}\n"
@@ -95,13 +91,14 @@ def test_the_image_is_a_clean_clone_with_the_locked_environment_and_no_entry_poi
         if not line.startswith("#")
     ]
     words = [line.split()[0] for line in lines]
+    # Prefect's arguments are the command.
     assert words[0] == "FROM" and set(words) == {
         "FROM",
         "RUN",
         "WORKDIR",
         "ENV",
         "USER",
-    }  # Prefect's arguments are the command
+    }
     assert "/" not in lines[0]  # a registry is the builder's own business
     (container,) = template(root)["job_configuration"]["job_manifest"]["spec"]["template"]["spec"][
         "containers"

@@ -108,10 +108,11 @@ def test_a_worker_may_do_its_work_and_may_not_promote(
     tmp_path: Path,
 ) -> None:
     store = Store.at("s3://gdpo-sr")
+    # As the nightly asks, before the first promotion.
     assert publication.promoted(store) == (
         [],
         None,
-    )  # as the nightly asks, before the first promotion
+    )
     (finished / "models/gdpo/large.safetensors").write_bytes(bytes(9 << 20))  # goes up in parts
     run = publish(finished)
     key = f"results/lock/{uuid4()}.json"

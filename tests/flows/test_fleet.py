@@ -118,9 +118,8 @@ def test_the_nightly_is_scheduled(fleet: Fleet) -> None:
 
     wait_for(runs, 300, "a scheduled nightly run")
     assert all("T02:00:00" in run["expected_start_time"] for run in runs())
-    fleet.post(
-        f"deployments/{nightly}/pause_deployment"
-    )  # should it be two o'clock while the tests go on
+    # In case the tests run at two o'clock, when the nightly starts.
+    fleet.post(f"deployments/{nightly}/pause_deployment")
 
 
 def test_the_graph_on_two_workers_makes_what_a_plain_repro_makes(fleet: Fleet) -> None:
@@ -217,9 +216,8 @@ def test_cancelled_and_killed_it_resumes_to_the_same_bytes(fleet: Fleet, long_ru
     begun = time.time()
     fleet.cancel(first)
     assert fleet.finished(first)["type"] == "CANCELLED"
-    assert (
-        begun < (long_run / "work/finetune/gdpo/checkpoint.pt").stat().st_mtime < begun + 60
-    )  # 30 s, and Prefect's polling
+    # 30 s of grace, and Prefect's polling.
+    assert begun < (long_run / "work/finetune/gdpo/checkpoint.pt").stat().st_mtime < begun + 60
     wait_for(
         lambda: not [line for line in working_in(long_run) if "prefect worker" not in line],
         60,
@@ -286,9 +284,8 @@ def test_training_is_followed_by_an_evaluation(fleet: Fleet) -> None:
     for again in triggered():
         assert fleet.finished(again["id"])["type"] == "COMPLETED"
     message = "no run is promoted"
-    wait_for(
-        lambda: any(message in fleet.logs(row["id"]) for row in triggered()), 60, "that line"
-    )  # logs come later
+    # Logs arrive later than states.
+    wait_for(lambda: any(message in fleet.logs(row["id"]) for row in triggered()), 60, "that line")
     (shown,) = published(fleet, "nightly")
     night, gpu = fleet.folder / "night", fleet.folder / "gpu"
     assert (
@@ -329,9 +326,8 @@ def test_of_two_promotions_at_once_one_wins_and_the_nightly_compares(
         if code == 0
     ], printed
     assert tool(fleet, long_run, "promote", runs[1]).returncode == 0  # the longer training
-    commit(
-        long_run, "promoted"
-    )  # its scores, and the lock entries of the training: what the nightly judges
+    # Its scores, and the lock entries of the training: what the nightly judges.
+    commit(long_run, "promoted")
 
     same = fleet.start("gdpo-evaluate/nightly")
     state = fleet.finished(same)
@@ -390,9 +386,8 @@ def test_faults_of_s3_are_waited_out(fleet: Fleet) -> None:
     fleet.kill("one")
     with s3.proxy(fleet.s3, fault) as url:
         # One attempt: the client by itself would wait for minutes before it says so.
-        fresh = fleet.worker(
-            "fresh", "cpu", AWS_ENDPOINT_URL=url, AWS_MAX_ATTEMPTS="1"
-        )  # it has the pipeline's lock entries from S3
+        # It fetches the pipeline's lock entries from S3.
+        fresh = fleet.worker("fresh", "cpu", AWS_ENDPOINT_URL=url, AWS_MAX_ATTEMPTS="1")
         run = fleet.start("gdpo-stage/cpu", stage="select")
         wait_for(repeated, 900, "a second try")
         mended.set()
@@ -410,17 +405,15 @@ def test_the_secret_is_nowhere(fleet: Fleet, secret: str) -> None:
     alone.
     """
     assert secret not in fleet.log_files()
-    runs = fleet.post(
-        "flow_runs/filter", limit=200, sort="EXPECTED_START_TIME_ASC"
-    )  # those of coming nights last
+    # Sorted so that the scheduled runs of coming nights are last.
+    runs = fleet.post("flow_runs/filter", limit=200, sort="EXPECTED_START_TIME_ASC")
     assert sum(row["state_type"] in FINAL for row in runs) > 10
     for run in runs:
         assert secret not in fleet.logs(run["id"])
         assert secret not in json.dumps(run)
     shown = json.dumps(fleet.post("artifacts/filter", limit=200))
-    assert (
-        secret not in shown and "X-Amz-" not in shown
-    )  # a signed address is a key as long as it holds
+    # A signed URL grants access until it expires.
+    assert secret not in shown and "X-Amz-" not in shown
     assert secret not in json.dumps(fleet.post("block_documents/filter", include_secrets=True))
     assert secret not in json.dumps(fleet.post("deployments/filter"))
     for key in objects(fleet):

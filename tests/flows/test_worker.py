@@ -131,9 +131,8 @@ def test_a_night_that_the_next_one_overtook_is_skipped(
     assert evaluate.is_late(run(1.1), NOW)
     assert not evaluate.is_late(run(0.9), NOW)
     assert not evaluate.is_late(run(2, scheduled=False), NOW)  # somebody asked for it
-    assert not evaluate.is_late(
-        run(2, count=2), NOW
-    )  # it failed, and somebody wants to see it again
+    # It failed, and somebody wants to see it again.
+    assert not evaluate.is_late(run(2, count=2), NOW)
     assert not evaluate.is_late(None, NOW)
     monkeypatch.setattr(evaluate, "is_late", lambda context, now: True)
     state = evaluate.evaluate.fn()
@@ -177,9 +176,8 @@ def test_the_automation_asks_twice_and_is_served_once(
         "note_evaluation",
         "promoted_scores",
     ]
-    monkeypatch.setattr(
-        evaluate, "by_automation", lambda context: False
-    )  # a person gets what he asks for
+    # A run that a person started is not skipped.
+    monkeypatch.setattr(evaluate, "by_automation", lambda context: False)
     monkeypatch.setattr(evaluate, "evaluation_of", lambda run: "there")
     done.clear()
     assert evaluate.evaluate.fn(training) is None and "publish" in done

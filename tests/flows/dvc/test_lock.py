@@ -121,9 +121,8 @@ def test_by_hand_it_is_merged_into_the_lock_here(
         capsys.readouterr().err.startswith("PREFECT_API_URL is not set")
         and read_lock_entries(tmp_path / "head") == {}
     )
-    with temporary_settings(
-        {PREFECT_API_URL: "http://127.0.0.1:9/api"}
-    ):  # nobody asks it: the bucket is known here
+    # The server is not contacted: the bucket is known here.
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
         by_hand(tmp_path, monkeypatch, capsys)
 
 

@@ -29,8 +29,8 @@ def draw(*key: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def example(key: str, groups: int = 3, size: int = 6, away: float = 0.1) -> dict[str, Tensor]:
-    """Errors of predictions that are vectors, so that m, o and d fit together; advantages of random
-    scores.
+    """Errors m, o and d of the same random vectors, so that they are consistent, and advantages of
+    random scores.
     """
     shape = (groups, size, 20)
     target, old = draw(key, "target", shape=shape), draw(key, "old", shape=shape)

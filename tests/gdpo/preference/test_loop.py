@@ -1,5 +1,5 @@
-"""The fine-tuning loop: ln 2 at the first step, cached == recomputed errors, the control, exact
-resume.
+"""The fine-tuning loop: the loss of the first step, cached against recomputed errors, the control
+with shuffled advantages, what is trained and logged, and exact resumption.
 """
 
 import math
@@ -40,8 +40,8 @@ def test_the_first_step_is_ln_2(groups: list[Group], tmp_path: Path, control: bo
 
 
 def test_cached_errors_are_the_ones_recomputed(groups: list[Group]) -> None:
-    """The reference of a group, from the stored latents, with the policy's role in place but not in
-    use.
+    """The reference's errors, computed from the stored latents while the policy's adapters are
+    loaded but inactive.
     """
     run = started(groups)
     with torch.no_grad():
@@ -55,9 +55,7 @@ def test_cached_errors_are_the_ones_recomputed(groups: list[Group]) -> None:
 
 
 def test_training_prefers_the_better_candidates(groups: list[Group], tmp_path: Path) -> None:
-    """After a few passes over the same groups the policy ranks their candidates as the rewards
-    do.
-    """
+    """After a few epochs the policy ranks the candidates of each group as the rewards do."""
     _, history = train(groups, tmp_path, steps=12, batch=5)
     assert np.mean([row["loss"] for row in history[-4:]]) < 0.6 < history[0]["loss"]
     assert np.mean([row["implicit_accuracy"] for row in history[-4:]]) > 0.8
@@ -66,7 +64,7 @@ def test_training_prefers_the_better_candidates(groups: list[Group], tmp_path: P
 def learnt_from(
     run: _Run, groups: list[Group], monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, list[float]]:
-    """The advantages that one pass over all groups trains on, by group."""
+    """The advantages that one epoch trains on, by group id."""
     seen: dict[str, list[float]] = {}
     learn = run._learn
 
@@ -83,8 +81,8 @@ def learnt_from(
 def test_the_control_shuffles_inside_groups_only(
     groups: list[Group], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By group and repeat, not by position; the run itself takes the advantages of the configured
-    reward.
+    """The order depends on group and repeat, not on the position; a run that is no control trains
+    on the advantages of the configured reward.
     """
     plain = learnt_from(started(groups), groups, monkeypatch)
     assert plain == {
@@ -113,7 +111,7 @@ def test_a_repeat_differs_in_adapters_and_order_and_shares_the_rollouts(
         group_at(other.seed, i, 5) for i in range(10)
     ]
     noises = (run._group(0, 0)[1] for run in (first, other))
-    assert tuple(noises) == (0, 1), "and begins with another stored noise"
+    assert tuple(noises) == (0, 1), "another repeat begins with another stored noise"
 
 
 def test_only_the_unets_adapters_train_and_conv_in_stays(groups: list[Group]) -> None:
@@ -156,9 +154,8 @@ def test_accumulated_groups_are_one_batch(groups: list[Group]) -> None:
 def test_values_are_read_back_once_per_step_whatever_the_number_of_groups(
     groups: list[Group], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What waits for a device shows as `_local_scalar_dense`: as many for one group as for five.
-
-    The reward is left out: it is computed from lists, on the host.
+    """Reading a value back from the device calls `_local_scalar_dense`: as often for one group as
+    for five. The reward is left out: it is computed from lists on the host.
     """
     known = {
         id(g.metrics): reward_of(g.metrics, g.detail_share, configured().reward) for g in groups
@@ -168,9 +165,8 @@ def test_values_are_read_back_once_per_step_whatever_the_number_of_groups(
     for batch in (1, 5):
         run = started(groups, batch=batch)
         run.step(0)
-        monkeypatch.setattr(
-            run.optimizer, "step", lambda: None
-        )  # AdamW counts its steps in tensors of the host
+        # AdamW counts its steps in tensors of the host.
+        monkeypatch.setattr(run.optimizer, "step", lambda: None)
         with tiny.Counted() as counted:
             run.step(1)
         counts.append(counted.calls)
@@ -214,8 +210,8 @@ def test_stopped_and_resumed_gives_the_same_adapters(
 
 
 def test_on_a_bf16_base_the_policy_is_fp32_and_starts_at_the_reference(tmp_path: Path) -> None:
-    """Half the static memory: frozen weights in bf16, the trained ones in fp32; policy and
-    reference still the same bits.
+    """Frozen weights are in bf16 and take half the memory, trained ones are in fp32; at the first
+    step policy and reference still give the same bits.
     """
     config = configured({"precision": "bf16"}, steps=3, optimizer={"lr": 1e-3})
     model = tiny.model().to(torch.bfloat16)
@@ -255,7 +251,7 @@ def test_a_group_is_read_when_a_step_needs_it(groups: list[Group], tmp_path: Pat
 
 
 def test_weight_decay_shrinks_every_weight(groups: list[Group]) -> None:
-    """AdamW: by lr times decay of the weight before the step, whatever the gradient."""
+    """AdamW's decay: lr * decay times the weight before the step, whatever the gradient."""
     plain, decayed = (
         started(groups, optimizer={"lr": 1e-2, "weight_decay": decay}) for decay in (0.0, 0.5)
     )

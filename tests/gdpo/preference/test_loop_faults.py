@@ -21,8 +21,8 @@ from tests.gdpo.preference.training import PAIRS, configured, started, train
 def test_a_group_that_cannot_be_scored_is_counted_named_and_left_out(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Online: the values are those of the others; a step of skipped groups alone changes nothing, a
-    run of them is refused.
+    """Online: the logged values are the means over the other groups. A step in which every group is
+    skipped changes no weight, and a run in which every group is skipped is refused.
     """
     true = rollout
 
@@ -81,7 +81,9 @@ def test_an_exploding_error_stops_with_the_last_checkpoint(
 def test_an_update_that_explodes_is_neither_kept_nor_the_result(
     groups: list[Group], tmp_path: Path, every: int
 ) -> None:
-    """No step sees the weights after the last update, nor those that a checkpoint gets."""
+    """The weights after the last update, and those of a checkpoint, are checked as well: no later
+    step would see them.
+    """
     with pytest.raises(
         Diverged,
         match=r"^step 0: the policy's error exploded to .* by its update; there is no checkpoint "
@@ -100,7 +102,7 @@ def test_an_update_that_explodes_is_neither_kept_nor_the_result(
 def test_rollouts_whose_errors_are_not_this_models_are_refused(
     groups: list[Group], tmp_path: Path
 ) -> None:
-    """Whatever made them differ: an untrained policy is the reference."""
+    """Whatever the cause: the errors of an untrained policy are those of the reference."""
     off = [
         replace(g, reference_error=[[e * 1.05 for e in row] for row in g.reference_error])
         for g in groups

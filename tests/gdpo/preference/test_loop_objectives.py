@@ -1,4 +1,4 @@
-"""Every objective in the fine-tuning loop: groups in parts, groups without spread, learning."""
+"""Every objective in the fine-tuning loop: groups in parts, groups of equal rewards, learning."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +24,7 @@ def gradient(run: _Run, step: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_groups_without_spread_are_counted_and_pull_nowhere(
+def test_groups_with_equal_rewards_are_counted_and_have_no_gradient(
     groups: list[Group], objective: str
 ) -> None:
     action = ACTION if objective == "dance_grpo" else {}
@@ -37,8 +37,8 @@ def test_groups_without_spread_are_counted_and_pull_nowhere(
 @pytest.mark.parametrize("chunk", [1, 2])
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_group_in_parts_has_the_gradient_of_the_whole(objective: str, chunk: int) -> None:
-    """The group-scalar form, through the UNet: dL/dm_i of the whole group, then backward passes
-    over a few candidates.
+    """The group-scalar form through the UNet: dL/dm_i from the whole group, then a backward pass
+    for every few candidates.
     """
     action = ACTION if objective == "dance_grpo" else {}
     settings: dict[str, Any] = {

@@ -24,8 +24,8 @@ from tests.gdpo.preference.training import (
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_online_is_cached_in_the_first_epoch(objective: str, tmp_path: Path) -> None:
-    """The candidates of the first visit are those that the stage stores: the same losses, and the
-    same policy.
+    """In the first epoch the candidates are those that the stage stores: same losses, same
+    policy.
     """
     action = ACTION if objective == "dance_grpo" else {}
     groups = stored(configured(action, objective=objective))
@@ -58,8 +58,8 @@ def test_online_makes_the_one_noise_that_the_visit_takes(groups: list[Group]) ->
 
 
 def test_a_set_made_in_batches_gives_the_losses_of_online(tmp_path: Path) -> None:
-    """As the stage makes it, five pairs in a forward pass, other kernels round differently: 5e-5 of
-    the second loss.
+    """The stage puts five pairs into one forward pass. Kernels for another batch size round
+    differently, which makes 5e-5 of the second loss.
     """
     found = list(rollout(tiny.model(), PAIRS, configured()))
     groups = [from_row(to_row(group)) for group in found if isinstance(group, Group)]
@@ -71,9 +71,7 @@ def test_a_set_made_in_batches_gives_the_losses_of_online(tmp_path: Path) -> Non
 
 
 def test_the_policy_as_sampler_makes_its_own_candidates(tmp_path: Path) -> None:
-    """At first they are the reference's; after a step they are not. The reference's errors stay the
-    frozen model's.
-    """
+    """Before the first update they are those of the reference, afterwards they are not."""
     by_policy, by_reference = (
         train([], tmp_path / sampler, pairs=PAIRS, rollouts="online", sampler=sampler, steps=3)[1]
         for sampler in ("policy", "reference")
@@ -83,8 +81,8 @@ def test_the_policy_as_sampler_makes_its_own_candidates(tmp_path: Path) -> None:
 
 
 def test_a_ratio_is_one_where_the_policy_samples(tmp_path: Path) -> None:
-    """On-policy the clip never bites: the old policy is the present one, so the loss is -A
-    averaged, 0.
+    """On-policy the old policy is the present one. Nothing is clipped, and the loss is the mean of
+    -A, which is 0.
     """
     _, history = train(
         [],

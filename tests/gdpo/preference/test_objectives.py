@@ -1,6 +1,4 @@
-"""The objectives: released and hand-computed values, slopes in closed form, and what must not
-change them.
-"""
+"""The objectives: released and hand-computed values, identities between them, and bad input."""
 
 import math
 from typing import Any
@@ -68,10 +66,11 @@ def test_dpo_by_hand(pairs: int, insides: list[float]) -> None:
 @pytest.mark.parametrize(
     ("advantage", "weights"),
     [
+        # Candidates of equal advantage form no pair.
         (
             [3.0, -1, -1, -1],
             {(0, 1): 1 / 3, (0, 2): 1 / 3, (0, 3): 1 / 3},
-        ),  # (j, k) among the equal: no pair
+        ),
         (
             [3.0, 1, 1, 0, -2, -3],
             {
@@ -89,8 +88,8 @@ def test_dpo_by_hand(pairs: int, insides: list[float]) -> None:
 def test_dpo_where_advantages_are_equal(
     advantage: list[float], weights: dict[tuple[int, int], float]
 ) -> None:
-    """Two places at either end; omega 2 and errors 1, 4, 9, ... make the change of a pair its
-    logit.
+    """Two best against two worst. With omega 2 and errors 1, 4, 9, ... the logit of a pair is the
+    difference of its errors.
     """
     policy = torch.arange(1, len(advantage) + 1, dtype=torch.float64)[None].square()
     wanted = sum(
@@ -171,8 +170,8 @@ def test_nft_is_what_its_two_branches_give(mix: float) -> None:
 
 
 def test_nft_divides_by_1e_5_at_least() -> None:
-    """A policy and an old policy that hit the target: a root of 0, and even a branch below 0 by
-    rounding, stay finite.
+    """Policy and old policy equal the target: a root of 0, or of a number that rounding made
+    negative, gives finite values.
     """
     zero = torch.zeros(1, 2, dtype=torch.float64)
     policy = (zero - 1e-18).requires_grad_()

@@ -113,9 +113,8 @@ def test_groups_are_averaged(name: str) -> None:
     assert loss_of(name, x).item() == pytest.approx(torch.stack(alone).mean().item(), rel=1e-12)
 
 
-@pytest.mark.parametrize(
-    "name", ["gdpo", "dpo", "dance_grpo", "dgpo", "awm"]
-)  # nft: its roots are without gradient
+# Not nft: its roots carry no gradient.
+@pytest.mark.parametrize("name", ["gdpo", "dpo", "dance_grpo", "dgpo", "awm"])
 def test_gradients_in_float64(name: str) -> None:
     x = example("check")
     given = {key: x[key].clone().requires_grad_() for key in ("policy", "reference")}
@@ -139,14 +138,13 @@ def test_gradients_of_the_logit_in_float64() -> None:
 def test_the_clip_stops_a_candidate_in_the_direction_of_its_advantage_only(
     name: str, advantage: float
 ) -> None:
-    """Candidate 0 beyond the clip, then as far on the other side, then inside it; candidate 1 stays
-    where it was.
+    """Candidate 0 is beyond the clip, then as far on the other side, then inside; candidate 1 does
+    not move.
     """
     unit = 2 * SIGMA**2 if name == "dance_grpo" else 1.0
     old = torch.full((1, 2), 0.05, dtype=torch.float64)
-    better = (
-        -1.0 if advantage > 0 else 1.0
-    )  # an error that moves so has the ratio follow the advantage
+    # The direction of the error in which the ratio moves with the advantage.
+    better = -1.0 if advantage > 0 else 1.0
     found = []
     for change in (2e-3, -2e-3, 5e-4):
         policy = old + torch.tensor([[better * change * unit, 0.0]], dtype=torch.float64)

@@ -12,22 +12,27 @@ from gdpo.preference.loop import History, _Run, finetune
 from gdpo.preference.rollout import rollout
 from tests import tiny
 
-
-def stored(config: Config) -> list[Group]:
-    """Five groups after their way through the file; made one by one, as the loop makes them
-    online.
-    """
-    model = tiny.model()
-    found = [next(rollout(model, [tiny.pair(i)], config)) for i in range(5)]
-    return [from_row(to_row(group)) for group in found if isinstance(group, Group)]
-
-
 PAIRS = [tiny.pair(i) for i in range(5)]
 ACTION = {"candidates": "action", "sigma": 0.1}
 
 
 def configured(rollout_: dict[str, Any] | None = None, **settings: Any) -> Config:
     return tiny.settings(finetune={"optimizer": {"lr": 1e-4}, **settings}, rollout=rollout_ or {})
+
+
+_STORED: dict[str, list[Group]] = {}
+
+
+def stored(config: Config) -> list[Group]:
+    """Five groups, written as rows and read back; each from a forward pass of its own, as the loop
+    makes them online. Made once for all configurations that differ in `finetune` alone.
+    """
+    key = config.model_dump_json(exclude={"finetune"})
+    if key not in _STORED:
+        model = tiny.model()
+        made = [next(rollout(model, [pair], config)) for pair in PAIRS]
+        _STORED[key] = [from_row(to_row(group)) for group in made if isinstance(group, Group)]
+    return list(_STORED[key])
 
 
 def train(

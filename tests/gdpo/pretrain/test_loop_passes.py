@@ -61,9 +61,8 @@ def test_the_timesteps_are_those_of_the_configuration(
 def test_everything_that_should_train_does_and_nothing_else(pairs: Shards) -> None:
     model, run = started(pairs)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    values = [
-        run.step(step) for step in range(2)
-    ]  # B is zero at first, so A moves only in the second step
+    # B is zero at first, so A moves only in the second step.
+    values = [run.step(step) for step in range(2)]
     trained = {id(p) for p in (*run.policy.values(), *run.fake.values())}
     for name, p in model.named_parameters():
         assert torch.equal(p, before[name]) == (id(p) not in trained), name

@@ -108,7 +108,6 @@ def test_a_merged_folder_of_two_networks_becomes_a_model_folder_and_a_base(
             (tmp_path / "merged" / name / file.name).write_bytes(file.read_bytes())
     assert import_released(tmp_path / "merged", tmp_path / "x", files / "base") == ()
     assert same(NAOSD.from_pretrained(tmp_path / "x"), NAOSD.from_pretrained(files / "naosd"))
-    import_released(
-        files / "gdpo.pkl", tmp_path / "y", tmp_path / "x"
-    )  # and GDPO's adapters go on it
+    # GDPO's adapters can be added to it.
+    import_released(files / "gdpo.pkl", tmp_path / "y", tmp_path / "x")
     assert same(NAOSD.from_pretrained(tmp_path / "y"), NAOSD.from_pretrained(files / "gdpo"))

@@ -294,9 +294,8 @@ def test_of_two_who_promote_at_once_one_is_told(address: str, finished: Path) ->
         thread.join()
     won = [run for run in runs if results[run] == run]
     entries, _ = publication.promoted(Store.at("s3://gdpo-sr"))
-    assert sorted(entry["run"] for entry in entries) == sorted(
-        won
-    )  # nobody who was told "promoted" is missing
+    # Every run whose promotion succeeded is listed.
+    assert sorted(entry["run"] for entry in entries) == sorted(won)
     assert won and all(
         "somebody promoted another run just now" in str(results[run])
         for run in runs

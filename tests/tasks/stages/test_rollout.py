@@ -113,9 +113,8 @@ def test_a_rollout_does_not_depend_on_the_batch_size(after_rollout: Path, root: 
         assert row["metrics"]["psnr_y"] == pytest.approx(
             rows(root)[id_]["metrics"]["psnr_y"], rel=1e-4
         )
-    assert (
-        len(opened(tiny.settings(), root)) == PAIRS
-    )  # made with another batch, and the same all the same
+    # The batch size changes no result, so these are accepted.
+    assert len(opened(tiny.settings(), root)) == PAIRS
 
 
 def test_pictures_of_several_sizes_are_not_batched_together(root: Path) -> None:
@@ -168,9 +167,8 @@ def test_stopped_it_goes_on_with_the_next_chunk(
         with pytest.raises(Stopped) as stopped:
             rollout.run(tiny.settings(), root, hooks)
         assert stopped.value.step == step and tiny.tree(root / "data", root / "reports") == before
-    os.truncate(
-        root / "work/rollout/00/chunks/00000001.parquet", 100
-    )  # a damaged one is made again
+    # A damaged one is made again.
+    os.truncate(root / "work/rollout/00/chunks/00000001.parquet", 100)
     shutil.rmtree(root / "data/rollouts")
     hooks, seen = stopping(99)
     rollout.run(tiny.settings(), root, hooks)

@@ -121,9 +121,8 @@ def test_a_password_in_the_endpoint_is_not_shown(
         with pytest.raises((OSError, ValueError), match="AWS_ENDPOINT_URL") as caught:
             ask()
         assert "\n" not in str(caught.value)
-        assert s3.SECRET not in "".join(
-            traceback.format_exception(caught.value)
-        )  # what Prefect logs
+        # What Prefect logs.
+        assert s3.SECRET not in "".join(traceback.format_exception(caught.value))
 
 
 @pytest.mark.parametrize("there", [(), ("AWS_ACCESS_KEY_ID",)])
@@ -135,9 +134,8 @@ def test_credentials_that_are_not_there_are_asked_for(
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
         monkeypatch.setenv(name, str(tmp_path / "none"))
-    monkeypatch.setattr(
-        boto3, "DEFAULT_SESSION", None
-    )  # it remembers the credentials of the tests before
+    # The default session keeps the credentials of earlier tests.
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
     module._client.cache_clear()
     with pytest.raises(
         PermissionError, match=r"^s3://bucket[/x]*: set AWS_ACCESS_KEY_ID and AWS_SECRET"
