@@ -14,7 +14,7 @@ export DO_NOT_TRACK := 1
 export GX_ANALYTICS_ENABLED := false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-vlcot study code test test-all test-full fleet-test lint lock docs flow setup train profile clean
+.PHONY: help demo demo-vlcot study code test test-all test-full fleet-test chaos lint lock docs flow setup train profile clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -34,14 +34,16 @@ study: .venv  ## train all ablations of the paper (hours on two cores; a stopped
 
 # The tests' tensors are tiny: one thread for each of two processes is several times as fast as two threads for one.
 test test-all: export OMP_NUM_THREADS := 1
+test-full: export OMP_NUM_THREADS := 2
 test: .venv  ## run the quick tests (minutes on two cores)
 	python -m pytest -n 2 --dist worksteal
 
-test-all: .venv  ## run the quick tests and those with processes, servers and a browser
-	python -m pytest -n 2 --dist worksteal -m "not slow and not orchestration"
+test-all: .venv  ## run all tests but the fleet's: also processes, servers, a browser, networks of full size
+	python -m pytest -n 2 --dist worksteal -m "not full_size and not orchestration and not chaos"
+	$(MAKE) test-full
 
 test-full: .venv  ## run the tests of networks of full size (minutes, 7 GB of memory)
-	python -m pytest -m slow
+	python -m pytest -m full_size
 
 fleet-test: .venv  ## run the tests against real servers and workers (a quarter of an hour)
 	python -m pytest -m orchestration

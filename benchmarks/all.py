@@ -2,7 +2,7 @@
 holds.
 
     python benchmarks/all.py                # runs all of them: half an hour on two idle cores
-    python benchmarks/all.py startup degrade       # runs these; the other lines show what is recorded
+    python benchmarks/all.py startup degrade    # runs these; the others as recorded
     python benchmarks/all.py --recorded     # runs none
 
 Every figure is a ratio, or CPU seconds, measured in one run by a script beside this one; a line

@@ -1,7 +1,8 @@
 """The fault campaign: break every stage, the bucket and the cache; nothing may be lost or wrong.
 
     python -m benchmarks.chaos --minutes 15            a seeded choice that fits into the time
-    python -m benchmarks.chaos --write                 all trials; the table goes to benchmarks/results
+    python -m benchmarks.chaos --write                 all trials, and a table of them in
+                                                       benchmarks/results
     python -m benchmarks.chaos --only kept_flipped --stage pretrain
 
 A trial breaks one thing while one stage of a small pipeline runs (benchmarks/faults), runs the same
@@ -102,8 +103,10 @@ def table(rows: list[dict[str, Any]], skipped: Counter[str], code: str) -> str:
     lines = [
         "# What was broken, and what became of it",
         "",
-        f"`python -m benchmarks.chaos --write` at commit {code[:12]}: {len(rows)} trials, {len(bad)} with a lasting difference.",
-        "After each, the same command was run again and all outputs were compared by SHA-256 with those of an undisturbed run.",
+        f"`python -m benchmarks.chaos --write` at commit {code[:12]}: "
+        f"{len(rows)} trials, {len(bad)} with a lasting difference.",
+        "After each, the same command was run again and all outputs were compared by SHA-256 "
+        "with those of an undisturbed run.",
         "",
         "| fault | trials | stages or kinds | stopped by it | went on | differences |",
         "|---|---|---|---|---|---|",
@@ -112,11 +115,10 @@ def table(rows: list[dict[str, Any]], skipped: Counter[str], code: str) -> str:
         mine = [row for row in rows if row["fault"] == fault]
         if not mine:
             continue
+        places = len({row["where"] for row in mine})
         on = sum(str(row["code"]) in ("0", "0, 0") for row in mine)
         wrong = sum(bool(row["problems"]) for row in mine)
-        lines.append(
-            f"| {text} | {len(mine)} | {len({row['where'] for row in mine})} | {len(mine) - on} | {on} | {wrong} |"
-        )
+        lines.append(f"| {text} | {len(mine)} | {places} | {len(mine) - on} | {on} | {wrong} |")
     lines += [
         f"| {PLAIN[fault]} | {count} skipped: needs root | | | | |"
         for fault, count in skipped.items()
@@ -129,7 +131,8 @@ def table(rows: list[dict[str, Any]], skipped: Counter[str], code: str) -> str:
     for row in bad:
         lines += [
             "",
-            f"**{row['fault']} of {row['where']}** (seed {row['seed']}): {row['problems'][0][:300]}",
+            f"**{row['fault']} of {row['where']}** (seed {row['seed']}): "
+            f"{row['problems'][0][:300]}",
         ]
     return "\n".join(lines) + "\n"
 

@@ -7,7 +7,8 @@ Both get the same patches and the same drawn parameters and take turns, patch by
 time is counted and each ratio is the median over the rounds, so that a busy machine changes little.
 The table below compares what the two make of the patches: deciles of PSNR (enlarged, against the
 patch), gradient energy, high-frequency noise and blockiness. The last line is the throughput of two
-processes over that of one, by the clock: it needs two free cores. Writes benchmarks/results/degrade.json.
+processes over that of one, by the clock: it needs two free cores. Writes
+benchmarks/results/degrade.json.
 """
 
 import argparse

@@ -2,14 +2,15 @@
 nothing was chosen on.
 
     python -m benchmarks.evidence --seeds 5
-    python -m benchmarks.evidence --seeds 5 --setting fidelity    # the same rollouts, rewarded for
-                                                                  # PSNR alone
+    # The same rollouts, rewarded for PSNR alone:
+    python -m benchmarks.evidence --seeds 5 --setting fidelity
 
 The photographs are those of params.yaml (degrade.evaluation), or with --photos FOLDER the central
-384 x 384 pixels of each photograph there. Per seed, every stage from degrade to evaluate runs in its own folder under work/evidence, with the values of
-params.yaml. The unit of every test is the photograph: tiles and noises of one photograph are
-averaged first. GDPO-SR is compared with NAOSD and with a control trained on the same rollouts with
-advantages shuffled inside each group; "pooled" averages the seeds of a photograph before the test.
+384 x 384 pixels of each photograph there. Per seed, every stage from degrade to evaluate runs in
+its own folder under work/evidence, with the values of params.yaml. The unit of every test is the
+photograph: tiles and noises of one photograph are averaged first. GDPO-SR is compared with NAOSD
+and with a control trained on the same rollouts with advantages shuffled inside each group; "pooled"
+averages the seeds of a photograph before the test.
 The claims are those of the report (tasks/report/verdict.py), judged on the pooled seeds; of the
 setting `fidelity`, that PSNR rises and NIQE does not get worse. Writes
 benchmarks/results/evidence.json and evidence.md (evidence-fidelity); exits 1 when a claim does not

@@ -1,10 +1,10 @@
 """Seconds that the checks of select and rollout take, on fabricated tables of paper size, after
 Great Expectations is imported.
 
-    python -m benchmarks.expectations [--rows 120000]  # also writes benchmarks/results/expectations.json
+    python -m benchmarks.expectations [--rows 120000]
 
-Beside them: reading the same tables from Parquet, and what a stage pays once (import, and the first
-use on 100 rows).
+Writes benchmarks/results/expectations.json. Beside the checks: reading the same tables from
+Parquet, and what a stage pays once (import, and the first use on 100 rows).
 """
 
 import argparse

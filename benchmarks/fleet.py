@@ -19,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.record import record
 from tests.flows.clones import outputs
-from tests.flows.fleet import QUICK, Fleet, wait_for
+from tests.flows.fleet import QUICK, Fleet
+from tests.flows.processes import wait_for
 
 
 def on_workers(count: int, changes: dict[str, Any]) -> tuple[float, dict[str, Any]]:

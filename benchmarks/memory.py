@@ -79,9 +79,8 @@ def main() -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(encode_png(np.kron(blocks, np.ones((8, 8, 1))).astype(np.uint8)))
         config = configured()
-        index.run(
-            config, root, Hooks()
-        )  # the first files: everything that is imported late is in memory now
+        # The first files: everything that is imported late is in memory now.
+        index.run(config, root, Hooks())
         for name, stage in (
             ("index", index.run),
             ("degrade", lambda c, r, h: degrade.run(c, r, h, "00")),

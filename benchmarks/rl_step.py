@@ -259,9 +259,8 @@ def main() -> None:
     )
     parser.add_argument("--size", choices=SIZES, default="half")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument(
-        "--memory", choices=VARIANTS, help=argparse.SUPPRESS
-    )  # of this script's own processes
+    # Of this script's own processes.
+    parser.add_argument("--memory", choices=VARIANTS, help=argparse.SUPPRESS)
     parser.add_argument("--rollouts", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     size = SIZES[args.size]
@@ -301,7 +300,8 @@ def main() -> None:
 def show(measured: dict[str, Any]) -> None:
     """The table."""
     print(
-        f"{'':10}{'s/step':>9}{'faster':>8}{'TMAC':>8}{'static MB':>11}{'peak MB':>9}{'SD2.1 static MB':>17}{'part':>6}"
+        f"{'':10}{'s/step':>9}{'faster':>8}{'TMAC':>8}{'static MB':>11}{'peak MB':>9}"
+        f"{'SD2.1 static MB':>17}{'part':>6}"
     )
     for name in VARIANTS:
         faster, memory_of, full = (
@@ -311,7 +311,8 @@ def show(measured: dict[str, Any]) -> None:
         )
         kept = full[name.partition("-")[0]]
         print(
-            f"{name:10}{measured['median'][name]:9.3f}{faster:8.2f}{measured['macs'][name] / 1e12:8.3f}"
+            f"{name:10}{measured['median'][name]:9.3f}{faster:8.2f}"
+            f"{measured['macs'][name] / 1e12:8.3f}"
             f"{memory_of['static'] / 1e6:11.0f}{memory_of['peak'] / 1e6:9.0f}{kept / 1e6:17.0f}"
             f"{kept / full['released']:6.2f}"
         )

@@ -104,7 +104,7 @@ def model(size: Size) -> NAOSD:
 def configured(
     size: Size, *, batch: int = 1, online: bool = False, own_input: bool = False
 ) -> Config:
-    """The defaults, which are the paper's, with the size's reward; own_input: `rollout.input: lr`."""
+    """The paper's values, our defaults, and the size's reward; own_input: `rollout.input: lr`."""
     own = {"input": "lr", "noise": "shared", "target": "consistent"}
     nowhere = [{"path": "-"}]
     return Config.model_validate(

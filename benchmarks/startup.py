@@ -37,7 +37,9 @@ PROGRAMS = {
         "sys.argv[1:] = ['upscale', folder + '/small.png', '-o', folder + '/large.png']\n"
         "from tasks.__main__ import main\nsys.exit(main())"
     ),
-    "gdpo-sr --help": "import sys\nsys.argv[1:] = ['--help']\nfrom tasks.__main__ import main\nmain()",
+    "gdpo-sr --help": (
+        "import sys\nsys.argv[1:] = ['--help']\nfrom tasks.__main__ import main\nmain()"
+    ),
 }
 
 

@@ -1,6 +1,7 @@
-"""Peak memory of `gdpo-sr upscale` over the size of the result: what a picture of N megapixels needs.
+"""Peak memory of `gdpo-sr upscale` over the size of the result, in megapixels.
 
-    python -m benchmarks.upscale_memory [--megapixels 4 25 100] [--options wavelet adain 16bit] [--write]
+    python -m benchmarks.upscale_memory [--write]
+        [--megapixels 4 25 100] [--options wavelet adain 16bit]
 
 Each result is made by a process of its own, whose greatest resident memory the kernel counts
 (ru_maxrss). A model that only averages stands in for the network (`--real`: the small model that
@@ -110,14 +111,17 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [
         "# Memory of `gdpo-sr upscale`",
         "",
-        "Greatest resident memory of the process on a CPU, tiles of 512 pixels, one thread; `python -m benchmarks.upscale_memory --write`.",
-        "The stand-in averages; tiny-sd is the small model that ships. Both have four latents of a quarter of the picture's sides.",
+        "Greatest resident memory of the process on a CPU, tiles of 512 pixels, one thread; "
+        "`python -m benchmarks.upscale_memory --write`.",
+        "The stand-in averages; tiny-sd is the small model that ships. "
+        "Both have four latents of a quarter of the picture's sides.",
         "",
         "| model | options | result | megapixels | peak memory, MB | processor time, s |",
         "|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {row['model']} | {row['options']} | {row['width']}x{row['height']} | {key(row)[2]} | {row['peak_mb']} | {row['cpu_seconds']} |"
+        f"| {row['model']} | {row['options']} | {row['width']}x{row['height']} | {key(row)[2]} "
+        f"| {row['peak_mb']} | {row['cpu_seconds']} |"
         for row in sorted(rows, key=key)
     ]
     return "\n".join(lines) + "\n"

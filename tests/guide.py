@@ -19,7 +19,8 @@ STAND_INS = {
     "systemctl": "",
     "runuser": 'shift 2; exec bash -e "$@"',
     "install": """grep -q ^useradd $LOG || exit 1
-[ "$1 $3" = "-o -g" ] && shift 4; [ "$2 $4" = "-o -g" ] && { first=$1; shift 5; set -- $first "$@"; }
+[ "$1 $3" = "-o -g" ] && shift 4
+[ "$2 $4" = "-o -g" ] && { first=$1; shift 5; set -- $first "$@"; }
 exec /usr/bin/install "$@\"""",
     "make": """[ "$1" = -C ] && cd "$2"
 mkdir -p .venv/bin; ln -sf $STAND_INS/python $STAND_INS/dvc .venv/bin""",

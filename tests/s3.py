@@ -6,15 +6,22 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from hashlib import md5
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import BaseServer
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 import boto3
+import pytest
 from moto.server import ThreadedMotoServer
+
+from tasks.store import s3 as store
+from tasks.store.conditional import supports_cas
 
 SECRET = "a-secret-that-must-not-be-shown"
 EMPTY: Mapping[str, str] = {}
@@ -31,22 +38,33 @@ def environment(url: str) -> dict[str, str]:
     }
 
 
+def use(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """Let the store of this process use the server; its client repeats requests without a pause."""
+    monkeypatch.setattr("botocore.endpoint.time", SimpleNamespace(sleep=lambda seconds: None))
+    for name, value in environment(url).items():
+        monkeypatch.setenv(name, value)
+    store._client.cache_clear()
+    supports_cas.cache_clear()
+
+
 @contextmanager
 def server() -> Iterator[str]:
-    """A fresh server; its address."""
+    """An empty server; its address. It is never stopped: that takes half a second, and the buckets
+    are those of the process in any case.
+    """
+    urlopen(Request(f"{_moto()}/moto-api/reset", method="POST")).close()
+    yield _moto()
+
+
+@cache
+def _moto() -> str:
     moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     moto.start()
     host, port = moto.get_host_and_port()
-    url = f"http://{host}:{port}"
-    urlopen(
-        Request(f"{url}/moto-api/reset", method="POST")
-    ).close()  # its buckets are the process's
-    try:
-        yield url
-    finally:
-        moto.stop()
+    return f"http://{host}:{port}"
 
 
+@cache
 def client(url: str) -> Any:
     """A plain boto3 client of the server: the independent look at what lies there."""
     return boto3.client("s3", endpoint_url=url, **KEYS)
@@ -125,10 +143,17 @@ def proxy(target: str, fault: Fault) -> Iterator[str]:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    found = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=found.serve_forever, daemon=True).start()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server, serving(server):
+        yield f"http://127.0.0.1:{server.server_port}"
+
+
+@contextmanager
+def serving(server: BaseServer) -> Iterator[None]:
+    """Let a server answer from a thread of its own; it ends at once, and not in half a second."""
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
     try:
-        yield f"http://127.0.0.1:{found.server_port}"
+        yield
     finally:
-        found.shutdown()
-        found.server_close()
+        server.shutdown()
+        thread.join()

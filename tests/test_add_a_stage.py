@@ -31,7 +31,9 @@ def run(config: Config, root: Path, hooks: Hooks) -> None:
     loop = Loop(root / "work/toy", config.toy.steps, {}, "toy", 1, hooks)
     write_history(root / "reports/toy", loop.run(lambda step: {"value": 2.0 * step}))
 '''
-ROW = """    "toy": Stage("tasks.stages.toy", "count", "toy.steps=2", ("reports/toy",), trains="toy"),
+ROW = """    "toy": Stage(
+        "tasks.stages.toy", "count", "toy.steps=2", ("reports/toy",), trains="toy"
+    ),
     "report": Stage("""
 SECTION = '''class Toy(Section):
     """Stage `toy`."""

@@ -1,4 +1,4 @@
-"""The committed results of the benchmarks are small, and keep the numbers that they were made of."""
+"""Committed results of benchmarks are small, and keep the numbers they were computed from."""
 
 import json
 from pathlib import Path

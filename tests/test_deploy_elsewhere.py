@@ -1,5 +1,5 @@
-"""deploy/kubernetes, compose.yaml, deploy/slurm, deploy/skypilot.yaml and deploy/nginx.conf: against
-the schemas of the programs that read them where a package ships them, and against our own names.
+"""deploy/kubernetes, compose.yaml, deploy/slurm, deploy/skypilot.yaml and deploy/nginx.conf against
+the schemas of the programs that read them, where a package has them, and against our own names.
 """
 
 import json
@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 
 from flows.setup import POOLS
 from tasks.run import copies
-from tests.test_deploy import defaults, strings, template
+from tests.deploy import defaults, strings, template
 
 pytestmark = pytest.mark.processes
 
@@ -41,7 +41,7 @@ def all_of(path: Path) -> list[dict[str, Any]]:
 
 
 def job(root: Path, values: dict[str, Any]) -> dict[str, Any]:
-    """The Job as the worker makes it, without the two fields of a pod that only the worker reads."""
+    """The Job that the worker makes, without the two pod fields that only the worker reads."""
     manifest = template(root)["job_configuration"]["job_manifest"]
     found: dict[str, Any] = apply_values(manifest, {**defaults(root), **values})
     pod = found["spec"]["template"]["spec"]
@@ -167,9 +167,11 @@ def slurm(
         (programs / program).write_text(
             # A training takes longer than the others need to start: the script ends them after it.
             '#!/bin/bash\nif [[ "$*" == *--relative=0* ]]; then\n'
-            f"  for _ in {{1..100}}; do grep -qs relative=1 {tmp_path}/log && break; sleep 0.1; done\n"
+            "  for _ in {1..100}; do\n"
+            f"    grep -qs relative=1 {tmp_path}/log && break\n    sleep 0.1\n  done\n"
             "fi\n"
-            f'echo {program} "$@" ${{NODE_RANK:+$NODE_RANK}} "$GDPO_CHECKPOINTS" "$AWS_ENDPOINT_URL" >> {tmp_path}/log\n'
+            f'echo {program} "$@" ${{NODE_RANK:+$NODE_RANK}} '
+            f'"$GDPO_CHECKPOINTS" "$AWS_ENDPOINT_URL" >> {tmp_path}/log\n'
         )
         (programs / program).chmod(0o755)
     (tmp_path / "worker.env").write_text("AWS_ENDPOINT_URL=http://s3\n")

@@ -14,7 +14,6 @@ from ruamel.yaml import YAML
 
 from tests import s3
 from tests.guide import git, guide, shell
-from tests.tasks.store.test_s3 import use
 
 pytestmark = pytest.mark.processes
 
@@ -76,7 +75,7 @@ def test_a_bucket_is_made_again_without_harm_and_a_wrong_name_is_said(
         )
 
     with s3.server() as address:
-        use(monkeypatch, address)
+        s3.use(monkeypatch, address)
         monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
         assert [make("s3://gdpo-sr").returncode for _ in range(2)] == [0, 0]
         assert make("gdpo-sr").returncode == 2

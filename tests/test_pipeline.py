@@ -183,9 +183,8 @@ def test_paths_a_stage_names_are_its_dependencies_or_outputs(name: str) -> None:
         for path in filled(other, other["deps"]) + outs(other)
         if not is_code(path)
     ]
-    known += [
-        str(Path(path).parent) for path in known if "${" not in path
-    ]  # a stage may name the folder of its outputs
+    # A stage may name the folder of its outputs.
+    known += [str(Path(path).parent) for path in known if "${" not in path]
     odd = [
         path
         for path in literals

@@ -129,9 +129,8 @@ def test_a_wait_is_a_value_read_that_follows_from_the_weights() -> None:
 
     def step(reads: int) -> None:
         out = layer(torch.ones(3)).sum()
-        assert all(
-            float(torch.ones(1).sum()) == 1 for _ in range(5)
-        )  # of the CPU whatever the device is
+        # CPU tensors, whatever the device.
+        assert all(float(torch.ones(1).sum()) == 1 for _ in range(5))
         assert [out.item() for _ in range(reads)]
         assert len(list(layer.named_modules())) == 1
 

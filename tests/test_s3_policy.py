@@ -20,10 +20,9 @@ from tasks.store import s3 as store_module
 from tasks.store.conditional import supports_cas
 from tasks.store.s3 import Store
 from tests import s3
+from tests.deploy import strings
 from tests.guide import shell
 from tests.tasks.published import NOW, finished, publish  # noqa: F401 - finished is a fixture
-from tests.tasks.store.test_s3 import use
-from tests.test_deploy import strings
 
 pytestmark = pytest.mark.processes
 
@@ -98,7 +97,7 @@ def guarded(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Guarded]:
     guard = Guarded(root)
     with s3.server() as url, s3.proxy(url, guard.fault) as address:
         s3.client(url).create_bucket(Bucket="gdpo-sr")
-        use(monkeypatch, address)
+        s3.use(monkeypatch, address)
         yield guard
     store_module._client.cache_clear()
 
@@ -109,10 +108,11 @@ def test_a_worker_may_do_its_work_and_may_not_promote(
     tmp_path: Path,
 ) -> None:
     store = Store.at("s3://gdpo-sr")
+    # As the nightly asks, before the first promotion.
     assert publication.promoted(store) == (
         [],
         None,
-    )  # as the nightly asks, before the first promotion
+    )
     (finished / "models/gdpo/large.safetensors").write_bytes(bytes(9 << 20))  # goes up in parts
     run = publish(finished)
     key = f"results/lock/{uuid4()}.json"

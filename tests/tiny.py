@@ -236,9 +236,8 @@ class Counted(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         reads = func == torch.ops.aten._local_scalar_dense.default
-        self.calls += (
-            reads and args[0].is_floating_point()
-        )  # timesteps are whole numbers of the host
+        # Timesteps are whole numbers of the host.
+        self.calls += reads and args[0].is_floating_point()
         to_meta = (
             func == torch.ops.aten._to_copy.default and str((kwargs or {}).get("device")) == "meta"
         )

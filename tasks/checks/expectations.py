@@ -33,20 +33,25 @@ SAMPLES = 3  # failing rows in the error message
 SHOWN = 20  # failing values on a page
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 70rem; margin: 2rem auto; padding: 0 1rem }
-table { border-collapse: collapse; margin: .5rem 0 } td, th { border: 1px solid #ddd; padding: .3rem .6rem; text-align: left }
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; \
+max-width: 70rem; margin: 2rem auto; padding: 0 1rem }
+table { border-collapse: collapse; margin: .5rem 0 } \
+td, th { border: 1px solid #ddd; padding: .3rem .6rem; text-align: left }
 h5 { font-size: 1.1rem; margin: 1.5rem 0 .3rem } h6 { font-size: 1rem; margin: .5rem 0 }
 .badge { background: #eee; border-radius: .2rem; padding: 0 .3rem; font-family: monospace }
-i { font-style: normal; font-weight: bold } .text-success { color: #17693a } .text-danger, .text-warning { color: #b3261e }
+i { font-style: normal; font-weight: bold } \
+.text-success { color: #17693a } .text-danger, .text-warning { color: #b3261e }
 .fa-check-circle::before { content: "met" } .fa-times::before { content: "not met" }
 .fa-exclamation-triangle::before { content: "could not be evaluated" }
 @media (prefers-color-scheme: dark) {
-  body { color: #ddd; background: #181818 } a { color: #8ab4f8 } td, th { border-color: #444 } .badge { background: #333 }
+  body { color: #ddd; background: #181818 } a { color: #8ab4f8 } \
+td, th { border-color: #444 } .badge { background: #333 }
   .text-success { color: #7bd88f } .text-danger, .text-warning { color: #f28b82 }
 }
 """
 HEAD = f"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<html lang="en"><head><meta charset="utf-8">\
+<meta name="viewport" content="width=device-width, initial-scale=1">
 <title>%s</title><style>{STYLE}</style></head>
 """
 TEMPLATES = {

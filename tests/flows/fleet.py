@@ -2,7 +2,8 @@
 this working copy.
 
     with Fleet(folder, quick) as fleet:
-        fleet.worker("one", "cpu") run = fleet.start("gdpo-stage/cpu", stage="degrade@00")
+        fleet.worker("one", "cpu")
+        run = fleet.start("gdpo-stage/cpu", stage="degrade@00")
         fleet.finished(run)
 
 Everything is a process of its own and speaks HTTP, as on real hosts. Used by
@@ -12,7 +13,6 @@ tests/flows/test_fleet.py and benchmarks/fleet.py.
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,7 +26,7 @@ import httpx
 
 from tests import s3
 from tests.flows.clones import snapshot
-from tests.flows.processes import children, descendants
+from tests.flows.processes import children, descendants, free_port, wait_for
 
 BUCKET = "gdpo-sr"
 PASSWORD = "the-password-of-the-fleet"
@@ -47,13 +47,6 @@ QUICK: dict[str, Any] = {
     "finetune.batch": 2,
     "evaluate.noises": 2,
 }
-
-
-def free_port() -> int:
-    """A port that nothing listens on."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 class Fleet:
@@ -112,16 +105,9 @@ class Fleet:
         self._serve()
         wait_for(lambda: _answers(f"{self.s3}/moto-api/"), 180, "the S3 server")
         s3.client(self.s3).create_bucket(Bucket=BUCKET)
-        command = [
-            "-m",
-            "flows.setup",
-            "--store",
-            f"s3://{BUCKET}",
-            "--heartbeat",
-            str(HEARTBEAT_S),
-        ]
+        command = [sys.executable, "-m", "flows.setup", "--store", f"s3://{BUCKET}"]
         subprocess.run(
-            [sys.executable, *command],
+            [*command, "--heartbeat", str(HEARTBEAT_S)],
             cwd=self.source,
             env=self.environment(self.source),
             check=True,
@@ -152,16 +138,8 @@ class Fleet:
         as_postgres = ["runuser", "-u", "postgres", "--"]
         initdb = [str(programs / "initdb"), "-D", data, "-U", "prefect", "--auth=trust"]
         subprocess.run([*as_postgres, *initdb], cwd=self.cluster, check=True, capture_output=True)
-        options = [
-            "-p",
-            port,
-            "-k",
-            str(self.cluster),
-            "-c",
-            "listen_addresses=127.0.0.1",
-            "-c",
-            "fsync=off",
-        ]
+        options = ["-p", port, "-k", str(self.cluster)]
+        options += ["-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]
         with (self.folder / "postgresql.log").open("ab") as log:
             self.processes["postgresql"] = subprocess.Popen(
                 [*as_postgres, str(programs / "postgres"), "-D", data, *options],
@@ -170,18 +148,8 @@ class Fleet:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        psql = [
-            str(programs / "psql"),
-            "-h",
-            "127.0.0.1",
-            "-p",
-            port,
-            "-U",
-            "prefect",
-            "-d",
-            "postgres",
-            "-c",
-        ]
+        psql = [str(programs / "psql"), "-h", "127.0.0.1", "-p", port]
+        psql += ["-U", "prefect", "-d", "postgres", "-c"]
         wait_for(
             lambda: subprocess.run([*psql, "SELECT 1"], capture_output=True).returncode == 0,
             180,
@@ -231,18 +199,8 @@ class Fleet:
         returns the clone.
         """
         place = self.clone(clone or name)
-        command = [
-            "-m",
-            "prefect",
-            "worker",
-            "start",
-            "--pool",
-            pool,
-            "--limit",
-            "1",
-            "--name",
-            name,
-        ]
+        command = ["-m", "prefect", "worker", "start", "--pool", pool, "--limit", "1"]
+        command += ["--name", name]
         command += ["--work-queue", queue] if queue else []
         self.spawn(name, command, place, {**self.environment(place), **env})
         return place
@@ -300,14 +258,12 @@ class Fleet:
         )
 
     def call_crashed(self, run: str) -> None:
-        """What the automation does to a run that was silent for too long; waits until the run
-        sends a heartbeat.
+        """Mark a run as crashed, as the automation does to a run without heartbeats, and wait until
+        the run's next heartbeat marks it as running again.
         """
         crashed = {"type": "CRASHED", "message": "no sign of life from the worker"}
         self.post(f"flow_runs/{run}/set_state", state=crashed, force=True)
-        wait_for(
-            lambda: self.state(run)["type"] == "RUNNING", 60, "the run that is alive to say so"
-        )
+        wait_for(lambda: self.state(run)["type"] == "RUNNING", 60, "a heartbeat of the run")
 
     def state(self, run: str) -> dict[str, Any]:
         """The present state of a run."""
@@ -350,18 +306,6 @@ class Fleet:
         return "\n".join(
             path.read_text(errors="replace") for path in sorted(self.folder.glob("*.log"))
         )
-
-
-def wait_for(happens: Any, seconds: float, what: str) -> None:
-    """Poll until `happens()`; TimeoutError naming what did not."""
-    end = time.monotonic() + seconds
-    while True:
-        with suppress(httpx.TransportError):  # a busy server answers the next time
-            if happens():
-                return
-        if time.monotonic() > end:
-            raise TimeoutError(f"{what}: nothing after {seconds:g} s")
-        time.sleep(0.5)
 
 
 def _answers(url: str) -> bool:

@@ -1,7 +1,12 @@
-"""Processes by /proc: what another started, and what works in a folder."""
+"""Processes by /proc: what another started, and what works in a folder; ports, and polling."""
 
+import socket
+import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
+
+import httpx
 
 
 def children() -> dict[int, list[int]]:
@@ -35,3 +40,22 @@ def working_in(folder: Path) -> list[str]:
             if line and (entry / "cwd").resolve() == folder.resolve():
                 found.append(line)
     return found
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def wait_for(happens: Any, seconds: float, what: str) -> None:
+    """Poll until `happens()`; TimeoutError naming what did not."""
+    end = time.monotonic() + seconds
+    while True:
+        with suppress(httpx.TransportError):  # a busy server answers the next time
+            if happens():
+                return
+        if time.monotonic() > end:
+            raise TimeoutError(f"{what}: nothing after {seconds:g} s")
+        time.sleep(0.5)

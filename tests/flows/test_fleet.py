@@ -22,7 +22,7 @@ import pytest
 from flows.dvc.graph import graph
 from tests import s3
 from tests.flows.clones import commit, dvc, outputs, set_params
-from tests.flows.fleet import FINAL, HEARTBEAT_S, PASSWORD, Fleet, wait_for
+from tests.flows.fleet import FINAL, HEARTBEAT_S, PASSWORD, Fleet
 from tests.flows.looks import (
     artifacts,
     body,
@@ -33,7 +33,7 @@ from tests.flows.looks import (
     steps_of,
     tool,
 )
-from tests.flows.processes import working_in
+from tests.flows.processes import wait_for, working_in
 
 pytestmark = [pytest.mark.orchestration, pytest.mark.timeout(2400)]
 
@@ -118,9 +118,8 @@ def test_the_nightly_is_scheduled(fleet: Fleet) -> None:
 
     wait_for(runs, 300, "a scheduled nightly run")
     assert all("T02:00:00" in run["expected_start_time"] for run in runs())
-    fleet.post(
-        f"deployments/{nightly}/pause_deployment"
-    )  # should it be two o'clock while the tests go on
+    # In case the tests run at two o'clock, when the nightly starts.
+    fleet.post(f"deployments/{nightly}/pause_deployment")
 
 
 def test_the_graph_on_two_workers_makes_what_a_plain_repro_makes(fleet: Fleet) -> None:
@@ -158,8 +157,8 @@ def test_the_graph_on_two_workers_makes_what_a_plain_repro_makes(fleet: Fleet) -
     assert len(outputs(plain)) > 10
 
     laptop = fleet.clone("laptop")
-    said = dvc(laptop, fleet.env, "repro", "--pull", "report")
-    assert "Running stage" not in said
+    output = dvc(laptop, fleet.env, "repro", "--pull", "report")
+    assert "Running stage" not in output
     assert outputs(laptop) == outputs(plain)
     assert (laptop / "models/gdpo/adapters.safetensors").is_file() or list(
         (laptop / "models/gdpo").glob("*.safetensors")
@@ -217,9 +216,8 @@ def test_cancelled_and_killed_it_resumes_to_the_same_bytes(fleet: Fleet, long_ru
     begun = time.time()
     fleet.cancel(first)
     assert fleet.finished(first)["type"] == "CANCELLED"
-    assert (
-        begun < (long_run / "work/finetune/gdpo/checkpoint.pt").stat().st_mtime < begun + 60
-    )  # 30 s, and Prefect's polling
+    # 30 s of grace, and Prefect's polling.
+    assert begun < (long_run / "work/finetune/gdpo/checkpoint.pt").stat().st_mtime < begun + 60
     wait_for(
         lambda: not [line for line in working_in(long_run) if "prefect worker" not in line],
         60,
@@ -232,9 +230,8 @@ def test_cancelled_and_killed_it_resumes_to_the_same_bytes(fleet: Fleet, long_ru
     fleet.call_crashed(second)
     assert replayed(long_run) >= 4  # the first run's
     begun = time.time()
-    fleet.crash(
-        "gpu"
-    )  # the worker and the run; dvc and the trainer have to see by themselves that nobody waits for them
+    # Kills the worker and the flow run; dvc and the trainer must notice that and stop.
+    fleet.crash("gpu")
     wait_for(lambda: not working_in(long_run), 60, "the end of all processes")
     assert (long_run / "work/finetune/gdpo/checkpoint.pt").stat().st_mtime > begun
     assert fleet.state(second)["type"] == "RUNNING"  # nobody is left who could say otherwise ...
@@ -286,10 +283,9 @@ def test_training_is_followed_by_an_evaluation(fleet: Fleet) -> None:
     assert len({row["parameters"]["after"] for row in triggered()}) == 1
     for again in triggered():
         assert fleet.finished(again["id"])["type"] == "COMPLETED"
-    said = "no run is promoted"
-    wait_for(
-        lambda: any(said in fleet.logs(row["id"]) for row in triggered()), 60, "that line"
-    )  # logs come later
+    message = "no run is promoted"
+    # Logs arrive later than states.
+    wait_for(lambda: any(message in fleet.logs(row["id"]) for row in triggered()), 60, "that line")
     (shown,) = published(fleet, "nightly")
     night, gpu = fleet.folder / "night", fleet.folder / "gpu"
     assert (
@@ -319,7 +315,7 @@ def test_of_two_promotions_at_once_one_wins_and_the_nightly_compares(
         )
         for run in runs
     ]
-    said = [process.communicate()[0] for process in both]
+    printed = [process.communicate()[0] for process in both]
     codes = [process.returncode for process in both]
     pointer = json.loads(body(fleet, "models/latest.json"))
     assert [entry["run"] for entry in pointer["promoted"]][::-1] == [
@@ -328,11 +324,10 @@ def test_of_two_promotions_at_once_one_wins_and_the_nightly_compares(
             zip(runs, codes, strict=True), key=lambda pair: pair[0] == pointer["run"]
         )
         if code == 0
-    ], said
+    ], printed
     assert tool(fleet, long_run, "promote", runs[1]).returncode == 0  # the longer training
-    commit(
-        long_run, "promoted"
-    )  # its scores, and the lock entries of the training: what the nightly judges
+    # Its scores, and the lock entries of the training: what the nightly judges.
+    commit(long_run, "promoted")
 
     same = fleet.start("gdpo-evaluate/nightly")
     state = fleet.finished(same)
@@ -391,9 +386,8 @@ def test_faults_of_s3_are_waited_out(fleet: Fleet) -> None:
     fleet.kill("one")
     with s3.proxy(fleet.s3, fault) as url:
         # One attempt: the client by itself would wait for minutes before it says so.
-        fresh = fleet.worker(
-            "fresh", "cpu", AWS_ENDPOINT_URL=url, AWS_MAX_ATTEMPTS="1"
-        )  # it has the pipeline's lock entries from S3
+        # It fetches the pipeline's lock entries from S3.
+        fresh = fleet.worker("fresh", "cpu", AWS_ENDPOINT_URL=url, AWS_MAX_ATTEMPTS="1")
         run = fleet.start("gdpo-stage/cpu", stage="select")
         wait_for(repeated, 900, "a second try")
         mended.set()
@@ -411,17 +405,15 @@ def test_the_secret_is_nowhere(fleet: Fleet, secret: str) -> None:
     alone.
     """
     assert secret not in fleet.log_files()
-    runs = fleet.post(
-        "flow_runs/filter", limit=200, sort="EXPECTED_START_TIME_ASC"
-    )  # those of coming nights last
+    # Sorted so that the scheduled runs of coming nights are last.
+    runs = fleet.post("flow_runs/filter", limit=200, sort="EXPECTED_START_TIME_ASC")
     assert sum(row["state_type"] in FINAL for row in runs) > 10
     for run in runs:
         assert secret not in fleet.logs(run["id"])
         assert secret not in json.dumps(run)
     shown = json.dumps(fleet.post("artifacts/filter", limit=200))
-    assert (
-        secret not in shown and "X-Amz-" not in shown
-    )  # a signed address is a key as long as it holds
+    # A signed URL grants access until it expires.
+    assert secret not in shown and "X-Amz-" not in shown
     assert secret not in json.dumps(fleet.post("block_documents/filter", include_secrets=True))
     assert secret not in json.dumps(fleet.post("deployments/filter"))
     for key in objects(fleet):

@@ -14,7 +14,8 @@ from socketserver import StreamRequestHandler, ThreadingTCPServer
 
 import pytest
 
-from tests.flows.fleet import Fleet, wait_for
+from tests.flows.fleet import Fleet
+from tests.flows.processes import wait_for
 
 pytestmark = [pytest.mark.orchestration, pytest.mark.timeout(1200)]
 
@@ -45,7 +46,7 @@ def sink() -> Iterator[tuple[str, list[str]]]:
 
 @contextmanager
 def mailbox() -> Iterator[tuple[str, list[str]]]:
-    """An SMTP server on this machine: its address as Apprise takes it, and the mails that it got."""
+    """An SMTP server on this machine: its address in Apprise's form, and the mails received."""
     mails: list[str] = []
 
     class Handler(StreamRequestHandler):

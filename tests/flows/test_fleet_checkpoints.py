@@ -7,8 +7,9 @@ import pytest
 
 from flows.workplace import read_lock_entries
 from tests.flows.clones import dvc, outputs
-from tests.flows.fleet import QUICK, Fleet, wait_for
+from tests.flows.fleet import QUICK, Fleet
 from tests.flows.looks import objects
+from tests.flows.processes import wait_for
 
 pytestmark = [pytest.mark.orchestration, pytest.mark.timeout(2400)]
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from tests.flows.clones import outputs
-from tests.flows.fleet import POSTGRESQL, Fleet, wait_for
+from tests.flows.fleet import POSTGRESQL, Fleet
+from tests.flows.processes import wait_for
 
 pytestmark = [pytest.mark.orchestration, pytest.mark.timeout(2400)]
 

@@ -52,7 +52,9 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "dvc.yaml").write_text("""
 stages:
   last:
-    {cmd: cp copy.json reports/evaluate/sample/summary.json, deps: [copy.json], outs: [reports/evaluate/sample/summary.json]}
+    cmd: cp copy.json reports/evaluate/sample/summary.json
+    deps: [copy.json]
+    outs: [reports/evaluate/sample/summary.json]
   first: {cmd: cp made.json copy.json, deps: [made.json], outs: [copy.json]}
 """)
     (tmp_path / "reports/evaluate/sample").mkdir(parents=True)

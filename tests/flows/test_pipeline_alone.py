@@ -18,7 +18,7 @@ from flows.pipeline import _Fleet
 def test_a_server_that_is_away_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Prefect says it with an error of its own; another RuntimeError is a bug and is shown whole."""
+    """Prefect raises a RuntimeError; any other RuntimeError is a bug and keeps its traceback."""
     monkeypatch.setattr(signal, "signal", lambda *_: None)
 
     def refuse(*_: object) -> None:

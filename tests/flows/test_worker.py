@@ -69,7 +69,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return did
 
 
-def test_a_training_begins_with_the_pipelines_lock_entries_and_leaves_its_own_before_it_is_published(
+def test_a_training_fetches_the_pipelines_lock_entries_and_stores_its_own_before_publishing(
     done: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PREFECT__FLOW_RUN_ID", "the-run")
@@ -131,9 +131,8 @@ def test_a_night_that_the_next_one_overtook_is_skipped(
     assert evaluate.is_late(run(1.1), NOW)
     assert not evaluate.is_late(run(0.9), NOW)
     assert not evaluate.is_late(run(2, scheduled=False), NOW)  # somebody asked for it
-    assert not evaluate.is_late(
-        run(2, count=2), NOW
-    )  # it failed, and somebody wants to see it again
+    # It failed, and somebody wants to see it again.
+    assert not evaluate.is_late(run(2, count=2), NOW)
     assert not evaluate.is_late(None, NOW)
     monkeypatch.setattr(evaluate, "is_late", lambda context, now: True)
     state = evaluate.evaluate.fn()
@@ -145,14 +144,14 @@ def test_a_night_that_the_next_one_overtook_is_skipped(
 def test_the_automation_asks_twice_and_is_served_once(
     done: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def asked(who: str, count: int = 1) -> Any:
+    def run_created_by(who: str, count: int = 1) -> Any:
         return SimpleNamespace(
             flow_run=SimpleNamespace(created_by=SimpleNamespace(type=who), run_count=count)
         )
 
-    assert evaluate.by_automation(asked("AUTOMATION"))
-    assert not evaluate.by_automation(asked("USER")) and not evaluate.by_automation(
-        asked("AUTOMATION", count=2)
+    assert evaluate.by_automation(run_created_by("AUTOMATION"))
+    assert not evaluate.by_automation(run_created_by("USER")) and not evaluate.by_automation(
+        run_created_by("AUTOMATION", count=2)
     )
     assert not evaluate.by_automation(
         SimpleNamespace(flow_run=SimpleNamespace(created_by=None, run_count=1))
@@ -177,9 +176,8 @@ def test_the_automation_asks_twice_and_is_served_once(
         "note_evaluation",
         "promoted_scores",
     ]
-    monkeypatch.setattr(
-        evaluate, "by_automation", lambda context: False
-    )  # a person gets what he asks for
+    # A run that a person started is not skipped.
+    monkeypatch.setattr(evaluate, "by_automation", lambda context: False)
     monkeypatch.setattr(evaluate, "evaluation_of", lambda run: "there")
     done.clear()
     assert evaluate.evaluate.fn(training) is None and "publish" in done

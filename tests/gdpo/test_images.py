@@ -55,9 +55,8 @@ def test_read_photo_scales_16_bit(tmp_path, picture, channels, suffix):
         )
         * 257
     )
-    deep = np.clip(deep.astype(int) - 100, 0, 65535).astype(
-        np.uint16
-    )  # rounds up to the same, would truncate to v - 1
+    # Rounds up to the same, would truncate to v - 1.
+    deep = np.clip(deep.astype(int) - 100, 0, 65535).astype(np.uint16)
     stored = deep[..., 0] if channels == 1 else deep[..., [2, 1, 0, 3][:channels]]
     cv2.imwrite(str(tmp_path / f"a.{suffix}"), stored)
     expected = np.repeat(picture[..., :1], 3, -1) if channels == 1 else picture

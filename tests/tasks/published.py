@@ -19,7 +19,6 @@ from tasks.store import s3 as store_module
 from tasks.store.s3 import Store
 from tests import s3
 from tests.tasks import fabricated
-from tests.tasks.store.test_s3 import use
 
 NOW = datetime(2026, 11, 21, 2, 0, tzinfo=UTC)
 HOSTILE = '<script>alert("x")</script>'
@@ -31,7 +30,7 @@ OUTS = ("models/gdpo", "reports/evaluate/sample", "reports/index.html")
 def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     with s3.server() as url:
         s3.client(url).create_bucket(Bucket="gdpo-sr")
-        use(monkeypatch, url)
+        s3.use(monkeypatch, url)
         yield url
     store_module._client.cache_clear()
 
@@ -79,5 +78,5 @@ def page(store: Store, key: str) -> str:
     return store.read(key).decode()
 
 
-def writes(asked: list[tuple[str, str]]) -> list[str]:
-    return [path for method, path in asked if method == "PUT"]
+def writes(requests: list[tuple[str, str]]) -> list[str]:
+    return [path for method, path in requests if method == "PUT"]

@@ -314,9 +314,8 @@ def test_summary_before_any_evaluation_names_the_file(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["summary"]) == 1
-    assert (
-        capsys.readouterr().err
-        == "gdpo-sr: reports/evaluate/sample/summary.json: no such file yet; `dvc repro` writes it\n"
+    assert capsys.readouterr().err == (
+        "gdpo-sr: reports/evaluate/sample/summary.json: no such file yet; `dvc repro` writes it\n"
     )
 
 

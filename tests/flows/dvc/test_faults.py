@@ -33,8 +33,8 @@ from tasks.store.errors import errors
         "exceeded",
         "ERROR: unexpected error - [Errno 16] Please reduce your request rate.",
         "aiohttp.client_exceptions.ServerDisconnectedError: Server disconnected",
-        "s3://gdpo-sr/runs/x: the upload was interrupted (Connection was closed before we received a "
-        "valid response)",
+        "s3://gdpo-sr/runs/x: the upload was interrupted (Connection was closed before we received "
+        "a valid response)",
         "s3://gdpo-sr/runs/x: the download was interrupted (Max Retries Exceeded)",
         "[Errno -3] Temporary failure in name resolution",
         "[Errno -2] Name or service not known",

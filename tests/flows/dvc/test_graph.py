@@ -29,7 +29,10 @@ stages:
     deps: [made, code.txt]
     outs: ["parts/${item.run}"]
   part: {cmd: cp folder/one part, deps: [folder/one], outs: [part]}
-  made: {cmd: "cp params.yaml made; mkdir folder; cp made folder/one", params: [number], outs: [made, folder]}
+  made:
+    cmd: cp params.yaml made; mkdir folder; cp made folder/one
+    params: [number]
+    outs: [made, folder]
 """
 
 
@@ -186,7 +189,8 @@ def test_inputs_made_with_other_parameters_are_refused(repository: Path) -> None
     (repository / "params.yaml").write_text("number: 2\n")
     with pytest.raises(
         StageFailed,
-        match="training reads the outputs of stage made, but number has changed since it ran; run: prefect",
+        match="training reads the outputs of stage made, "
+        "but number has changed since it ran; run: prefect",
     ):
         check_inputs("training", ["after@x", "after@y"], edges, repository)
 

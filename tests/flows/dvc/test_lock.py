@@ -1,4 +1,4 @@
-"""The lock entries that runs store in the bucket, who may take them, and what of one is published."""
+"""Lock entries that runs store in the bucket: who may take them, and which part is published."""
 
 import json
 from collections.abc import Iterator
@@ -121,9 +121,8 @@ def test_by_hand_it_is_merged_into_the_lock_here(
         capsys.readouterr().err.startswith("PREFECT_API_URL is not set")
         and read_lock_entries(tmp_path / "head") == {}
     )
-    with temporary_settings(
-        {PREFECT_API_URL: "http://127.0.0.1:9/api"}
-    ):  # nobody asks it: the bucket is known here
+    # The server is not contacted: the bucket is known here.
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
         by_hand(tmp_path, monkeypatch, capsys)
 
 
@@ -134,11 +133,11 @@ def by_hand(
     assert "commit it" in capsys.readouterr().out
     monkeypatch.setattr("sys.argv", ["lock", "8-run"])
     assert lock.main() == 1
-    said = capsys.readouterr()
+    captured = capsys.readouterr()
     assert (
-        said.err.startswith("flow run 8-run stored no lock entries")
-        and said.err.count("\n") == 1
-        and not said.out
+        captured.err.startswith("flow run 8-run stored no lock entries")
+        and captured.err.count("\n") == 1
+        and not captured.out
     )
 
     def away() -> str:

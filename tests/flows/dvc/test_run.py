@@ -229,9 +229,8 @@ def test_lock_entries_travel(repository: Path, tmp_path_factory: pytest.TempPath
         **entries,
         "else": {"cmd": "x", "outs": [{"path": "y", "md5": "0" * 32}]},
     }
-    run_dvc(
-        ["pull", "--force", "made"], other, lambda line: None
-    )  # from the cache: no remote is needed
+    # From the cache: no remote is needed.
+    run_dvc(["pull", "--force", "made"], other, lambda line: None)
     assert (other / "made").read_text() == "1\n"
 
 
@@ -252,9 +251,8 @@ def test_a_clone_at_another_commit_is_refused(repository: Path) -> None:
     assert commit_of(repository).startswith(f"{here}+changes-") and commit_of(repository) != changed
     (repository / "params.yaml").write_text("number: 3\n")
     check_commit(repository, changed)
-    subprocess.run(
-        ["git", "config", "diff.noprefix", "true"], cwd=repository, check=True
-    )  # another host
+    # Another host.
+    subprocess.run(["git", "config", "diff.noprefix", "true"], cwd=repository, check=True)
     check_commit(repository, changed)
     (repository / "slow.py").unlink()
     assert commit_of(repository) not in (here, changed)

@@ -184,9 +184,8 @@ def test_the_calls_of_our_columns_are_those_of_the_code(
     online: str,
     cached: str,
 ) -> None:
-    monkeypatch.setattr(
-        _Run, "verify", lambda self: None
-    )  # one forward per checkpoint, not per LR image
+    # One forward per checkpoint, not per LR image.
+    monkeypatch.setattr(_Run, "verify", lambda self: None)
     settings = {"group": 6, "noises": 1, "input": input_, **tiny.SHARED}
     config = tiny.settings(rollout=settings, finetune={"steps": 1, "batch": 1})
     model = tiny.model()

@@ -117,9 +117,8 @@ def test_order_of_the_steps(jpeg_last):
     }
     hr = _photo().transpose(1, 2, 0)
     image = jpeg(resize_by(blur(hr * np.float32(255), kernel(blur1)), 0.7, "bilinear"), 70)
-    image = np.clip(
-        resize_to(blur(image, kernel(blur2)), (17, 13), "area"), 0, 255
-    )  # int(64 / 4 * 1.1), int(48 / 4 * 1.1)
+    # int(64 / 4 * 1.1), int(48 / 4 * 1.1).
+    image = np.clip(resize_to(blur(image, kernel(blur2)), (17, 13), "area"), 0, 255)
     image = image if jpeg_last else jpeg(image, 80)
     image = blur(resize_to(image, (16, 12), "bicubic"), kernel(sinc))
     image = jpeg(image, 80) if jpeg_last else image

@@ -108,7 +108,7 @@ def test_a_network_is_built_from_its_files_alone(
     assert versions([name])[name].count("sha256") == len(METRICS[name].weights)
 
 
-@pytest.mark.slow
+@pytest.mark.full_size
 @pytest.mark.parametrize("name", ["maniqa_koniq", "maniqa_pipal"])
 def test_maniqa_of_full_size_is_built_and_agrees_with_pyiqa(
     name: str, hub: Path, monkeypatch: pytest.MonkeyPatch

@@ -1,6 +1,4 @@
-"""Networks of ours against pyiqa's, with the same random weights; and the page that says how a metric
-is added.
-"""
+"""Networks of ours against pyiqa's, with the same random weights; the guide for adding a metric."""
 
 import re
 import sys

@@ -2,64 +2,18 @@
 one.
 """
 
-import json
-import os
 import shutil
-from collections.abc import Callable
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from gdpo import NAOSD
-from gdpo.config import Lora
-from gdpo.model.base import base_hashes
 from gdpo.model.card import IDENTITIES
 from gdpo.model.checkpoints import Adapters, read_adapters, save_model
 from gdpo.seeds import torch_generator
 from tests import tiny
-
-LORA = Lora(rank=2, alpha=4)
-UNET = "unet/diffusion_pytorch_model.safetensors"
-
-
-@pytest.fixture
-def base(tiny_base: Path, tmp_path: Path) -> Path:
-    """A base folder of the test's own."""
-    return Path(shutil.copytree(tiny_base, tmp_path / "base"))
-
-
-@cache
-def adapters(name: str = "naosd") -> Adapters:
-    model = tiny.model()
-    model.unet_roles.add("policy", LORA, seed=0, train_full=True)
-    model.vae_roles.add("policy", LORA, seed=0)
-    tensors = {}
-    for net, roles in (("unet", model.unet_roles), ("vae", model.vae_roles)):
-        for key, p in roles.parameters("policy").items():
-            moved = p.detach() + 0.1 * torch.randn(
-                p.shape, generator=torch_generator(name, net, key)
-            )
-            tensors[f"{net}.{key}"] = moved
-    return Adapters(name, tensors, LORA)
-
-
-@pytest.fixture
-def folder(base: Path, tmp_path: Path) -> Path:
-    """models/naosd over the test's base."""
-    save_model(
-        tmp_path / "models/naosd",
-        base,
-        [adapters()],
-        IDENTITIES["naosd"],
-        t_add=200,
-        t_diff=90,
-        prompt="crisp",
-    )
-    return tmp_path / "models/naosd"
+from tests.gdpo.model.folders import LORA, adapters
 
 
 def image(model: NAOSD) -> torch.Tensor:
@@ -78,40 +32,44 @@ def test_a_diffusers_folder_loads_as_it_was_written(tiny_base: Path) -> None:
     assert (model.t_add, model.t_diff) == (250, 100)
 
 
-def test_a_model_folder_keeps_its_adapters_and_settings(base: Path, folder: Path) -> None:
+def test_a_model_folder_keeps_its_adapters_and_settings(
+    base_folder: Path, model_folder: Path
+) -> None:
     given = adapters()
-    (found,) = read_adapters(folder)
+    (found,) = read_adapters(model_folder)
     assert (found.name, found.lora) == ("naosd", LORA)
     assert found.tensors.keys() == given.tensors.keys()
     assert all(torch.equal(found.tensors[name], given.tensors[name]) for name in given.tensors)
-    model = NAOSD.from_pretrained(folder)
+    model = NAOSD.from_pretrained(model_folder)
     assert (model.t_add, model.t_diff, model.prompt) == (200, 90, "crisp")
-    wanted = NAOSD.from_base(base)
+    wanted = NAOSD.from_base(base_folder)
     wanted.merge(given)
     wanted.t_add, wanted.t_diff = 200, 90
     assert torch.equal(image(model), image(wanted))
-    assert not torch.equal(image(model), image(NAOSD.from_base(base)))
+    assert not torch.equal(image(model), image(NAOSD.from_base(base_folder)))
 
 
-def test_adapters_are_merged_in_their_order(base: Path, tmp_path: Path) -> None:
+def test_adapters_are_merged_in_their_order(base_folder: Path, tmp_path: Path) -> None:
     """Both replace conv_in: the later one stays."""
     first, second = adapters("naosd"), adapters("gdpo")
     folder = tmp_path / "models/gdpo"
-    save_model(folder, base, [first, second], IDENTITIES["gdpo"], t_add=250, t_diff=100, prompt="")
+    save_model(
+        folder, base_folder, [first, second], IDENTITIES["gdpo"], t_add=250, t_diff=100, prompt=""
+    )
     assert [a.name for a in read_adapters(folder)] == ["naosd", "gdpo"]
-    wanted = NAOSD.from_base(base)
+    wanted = NAOSD.from_base(base_folder)
     wanted.merge(first)
     wanted.merge(second)
     assert torch.equal(image(NAOSD.from_pretrained(folder)), image(wanted))
 
 
-def test_the_same_adapters_give_the_same_bytes(base: Path, tmp_path: Path) -> None:
+def test_the_same_adapters_give_the_same_bytes(base_folder: Path, tmp_path: Path) -> None:
     given = adapters()
     backwards = Adapters(given.name, dict(reversed(given.tensors.items())), given.lora)
     for name, each in (("a", given), ("b", backwards)):
         save_model(
             tmp_path / "models" / name,
-            base,
+            base_folder,
             [each],
             IDENTITIES["naosd"],
             t_add=250,
@@ -122,296 +80,25 @@ def test_the_same_adapters_give_the_same_bytes(base: Path, tmp_path: Path) -> No
     assert a == b
 
 
-def test_model_and_base_move_together(base: Path, folder: Path, tmp_path: Path) -> None:
-    before = image(NAOSD.from_pretrained(folder))
+def test_model_and_base_move_together(
+    base_folder: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    before = image(NAOSD.from_pretrained(model_folder))
     moved = tmp_path / "elsewhere"
     moved.mkdir()
-    shutil.move(base, moved / "base")
+    shutil.move(base_folder, moved / "base")
     with pytest.raises(
         ValueError,
         match=r"model.json: its base model .*base does not exist; give its folder by --base",
     ):
-        NAOSD.from_pretrained(folder)
-    assert torch.equal(image(NAOSD.from_pretrained(folder, base=moved / "base")), before)
+        NAOSD.from_pretrained(model_folder)
+    assert torch.equal(image(NAOSD.from_pretrained(model_folder, base=moved / "base")), before)
     shutil.move(tmp_path / "models", moved / "models")
     assert torch.equal(image(NAOSD.from_pretrained(moved / "models/naosd")), before)
 
 
-def test_half_precision_and_merging_in_fp32(folder: Path) -> None:
-    model = NAOSD.from_pretrained(folder, dtype=torch.bfloat16)
-    full = NAOSD.from_pretrained(folder)
+def test_half_precision_and_merging_in_fp32(model_folder: Path) -> None:
+    model = NAOSD.from_pretrained(model_folder, dtype=torch.bfloat16)
+    full = NAOSD.from_pretrained(model_folder)
     for half, whole in zip(model.unet.parameters(), full.unet.parameters(), strict=True):
         assert torch.equal(half, whole.bfloat16())
-
-
-def test_a_base_that_changed_is_refused(base: Path, folder: Path) -> None:
-    tensors = load_file(base / UNET)
-    tensors["conv_in.bias"] += 1
-    save_file(tensors, base / UNET)
-    with pytest.raises(
-        ValueError,
-        match=r"model.json: trained on another base model than .*base \(SHA-256 differs\)",
-    ):
-        NAOSD.from_pretrained(folder)
-
-
-def set_json(name: str, **values: Any) -> Callable[[Path], None]:
-    def change(folder: Path) -> None:
-        content = {**json.loads((folder / name).read_text()), **values}
-        (folder / name).write_text(
-            json.dumps({key: value for key, value in content.items() if value is not ...})
-        )
-
-    return change
-
-
-def forget_hashes(folder: Path) -> None:
-    """Make the card one of an earlier version, if there is one: with hashes any change is refused
-    as damage.
-    """
-    if (folder / "model.json").exists():
-        card = json.loads((folder / "model.json").read_text())
-        adapters = [{**entry, "sha256": None} for entry in card["adapters"]]
-        set_json("model.json", adapters=adapters)(folder)
-
-
-def cut(name: str) -> Callable[[Path], None]:
-    return lambda folder: os.truncate(folder / name, (folder / name).stat().st_size // 2)
-
-
-def remove(name: str) -> Callable[[Path], None]:
-    def change(folder: Path) -> None:
-        shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
-
-    return change
-
-
-def write(name: str, text: str) -> Callable[[Path], None]:
-    def change(folder: Path) -> None:
-        (folder / name).write_text(text)
-
-    return change
-
-
-def drop_tensor(folder: Path) -> None:
-    tensors = load_file(folder / UNET)
-    del tensors["mid_block.resnets.0.conv1.weight"]
-    save_file(tensors, folder / UNET, metadata={"format": "pt"})
-
-
-def spoil(
-    name: str, key: str, change: Callable[[torch.Tensor], torch.Tensor]
-) -> Callable[[Path], None]:
-    """Replace one tensor of a file."""
-
-    def apply(folder: Path) -> None:
-        tensors = load_file(folder / name)
-        save_file(
-            {**tensors, key: change(tensors[key]).contiguous()},
-            folder / name,
-            metadata={"format": "pt"},
-        )
-
-    return apply
-
-
-def leave_out(*names: str) -> Callable[[Path], None]:
-    """Take tensors out of the adapter file."""
-
-    def apply(folder: Path) -> None:
-        tensors = load_file(folder / ADAPTERS)
-        save_file(
-            {name: tensor for name, tensor in tensors.items() if name not in names},
-            folder / ADAPTERS,
-        )
-
-    return apply
-
-
-def nan(tensor: torch.Tensor) -> torch.Tensor:
-    return torch.full_like(tensor, torch.nan)
-
-
-SCHEDULER = "scheduler/scheduler_config.json"
-VAE, TEXT = "vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"
-ADAPTERS, BIAS = "naosd.safetensors", "unet.conv_in.bias"
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        (
-            set_json(SCHEDULER, prediction_type="v_prediction"),
-            "scheduler_config.json: prediction_type is 'v_prediction'",
-        ),
-        (set_json(SCHEDULER, clip_sample=...), "scheduler_config.json: clip_sample is True"),
-        (set_json(SCHEDULER, clip_sample=True), "scheduler_config.json: clip_sample is True"),
-        (
-            set_json(SCHEDULER, beta_schedule="linear"),
-            "scheduler_config.json: beta_schedule is 'linear'",
-        ),
-        (set_json(SCHEDULER, beta_end=0.02), "scheduler_config.json: beta_end is 0.02"),
-        (
-            set_json(SCHEDULER, trained_betas=[0.1] * 1000),
-            r"scheduler_config.json: trained_betas is \[0.1, ",
-        ),
-        (
-            set_json(SCHEDULER, rescale_betas_zero_snr=True),
-            "scheduler_config.json: rescale_betas_zero_snr is True",
-        ),
-        (write(SCHEDULER, "{"), "scheduler_config.json: not valid JSON"),
-        (write(SCHEDULER, "[]"), "scheduler_config.json: must hold a JSON object"),
-        (remove(SCHEDULER), "scheduler_config.json: no such file"),
-        (remove(UNET), "unet: cannot be loaded"),
-        (remove("unet/config.json"), "unet: cannot be loaded"),
-        (remove("text_encoder"), "text_encoder: cannot be loaded"),
-        (remove("tokenizer"), "tokenizer: cannot be loaded"),
-        (cut(UNET), "unet: cannot be loaded"),
-        (cut(VAE), "vae: cannot be loaded"),
-        (cut("text_encoder/model.safetensors"), "text_encoder: cannot be loaded"),
-        (set_json("vae/config.json", latent_channels=3), "vae: cannot be loaded"),
-        (drop_tensor, "unet: its weights lack mid_block.resnets.0.conv1.weight"),
-        (
-            spoil(UNET, "conv_in.bias", nan),
-            "unet: conv_in.bias has values that are NaN or infinite",
-        ),
-        (
-            spoil(VAE, "quant_conv.bias", lambda t: t / 0),
-            "vae: quant_conv.bias has values that are NaN or infinite",
-        ),
-        (
-            spoil(TEXT, "final_layer_norm.bias", nan),
-            "text_encoder: .*final_layer_norm.bias has values that are NaN",
-        ),
-        (
-            spoil(UNET, "conv_in.bias", lambda t: t.to(torch.int8)),
-            "unet: .*conv_in.bias is of type I8, weights are floating-",
-        ),
-        (spoil(UNET, "conv_in.bias", lambda t: t[:3]), "unet: cannot be loaded"),
-    ],
-)
-def test_a_bad_base_is_refused_by_the_name_of_its_file(
-    base: Path, change: Callable[[Path], None], says: str
-) -> None:
-    change(base)
-    with pytest.raises(ValueError, match=says) as caught:
-        NAOSD.from_pretrained(base)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"nowhere: no such model folder"):
-        NAOSD.from_pretrained(tmp_path / "nowhere")
-    with pytest.raises(
-        ValueError,
-        match=r"unet/diffusion_pytorch_model.safetensors: no such file; model.base must be",
-    ):
-        base_hashes(tmp_path)
-
-
-def point_to(file: str) -> Callable[[Path], None]:
-    return set_json("model.json", adapters=[{"file": file, "rank": 2, "alpha": 4}])
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        (
-            point_to("../naosd.safetensors"),
-            r"model.json: adapter file '../naosd.safetensors' is not inside the folder",
-        ),
-        (
-            point_to("sub/naosd.safetensors"),
-            r"model.json: adapter file 'sub/naosd.safetensors' is not inside",
-        ),
-        (
-            point_to("/naosd.safetensors"),
-            r"model.json: adapter file '/naosd.safetensors' is not inside",
-        ),
-        (point_to("other.safetensors"), r"other.safetensors: unreadable adapters"),
-        (cut("naosd.safetensors"), r"naosd.safetensors: unreadable adapters"),
-        (write("naosd.safetensors", "not tensors"), r"naosd.safetensors: unreadable adapters"),
-        (write("model.json", "{"), r"model.json: not valid JSON"),
-        (set_json("model.json", adapters=...), r"model.json: adapters is missing"),
-        (set_json("model.json", base_sha256=...), r"model.json: base_sha256 is missing"),
-        (
-            set_json("model.json", format=2),
-            r"model.json: format is 2: Input should be 1; fetch or make the model again",
-        ),
-        (
-            set_json("model.json", t_add="250"),
-            r"model.json: t_add is '250': Input should be a valid integer",
-        ),
-        (
-            set_json("model.json", t_add=1000),
-            r"model.json: t_add is 1000: Input should be less than or equal to 999",
-        ),
-        (
-            set_json("model.json", t_diff=None),
-            r"model.json: t_diff is None: Input should be a valid integer",
-        ),
-        (
-            set_json("model.json", prompt=5),
-            r"model.json: prompt is 5: Input should be a valid string",
-        ),
-        (
-            set_json("model.json", adapters=[{"file": "naosd.safetensors"}]),
-            r"model.json: adapters.0.rank is missing",
-        ),
-        (
-            set_json("model.json", beauty=1),
-            r"model.json: beauty is 1: Extra inputs are not permitted",
-        ),
-        (
-            spoil(ADAPTERS, BIAS, nan),
-            r"naosd.safetensors: unet.conv_in.bias has values that are NaN or infinite",
-        ),
-        (
-            spoil(ADAPTERS, BIAS, lambda t: t.int()),
-            r"naosd.safetensors: unet.conv_in.bias is of type torch.int32",
-        ),
-        (
-            leave_out("unet.conv_out.lora_A", "unet.conv_out.lora_B"),
-            r"naosd.safetensors: tensor 'unet.conv_out.lora_A' is miss",
-        ),
-        (
-            leave_out("vae.quant_conv.lora_B"),
-            r"naosd.safetensors: tensor 'vae.quant_conv.lora_B' is missing",
-        ),
-        (leave_out(BIAS), r"naosd.safetensors: tensor 'unet.conv_in.bias' is missing"),
-        (
-            lambda folder: save_file({}, folder / ADAPTERS),
-            r"naosd.safetensors: tensor 'unet.\S+lora_A' is missing",
-        ),
-        (
-            set_json("model.json", adapters=[{"file": ADAPTERS, "rank": 8, "alpha": 8}]),
-            r"naosd.safetensors: unet.\S+ has rank 2, and model.json says 8",
-        ),
-        (
-            spoil(ADAPTERS, BIAS, lambda t: t[:3]),
-            r"the base model has no parameter conv_in.bias of shape \(3,\)",
-        ),
-    ],
-)
-def test_a_bad_model_folder_is_refused_by_the_name_of_its_file(
-    folder: Path, change: Callable[[Path], None], says: str
-) -> None:
-    forget_hashes(folder)
-    change(folder)
-    with pytest.raises(ValueError, match=says):
-        NAOSD.from_pretrained(folder)
-
-
-@pytest.mark.parametrize(
-    ("name", "says"),
-    [
-        ("unet.nowhere.lora_A", "the base model has no layer nowhere"),
-        ("text.layer.weight", "adapter text.layer.weight belongs to neither"),
-    ],
-)
-def test_foreign_tensors_in_an_adapter_file_are_refused(folder: Path, name: str, says: str) -> None:
-    forget_hashes(folder)
-    tensors = load_file(folder / "naosd.safetensors")
-    save_file({**tensors, name: torch.zeros(2, 2)}, folder / "naosd.safetensors")
-    with pytest.raises(ValueError, match=says):
-        NAOSD.from_pretrained(folder)

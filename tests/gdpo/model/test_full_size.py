@@ -54,7 +54,7 @@ def inputs(model: NAOSD) -> list[torch.Tensor]:
     return [x, drawn[0], drawn[1]]
 
 
-@pytest.mark.slow
+@pytest.mark.full_size
 @pytest.mark.timeout(1800)
 @torch.no_grad()
 def test_fp32_and_bf16_agree_on_two_cores_within_24_gb() -> None:
@@ -80,7 +80,7 @@ def test_fp32_and_bf16_agree_on_two_cores_within_24_gb() -> None:
     figures = {
         way: (round(seconds[way]), float(d.mean()), float(d.max())) for way, d in difference.items()
     }
-    said = f"{figures}, peak {peak / GIGABYTE:.1f} GB"
+    measured = f"{figures}, peak {peak / GIGABYTE:.1f} GB"
     for way in ("autocast", "bf16"):
-        assert 0 < figures[way][1] < 0.03 and figures[way][2] < 0.6, said
-    assert peak < 24 * GIGABYTE, said
+        assert 0 < figures[way][1] < 0.03 and figures[way][2] < 0.6, measured
+    assert peak < 24 * GIGABYTE, measured

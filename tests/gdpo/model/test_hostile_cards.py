@@ -1,5 +1,5 @@
-"""Model folders from strangers: every mutated card is a card or is refused in one line that names it,
-and no file of a model is ever unpickled.
+"""Model folders from strangers: a mutated card is read, or refused in one line that names it; no
+file of a model is ever unpickled.
 """
 
 import json
@@ -90,9 +90,11 @@ def refusal(folder: Path, read: Callable[[Path], object]) -> str | None:
     try:
         read(folder)
     except ValueError as error:
-        said = str(error)
-        assert said.startswith(f"{folder / NAME}: ") and "\n" not in said and len(said) < 1000, said
-        return said
+        message = str(error)
+        assert (
+            message.startswith(f"{folder / NAME}: ") and "\n" not in message and len(message) < 1000
+        ), message
+        return message
     return None
 
 
@@ -104,8 +106,8 @@ def test_a_wrong_value_anywhere_is_refused_with_its_key(kind: str, tmp_path: Pat
     cases = [(path, text) for path in places(card) for text in WRONG]
     for path, text in cases:
         (tmp_path / NAME).write_text(replaced(card, path, text))
-        said = refusal(tmp_path, read)
-        assert said is not None and str(path[0]) in said, (path, text)
+        message = refusal(tmp_path, read)
+        assert message is not None and str(path[0]) in message, (path, text)
     for path in places(card):
         for text in ODD:  # some are texts like any other
             (tmp_path / NAME).write_text(replaced(card, path, text))

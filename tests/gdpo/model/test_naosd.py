@@ -33,9 +33,8 @@ def inputs(
 def test_forward_is_the_released_formula(model: NAOSD) -> None:
     given = inputs(model)
     posterior = model.vae.encode(given["x_BCHW"]).latent_dist
-    z = 0.5 * (
-        posterior.mean + posterior.std * given["posterior_noise"]
-    )  # 0.5: the tiny VAE's scaling factor
+    # 0.5: the tiny VAE's scaling factor.
+    z = 0.5 * (posterior.mean + posterior.std * given["posterior_noise"])
     add, diff = (float(DDPMScheduler.from_config(SCHEDULER).alphas_cumprod[t]) for t in (250, 100))
     noisy = add**0.5 * z + (1 - add) ** 0.5 * given["noise"]
     eps = model.unet(noisy, 100, given["prompt_BLD"]).sample

@@ -8,11 +8,12 @@ from gdpo.model.prompts import compose, join
 @pytest.mark.parametrize(
     ("tags", "suffix", "prompt"),
     [
+        # Released inference.
         (
             "grass, sky",
             "clean, high-resolution, 8k,",
             "grass, sky, clean, high-resolution, 8k,",
-        ),  # released inference
+        ),
         ("grass, sky", "", "grass, sky, "),  # released training
         ("", "clean", "clean"),
         (None, "clean", "clean"),

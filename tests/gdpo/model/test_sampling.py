@@ -131,8 +131,7 @@ def test_samples_of_one_image_share_its_latent_and_differ_by_the_injected_noise(
         assert torch.allclose(grouped[2 * image : 2 * image + 2], wanted, atol=1e-5)
         assert not torch.allclose(grouped[2 * image], grouped[2 * image + 1])
     alone = run(model, lr[:1], KEYS[1:2])
-    assert not torch.allclose(
-        grouped[1:2], alone, atol=1e-6
-    )  # there with a posterior sample of its own
+    # There each has a posterior sample of its own.
+    assert not torch.allclose(grouped[1:2], alone, atol=1e-6)
     with pytest.raises(ValueError, match="keys must have one entry per image, 4, got 2"):
         run(model, lr, KEYS[:2], per_image=2)

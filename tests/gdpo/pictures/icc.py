@@ -1,4 +1,4 @@
-"""A colour profile of three primaries and a power law, as phones and cameras put into their files."""
+"""A colour profile of three primaries and a power law, as cameras and phones embed it."""
 
 import io
 import struct

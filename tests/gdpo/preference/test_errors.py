@@ -85,9 +85,8 @@ def test_the_consistent_target_is_what_returns_the_latent() -> None:
     noisy = add_noise(z, noise, 250)
     assert torch.allclose(predict_x0(noisy, consistent_target(noisy, z, 100), 100), z, atol=1e-12)
     same = add_noise(z, noise, 100)
-    assert torch.allclose(
-        consistent_target(same, z, 100), noise, atol=1e-12
-    )  # nothing differs when t_add is t_diff
+    # Nothing differs when t_add is t_diff.
+    assert torch.allclose(consistent_target(same, z, 100), noise, atol=1e-12)
 
 
 def test_shared_noise_is_one_noise_for_the_group(model: NAOSD) -> None:

@@ -1,4 +1,4 @@
-"""The order of the groups in training: whole epochs, each shuffled and with its own stored noise."""
+"""The order of the groups in training: whole epochs, each shuffled and with a stored noise."""
 
 from gdpo.preference.order import group_at, noise_index, training_seed
 

@@ -80,10 +80,11 @@ def test_candidates_and_errors_have_the_prompt_of_training(
     assert (
         isinstance(group, Group) and group.prompt == "cat, grass, " and group.tags == "cat, grass"
     )
+    # Once for all candidates, then for all noise errors.
     assert seen == [
         ["cat, grass, "],
         ["cat, grass, "],
-    ]  # once for all candidates, then for all noise errors
+    ]
     assert group.reference_error != groups[0].reference_error
 
 
@@ -153,9 +154,8 @@ def test_an_action_is_a_gaussian_around_the_reference(model: NAOSD) -> None:
     (group,), (plain,) = made(model, [0], config), made(model, [0])
     xi = seeded_noise(group.seeds, (4, 8, 8), 3)[2]
     wanted = 0.1**2 * xi.square().mean(dim=(1, 2, 3))
-    assert group.reference_error[0] == pytest.approx(
-        wanted.tolist(), rel=2e-3
-    )  # the action is stored in fp16
+    # The action is stored in fp16.
+    assert group.reference_error[0] == pytest.approx(wanted.tolist(), rel=2e-3)
     assert group.latents.std is None and group.latents.lr is not None
     image = model.decode(group.latents.mean) * 0.5 + 0.5
     scores = score(["psnr_y"], image, to_tensor(tiny.pair(0).hr).expand(3, -1, -1, -1))["psnr_y"]

@@ -112,9 +112,8 @@ def add_adapters(network: Any, places: list[list[str]], rank: int, trained: list
         if modules:
             config = LoraConfig(r=rank, init_lora_weights="gaussian", target_modules=modules)
             with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore"
-                )  # peft: "this will lead to having multiple adapters"
+                # peft warns: "this will lead to having multiple adapters".
+                warnings.simplefilter("ignore")
                 network.add_adapter(config, adapter_name=adapter)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
@@ -180,3 +179,8 @@ def output(model: NAOSD) -> torch.Tensor:
         image = model(x, model.embed(["a prompt"]), noise, posterior_noise)
     assert float(image.abs().max()) < 1 and float(image.std()) > 0.03
     return image
+
+
+def same(a: NAOSD, b: NAOSD) -> bool:
+    """Equal outputs, up to rounding."""
+    return bool((output(a) - output(b)).abs().max() < 1e-5)

@@ -15,11 +15,12 @@ import torch
 from torch import nn
 
 SIDE, WINDOW, TAGS, WIDTH, HIDDEN, WORDS = 384, 12, 6, 8, 16, 11
+# The last level is one window, which does not shift.
 EMBED, DEPTHS, HEADS = (
     4,
     (2, 1, 1, 2),
     (1, 2, 2, 4),
-)  # the last level is one window, which does not shift
+)
 NAMES = ["grass", "sky", "polar bear", "tree", "sea", "boat"]
 State = dict[str, torch.Tensor]
 

@@ -195,9 +195,8 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path, stop_after: in
     second = Training(tmp_path / "cut", log=lambda *row: logged.append(row))
     assert second.run() == history
     assert second.visited == list(range(stop_after, 9))
-    assert logged == [
-        (int(row["step"]), row) for row in history
-    ]  # what was logged before is logged again
+    # A resumed run logs the earlier steps again.
+    assert logged == [(int(row["step"]), row) for row in history]
     assert torch.equal(second.weight, straight.weight)
 
 

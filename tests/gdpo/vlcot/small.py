@@ -35,7 +35,7 @@ def chain(v: Vocabulary, seed: int = 0, text: str = "a dark rock") -> list[int]:
 
 
 def chameleon_names(shift: int = 0) -> dict[str, int]:
-    """Names and ids of Chameleon's vocabulary: specials, codes (rolled by `shift`), reserved, text."""
+    """Chameleon's vocabulary, name to id: specials, codes (rolled by `shift`), reserved, text."""
     names = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<eoss>": 8196, "<racm3:break>": 8197}
     for code in range(8192):
         letters = "".join(chr(ord("A") + int(digit)) for digit in str(code))

@@ -1,4 +1,4 @@
-"""Advantages, credit and the loss against values computed by hand, and gradients against autograd."""
+"""Advantages, credit and loss against values computed by hand; gradients against autograd."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""LoRA on the trunk: nothing at first, adapters alone are trained, and they merge into the layers."""
+"""LoRA on the trunk: zero at the start, only adapters are trained, and they merge into layers."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Checkpoints of the Lumina-mGPT layout, fabricated: names, norms, vocabulary, and what is wrong."""
+"""Fabricated checkpoints of the Lumina-mGPT layout: names, norms, vocabulary, and errors."""
 
 import json
 from pathlib import Path

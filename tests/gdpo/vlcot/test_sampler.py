@@ -1,4 +1,4 @@
-"""Trunk and sampler: cached against whole passes, one completion alone or in any batch, guidance."""
+"""Trunk and sampler: cached against full passes, one completion against a batch, guidance."""
 
 from typing import Any
 

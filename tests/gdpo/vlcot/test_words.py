@@ -1,4 +1,4 @@
-"""The five words of a degradation against draws written by hand, and levels that occur equally often."""
+"""The five words of a degradation against draws written by hand; levels are equally frequent."""
 
 from collections import Counter
 from typing import Any

@@ -36,9 +36,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tagger = Tagger.from_folder(root / "models/first", dape=dape)
         rows = torch.cat([tagger.probabilities(views(index)[int(dape)]) for index in range(4)])
         medians.append(rows.quantile(0.5, dim=0))
-    limits = torch.cat(
-        [medians[0][:3], medians[1][3:]]
-    )  # three tags tell HR images apart, three the LR ones
+    # Three tags tell HR images apart, three the LR ones.
+    limits = torch.cat([medians[0][:3], medians[1][3:]])
     (root / "ckp/ram_tag_list_threshold.txt").write_text(
         "".join(f"{limit}\n" for limit in limits.tolist())
     )

@@ -1,7 +1,6 @@
 """`gdpo-sr browse`: two folders of the bucket, read-only."""
 
 import re
-import threading
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -11,6 +10,7 @@ import pytest
 
 from tasks.publish import browse
 from tasks.store.s3 import Store
+from tests import s3
 from tests.tasks.published import publish
 
 
@@ -34,8 +34,7 @@ def test_the_browser_serves_two_folders_and_nothing_else(
     store.write("dvc/secret", b"not shown")
     monkeypatch.setattr(browse, "LARGE", 20_000)
     store.write(f"runs/{run}/model/large.safetensors", bytes(20_001))
-    with browse.server(store, 0) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with browse.server(store, 0) as server, s3.serving(server):
         base = f"http://127.0.0.1:{server.server_port}"
         with urlopen(base + "/") as answer:
             assert answer.url == f"{base}/runs/index.html"
@@ -61,4 +60,3 @@ def test_the_browser_serves_two_folders_and_nothing_else(
             rf"{address}/gdpo-sr/runs/{run}/model/large.safetensors\?.*X-Amz-Signature=", link
         )
         assert status(f"{base}/runs/{run}/index.html", data=b"written") == 501
-        server.shutdown()

@@ -12,7 +12,6 @@ from tasks.store.errors import Conflict
 from tasks.store.s3 import Store
 from tests import s3
 from tests.tasks.published import HOSTILE, NOW, OUTS, page, publish
-from tests.tasks.store.test_s3 import use
 
 
 def test_a_run_is_its_report_its_model_and_a_manifest_of_both(address: str, finished: Path) -> None:
@@ -105,10 +104,10 @@ def test_an_interrupted_upload_is_in_no_list(
     with s3.proxy(
         address, lambda method, path: 403 if method == "PUT" and "adapters" in path else None
     ) as url:
-        use(monkeypatch, url)
+        s3.use(monkeypatch, url)
         with pytest.raises(OSError, match=r"adapters\.safetensors: the upload was interrupted"):
             publish(finished)
-    use(monkeypatch, address)
+    s3.use(monkeypatch, address)
     assert publication.manifests(Store.at("s3://gdpo-sr")) == []
     run = publish(finished)
     assert [manifest["run"] for manifest in publication.manifests(Store.at("s3://gdpo-sr"))] == [
@@ -148,7 +147,7 @@ def test_of_two_that_list_at_once_both_are_listed(
         return f"ignore {ignored}"
 
     with s3.proxy(address, fault) as url:
-        use(monkeypatch, url)
+        s3.use(monkeypatch, url)
         runs.append(publish(finished, hours=4))
     text = page(Store.at("s3://gdpo-sr"), "runs/index.html")
     assert [run for run in (*runs, came[1]) if run not in text] == []
@@ -167,7 +166,7 @@ def test_a_list_that_others_write_all_the_time_is_given_up(
         return None
 
     with s3.proxy(address, refuse) as url:
-        use(monkeypatch, url)
+        s3.use(monkeypatch, url)
         with pytest.raises(Conflict, match=r"s3://gdpo-sr/runs/index\.html: others wrote it"):
             publish(finished, hours=1)
     assert len(tries) == conditional.TRIES
@@ -178,7 +177,7 @@ def test_two_publications_of_one_name_are_two_runs(
     address: str, finished: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     with s3.proxy(address, lambda method, path: way) as url:
-        use(monkeypatch, url)
+        s3.use(monkeypatch, url)
         first = publish(finished)
         (finished / "models/gdpo/adapters.safetensors").write_bytes(b"other weights")
         second = publish(finished)
@@ -205,7 +204,7 @@ def test_a_name_is_claimed_before_anything_is_written_below_it(
             came.append(publish(other))
 
     with s3.proxy(address, fault) as url:
-        use(monkeypatch, url)
+        s3.use(monkeypatch, url)
         run = publish(finished)
     assert run == f"{came[1]}-2"
     store = Store.at("s3://gdpo-sr")
@@ -219,10 +218,10 @@ def test_an_interrupted_publication_goes_on_under_its_name(
     with s3.proxy(
         address, lambda method, path: 403 if method == "PUT" and "manifest" in path else None
     ) as url:
-        use(monkeypatch, url)
+        s3.use(monkeypatch, url)
         with pytest.raises(PermissionError, match=r"manifest\.json"):
             publish(finished)
-    use(monkeypatch, address)
+    s3.use(monkeypatch, address)
     assert publish(finished) == "20261121T020000Z-01234567"
 
 
@@ -236,10 +235,10 @@ def test_a_file_that_the_store_took_and_lost_is_named_and_the_run_is_not_listed(
     address: str, finished: Path, monkeypatch: pytest.MonkeyPatch, lost: str
 ) -> None:
     with s3.proxy(address, loses(lost)) as url:
-        use(monkeypatch, url)
+        s3.use(monkeypatch, url)
         with pytest.raises(OSError, match=rf"{lost}: the store took it without an error"):
             publish(finished)
-    use(monkeypatch, address)
+    s3.use(monkeypatch, address)
     assert publication.manifests(Store.at("s3://gdpo-sr")) == []
     run = publish(finished)
     assert publication.manifest_of(Store.at("s3://gdpo-sr"), run)["files"]
@@ -250,9 +249,9 @@ def test_a_pointer_that_the_store_took_and_lost_is_no_promotion(
 ) -> None:
     run = publish(finished)
     with s3.proxy(address, loses("/models/latest.json")) as url:
-        use(monkeypatch, url)
+        s3.use(monkeypatch, url)
         with pytest.raises(OSError, match=r"models/latest\.json: the store took it"):
             publication.promote("s3://gdpo-sr", run, NOW)
-    use(monkeypatch, address)
+    s3.use(monkeypatch, address)
     assert publication.promoted(Store.at("s3://gdpo-sr")) == ([], None)
     assert publication.promote("s3://gdpo-sr", run, NOW)["run"] == run

@@ -3,7 +3,6 @@ the models to a card.
 """
 
 import shutil
-import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from io import BytesIO
@@ -62,10 +61,8 @@ def base(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Iterator[str]:
                 place, "s3://gdpo-sr", run, outs=outs, kind="train", commit=HOSTILE, when=when
             )
         publication.promote("s3://gdpo-sr", RUNS[0], when)
-        with browse.server(Store.at("s3://gdpo-sr"), 0) as server:
-            threading.Thread(target=server.serve_forever, daemon=True).start()
+        with browse.server(Store.at("s3://gdpo-sr"), 0) as server, s3.serving(server):
             yield f"http://127.0.0.1:{server.server_port}"
-            server.shutdown()
     store_module._client.cache_clear()
 
 

@@ -179,7 +179,8 @@ def test_what_is_measured_on_validation_photographs_stands_apart(tmp_path: Path)
     found = curves.trainings(tmp_path, tmp_path / "assets", "finetune", _write(tmp_path, rows))
     (figure,) = found["validation"]
     assert figure["alt"] == (
-        "Reward, validation photographs over training steps: GDPO-SR from 0 to 4; Control from 0 to 2"
+        "Reward, validation photographs over training steps: "
+        "GDPO-SR from 0 to 4; Control from 0 to 2"
     )
     assert figure["note"].startswith("0: NAOSD")
     assert len(found["figures"]) == 1

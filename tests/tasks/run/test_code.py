@@ -17,7 +17,8 @@ FILES = {
     "tasks/store/s3.py": "BUCKET = 1\n",
     "tasks/stages/one.py": (
         '"""Stage."""\n\nfrom gdpo import shared\nfrom gdpo.config import Config\n\n\n'
-        "def run():\n    from tasks.store.s3 import BUCKET\n    return shared.VALUE, BUCKET, Config\n"
+        "def run():\n    from tasks.store.s3 import BUCKET\n"
+        "    return shared.VALUE, BUCKET, Config\n"
     ),
 }
 

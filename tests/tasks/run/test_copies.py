@@ -16,7 +16,7 @@ from gdpo.train.loop import Loop, Tensors
 from tasks.run import copies as module
 from tasks.run.copies import Copies, copies, forget
 from tests import s3
-from tests.tasks.store.test_s3 import address, use  # noqa: F401 - address is a fixture
+from tests.tasks.store.bucket import address  # noqa: F401 - a fixture
 
 URL = "s3://bucket/results/checkpoints"
 STEPS = 6
@@ -124,8 +124,8 @@ def test_a_copy_that_is_not_what_it_should_be_is_left_out(
         client.delete_object(Bucket="bucket", Key=entry["Key"])
     two = Host(tmp_path / "two").run()
     assert two.done == list(range(STEPS)) and float(two.weight) == sum(range(1, STEPS + 1))
-    said = capsys.readouterr().err
-    assert ("cannot be used" in said) == (damage != "beyond the end")
+    stderr = capsys.readouterr().err
+    assert ("cannot be used" in stderr) == (damage != "beyond the end")
 
 
 def test_a_store_that_is_away_costs_lines_and_no_secrets(
@@ -138,14 +138,14 @@ def test_a_store_that_is_away_costs_lines_and_no_secrets(
     monkeypatch.setenv(module.MINUTES, "0")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     with s3.proxy(address, lambda method, path: 503) as away:
-        use(monkeypatch, away)
+        s3.use(monkeypatch, away)
         monkeypatch.setattr("tasks.store.s3.ATTEMPTS", 1)
         host = stopped(Host(tmp_path / "one", stop=3))
-    said = capsys.readouterr().err
+    stderr = capsys.readouterr().err
     assert host.done == [0, 1, 2] and (tmp_path / "one/checkpoint.pt").is_file()
-    assert "the bucket was not searched for a copy" in said
-    assert "the checkpoint of step 3 was not copied" in said
-    assert s3.SECRET not in said and "Traceback" not in said
+    assert "the bucket was not searched for a copy" in stderr
+    assert "the checkpoint of step 3 was not copied" in stderr
+    assert s3.SECRET not in stderr and "Traceback" not in stderr
 
 
 def test_a_store_that_hangs_delays_no_step_and_the_end_by_little(

@@ -1,5 +1,5 @@
-"""A training on two hosts: two network namespaces with an address each and one folder, real torchrun,
-gloo.
+"""A training on two hosts, which are two network namespaces, each with its own address; they share
+one folder and run the real torchrun with gloo.
 """
 
 import json
@@ -70,8 +70,8 @@ def begin(name: str, place: int, folder: Path, **env: str) -> subprocess.Popen[s
 
 
 def ends(processes: list[subprocess.Popen[str]]) -> tuple[list[int], list[str]]:
-    said = [process.communicate(timeout=600)[1] for process in processes]
-    return [process.returncode for process in processes], said
+    stderrs = [process.communicate(timeout=600)[1] for process in processes]
+    return [process.returncode for process in processes], stderrs
 
 
 def test_two_hosts_train_as_two_processes_of_one_do_and_stop_together(
@@ -92,12 +92,12 @@ def test_two_hosts_train_as_two_processes_of_one_do_and_stop_together(
         assert all(process.poll() is None for process in running) and time.monotonic() < end
         time.sleep(0.02)
     running[1].send_signal(signal.SIGTERM)  # one of them; `ip netns exec` becomes the command
-    codes, said = ends(running)
-    assert codes == [143, 143], said
-    assert all("stopped at step" in text for text in said)
+    codes, stderrs = ends(running)
+    assert codes == [143, 143], stderrs
+    assert all("stopped at step" in text for text in stderrs)
 
-    codes, said = ends([begin(name, place, root) for place, name in enumerate(hosts)])
-    assert codes == [0, 0], said
+    codes, stderrs = ends([begin(name, place, root) for place, name in enumerate(hosts)])
+    assert codes == [0, 0], stderrs
     assert tiny.tree(root / "models/gdpo", root / "reports/finetune") == tiny.tree(
         straight / "models/gdpo", straight / "reports/finetune"
     )
@@ -117,10 +117,10 @@ def test_hosts_with_folders_of_their_own_are_refused(
         begin(name, place, folders[place], PYTHONPATH=f"{folders[place]}:{ROOT}")
         for place, name in enumerate(hosts)
     ]
-    codes, said = ends(running)
-    assert codes == [1, 1], said
+    codes, stderrs = ends(running)
+    assert codes == [1, 1], stderrs
     # All ranks have the same words; torchrun may end one of them before it has said them.
-    assert f"{folders[1]} is not the folder of the first host" in "".join(said)
+    assert f"{folders[1]} is not the folder of the first host" in "".join(stderrs)
     assert not list(folders[0].glob("work/.hosts-*"))
 
 

@@ -1,4 +1,4 @@
-"""Where an evaluation says that it comes from, in clones with all and with a part of the history."""
+"""The provenance an evaluation records, in clones with the full and with partial history."""
 
 import os
 import subprocess
@@ -20,7 +20,8 @@ root = Path.cwd()
 names = ("naosd", "gdpo", "control")
 models = ", ".join(f"{name}: assets/tiny-sd/naosd" for name in names)
 config = load(root / "tests/params.yaml", None, [f"evaluate.models={{{models}}}"])
-print(json.dumps(origin("tasks.stages.evaluate", config, root, "sample", ["psnr_y"], [root / "assets/photos"])))
+photos = [root / "assets/photos"]
+print(json.dumps(origin("tasks.stages.evaluate", config, root, "sample", ["psnr_y"], photos)))
 """
 HOW = {"whole": [], "shallow": ["--depth=1"], "blobless": ["--filter=blob:none"]}
 
@@ -34,15 +35,15 @@ def test_two_workers_at_one_commit_write_the_same_bytes(
     git("config", "uploadpack.allowFilter", "true", at=source)
     # So that the last commit is not the one that changed the stage's code.
     git("commit", "-q", "--allow-empty", "-m", "later", at=source)
-    said = []
+    results = []
     for name in ("whole", how):
         clone = tmp_path / name
         git("clone", "-q", "--no-local", *HOW[name], f"file://{source}", str(clone), at=tmp_path)
         environment = {**os.environ, "PYTHONPATH": str(clone), "OMP_NUM_THREADS": "1"}
-        said.append(
+        results.append(
             subprocess.run(
                 [sys.executable, "-c", PROGRAM], cwd=clone, env=environment, capture_output=True
             )
         )
-    assert said[0].returncode == 0, said[0].stderr.decode()
-    assert said[0].stdout == said[1].stdout != b""
+    assert results[0].returncode == 0, results[0].stderr.decode()
+    assert results[0].stdout == results[1].stdout != b""

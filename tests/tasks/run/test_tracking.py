@@ -1,5 +1,5 @@
-"""TensorBoard, Weights & Biases, MLflow and Trackio: every step once, no start without them, no end because of
-them.
+"""TensorBoard, Weights & Biases, MLflow and Trackio: every step is logged once, a missing tracker
+prevents the start, and a tracker that fails later does not end the training.
 """
 
 import json
@@ -23,7 +23,7 @@ class FakeWandb(ModuleType):
     def __init__(self, broken: str = "") -> None:
         super().__init__("wandb")
         self.broken = broken
-        self.asked: dict[str, Any] = {}
+        self.arguments: dict[str, Any] = {}
         self.rows: list[tuple[int, dict[str, float]]] = []
         self.exit_code: int | None = None
 
@@ -34,9 +34,9 @@ class FakeWandb(ModuleType):
     def Settings(self, **settings: Any) -> dict[str, Any]:
         return settings
 
-    def init(self, **asked: Any) -> "FakeWandb":
+    def init(self, **arguments: Any) -> "FakeWandb":
         self._may_break("init")
-        self.asked = asked
+        self.arguments = arguments
         return self
 
     def log(self, values: dict[str, float], step: int) -> None:
@@ -82,8 +82,8 @@ def test_wandb_gets_a_run_of_the_stage_and_its_values_alone(
     tmp_path: Path, wandb: FakeWandb
 ) -> None:
     assert record(tmp_path / "work", 2, "wandb") == [0, 1]
-    settings = wandb.asked.pop("settings")
-    assert wandb.asked == {
+    settings = wandb.arguments.pop("settings")
+    assert wandb.arguments == {
         "project": "gdpo-sr",
         "name": "finetune gdpo",
         "dir": str(tmp_path / "work"),
@@ -155,9 +155,9 @@ def test_a_full_disk_ends_tensorboard_and_not_the_stage(
 
     monkeypatch.setattr(SummaryWriter, "add_scalar", full)
     assert record(tmp_path, 3, "tensorboard") == [0, 1, 2]
-    (said,) = notes(capsys)
+    (note,) = notes(capsys)
     assert (
-        "track: tensorboard failed ([Errno 28] No space left on device); training continues" in said
+        "track: tensorboard failed ([Errno 28] No space left on device); training continues" in note
     )
 
 
@@ -238,15 +238,15 @@ def test_mlflow_gets_a_run_of_the_stage(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_trackio_gets_a_run_of_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked, rows, ended = [], [], []
+    arguments, rows, ended = [], [], []
     run = SimpleNamespace(
         log=lambda values, step: rows.append((step, values)), finish=lambda: ended.append(True)
     )
     module = ModuleType("trackio")
-    module.init = lambda **named: (asked.append(named), run)[1]
+    module.init = lambda **named: (arguments.append(named), run)[1]
     monkeypatch.setitem(sys.modules, "trackio", module)
     assert record(tmp_path, 2, "trackio") == [0, 1]
-    assert asked == [
+    assert arguments == [
         {"project": "gdpo-sr", "name": "finetune gdpo", "embed": False, "auto_log_gpu": False}
     ]
     assert rows == [(0, {"loss": 1.0, "grad_norm": 2.0}), (1, {"loss": 0.5, "grad_norm": 2.0})]

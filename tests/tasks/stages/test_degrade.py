@@ -109,9 +109,8 @@ def test_the_union_does_not_depend_on_the_number_of_parts(tmp_path: Path, count:
         Shards(tmp_path / "data/shards/train").order(0, 0),
     )
     ids = Shards(tmp_path / "data/shards/train").ids
-    shutil.rmtree(
-        tmp_path / "data/shards/train/00"
-    )  # DVC removes the outputs of what is no stage any more
+    # DVC removes outputs of stages that no longer exist.
+    shutil.rmtree(tmp_path / "data/shards/train/00")
     settings = config(parts=[f"part-{i}" for i in range(count)])
     index.run(settings, tmp_path, Hooks())
     for part in reversed(settings.degrade.parts):

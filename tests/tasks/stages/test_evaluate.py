@@ -1,12 +1,8 @@
 """The evaluate stage on tiny pairs, with models that add their noise to the input."""
 
 import json
-import shutil
 from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,98 +11,14 @@ import pytest
 import torch
 
 from gdpo.config import Config, Reward
-from gdpo.data.shards import Box, Pair, write_shards
 from gdpo.evaluate import benchmark
-from gdpo.hooks import Hooks, Stopped
+from gdpo.hooks import Hooks
 from gdpo.images import read_photo, write_png
 from gdpo.metrics import fid
-from gdpo.seeds import seed_of, seeded_noise
-from gdpo.upscale.protocol import Settings
 from tasks.files import evaluation as evaluation_files
 from tasks.files.evaluation import folder_name, has_pictures
 from tasks.stages import evaluate
-from tests import tiny
-
-EVIL = "../../<script>'\"-00"
-STRENGTH = {"naosd": 0.06, "gdpo": 0.02, "control": 0.06, "other": 0.1}
-PAIR_NAMES = ("a", "b", "c")
-
-
-def changed(config: Config, **values: Any) -> Config:
-    """The configuration with keys of `evaluate` replaced, checked."""
-    plain = config.model_dump()
-    plain["evaluate"].update(values)
-    return Config.model_validate(plain)
-
-
-def with_reward(config: Config, weighting: str) -> Config:
-    """The configuration with a reward of two metrics that need no file."""
-    plain = config.model_dump()
-    plain["rollout"]["metrics"] = ["psnr_y", "ssim_y"]
-    plain["reward"] = {"fidelity": ["psnr_y"], "perception": ["ssim_y"], "weighting": weighting}
-    return Config.model_validate(plain)
-
-
-@pytest.fixture
-def config(sample_config: Config) -> Config:
-    return changed(
-        with_reward(sample_config, "adaptive"), metrics=["psnr_y", "ssim_y"], noises=3, batch=2
-    )
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Held-out shards, folders of pairs, and models whose strength is told by their folder's
-    name.
-    """
-    rng = np.random.default_rng(0)
-    pairs = []
-    for name in ("photo-00", EVIL):
-        lr = rng.integers(60, 190, (8, 8, 3)).astype(np.uint8)
-        hr = lr.repeat(4, 0).repeat(4, 1)
-        pairs.append(Pair(name, name.rpartition("-")[0], Box(0, 0, 32, 32), hr, lr, {}, 0.5))
-    write_shards(tmp_path / "data/shards/evaluation", pairs, 8.0)
-    for name in PAIR_NAMES:
-        lr = rng.integers(60, 190, (8, 8, 3)).astype(np.uint8)
-        for place, image in (
-            ("LR", lr),
-            ("HR", lr.repeat(4, 0).repeat(4, 1)),
-            ("peer", lr.repeat(4, 0).repeat(4, 1) // 2),
-        ):
-            (tmp_path / "pairs" / place).mkdir(parents=True, exist_ok=True)
-            write_png(tmp_path / "pairs" / place / f"{name}.png", image)
-    for name in STRENGTH:
-        (tmp_path / "models" / name).mkdir(parents=True)
-        (tmp_path / "models" / name / "weights").write_text(name)
-
-    def load(
-        folders: dict[str, Path], *, device: str, settings: Settings
-    ) -> dict[str, SimpleNamespace]:
-        assert settings == Settings(color_fix="wavelet", precision=settings.precision)
-
-        def resolve(strength: float, lr_up_BCHW: torch.Tensor, keys: list[Any]) -> torch.Tensor:
-            noise = seeded_noise([seed_of(*key) for key in keys], tuple(lr_up_BCHW.shape[1:]))[0]
-            return (lr_up_BCHW + strength * noise.to(lr_up_BCHW.device)).clamp(0, 1)
-
-        return {
-            name: SimpleNamespace(batch=partial(resolve, STRENGTH[folder.name]))
-            for name, folder in folders.items()
-        }
-
-    monkeypatch.setattr(evaluate, "OWN", replace(evaluate.OWN, load=load))
-    return tmp_path
-
-
-@pytest.fixture
-def paired(config: Config) -> Config:
-    """The same on folders of pairs, with a peer and its own number of noises."""
-    realsr = {
-        "lr": "pairs/LR",
-        "hr": "pairs/HR",
-        "noises": 2,
-        "baselines": {"OSEDiff": "pairs/peer"},
-    }
-    return changed(config, benchmarks=["realsr", "sample"], pairs={"realsr": realsr})
+from tests.tasks.stages.evaluations import EVIL, PAIR_NAMES, changed, counted, with_reward
 
 
 def results(folder: Path, benchmark: str = "sample") -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -116,9 +28,9 @@ def results(folder: Path, benchmark: str = "sample") -> tuple[list[dict[str, Any
     )
 
 
-def test_files_rows_and_summary(folder: Path, config: Config) -> None:
-    evaluate.run(config, folder, Hooks())
-    rows, summary = results(folder)
+def test_files_rows_and_summary(evaluation_root: Path, evaluation: Config) -> None:
+    evaluate.run(evaluation, evaluation_root, Hooks())
+    rows, summary = results(evaluation_root)
     assert list(rows[0]) == ["image", "photograph", "model", "noise", "psnr_y", "ssim_y", "reward"]
     assert len(rows) == 2 * (1 + 3 * 3)
     naosd, control = (
@@ -139,9 +51,11 @@ def test_files_rows_and_summary(folder: Path, config: Config) -> None:
     }
 
 
-def test_the_rows_say_where_they_come_from(folder: Path, config: Config) -> None:
-    evaluate.run(config, folder, Hooks())
-    metadata = pq.read_schema(folder / "reports/evaluate/sample/per_image.parquet").metadata
+def test_the_rows_say_where_they_come_from(evaluation_root: Path, evaluation: Config) -> None:
+    evaluate.run(evaluation, evaluation_root, Hooks())
+    metadata = pq.read_schema(
+        evaluation_root / "reports/evaluate/sample/per_image.parquet"
+    ).metadata
     origin = {key.decode(): json.loads(value) for key, value in metadata.items()}
     assert (
         origin["benchmark"] == "sample"
@@ -152,28 +66,30 @@ def test_the_rows_say_where_they_come_from(folder: Path, config: Config) -> None
         set(origin["weights"]) == {"naosd", "gdpo", "control"}
         and len(set(origin["weights"].values())) == 3
     )
-    assert origin == results(folder)[1]["origin"]
+    assert origin == results(evaluation_root)[1]["origin"]
     assert (
         origin["code"]
         == Path(__file__).parents[3].joinpath("code/evaluate.sha256").read_text().strip()
     )
     assert origin["threads"] == torch.get_num_threads()
-    (folder / "models/gdpo/weights").write_text("trained again")
-    evaluate.run(config, folder, Hooks())
-    after = results(folder)[1]["origin"]
+    (evaluation_root / "models/gdpo/weights").write_text("trained again")
+    evaluate.run(evaluation, evaluation_root, Hooks())
+    after = results(evaluation_root)[1]["origin"]
     assert (
         after["weights"]["gdpo"] != origin["weights"]["gdpo"]
         and after["weights"]["naosd"] == origin["weights"]["naosd"]
     )
 
 
-def test_images_stay_in_their_folder_and_hold_what_was_scored(folder: Path, config: Config) -> None:
-    before = {path for path in folder.rglob("*") if path.is_file()}
-    evaluate.run(config, folder, Hooks())
-    out = folder / "reports/evaluate/sample"
-    written = {path for path in folder.rglob("*") if path.is_file()} - before
+def test_images_stay_in_their_folder_and_hold_what_was_scored(
+    evaluation_root: Path, evaluation: Config
+) -> None:
+    before = {path for path in evaluation_root.rglob("*") if path.is_file()}
+    evaluate.run(evaluation, evaluation_root, Hooks())
+    out = evaluation_root / "reports/evaluate/sample"
+    written = {path for path in evaluation_root.rglob("*") if path.is_file()} - before
     assert all(path.is_relative_to(out) for path in written)
-    _, summary = results(folder)
+    _, summary = results(evaluation_root)
     assert {entry["id"] for entry in summary["files"]} == {"photo-00", EVIL}
     for entry in summary["files"]:
         images = out / "images" / entry["folder"]
@@ -188,14 +104,14 @@ def test_images_stay_in_their_folder_and_hold_what_was_scored(folder: Path, conf
     assert sum(member["advantage"] for member in groups[0]["members"]) == pytest.approx(0, abs=1e-6)
 
 
-def test_folders_of_pairs_with_a_peer(folder: Path, paired: Config) -> None:
-    evaluate.run(paired, folder, Hooks())
-    rows, summary = results(folder, "realsr")
+def test_folders_of_pairs_with_a_peer(evaluation_root: Path, evaluation_of_pairs: Config) -> None:
+    evaluate.run(evaluation_of_pairs, evaluation_root, Hooks())
+    rows, summary = results(evaluation_root, "realsr")
     assert {row["image"] for row in rows} == set(PAIR_NAMES) and summary["photographs"] == 3
     assert {row["noise"] for row in rows if row["model"] == "gdpo"} == {0, 1}
     peer = [row for row in rows if row["model"] == "OSEDiff"]
     assert len(peer) == 3 and all(row["psnr_y"] < 15 for row in peer)
-    assert (folder / "reports/evaluate/realsr/images/000-a/OSEDiff.png").is_file()
+    assert (evaluation_root / "reports/evaluate/realsr/images/000-a/OSEDiff.png").is_file()
     assert summary["reference"] == "naosd" and list(summary["models"]) == [
         "bicubic",
         "OSEDiff",
@@ -205,10 +121,12 @@ def test_folders_of_pairs_with_a_peer(folder: Path, paired: Config) -> None:
     ]
 
 
-def test_equal_weights_do_not_look_at_the_picture(folder: Path, paired: Config) -> None:
-    config = with_reward(paired, "equal")
-    evaluate.run(config, folder, Hooks())
-    rows, summary = results(folder, "realsr")
+def test_equal_weights_do_not_look_at_the_picture(
+    evaluation_root: Path, evaluation_of_pairs: Config
+) -> None:
+    config = with_reward(evaluation_of_pairs, "equal")
+    evaluate.run(config, evaluation_root, Hooks())
+    rows, summary = results(evaluation_root, "realsr")
     assert summary["origin"]["reward"] == {
         "fidelity": ["psnr_y"],
         "perception": ["ssim_y"],
@@ -235,20 +153,22 @@ def test_equal_weights_do_not_look_at_the_picture(folder: Path, paired: Config) 
         scores, np.full(3, 0.5), Reward(fidelity=["psnr_y"], perception=["ssim_y"]), "naosd"
     )
     assert columns["reward"]["gdpo"] == pytest.approx(expected["gdpo"])
-    group = json.loads((folder / "reports/evaluate/realsr/candidates.json").read_text())[0][
-        "members"
-    ]
+    group = json.loads((evaluation_root / "reports/evaluate/realsr/candidates.json").read_text())[
+        0
+    ]["members"]
     best = max(group, key=lambda member: member["metrics"]["psnr_y"])
     assert best["reward"] == pytest.approx(
         0.5 + 0.5 * (best == max(group, key=lambda member: member["metrics"]["ssim_y"]))
     )
 
 
-def test_any_models_can_be_compared(folder: Path, config: Config) -> None:
+def test_any_models_can_be_compared(evaluation_root: Path, evaluation: Config) -> None:
     evaluate.run(
-        changed(config, models={"first": "models/other", "second": "models/gdpo"}), folder, Hooks()
+        changed(evaluation, models={"first": "models/other", "second": "models/gdpo"}),
+        evaluation_root,
+        Hooks(),
     )
-    rows, summary = results(folder)
+    rows, summary = results(evaluation_root)
     assert {row["model"] for row in rows} == {"bicubic", "first", "second"}
     assert summary["reference"] == "first" and summary["models"]["first"]["reward"][
         "mean"
@@ -256,36 +176,38 @@ def test_any_models_can_be_compared(folder: Path, config: Config) -> None:
     assert [row["pair"] for row in summary["differences"][:3]] == ["second-first"] * 3
 
 
-def test_all_unusable_pairs_are_named_before_anything_runs(folder: Path, paired: Config) -> None:
-    write_png(folder / "pairs/HR/d.png", np.zeros((32, 32, 3), np.uint8))
-    (folder / "pairs/LR/b.png").write_bytes(b"no image")
+def test_all_unusable_pairs_are_named_before_anything_runs(
+    evaluation_root: Path, evaluation_of_pairs: Config
+) -> None:
+    write_png(evaluation_root / "pairs/HR/d.png", np.zeros((32, 32, 3), np.uint8))
+    (evaluation_root / "pairs/LR/b.png").write_bytes(b"no image")
     with pytest.raises(ValueError) as error:
-        evaluate.run(paired, folder, Hooks())
+        evaluate.run(evaluation_of_pairs, evaluation_root, Hooks())
     message = str(error.value)
     assert "\n" not in message and message.startswith("benchmark realsr: ")
     for part in ("d has no LR image", "d has no OSEDiff image", "b.png: not a readable photograph"):
         assert part in message
-    assert not (folder / "work").exists() and not (folder / "reports").exists()
+    assert not (evaluation_root / "work").exists() and not (evaluation_root / "reports").exists()
 
 
-def test_a_benchmark_without_folders_is_named(folder: Path, config: Config) -> None:
+def test_a_benchmark_without_folders_is_named(evaluation_root: Path, evaluation: Config) -> None:
     with pytest.raises(
         ValueError, match=r"evaluate.pairs.realsr: no such benchmark; there is sample"
     ):
-        evaluate.run(config, folder, Hooks(), "realsr")
+        evaluate.run(evaluation, evaluation_root, Hooks(), "realsr")
 
 
 def test_missing_weights_stop_the_stage_before_it_starts(
-    folder: Path, config: Config, monkeypatch: pytest.MonkeyPatch
+    evaluation_root: Path, evaluation: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TORCH_HOME", str(folder))
+    monkeypatch.setenv("TORCH_HOME", str(evaluation_root))
     with pytest.raises(ValueError, match=r"metric fid: .* missing; put it into"):
-        evaluate.run(changed(config, metrics=["psnr_y", "fid"]), folder, Hooks())
-    assert not (folder / "work").exists()
+        evaluate.run(changed(evaluation, metrics=["psnr_y", "fid"]), evaluation_root, Hooks())
+    assert not (evaluation_root / "work").exists()
 
 
 def test_fid_is_one_number_per_model_and_noise(
-    folder: Path, paired: Config, monkeypatch: pytest.MonkeyPatch
+    evaluation_root: Path, evaluation_of_pairs: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def features(images: Any, device: Any) -> np.ndarray:
         return (
@@ -299,8 +221,8 @@ def test_fid_is_one_number_per_model_and_noise(
     monkeypatch.setattr(
         "tasks.run.provenance.versions", lambda metrics: dict.fromkeys(metrics, "1")
     )
-    evaluate.run(changed(paired, metrics=["psnr_y", "fid"]), folder, Hooks())
-    rows, summary = results(folder, "realsr")
+    evaluate.run(changed(evaluation_of_pairs, metrics=["psnr_y", "fid"]), evaluation_root, Hooks())
+    rows, summary = results(evaluation_root, "realsr")
     assert {name: len(values) for name, values in summary["sets"]["fid"].items()} == {
         "bicubic": 1,
         "OSEDiff": 1,
@@ -309,17 +231,17 @@ def test_fid_is_one_number_per_model_and_noise(
         "control": 2,
     }
     found = {
-        p: [read_photo(folder / f"pairs/{p}/{name}.png") for name in PAIR_NAMES]
+        p: [read_photo(evaluation_root / f"pairs/{p}/{name}.png") for name in PAIR_NAMES]
         for p in ("HR", "peer")
     }
     expected = fid.frechet_distance(features(found["peer"], "cpu"), features(found["HR"], "cpu"))
     assert summary["sets"]["fid"]["OSEDiff"][0] == pytest.approx(expected)
     assert "fid" not in rows[0] and "fid" not in summary["metrics"]
-    assert not (folder / "reports/evaluate/realsr/images/000-a/features.npz").exists()
+    assert not (evaluation_root / "reports/evaluate/realsr/images/000-a/features.npz").exists()
 
 
 def test_a_score_that_is_no_number_is_named_and_costs_nothing(
-    folder: Path, config: Config, monkeypatch: pytest.MonkeyPatch
+    evaluation_root: Path, evaluation: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original: Callable[..., Any] = benchmark.score
 
@@ -335,82 +257,9 @@ def test_a_score_that_is_no_number_is_named_and_costs_nothing(
         with pytest.raises(
             ValueError, match=r"image photo-00: ssim_y of bicubic is not a finite number"
         ):
-            evaluate.run(config, folder, Hooks())
-    evaluate.run(config, folder, Hooks())
+            evaluate.run(evaluation, evaluation_root, Hooks())
+    evaluate.run(evaluation, evaluation_root, Hooks())
     assert seen == [EVIL, "photo-00", "photo-00"]
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return tiny.tree(folder / "reports")
-
-
-def test_the_same_run_gives_the_same_bytes(folder: Path, config: Config) -> None:
-    evaluate.run(config, folder, Hooks())
-    before = tree(folder)
-    shutil.rmtree(folder / "reports")
-    evaluate.run(config, folder, Hooks())
-    assert tree(folder) == before and len(before) > 10
-
-
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The images that are evaluated from now on."""
-    seen: list[str] = []
-    original: Callable[..., Any] = evaluate.evaluate_image
-
-    def spy(pair: Pair, *rest: Any, **named: Any) -> Any:
-        seen.append(pair.id)
-        return original(pair, *rest, **named)
-
-    monkeypatch.setattr(evaluate, "evaluate_image", spy)
-    return seen
-
-
-def test_a_stopped_run_goes_on_where_it_was(
-    folder: Path, paired: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    evaluate.run(paired, folder, Hooks())
-    whole = tree(folder)
-    shutil.rmtree(folder / "reports")
-    seen = counted(monkeypatch)
-    for _ in range(2):
-        with pytest.raises(Stopped):
-            evaluate.run(paired, folder, Hooks(should_stop=lambda: len(seen) > 0))
-        assert not (folder / "reports/evaluate/realsr").exists()
-    evaluate.run(paired, folder, Hooks())
-    assert seen == ["a", "b", "c"]
-    assert tree(folder) == whole
-    assert not (folder / "work/evaluate/realsr/images").exists()
-
-
-def test_other_settings_or_weights_start_again(
-    folder: Path, config: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen = counted(monkeypatch)
-    with pytest.raises(Stopped):
-        evaluate.run(config, folder, Hooks(should_stop=lambda: True))
-    (folder / "models/control/weights").write_text("trained again")
-    evaluate.run(config, folder, Hooks())
-    assert len(seen) == 3
-
-
-def test_results_of_the_same_inputs_can_be_left_alone(
-    folder: Path, config: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    evaluate.run(config, folder, Hooks())
-    seen = counted(monkeypatch)
-    evaluate.run(config, folder, Hooks(), keep=True)
-    assert not seen
-    evaluate.run(changed(config, noises=2), folder, Hooks(), keep=True)
-    assert len(seen) == 2
-
-
-def test_progress_says_how_many_images_there_are(folder: Path, config: Config) -> None:
-    logged: list[tuple[int, dict[str, float]]] = []
-    evaluate.run(config, folder, Hooks(log=lambda step, values: logged.append((step, values))))
-    assert [(step, values["of"]) for step, values in logged] == [
-        (0, 2),
-        (1, 2),
-    ] and "psnr_y" in logged[0][1]
 
 
 def test_the_pictures_of_a_large_benchmark_are_a_spread_of_it() -> None:

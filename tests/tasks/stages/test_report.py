@@ -167,9 +167,8 @@ def test_nothing_is_written_outside_the_report(built: Path) -> None:
 
 def test_the_figures_follow_the_readers_colour_scheme_and_load_nothing(built: Path) -> None:
     files = sorted((built / "reports/assets/figures").rglob("*.svg"))
-    assert (
-        len(files) == 1 + 2 + 2 + 2 * 3
-    )  # differences, pretrain, finetune, rank and spread of reward and metrics
+    # Differences, pretrain, finetune, rank and spread of reward and metrics.
+    assert len(files) == 1 + 2 + 2 + 2 * 3
     for file in files:
         svg = file.read_text()
         assert "prefers-color-scheme:dark" in svg and "var(--ink)" in svg

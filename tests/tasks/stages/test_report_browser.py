@@ -7,7 +7,6 @@ and driver.
 
 import json
 import shutil
-import threading
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -30,6 +29,7 @@ from selenium.webdriver.support.expected_conditions import alert_is_present
 
 from gdpo.hooks import Hooks
 from tasks.stages import report
+from tests import s3
 from tests.tasks import fabricated
 
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -231,8 +231,9 @@ def test_a_page_loads_everything_and_asks_for_nothing_else(
     broken = browser.execute_async_script(
         """const [done] = arguments, pictures = [...document.images];
         pictures.forEach((picture) => { picture.loading = "eager"; });
+        const missing = () => pictures.filter((picture) => !picture.naturalWidth);
         Promise.allSettled(pictures.map((picture) => picture.decode())).then(
-          () => done(pictures.filter((picture) => !picture.naturalWidth).map((picture) => picture.src)));"""
+          () => done(missing().map((picture) => picture.src)));"""
     )
     assert broken == []
     links = [
@@ -298,8 +299,7 @@ def test_the_site_works_behind_a_prefix(
 ) -> None:
     monkeypatch.setattr(SimpleHTTPRequestHandler, "log_message", lambda *_: None)
     handler = partial(SimpleHTTPRequestHandler, directory=str(site.parent))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, s3.serving(server):
         home = f"http://127.0.0.1:{server.server_port}/reports/"
         browser.get(f"{home}index.html")
         for text in ("Training", "Data", "sample", "Summary"):
@@ -308,4 +308,3 @@ def test_the_site_works_behind_a_prefix(
         assert all(url.startswith((home, "data:")) for url in _requests(browser))
         assert browser.get_log("browser") == []
         browser.get("data:text/html,")  # closes its connections
-        server.shutdown()

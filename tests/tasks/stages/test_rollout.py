@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from gdpo.config import Config
 from gdpo.data.shards import write_shards
@@ -24,37 +23,17 @@ from gdpo.metrics.score import score
 from gdpo.preference import rollout as core
 from gdpo.preference.group import Group
 from tasks.files import chunks as rollout_chunks
-from tasks.files.rollouts import Rollouts, header, ranks
+from tasks.files.rollouts import ranks
 from tasks.files.selection import Selected
-from tasks.stages import finetune, pretrain, rollout
+from tasks.stages import rollout
 from tests import tiny
-
-PAIRS = 7
-FILE = "data/rollouts/00/00000.parquet"
-
-
-@pytest.fixture(scope="module")
-def finished(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root with a NAOSD and the groups of seven pairs; not to be written to."""
-    root = tiny.workplace(tmp_path_factory.mktemp("finished") / "root", tiny_base, PAIRS + 1)
-    pretrain.run(tiny.settings(pretrain={"steps": 1}), root, Hooks())
-    rollout.run(tiny.settings(), root, Hooks())
-    return root
+from tests.tasks.stages.rollouts import FILE, PAIRS, opened, other_reference, parted, reselect
 
 
 @pytest.fixture
-def root(finished: Path, tmp_path: Path) -> Path:
+def root(after_rollout: Path, tmp_path: Path) -> Path:
     """A copy of it."""
-    return Path(shutil.copytree(finished, tmp_path / "root", symlinks=True))
-
-
-def parted(count: int, **settings: Any) -> Config:
-    return tiny.settings(rollout={"parts": [f"{part:02d}" for part in range(count)], **settings})
-
-
-def opened(config: Config, root: Path) -> Rollouts:
-    """The rollout set as finetune opens it."""
-    return Rollouts(config, root, header(config, root))
+    return Path(shutil.copytree(after_rollout, tmp_path / "root", symlinks=True))
 
 
 def rows(root: Path) -> dict[str, dict[str, Any]]:
@@ -96,14 +75,14 @@ def test_one_file_with_the_groups_of_the_manifest_in_its_order(root: Path) -> No
 
 @pytest.mark.parametrize("parts", [2, 3])
 def test_the_union_of_any_number_of_parts_has_the_same_bytes(
-    finished: Path, root: Path, parts: int
+    after_rollout: Path, root: Path, parts: int
 ) -> None:
     shutil.rmtree(root / "data/rollouts")
     config = parted(parts)
     for part in reversed(config.rollout.parts):
         rollout.run(config, root, Hooks(), part)
-    assert rows(root) == rows(finished) and len(rows(root)) == PAIRS
-    one, many = list(opened(tiny.settings(), finished)), list(opened(config, root))
+    assert rows(root) == rows(after_rollout) and len(rows(root)) == PAIRS
+    one, many = list(opened(tiny.settings(), after_rollout)), list(opened(config, root))
     assert (
         [group.id for group in one]
         == [group.id for group in many]
@@ -128,15 +107,14 @@ def test_every_rank_is_in_one_part_and_a_chunk_fills_a_forward_pass(
     assert all(chunk % parts == k for k, share in enumerate(shares) for chunk in share)
 
 
-def test_a_rollout_does_not_depend_on_the_batch_size(finished: Path, root: Path) -> None:
+def test_a_rollout_does_not_depend_on_the_batch_size(after_rollout: Path, root: Path) -> None:
     rollout.run(tiny.settings(rollout={"batch": 3}), root, Hooks())
-    for id_, row in rows(finished).items():
+    for id_, row in rows(after_rollout).items():
         assert row["metrics"]["psnr_y"] == pytest.approx(
             rows(root)[id_]["metrics"]["psnr_y"], rel=1e-4
         )
-    assert (
-        len(opened(tiny.settings(), root)) == PAIRS
-    )  # made with another batch, and the same all the same
+    # The batch size changes no result, so these are accepted.
+    assert len(opened(tiny.settings(), root)) == PAIRS
 
 
 def test_pictures_of_several_sizes_are_not_batched_together(root: Path) -> None:
@@ -165,8 +143,6 @@ def test_a_metric_without_its_weights_is_named_before_the_work(root: Path) -> No
 
 
 # Stopped, and going on.
-
-
 def stopping(after: int) -> tuple[Hooks, list[int]]:
     """Hooks that ask to stop after so many chunks, and the steps they saw."""
     seen: list[int] = []
@@ -176,7 +152,7 @@ def stopping(after: int) -> tuple[Hooks, list[int]]:
 
 
 def test_stopped_it_goes_on_with_the_next_chunk(
-    finished: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+    after_rollout: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = tiny.tree(root / "data", root / "reports")
     made: list[str] = []
@@ -191,15 +167,14 @@ def test_stopped_it_goes_on_with_the_next_chunk(
         with pytest.raises(Stopped) as stopped:
             rollout.run(tiny.settings(), root, hooks)
         assert stopped.value.step == step and tiny.tree(root / "data", root / "reports") == before
-    os.truncate(
-        root / "work/rollout/00/chunks/00000001.parquet", 100
-    )  # a damaged one is made again
+    # A damaged one is made again.
+    os.truncate(root / "work/rollout/00/chunks/00000001.parquet", 100)
     shutil.rmtree(root / "data/rollouts")
     hooks, seen = stopping(99)
     rollout.run(tiny.settings(), root, hooks)
     assert made == ["pair0", "pair1", "pair2", "pair3", "pair2", "pair3", "pair4", "pair5", "pair6"]
     assert seen == [1, 3, 5, 6]  # those that were kept are logged again, so the log is whole
-    assert (root / FILE).read_bytes() == (finished / FILE).read_bytes()
+    assert (root / FILE).read_bytes() == (after_rollout / FILE).read_bytes()
 
 
 def reseed(root: Path) -> Config:
@@ -210,19 +185,8 @@ def rebatch(root: Path) -> Config:
     return tiny.settings(rollout={"batch": 3})
 
 
-def reselect(root: Path) -> Config:
-    pq.write_table(pa.table({"id": ["pair1", "pair0"]}), root / "data/selected/manifest.parquet")
-    return tiny.settings()
-
-
 def reshard(root: Path) -> Config:
     write_shards(root / "data/shards/train", (tiny.pair(i) for i in range(PAIRS)), 1.0)
-    return tiny.settings()
-
-
-def other_reference(root: Path) -> Config:
-    card = root / "models/naosd/model.json"
-    card.write_text(card.read_text().replace('"t_diff": 100', '"t_diff": 101'))
     return tiny.settings()
 
 
@@ -246,8 +210,6 @@ def test_chunks_of_another_run_are_not_taken(
 
 
 # Pairs that give no group.
-
-
 def without_scores(monkeypatch: pytest.MonkeyPatch, *indices: int) -> None:
     """The metric psnr_y is NaN for the second candidate of these pairs."""
     hr = {index: to_tensor(tiny.pair(index).hr) for index in indices}
@@ -266,7 +228,7 @@ def without_scores(monkeypatch: pytest.MonkeyPatch, *indices: int) -> None:
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_a_pair_without_finite_scores_is_left_out_by_name(
-    finished: Path,
+    after_rollout: Path,
     root: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -281,7 +243,7 @@ def test_a_pair_without_finite_scores_is_left_out_by_name(
     assert metadata(root / FILE)["skipped"] == {"pair4": reason}
     page = (root / "reports/data-docs/rollout/00/groups.html").read_text()
     assert f"1 left out (pair4: {reason})" in page
-    expected = rows(finished)
+    expected = rows(after_rollout)
     del expected["pair4"]
     assert rows(root) == expected
     assert "pair4" not in [group.id for group in opened(parted(parts), root)]
@@ -313,256 +275,6 @@ def test_no_group_at_all_is_an_error_and_nothing_is_kept_of_it(
     ):
         rollout.run(tiny.settings(), root, Hooks())
     assert (root / FILE).read_bytes() == before and not list((root / "work").rglob("*.parquet"))
-
-
-# What finetune refuses.
-
-
-def set_seed(root: Path) -> Config:
-    return tiny.settings().model_copy(update={"seed": 1})
-
-
-def set_metrics(root: Path) -> Config:
-    return tiny.settings(rollout={"metrics": ["psnr_y", "ssim_y", "niqe"]})
-
-
-def set_group(root: Path) -> Config:
-    return tiny.settings(rollout={"group": 4})
-
-
-def set_noise(root: Path) -> Config:
-    return tiny.settings(rollout={"noise": "shared"})
-
-
-def set_input(root: Path) -> Config:
-    return tiny.settings(rollout=tiny.OWN_INPUT)
-
-
-def set_prompt(root: Path) -> Config:
-    return tiny.settings(model={"training_prompt": "detailed"})
-
-
-def set_candidates(root: Path) -> Config:
-    return tiny.settings(rollout={"candidates": "guidance"})
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        (other_reference, r"reference \(models/naosd\) [0-9a-f]{12}, and now it is [0-9a-f]{12}"),
-        (set_seed, "seed 0, and now it is 1"),
-        (set_prompt, "model.training_prompt sharp, and now it is detailed"),
-        (set_group, "rollout.group 3, and now it is 4"),
-        (
-            set_metrics,
-            r'rollout.metrics \["psnr_y", "ssim_y"\], and now it is \["psnr_y", "ssim_y", "niqe"\]',
-        ),
-        (set_noise, "rollout.noise own, and now it is shared"),
-        (set_input, "rollout.input reencoded, and now it is lr"),
-        (set_candidates, "rollout.candidates noise, and now it is guidance"),
-    ],
-)
-def test_rollouts_made_otherwise_are_refused_by_name(
-    root: Path, change: Callable[[Path], Config], says: str
-) -> None:
-    config = change(root)
-    with pytest.raises(
-        ValueError, match=rf"^\S*{FILE}: made with {says}; run the rollout stage again$"
-    ):
-        finetune.run(config, root, Hooks())
-    assert not (root / "models/gdpo").exists()
-
-
-def test_what_changes_no_group_is_not_asked_for(root: Path) -> None:
-    same = tiny.settings(
-        rollout={"batch": 9, "parts": ["a", "b"], "sigma": 0.2, "guidance_range": [1.0, 3.0]}
-    )
-    assert header(same, root) == header(tiny.settings(), root)
-    assert len(opened(same, root)) == PAIRS
-    action = [
-        header(
-            tiny.settings(
-                rollout={"candidates": "action", "sigma": s}, finetune={"objective": "dance_grpo"}
-            ),
-            root,
-        )
-        for s in (0.1, 0.2)
-    ]
-    assert action[0] != action[1]
-
-
-def edit(change: Callable[[dict[str, Any]], None], name: str = FILE) -> Callable[[Path], None]:
-    """Change the row of pair2, or append what `change` makes of it."""
-
-    def edited(root: Path) -> None:
-        table = pq.read_table(root / name)
-        found = table.to_pylist()
-        change(found[2])
-        pq.write_table(pa.Table.from_pylist(found, schema=table.schema), root / name)
-
-    return edited
-
-
-def put(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
-    return lambda row: row.update({key: value})
-
-
-def half(value: float, count: int = 3 * 4 * 8 * 8) -> bytes:
-    return np.full(count, value, np.float16).tobytes()
-
-
-def twice(root: Path) -> None:
-    table = pq.read_table(root / FILE)
-    pq.write_table(pa.concat_tables([table, table.slice(2, 1)]), root / FILE)
-
-
-def cut(root: Path) -> None:
-    os.truncate(root / FILE, (root / FILE).stat().st_size // 2)
-
-
-def flip(root: Path) -> None:
-    """One bit in the middle of the latents."""
-    found = pq.read_metadata(root / FILE).row_group(0)
-    columns = {found.column(i).path_in_schema: found.column(i) for i in range(found.num_columns)}
-    content = bytearray((root / FILE).read_bytes())
-    content[
-        columns["latent_mean"].data_page_offset + columns["latent_mean"].total_compressed_size // 2
-    ] ^= 1
-    (root / FILE).write_bytes(content)
-
-
-def foreign(root: Path) -> None:
-    pq.write_table(pa.table({"id": ["pair0"]}), root / FILE)
-
-
-def older(root: Path) -> None:
-    """The one file of the version before."""
-    shutil.copy(root / FILE, root / "data/rollouts/00000.parquet")
-
-
-def other_columns(root: Path) -> None:
-    table = pq.read_table(root / FILE)
-    pq.write_table(table.drop_columns(["tags"]), root / FILE)
-
-
-def gone(root: Path) -> None:
-    shutil.rmtree(root / "data/rollouts")
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        (gone, r"data/rollouts: no rollouts here; run the rollout stage$"),
-        (cut, rf"{FILE}: damaged rollouts \(.*\); run the rollout stage again$"),
-        (flip, rf"{FILE}: damaged rollouts \(.*\); run the rollout stage again$"),
-        (
-            foreign,
-            rf"{FILE}: no rollouts of this version; delete it and run the rollout stage again$",
-        ),
-        (older, r"data/rollouts/00000.parquet: belongs to no part \(00\); delete it$"),
-        (other_columns, rf"{FILE}: other columns than rollouts have"),
-        (twice, rf"{FILE}: group pair2 occurs twice; run the rollout stage again$"),
-        (edit(put("prompt", None)), rf"{FILE}: prompt is missing in a row"),
-        (edit(put("latent_mean", b"123")), rf"{FILE}: group pair2: damaged latents"),
-        (edit(put("latent_mean", half(float("nan")))), rf"{FILE}: group pair2: latents.mean .*NaN"),
-        (
-            edit(put("latent_std", half(-1.0))),
-            rf"{FILE}: group pair2: latents.std must not be negative",
-        ),
-        (edit(put("detail_share", float("nan"))), rf"{FILE}: group pair2: detail_share .*nan"),
-        (edit(put("seeds", [1, 2])), rf"{FILE}: group pair2: .*length"),
-        (
-            edit(lambda row: row["noise_seeds"].pop()),
-            rf"{FILE}: group pair2 is not of 3 candidates and 2 noises",
-        ),
-        (
-            edit(lambda row: row["metrics"]["ssim_y"].__setitem__(1, float("nan"))),
-            rf"{FILE}: group pair2: ssim_y .*not finite",
-        ),
-        (
-            edit(lambda row: row["reference_error"][1].__setitem__(1, float("inf"))),
-            rf"{FILE}: group pair2: reference_error .*not finite",
-        ),
-    ],
-)
-def test_damage_is_named_and_never_trained_on(
-    root: Path, change: Callable[[Path], None], says: str
-) -> None:
-    change(root)
-    with pytest.raises(ValueError, match=says) as error:
-        finetune.run(tiny.settings(), root, Hooks())
-    assert "\n" not in str(error.value) and not (root / "models/gdpo").exists()
-
-
-def test_another_text_encoder_is_another_reference(finished: Path, root: Path) -> None:
-    """The card of a model holds the hashes of UNet and VAE; the stored errors depend on the
-    embedded prompt too.
-    """
-    base = (root / "base").resolve()
-    (root / "base").unlink()
-    shutil.copytree(base, root / "base")
-    weights = next((root / "base/text_encoder").glob("*.safetensors"))
-    tensors = load_file(weights)
-    save_file({name: tensor * 1.1 for name, tensor in tensors.items()}, weights)
-    with pytest.raises(
-        ValueError,
-        match=r"made with text encoder or tokenizer \(model.base\) \w+, and now it is .*again$",
-    ):
-        finetune.run(tiny.settings(), root, Hooks())
-
-
-def test_scores_by_another_version_of_a_metric_are_refused(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("gdpo.metrics.score._origin", lambda name: "pyiqa 9.9")
-    with pytest.raises(
-        ValueError,
-        match=rf"{FILE}: psnr_y was computed by gdpo, and here it is pyiqa 9.9; run the rollout",
-    ):
-        finetune.run(tiny.settings(), root, Hooks())
-
-
-def test_parts_must_be_those_of_one_run(finished: Path, root: Path) -> None:
-    config = parted(2)
-    shutil.rmtree(root / "data/rollouts")
-    rollout.run(config, root, Hooks(), "01")
-    with pytest.raises(
-        ValueError,
-        match=r"data/rollouts: part 00 is missing; run it: python -m tasks rollout --part 00$",
-    ):
-        opened(config, root)
-    shutil.copytree(finished / "data/rollouts/00", root / "data/rollouts/00")
-    with pytest.raises(
-        ValueError,
-        match=r"01/00000.parquet: of another rollout set than .*00/00000.parquet \(other parts\)",
-    ):
-        opened(config, root)
-    # A worker with other weights of a metric under the same name.
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gdpo.metrics.score._origin", lambda name: f"pyiqa 9.9, {name}")
-        rollout.run(config, root, Hooks(), "00")
-    with pytest.raises(
-        ValueError,
-        match=r"01/00000.parquet: of another rollout set than .* \(other metrics\); run all parts",
-    ):
-        opened(config, root)
-    reselect(root)
-    rollout.run(config, root, Hooks(), "00")
-    with pytest.raises(
-        ValueError,
-        match=r"01/00000.parquet: of another rollout set than .* \(other selected\); run all parts",
-    ):
-        opened(config, root)
-
-
-def test_an_empty_part_is_fine(root: Path) -> None:
-    """More parts than chunks."""
-    reselect(root)
-    config = parted(3)
-    shutil.rmtree(root / "data/rollouts")
-    rollout.run(config, root, Hooks())
-    assert pq.read_metadata(root / "data/rollouts/02/00000.parquet").num_rows == 0
-    assert [group.id for group in opened(config, root)] == ["pair0", "pair1"]
 
 
 def test_selected_pairs_are_read_by_rank_or_by_id(root: Path) -> None:

@@ -4,10 +4,7 @@ survive.
 
 import hashlib
 import json
-import os
 import shutil
-import signal
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -19,70 +16,44 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gdpo.config import Config
-from gdpo.data.shards import write_shards
-from gdpo.hooks import Hooks, Stopped
+from gdpo.hooks import Hooks
 from gdpo.model.base import WEIGHTS
 from gdpo.model.checkpoints import read_adapters
 from gdpo.model.naosd import NAOSD
-from gdpo.preference.group import row_hash
 from gdpo.pretrain.start import initial_model
-from tasks.files.chunks import HOW
-from tasks.run.fingerprint import fingerprint, made_by
+from tasks.run.fingerprint import fingerprint
 from tasks.run.training import write_history
 from tasks.stages import finetune, pretrain, rollout
 from tests import tiny
-from tests.tasks.forks import Forks
-
-STAGES: dict[str, Callable[[Config, Path, Hooks], None]] = {
-    "pretrain": pretrain.run,
-    "finetune": finetune.run,
-}
-CHECKPOINT = {
-    "pretrain": "work/pretrain/checkpoint.pt",
-    "finetune": "work/finetune/gdpo/checkpoint.pt",
-}
-
-
-@pytest.fixture(scope="module")
-def finished(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root after pretrain and rollout; not to be written to."""
-    root = tiny.workplace(tmp_path_factory.mktemp("finished") / "root", tiny_base)
-    pretrain.run(tiny.settings(), root, Hooks())
-    rollout.run(tiny.settings(), root, Hooks())
-    return root
+from tests.tasks.stages.training import CHECKPOINT, ONLINE, STAGES, cut, outputs
 
 
 @pytest.fixture
-def root(finished: Path, tmp_path: Path) -> Path:
+def root(after_training: Path, tmp_path: Path) -> Path:
     """A copy of it."""
-    return Path(shutil.copytree(finished, tmp_path / "root", symlinks=True))
-
-
-def outputs(root: Path) -> dict[str, bytes]:
-    return tiny.tree(root / "models", root / "reports")
+    return Path(shutil.copytree(after_training, tmp_path / "root", symlinks=True))
 
 
 def history(path: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_pretrain_leaves_a_model_and_its_history(finished: Path) -> None:
-    assert set(outputs(finished)) == {
+def test_pretrain_leaves_a_model_and_its_history(after_training: Path) -> None:
+    assert set(outputs(after_training)) == {
         "models/naosd/model.json",
         "models/naosd/naosd.safetensors",
         "reports/pretrain/metrics.jsonl",
         "reports/data-docs/rollout/00/index.html",
         "reports/data-docs/rollout/00/groups.html",
     }
-    assert [row["step"] for row in history(finished / "reports/pretrain/metrics.jsonl")] == list(
-        range(6)
-    )
-    assert not (finished / CHECKPOINT["pretrain"]).exists()
-    model = NAOSD.from_pretrained(finished / "models/naosd")
+    assert [
+        row["step"] for row in history(after_training / "reports/pretrain/metrics.jsonl")
+    ] == list(range(6))
+    assert not (after_training / CHECKPOINT["pretrain"]).exists()
+    model = NAOSD.from_pretrained(after_training / "models/naosd")
     assert (model.t_add, model.t_diff, model.prompt) == (250, 100, "sharp")
-    card = json.loads((finished / "models/naosd/model.json").read_text())
-    weights = (finished / "models/naosd/naosd.safetensors").read_bytes()
+    card = json.loads((after_training / "models/naosd/model.json").read_text())
+    weights = (after_training / "models/naosd/naosd.safetensors").read_bytes()
     assert card["base"] == "../../base" and card["adapters"] == [
         {
             "file": "naosd.safetensors",
@@ -166,10 +137,6 @@ def test_finetune_leaves_a_chain_and_the_control_another(root: Path) -> None:
     assert all(torch.equal(reference[name], chained[name]) for name in reference)
 
 
-def cut(path: str) -> Callable[[Path], None]:
-    return lambda root: os.truncate(root / path, (root / path).stat().st_size // 2)
-
-
 def remove(path: str) -> Callable[[Path], None]:
     def change(root: Path) -> None:
         gone = root / path
@@ -222,9 +189,6 @@ def test_missing_and_damaged_inputs_are_named(
     assert outputs(root) == before
 
 
-ONLINE = {"rollouts": "online"}
-
-
 def test_online_trains_on_the_groups_that_the_stage_stores(root: Path) -> None:
     """In the first epoch, and where the stage too made one pair at a time."""
     one = {"batch": 3}
@@ -253,121 +217,6 @@ def test_online_needs_the_pairs_and_no_rollouts(root: Path) -> None:
         shutil.move(root / "gone", root / gone)
 
 
-def test_an_online_run_does_not_go_on_with_other_pairs(root: Path) -> None:
-    config = tiny.settings(finetune={**ONLINE, "steps": 3})
-
-    def first_step() -> int:
-        with pytest.raises(Stopped) as stopped:
-            finetune.run(config, root, Hooks(should_stop=lambda: True))
-        return stopped.value.step
-
-    assert [first_step(), first_step()] == [1, 2]
-    pq.write_table(pa.table({"id": ["pair1", "pair0"]}), root / "data/selected/manifest.parquet")
-    assert first_step() == 1
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_checkpoint_of_other_parameters_or_inputs_is_not_resumed(root: Path, stage: str) -> None:
-    run = STAGES[stage]
-    config, other = (tiny.settings(**{stage: {"optimizer": {"lr": lr}}}) for lr in (1e-3, 5e-4))
-
-    def stop(config: Config) -> None:
-        seen: list[int] = []
-        with pytest.raises(Stopped):
-            run(
-                config,
-                root,
-                Hooks(log=lambda step, _: seen.append(step), should_stop=lambda: len(seen) == 3),
-            )
-        assert (root / CHECKPOINT[stage]).exists()
-
-    def first_step(config: Config) -> int:
-        """The step that a run computes first: those before are only logged again, at once."""
-        computed: list[int] = []
-        with pytest.raises(Stopped) as stopped:
-            run(
-                config,
-                root,
-                Hooks(log=lambda step, _: computed.append(step), should_stop=lambda: True),
-            )
-        return stopped.value.step - 1
-
-    stop(config)
-    assert first_step(config) == 3
-    assert first_step(other) == 0
-    assert first_step(config) == 4  # taken back
-    write_shards(root / "data/shards/train", (tiny.pair(i) for i in range(6)), 1.0)
-    groups = root / "data/rollouts/00/00000.parquet"
-    table = pq.read_table(groups)
-    rows = table.to_pylist()
-    rows[0]["seeds"][0] += 1
-    rows[0]["sha256"] = row_hash(rows[0])
-    pq.write_table(pa.Table.from_pylist(rows, table.schema), groups, **HOW)
-    assert first_step(config) == 0
-
-
-def stopped_after(count: int, config: Config, root: Path) -> int:
-    """Stop pretrain after `count` more steps; returns the number of its first step."""
-    computed: list[int] = []
-    times = iter([False] * (count - 1) + [True])
-    with pytest.raises(Stopped) as stopped:
-        pretrain.run(
-            config,
-            root,
-            Hooks(log=lambda step, _: computed.append(step), should_stop=lambda: next(times)),
-        )
-    return stopped.value.step - count
-
-
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        ({"checkpoint_every": 2}, {"checkpoint_every": 3}),
-        ({"gpus": 1}, {"gpus": 2}),
-        ({"steps": 4}, {"steps": 6}),
-    ],
-)
-def test_a_checkpoint_serves_where_the_result_is_the_same(
-    root: Path, before: dict[str, Any], after: dict[str, Any]
-) -> None:
-    finished = outputs(root)
-    assert stopped_after(3, tiny.settings(pretrain=before), root) == 0
-    assert stopped_after(1, tiny.settings(pretrain=after), root) == 3
-    pretrain.run(tiny.settings(pretrain=after), root, Hooks())
-    assert outputs(root) == finished
-
-
-@pytest.mark.parametrize("changed", ["code", "torch", "steps of a cosine"])
-def test_a_checkpoint_that_would_give_another_result_is_set_aside(
-    root: Path, changed: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    steps = {"steps": 6}
-    if changed == "steps of a cosine":
-        steps["optimizer"] = {"lr": 1e-3, "schedule": "cosine"}
-    assert stopped_after(2, tiny.settings(pretrain={**steps, "steps": 4}), root) == 0
-    if changed in ("code", "torch"):
-        present = made_by("tasks.stages.pretrain")
-        monkeypatch.setattr(
-            "tasks.run.fingerprint.made_by", lambda _: {**present, changed: "another"}
-        )
-    assert stopped_after(1, tiny.settings(pretrain=steps), root) == 0
-    (line,) = caplog.messages
-    assert f"other {changed.replace('steps of a cosine', 'pretrain.steps (4, now 6)')}" in line
-    assert len(list((root / "work/pretrain").glob("unused-*/checkpoint.pt"))) == 1
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_damaged_checkpoint_is_named_and_deleting_it_helps(root: Path, stage: str) -> None:
-    run, config = STAGES[stage], tiny.settings(**{stage: {"steps": 2}})
-    with pytest.raises(Stopped):
-        run(config, root, Hooks(should_stop=lambda: True))
-    cut(CHECKPOINT[stage])(root)
-    with pytest.raises(ValueError, match=f"{CHECKPOINT[stage]}: unreadable checkpoint"):
-        run(config, root, Hooks())
-    (root / CHECKPOINT[stage]).unlink()
-    run(config, root, Hooks())
-
-
 def test_fingerprints_name_settings_and_every_byte(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
@@ -387,64 +236,6 @@ def test_histories_have_whole_steps_and_all_digits(tmp_path: Path) -> None:
     assert (tmp_path / "h/metrics.jsonl").read_text() == (
         '{"step": 0, "loss": 0.3333333333333333}\n{"step": 1, "loss": 5e-05}\n'
     )
-
-
-# Real processes, real signals.
-
-
-def wait_for(happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not happened():
-        assert time.monotonic() < deadline, "the stage did not get there in time"
-        time.sleep(0.002)
-
-
-def lines(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
-@pytest.mark.processes
-@pytest.mark.parametrize("stage", STAGES)
-def test_terminated_and_killed_it_ends_in_the_same_bytes(
-    root: Path, tmp_path: Path, forks: Forks, stage: str
-) -> None:
-    """SIGTERM early: 143 and a checkpoint. SIGKILL later, between checkpoints. The third start
-    finishes.
-    """
-    config = tiny.settings(
-        **{stage: {"steps": 24, "checkpoint_every": 5, "optimizer": {"lr": 1e-4}}}
-    )
-    (root / "params.yaml").write_text(json.dumps(config.model_dump()))
-    straight = Path(shutil.copytree(root, tmp_path / "straight", symlinks=True))
-    forks.start(straight, stage)
-    assert forks.wait() == 0
-
-    live = (root / CHECKPOINT[stage]).with_name("metrics.jsonl")
-    before = outputs(root)
-    process = forks.start(root, stage)
-    wait_for(lambda: lines(live) >= 3)
-    os.kill(process, signal.SIGTERM)
-    assert forks.wait() == 143
-    steps = torch.load(root / CHECKPOINT[stage], weights_only=True)["step"]
-    assert 3 <= steps < 24 and outputs(root) == before
-    said = (root / "stderr.txt").read_text()
-    assert (
-        f"stopped at step {steps}, checkpoint in {CHECKPOINT[stage]}; the same command resumes"
-        in said
-    )
-
-    changed = (root / CHECKPOINT[stage]).stat().st_mtime_ns
-    process = forks.start(root, stage)
-    wait_for(lambda: (root / CHECKPOINT[stage]).stat().st_mtime_ns != changed)
-    os.kill(process, signal.SIGKILL)
-    assert forks.wait() == -signal.SIGKILL
-    assert outputs(root) == before
-
-    forks.start(root, stage)
-    assert forks.wait() == 0
-    assert outputs(root) == outputs(straight)
-    assert not (root / CHECKPOINT[stage]).exists()
-    assert lines(live) == 24
 
 
 @pytest.mark.parametrize("stage", STAGES)

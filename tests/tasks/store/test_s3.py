@@ -1,11 +1,7 @@
-"""The store, over HTTP against an S3 server: whole objects or none, checked reads, and writes only
-if nobody was first.
-"""
+"""The store, over HTTP against an S3 server: whole objects or none, checked reads, faults."""
 
 import hashlib
-import threading
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +9,8 @@ import boto3
 import pytest
 
 from tasks.store import s3 as module
-from tasks.store.conditional import supports_cas, swap, swap_or_look
-from tasks.store.errors import Conflict
 from tasks.store.s3 import Store, content_type
 from tests import s3
-
-
-@pytest.fixture
-def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A server with an empty bucket `runs`, which the environment points to."""
-    with s3.server() as url:
-        s3.client(url).create_bucket(Bucket="bucket")
-        use(monkeypatch, url)
-        yield url
-    module._client.cache_clear()
-
-
-def use(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    for name, value in s3.environment(url).items():
-        monkeypatch.setenv(name, value)
-    module._client.cache_clear()
-    supports_cas.cache_clear()
 
 
 def raw(url: str, key: str) -> Any:
@@ -87,168 +64,9 @@ def test_more_keys_than_one_page_has(address: str) -> None:
     assert list(Store.at("s3://bucket").folders("many/")) == [f"{i:04d}" for i in range(1005)]
 
 
-def test_only_the_first_creates_and_only_the_last_reader_replaces(address: str) -> None:
-    store = Store.at("s3://bucket")
-    swap(store, "pointer", b"one", None)
-    with pytest.raises(Conflict, match="s3://bucket/pointer: somebody else wrote it first"):
-        swap(store, "pointer", b"two", None)
-    _, tag = store.fetch("pointer")
-    swap(store, "pointer", b"three", tag)
-    with pytest.raises(Conflict):
-        swap(store, "pointer", b"four", tag)
-    assert store.read("pointer") == b"three"
-    assert list(store.keys()) == ["pointer"]  # the probe is gone
-
-
-def test_of_many_at_once_one_wins(address: str) -> None:
-    store = Store.at("s3://bucket")
-    swap(store, "pointer", b"start", None)
-    _, tag = store.fetch("pointer")
-    won: list[int] = []
-
-    def attempt(number: int) -> None:
-        try:
-            swap(store, "pointer", b"%d" % number, tag)
-            won.append(number)
-        except Conflict:
-            pass
-
-    threads = [threading.Thread(target=attempt, args=(i,)) for i in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(won) == 1
-    assert store.read("pointer") == b"%d" % won[0]
-
-
-@pytest.mark.parametrize("header", ["if-", "if-match", "if-none-match"])
-@pytest.mark.parametrize("way", ["ignore", "refuse"])
-def test_a_server_without_conditions_moves_no_pointer(
-    address: str, monkeypatch: pytest.MonkeyPatch, way: str, header: str
-) -> None:
-    with s3.proxy(address, lambda method, path: f"{way} {header}") as url:
-        use(monkeypatch, url)
-        store = Store.at("s3://bucket")
-        for _ in range(2):
-            with pytest.raises(
-                ValueError,
-                match="ignores conditional writes, so two promotions could overwrite each other",
-            ):
-                swap(store, "pointer", b"one", None)
-        assert list(store.keys()) == []
-        swap_or_look(store, "name", b"one", None)
-        with pytest.raises(Conflict):
-            swap_or_look(store, "name", b"two", None)
-        assert store.read("name") == b"one"
-
-
-def test_a_server_that_refuses_every_write_is_not_one_without_conditions(
-    address: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with s3.proxy(
-        address, lambda method, path: "refuse content-" if method == "PUT" else None
-    ) as url:
-        use(monkeypatch, url)
-        with pytest.raises(
-            OSError, match=r"^s3://bucket/\S+: the store refused \(NotImplemented\)"
-        ):
-            swap_or_look(Store.at("s3://bucket"), "name", b"one", None)
-
-
-@pytest.mark.parametrize("act", ["write", "swap", "swap_or_look"])
-def test_a_store_without_checksums_is_told_from_one_without_conditions(
-    address: str, monkeypatch: pytest.MonkeyPatch, act: str
-) -> None:
-    """The message names the variable, and with it everything works."""
-
-    def run(store: Store) -> None:
-        if act == "write":
-            store.write("name", b"one")
-        else:
-            {"swap": swap, "swap_or_look": swap_or_look}[act](store, "name", b"one", None)
-
-    with s3.proxy(address, lambda method, path: "refuse x-amz-checksum-") as url:
-        use(monkeypatch, url)
-        with pytest.raises(OSError, match="AWS_REQUEST_CHECKSUM_CALCULATION=when_required"):
-            run(Store.at("s3://bucket"))
-        monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
-        use(monkeypatch, url)
-        if act == "write":
-            run(Store.at("s3://bucket"))
-        with pytest.raises(OSError, match="AWS_RESPONSE_CHECKSUM_VALIDATION=when_required"):
-            Store.at("s3://bucket").read("name" if act == "write" else "none")
-        monkeypatch.setenv("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
-        use(monkeypatch, url)
-        run(Store.at("s3://bucket"))
-        assert Store.at("s3://bucket").read("name") == b"one"
-
-
-def test_the_server_is_tried_once(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    written: list[str] = []
-
-    def note(method: str, path: str) -> None:
-        if method == "PUT":
-            written.append(path)
-
-    with s3.proxy(address, note) as url:
-        use(monkeypatch, url)
-        store = Store.at("s3://bucket")
-        for number in range(3):
-            swap(store, "pointer", b"%d" % number, store.tag("pointer"))
-    assert sum("probe" in path for path in written) == 4
-    assert len(written) == 4 + 3
-
-
-@pytest.mark.parametrize("lost", range(5))
-def test_a_write_whose_answer_was_lost_is_ours(
-    address: str, monkeypatch: pytest.MonkeyPatch, lost: int
-) -> None:
-    """Of the probe's four writes and ours, each in turn is done and not answered; the client writes
-    it again.
-    """
-    seen: list[str] = []
-
-    def fault(method: str, path: str) -> str | None:
-        if method == "PUT":
-            seen.append(path)
-            return "cut" if len(seen) == lost + 1 else None
-        return None
-
-    with s3.proxy(address, fault) as url:
-        use(monkeypatch, url)
-        store = Store.at("s3://bucket")
-        swap(store, "pointer", b"ours", None)
-        assert len(seen) == 6  # one was repeated
-        with pytest.raises(Conflict):
-            swap(store, "pointer", b"theirs", None)
-        assert store.read("pointer") == b"ours"
-
-
-def test_the_same_bytes_without_our_hash_are_somebody_elses(address: str) -> None:
-    s3.client(address).put_object(Bucket="bucket", Key="pointer", Body=b"same")
-    with pytest.raises(Conflict):
-        swap(Store.at("s3://bucket"), "pointer", b"same", None)
-
-
-def test_a_tag_is_of_one_content(address: str) -> None:
-    store = Store.at("s3://bucket")
-    assert store.tag("x") is None and store.tag_if_holds("x", b"one") is None
-    store.write("x", b"one")
-    assert store.tag("x") == store.tag_if_holds("x", b"one") == store.fetch("x")[1]
-    assert store.tag_if_holds("x", b"two") is None
-    s3.client(address).put_object(
-        Bucket="bucket",
-        Key="x",
-        Body=b"damaged",
-        Metadata={"sha256": hashlib.sha256(b"two").hexdigest()},
-    )
-    assert store.tag_if_holds("x", b"two") is None
-
-
 def test_not_allowed_is_told_from_away(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with s3.proxy(address, lambda method, path: 403) as url:
-        use(monkeypatch, url)
+        s3.use(monkeypatch, url)
         with pytest.raises(PermissionError, match=r"^s3://bucket/x: the store refused \(403\)"):
             Store.at("s3://bucket").write("x", b"")
 
@@ -267,7 +85,7 @@ def test_faults_that_pass_are_not_noticed(
         return wrong
 
     with s3.proxy(address, fault) as url:
-        use(monkeypatch, url)
+        s3.use(monkeypatch, url)
         store = Store.at("s3://bucket")
         store.write("x", content)
         assert store.read("x") == content
@@ -279,11 +97,11 @@ def test_a_store_that_stays_away_is_one_line_without_the_secret(
 ) -> None:
     monkeypatch.setattr(module, "ATTEMPTS", 2)
     with s3.proxy(address, lambda method, path: 503) as url:
-        use(monkeypatch, url)
+        s3.use(monkeypatch, url)
         with pytest.raises(OSError, match=r"^s3://bucket/x: the store refused \(503\)") as caught:
             Store.at("s3://bucket").read("x")
     assert s3.SECRET not in str(caught.value)
-    use(monkeypatch, "http://127.0.0.1:9")
+    s3.use(monkeypatch, "http://127.0.0.1:9")
     with pytest.raises(OSError, match=r"^s3://bucket/x: the store cannot be reached"):
         Store.at("s3://bucket").write("x", b"")
 
@@ -293,7 +111,7 @@ def test_a_password_in_the_endpoint_is_not_shown(
     address: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, beginning: str
 ) -> None:
     monkeypatch.setattr(module, "ATTEMPTS", 1)
-    use(monkeypatch, f"{beginning}{s3.SECRET}@127.0.0.1:9")
+    s3.use(monkeypatch, f"{beginning}{s3.SECRET}@127.0.0.1:9")
     (tmp_path / "file").write_bytes(b"")
     for ask in (
         lambda: Store.at("s3://bucket").read("x"),
@@ -303,9 +121,8 @@ def test_a_password_in_the_endpoint_is_not_shown(
         with pytest.raises((OSError, ValueError), match="AWS_ENDPOINT_URL") as caught:
             ask()
         assert "\n" not in str(caught.value)
-        assert s3.SECRET not in "".join(
-            traceback.format_exception(caught.value)
-        )  # what Prefect logs
+        # What Prefect logs.
+        assert s3.SECRET not in "".join(traceback.format_exception(caught.value))
 
 
 @pytest.mark.parametrize("there", [(), ("AWS_ACCESS_KEY_ID",)])
@@ -317,9 +134,8 @@ def test_credentials_that_are_not_there_are_asked_for(
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
         monkeypatch.setenv(name, str(tmp_path / "none"))
-    monkeypatch.setattr(
-        boto3, "DEFAULT_SESSION", None
-    )  # it remembers the credentials of the tests before
+    # The default session keeps the credentials of earlier tests.
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
     module._client.cache_clear()
     with pytest.raises(
         PermissionError, match=r"^s3://bucket[/x]*: set AWS_ACCESS_KEY_ID and AWS_SECRET"
@@ -336,10 +152,10 @@ def test_a_broken_upload_is_not_visible(
         return 403 if "partNumber=2" in path else None
 
     with s3.proxy(address, second_part) as url:
-        use(monkeypatch, url)
+        s3.use(monkeypatch, url)
         with pytest.raises(OSError, match="s3://bucket/large: the upload was interrupted"):
             Store.at("s3://bucket").write("large", tmp_path / "large")
-    use(monkeypatch, address)
+    s3.use(monkeypatch, address)
     assert list(Store.at("s3://bucket").keys()) == []
 
 

@@ -12,7 +12,6 @@ from gdpo.images import write_png
 from tasks.stages import degrade, index
 from tasks.tools.doctor_resources import problems, shard_bytes
 from tests import s3, tiny
-from tests.tasks.store.test_s3 import use
 
 
 def machine(gpus: int = 0, free: int = 10**12) -> dict[str, Any]:
@@ -68,7 +67,7 @@ def test_a_worker_must_reach_its_bucket(tmp_path: Path, monkeypatch: pytest.Monk
     text = "['remote \"store\"']\n    url = s3://gdpo-sr/dvc\n"
     (tmp_path / ".dvc/config").write_text(text)
     with s3.server() as url:
-        use(monkeypatch, url)
+        s3.use(monkeypatch, url)
         assert problems(config, tmp_path, machine(), []) == []
         monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
         lines = problems(config, tmp_path, machine(), [])

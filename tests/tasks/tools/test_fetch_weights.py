@@ -5,7 +5,6 @@ import json
 import socket
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import pytest
 import torch
@@ -13,15 +12,16 @@ import torch
 from gdpo.metrics.score import files, missing
 from tasks import __main__ as cli
 from tasks.tools import fetch_weights
+from tests import s3
 from tests.gdpo.metrics import weights
-from tests.tasks.tools.test_fetch import COMMIT
+from tests.tasks.tools.fetching import COMMIT
 
 ALEX = "pyiqa/LPIPS_v0.1_alex-df73285e.pth"
 
 
 @pytest.fixture
 def place(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with parameters; fabricated weights of LPIPS in mirror/, named after their hashes."""
+    """A folder with parameters; fabricated LPIPS weights in mirror/, named after their hashes."""
     (tmp_path / "params.yaml").write_bytes((root / "tests/params.yaml").read_bytes())
     for folder in ("pyiqa", "checkpoints"):
         (tmp_path / "mirror" / folder).mkdir(parents=True)
@@ -104,8 +104,6 @@ def test_an_address_is_read_to_the_end(place: Path, monkeypatch: pytest.MonkeyPa
             self.wfile.write(content)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
-    thread = Thread(target=server.serve_forever)
-    thread.start()
     true = fetch_weights.urllib.request.urlopen
     address = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setattr(
@@ -113,11 +111,7 @@ def test_an_address_is_read_to_the_end(place: Path, monkeypatch: pytest.MonkeyPa
         "urlopen",
         lambda url, timeout: true(url.replace("https://files.example", address), timeout=timeout),
     )
-    try:
+    with server, s3.serving(server):
         assert run("https://files.example/models") == 0
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
     for file in files("lpips_alex"):
         torch.load(file, weights_only=True)
