@@ -26,7 +26,6 @@ def root(after_rollout: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(after_rollout, tmp_path / "root", symlinks=True))
 
 
-# What finetune refuses.
 def set_seed(root: Path) -> Config:
     return tiny.settings().model_copy(update={"seed": 1})
 
