@@ -111,7 +111,7 @@ def image(model: Model, pairs: Shards) -> dict[str, object]:
         pair = pairs[i]
         hr = to_tensor(pair.hr)[None]
         bicubic = to_tensor(enlarge(pair.lr, pair.hr.shape[:2], "bicubic"))[None]
-        output = color_fix("wavelet", upscale(model, bicubic, [(0, pair.id)])[0], bicubic)
+        output = color_fix("wavelet", upscale(model, [bicubic], [(0, pair.id)])[0][0], bicubic)
         for name, one in (("bicubic", bicubic), ("model", output.clamp(0, 1))):
             rows[name].append(np.array([float(v) for v in score(METRICS, one, hr).values()]))
     values = {name: np.stack(parts) for name, parts in rows.items()}

@@ -200,7 +200,7 @@ def test_every_data_dependency_is_an_output_or_a_tracked_file() -> None:
             known = dep in made or any(out.startswith(dep + "/") for out in made)
             known = (
                 known
-                or dep in ("${model.base}", "${pretrain.init}")
+                or dep in ("${model.base}", "${pretrain.init}", "${vlcot.init}")
                 or (ROOT / dep).exists()
                 or dep.startswith("assets/")
             )

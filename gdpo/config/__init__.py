@@ -128,6 +128,16 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _the_second_system_starts_elsewhere(self) -> "Config":
+        init = self.vlcot.init
+        if init is not None and init.startswith("models/vlcot/"):
+            raise ValueError(
+                f"vlcot.init is {init}, below models/vlcot, which the stages themselves write; "
+                "move that folder"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _preferences_fit(self) -> "Config":
         for name in (*self.reward.fidelity, *self.reward.perception):
             if name not in self.rollout.metrics:

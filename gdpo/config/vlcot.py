@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from gdpo.config.fields import Count, Noises, Positive, Section
+from gdpo.config.fields import Count, Positive, Section
 from gdpo.config.model import Lora
 
 
@@ -59,7 +59,8 @@ class Vlcot(Section):
     init: str | None = Field(
         None,
         description="model folder to go on from: its tokenizer as it is, its trunk at the cold "
-        "start; null: both from new weights",
+        "start; the folder of model.base, or null: both from new weights (in params.yaml the "
+        "folder: DVC depends on it)",
     )
     stages: Stages = Field(
         [128, 256, 512], description="sides of the three images; the last: degrade.crop"
@@ -84,7 +85,11 @@ class Vlcot(Section):
     positions: Count = Field(11776, description="most tokens of a prompt and its completion")
     tokenizer: Tokenizer = Tokenizer()
     decoding: Decoding = Decoding()
-    noises: Noises = Field(2, description="samples per image in the stage `vlcot-evaluate`")
+    noises: Count = Field(
+        2,
+        description="samples per image in the stage `vlcot-evaluate`; 1: without GDPO-SR's reward, "
+        "whose unit is a spread over samples",
+    )
 
 
 class Coldstart(Section):

@@ -4,7 +4,7 @@ A module of its own, which gdpo/upscale/resolver.py imports when a card asks for
 stages neither load this system nor depend on its code.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,8 +40,15 @@ class VlcotResolver:
 
     def batch(self, enlarged_BCHW: torch.Tensor, keys: list[Key]) -> torch.Tensor:
         """As in `SuperResolver`."""
-        images = upscale(self.model, enlarged_BCHW[:1], keys)[0]
-        return fix_color(self.settings.color_fix, images, enlarged_BCHW.to(images))
+        return torch.cat(self.pictures(enlarged_BCHW.split(1), keys))
+
+    def pictures(self, enlarged: Sequence[torch.Tensor], keys: Sequence[Key]) -> list[torch.Tensor]:
+        """As `batch`, of LR images 1CHW that may differ, also in size."""
+        images = upscale(self.model, enlarged, keys)[0]
+        return [
+            fix_color(self.settings.color_fix, image, x.to(image))
+            for image, x in zip(images, enlarged, strict=True)
+        ]
 
     def photo(
         self,
@@ -61,8 +68,8 @@ class VlcotResolver:
             raise ValueError(f"{names[0]}: a model of kind vlcot takes none; leave it out")
         factor = self.scale if scale is None else scale
         enlarged = as_image(enlarge(photo, size_of(photo, factor, size)))
-        images, texts = upscale(self.model, enlarged, [("upscale", seed)], on_tile)
-        result = fix_color(settings.color_fix, images, enlarged)[0]
+        images, texts = upscale(self.model, [enlarged], [("upscale", seed)], on_tile)
+        result = fix_color(settings.color_fix, images[0], enlarged)[0]
         return Photo(as_photo(result, photo.dtype), texts[0])
 
 

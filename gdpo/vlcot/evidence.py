@@ -13,6 +13,7 @@ Shapes: B pictures, L tokens, R rows of the table, D width.
 """
 
 from collections.abc import Sequence
+from functools import cache
 from itertools import accumulate
 
 import numpy as np
@@ -91,6 +92,10 @@ def places(vocabulary: Vocabulary, tokens: np.ndarray) -> np.ndarray:
 
 def _first(vocabulary: Vocabulary) -> dict[int, int]:
     """{size token: the row of its stage's first code}."""
-    counts = [(side // vocabulary.factor) ** 2 for side in vocabulary.stages]
-    firsts = accumulate(counts[:-1], initial=1)
-    return dict(zip(vocabulary.sides, firsts, strict=True))
+    return _firsts(tuple(vocabulary.stages), tuple(vocabulary.sides), vocabulary.factor)
+
+
+@cache  # a sampler asks for each token
+def _firsts(stages: tuple[int, ...], sides: tuple[int, ...], factor: int) -> dict[int, int]:
+    counts = [(side // factor) ** 2 for side in stages]
+    return dict(zip(sides, accumulate(counts[:-1], initial=1), strict=True))

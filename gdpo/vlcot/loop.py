@@ -108,19 +108,8 @@ class _Run:
         views = pictures(chosen).to(self.device)
         keys = [(self.seed, step, i) for i in range(len(chosen))]
         completions = sample(self.trunk, self.vocabulary, prompts, keys, self.sampling, views)
-        parsed = [parse(completion.tokens, self.vocabulary) for completion in completions]
-        values = judge(parsed, chosen, self.tokenizer, self.vocabulary, self.settings.metrics)
-        rewards_NK = torch.tensor(
-            [
-                rewards(
-                    one,
-                    of.truth,
-                    value,
-                    format_form=self.settings.format,
-                    tag_form=self.settings.tags,
-                )
-                for one, of, value in zip(parsed, chosen, values, strict=True)
-            ]
+        parsed, values, rewards_NK = judged(
+            completions, chosen, self.tokenizer, self.vocabulary, self.settings
         )
         advantages = self._advantages(step, rewards_NK, parsed, completions)
         learned = self._learn(step, prompts, views, completions, advantages)
@@ -212,31 +201,67 @@ class _Run:
         tokens: torch.Tensor,
         kinds: torch.Tensor,
     ) -> torch.Tensor:
-        """log pi of every token of the completions, NT; 0 where it is forced."""
-        chosen = kinds != FORCED
-        ids = torch.cat([prompts, tokens], dim=1)[:, :-1]
-        rows = np.stack([places(self.vocabulary, line) for line in ids.cpu().numpy()])
-        seen = trunk.seen(views, torch.from_numpy(rows).to(self.device))
-        hidden = trunk.hidden(ids, seen_BLD=seen)
-        # The state before a token predicts it, so the first token of the completion is predicted by
-        # the last one of the prompt. Only chosen tokens reach the output layer.
-        hidden = hidden[:, prompts.shape[1] - 1 :][chosen]
-        picked, kind = tokens[chosen], kinds[chosen]
+        return token_log_probs(
+            trunk, self.vocabulary, self.table, prompts, tokens, kinds, views, self.sampling
+        )
 
-        def of(logits: torch.Tensor, first: int) -> torch.Tensor:
-            part = slice(first, first + len(logits))
-            return log_probabilities(
-                logits[None],
-                picked[None, part],
-                kind[None, part],
-                self.table,
-                self.settings.temperature,
-            )[0]
 
-        # masked_scatter keeps the gradient and puts the values back into the places from which
-        # `chosen` took them.
-        log_probs_NT = torch.zeros(kinds.shape, device=hidden.device)
-        return log_probs_NT.masked_scatter(chosen, chunked(trunk, hidden, of, ROWS))
+def token_log_probs(
+    trunk: Trunk,
+    vocabulary: Vocabulary,
+    sets: torch.Tensor,
+    prompts_NP: torch.Tensor,
+    tokens_NT: torch.Tensor,
+    kinds_NT: torch.Tensor,
+    pictures_NCHW: torch.Tensor | None,
+    sampling: Sampling,
+) -> torch.Tensor:
+    """log pi of every token of the completions, NT; 0 where it is forced.
+
+    sets: `gdpo.vlcot.grammar.table`. pictures_NCHW: as `Trunk.seen`.
+    """
+    chosen = kinds_NT != FORCED
+    ids = torch.cat([prompts_NP, tokens_NT], dim=1)[:, :-1]
+    rows = np.stack([places(vocabulary, line) for line in ids.cpu().numpy()])
+    seen = trunk.seen(pictures_NCHW, torch.from_numpy(rows).to(ids.device))
+    hidden = trunk.hidden(ids, seen_BLD=seen)
+    # The state before a token predicts it, so the first token of the completion is predicted by
+    # the last one of the prompt. Only chosen tokens reach the output layer.
+    hidden = hidden[:, prompts_NP.shape[1] - 1 :][chosen]
+    picked, kind = tokens_NT[chosen], kinds_NT[chosen]
+
+    def of(logits: torch.Tensor, first: int) -> torch.Tensor:
+        part = slice(first, first + len(logits))
+        return log_probabilities(
+            logits[None], picked[None, part], kind[None, part], sets, sampling.temperature
+        )[0]
+
+    # masked_scatter keeps the gradient and puts the values back into the places from which
+    # `chosen` took them.
+    log_probs_NT = torch.zeros(kinds_NT.shape, device=hidden.device)
+    return log_probs_NT.masked_scatter(chosen, chunked(trunk, hidden, of, ROWS))
+
+
+def judged(
+    completions: Sequence[Completion],
+    examples: Sequence[Example],
+    tokenizer: ImageTokenizer,
+    vocabulary: Vocabulary,
+    settings: Grpo,
+) -> tuple[list[Parsed], list[dict[str, float] | None], torch.Tensor]:
+    """The completions as parsed, the metrics of their last images (`judge`), and their rewards NK.
+
+    examples: of each completion.
+    """
+    parsed = [parse(completion.tokens, vocabulary) for completion in completions]
+    values = judge(parsed, examples, tokenizer, vocabulary, settings.metrics)
+    rewards_NK = torch.tensor(
+        [
+            rewards(one, of.truth, value, format_form=settings.format, tag_form=settings.tags)
+            for one, of, value in zip(parsed, examples, values, strict=True)
+        ]
+    )
+    return parsed, values, rewards_NK
 
 
 def judge(

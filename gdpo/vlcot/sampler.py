@@ -116,7 +116,7 @@ class _Run:
     ) -> None:
         self.trunk, self.vocabulary, self.sampling = trunk, vocabulary, sampling
         self.device = trunk.lm_head.weight.device
-        self.table = table(vocabulary).to(self.device)
+        self.forbidden = ~table(vocabulary).to(self.device)
         self.rows: list[State] = [
             initial_state(vocabulary, sampling.mode, sampling.limit) for _ in keys
         ]
@@ -175,7 +175,7 @@ class _Run:
             scores[is_code] = self.sampling.guidance * (scores[is_code] - uncond) + uncond
         # After guidance and before top-k: an id that the grammar forbids must not take a place
         # among the k.
-        scores = scores.masked_fill(~self.table[kinds], -torch.inf)
+        scores = scores.masked_fill(self.forbidden[kinds], -torch.inf)
         scores = _limited(scores, is_code, self.sampling)
         if self.sampling.temperature == 0:
             return scores.argmax(1).tolist()
@@ -226,11 +226,14 @@ def _limited(scores: torch.Tensor, is_code: torch.Tensor, sampling: Sampling) ->
         counts = torch.where(is_code, entropy_top_k(scores).clamp(max=ids), counts)
     else:
         counts = torch.where(is_code, ids, counts)
-    if bool((counts == ids).all()):
+    rows = (counts < ids).nonzero()[:, 0]
+    if not len(rows):
         return scores
     # Ties with the k-th score stay in: which of them to drop would depend on the sort.
-    least = scores.sort(1, descending=True).values.gather(1, counts[:, None] - 1)
-    return scores.masked_fill(scores < least, -torch.inf)
+    some = scores[rows]
+    least = some.sort(1, descending=True).values.gather(1, counts[rows, None] - 1)
+    scores[rows] = some.masked_fill(some < least, -torch.inf)
+    return scores
 
 
 def entropy_top_k(scores: torch.Tensor) -> torch.Tensor:

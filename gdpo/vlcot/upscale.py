@@ -6,9 +6,9 @@
     image    the last image of each chain, blended; a chain that reached its limit leaves the
              enlarged tile
 
-    images, texts = upscale(model, enlarged_1CHW, keys)
+    images, texts = upscale(model, pictures, keys)
 
-Shapes: N keys, C H W a picture.
+Shapes: C H W a picture.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,50 +27,56 @@ from gdpo.vlcot.parse import Parsed, parse
 from gdpo.vlcot.sampler import Sampling, sample
 from gdpo.vlcot.vocabulary import SLOTS
 
-BATCH = 64  # chains at a time
+BATCH = 200  # chains at a time
 OVERLAP = 4  # neighbouring tiles share this part of a side, or more: 1 / OVERLAP
 
 
 @torch.no_grad()
 def upscale(
     model: Model,
-    enlarged_1CHW: torch.Tensor,
+    pictures: Sequence[torch.Tensor],
     keys: Sequence[Key],
     on_tile: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[torch.Tensor, list[str]]:
-    """Samples of one picture, NCHW in [0, 1], and the chain of thought of each as text.
+) -> tuple[list[torch.Tensor], list[str]]:
+    """A sample of each picture, 1CHW in [0, 1], and its chain of thought as text.
 
-    enlarged_1CHW: in [0, 1]. keys: one per sample. on_tile: called with (done, total).
+    pictures: 1CHW in [0, 1], enlarged to the size of the result; they may differ in size. keys: of
+    each. on_tile: called with (done, total).
     """
     side = model.vocabulary.stages[-1]
-    height, width = enlarged_1CHW.shape[2:]
-    x = _padded(enlarged_1CHW.cpu(), side)
-    axes = _axis(x.shape[2], side), _axis(x.shape[3], side)
-    windows = [Window(top, left, side, side) for top in axes[0].starts for left in axes[1].starts]
-    cuts = [window.cut(x, 1) for window in windows]
-    pictures = [to_uint8(cut[0]) for cut in cuts]
-    jobs = [(key, tile) for key in range(len(keys)) for tile in range(len(windows))]
+    padded = [_padded(picture.cpu(), side) for picture in pictures]
+    axes = [(_axis(x.shape[2], side), _axis(x.shape[3], side)) for x in padded]
+    windows = [
+        [Window(top, left, side, side) for top in rows.starts for left in columns.starts]
+        for rows, columns in axes
+    ]
+    # Tiles of all pictures and samples are one list: a batch costs little more than a chain.
+    jobs = [(i, tile) for i, found in enumerate(windows) for tile in range(len(found))]
     thoughts: list[Parsed] = []
     tiles: list[torch.Tensor] = []
     for first in range(0, len(jobs), BATCH):
         part = jobs[first : first + BATCH]
-        batch = chains(model, [pictures[t] for _, t in part], [(*keys[k], t) for k, t in part])
+        cuts = [windows[i][tile].cut(padded[i], 1) for i, tile in part]
+        seeds = [(*keys[i], tile) for i, tile in part]
+        batch = chains(model, [to_uint8(cut[0]) for cut in cuts], seeds)
         thoughts += batch
         tiles += [
             # The enlarged input where a chain gave no image: a hole in a photograph is worse than a
             # blurred tile.
-            cuts[tile] if image is None else image
-            for (_, tile), image in zip(part, _images(model, batch), strict=True)
+            cut if image is None else image
+            for cut, image in zip(cuts, _images(model, batch), strict=True)
         ]
         for done in range(first, first + len(part)):
             on_tile(done + 1, len(jobs))
-    images, texts = [], []
-    for number in range(len(keys)):
-        place = slice(number * len(windows), (number + 1) * len(windows))
-        mine = dict(zip(windows, tiles[place], strict=True))
-        images.append(blend(*axes, 1, mine.__getitem__)[..., :height, :width])
-        texts.append(_text(thoughts[place]))
-    return torch.cat(images).clamp(0, 1), texts
+    images, texts, place = [], [], 0
+    for picture, both, found in zip(pictures, axes, windows, strict=True):
+        mine = slice(place, place := place + len(found))
+        by_window = dict(zip(found, tiles[mine], strict=True))
+        height, width = picture.shape[2:]
+        whole = blend(*both, 1, by_window.__getitem__)
+        images.append(whole[..., :height, :width].clamp(0, 1))
+        texts.append(_text(thoughts[mine]))
+    return images, texts
 
 
 def _padded(x: torch.Tensor, side: int) -> torch.Tensor:

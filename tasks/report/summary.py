@@ -12,6 +12,7 @@ from tasks import paths
 from tasks.files.results import read_summary
 from tasks.params import load
 from tasks.report import systems
+from tasks.report.by_metric import changed, scores_table
 from tasks.report.tables import Table, differences_table, models_table, to_text
 from tasks.report.verdict import explanations, headline, verdict_sentence
 from tasks.systems import SYSTEMS
@@ -77,6 +78,7 @@ def artifact(summary: Mapping[str, Any]) -> tuple[list[dict[str, str]], str]:
     """The content of a Prefect table artifact: {heading: text} per model, and the verdict as its
     description.
     """
-    table = models_table(summary)
+    table = scores_table(summary)
     rows = [dict(zip(table.header, (cell.text for cell in row), strict=True)) for row in table.rows]
-    return rows, verdict_sentence(summary)
+    # With one sample the reward, which the verdict is about, has no unit.
+    return rows, verdict_sentence(summary) if summary["noises"] > 1 else " ".join(changed(summary))

@@ -18,6 +18,7 @@ from gdpo.vlcot.folder import (
     started_trunk,
     vocabulary_of,
 )
+from gdpo.vlcot.start import initial_model
 from tasks import paths
 from tasks.files.chains import FOLDER, Chains
 from tasks.run.fingerprint import fingerprint, inputs_of
@@ -35,7 +36,7 @@ def run(config: Config, root: Path, hooks: Hooks) -> None:
     work/vlcot-coldstart.
     """
     settings, folder = config.coldstart, root / paths.TOKENIZER
-    init = config.vlcot.init
+    init = initial_model(config)
     chains = Chains(root, made_from(config, root))
     if chains.longest() > config.vlcot.positions:
         raise ValueError(

@@ -16,11 +16,12 @@ from gdpo.files import written_aside
 from gdpo.hooks import Hooks
 from gdpo.vlcot.folder import IDENTITIES, load_model
 from gdpo.vlcot.spoken import cut
+from gdpo.vlcot.start import initial_model
 from gdpo.vlcot.words import degradation_words
 from tasks import paths
 from tasks.files.results import read_summary
-from tasks.report import curves, tables, vlcot_page
-from tasks.report.gallery import evenly
+from tasks.report import by_metric, curves, tables, vlcot_page
+from tasks.report.gallery import evenly, read_text
 from tasks.report.html import TEMPLATES, environment
 from tasks.run.training import device
 
@@ -42,6 +43,10 @@ def _render(page: dict[str, Any]) -> str:
     templates = environment()
     templates.filters["metric_label"] = tables.label
     return templates.get_template("vlcot.html").render(page, name="", menu=[], base="")
+
+
+def _steps(root: Path, folder: str) -> int:
+    return len(read_text(root, f"{folder}/metrics.jsonl").splitlines())
 
 
 def _page(config: Config, root: Path, assets: Path) -> dict[str, Any]:
@@ -75,8 +80,16 @@ def _page(config: Config, root: Path, assets: Path) -> dict[str, Any]:
         "pictures": vlcot_page.thoughts(cuts, models, assets, config.seed),
         "words": vlcot_page.word_rows(held_out, models, known, config.seed),
         "summary": summary,
-        "models": Markup(tables.to_html(tables.models_table(summary))),
-        "differences": Markup(tables.to_html(tables.differences_table(summary))),
+        "changed": by_metric.changed(summary),
+        "steps": {
+            "coldstart": _steps(root, paths.COLDSTART_REPORTS),
+            "grpo": _steps(root, runs[paths.GRPO_RUNS[0]]),
+        },
+        "init": initial_model(config),
+        "models": Markup(tables.to_html(by_metric.scores_table(summary))),
+        "differences": Markup(
+            tables.to_html(tables.differences_table(by_metric.without_reward(summary)))
+        ),
         "grpo": curves.trainings(root, assets, "grpo", runs, IDENTITIES),
         "coldstart": curves.trainings(root, assets, "coldstart", coldstart, IDENTITIES),
     }

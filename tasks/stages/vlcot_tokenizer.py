@@ -19,6 +19,7 @@ from gdpo.hooks import Hooks
 from gdpo.images import resize_bicubic, to_tensor
 from gdpo.train.loop import Loop, Stateful, checkpoints
 from gdpo.vlcot.folder import load_tokenizer, load_vae, save_tokenizer, vocabulary_of
+from gdpo.vlcot.start import initial_model
 from gdpo.vlcot.tokenizer import TinyTokenizer, patches, to_network
 from gdpo.vlcot.tokenizer_training import decoder_steps, fit_codebook, joint_steps
 from tasks import paths
@@ -34,8 +35,9 @@ def run(config: Config, root: Path, hooks: Hooks) -> None:
     Errors: ValueError naming the file or key; `Stopped` after writing a checkpoint to
     work/vlcot-tokenizer.
     """
-    if config.vlcot.init is not None:
-        _copy(root / config.vlcot.init / "tokenizer", root)
+    start = initial_model(config)
+    if start is not None:
+        _copy(root / start / "tokenizer", root)
         return
     settings = config.vlcot.tokenizer
     base = root / config.model.base / "vae"

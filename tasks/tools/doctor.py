@@ -102,6 +102,7 @@ def needed(config: "Config", root: Path) -> Iterator[Artefact]:
     """Everything the configuration names that no stage makes, in the order of the pipeline."""
     from gdpo.files import here_or_shipped
     from gdpo.pretrain.start import initial_model
+    from gdpo.vlcot.start import initial_model as second_initial_model
     from tasks.tools.doctor_data import pairs, photographs
 
     yield from photographs(config, root)
@@ -109,8 +110,9 @@ def needed(config: "Config", root: Path) -> Iterator[Artefact]:
     start = initial_model(config)
     if start is not None:
         yield from _init(here_or_shipped(root, start), root)
-    if config.vlcot.init is not None:
-        yield from _vlcot_init(here_or_shipped(root, config.vlcot.init), root)
+    start = second_initial_model(config)
+    if start is not None:
+        yield from _vlcot_init(here_or_shipped(root, start), root)
     yield from _metrics(config, root)
     yield from _tagger(config.model.tagger, root)
     yield from pairs(config, root)

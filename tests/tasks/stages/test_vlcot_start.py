@@ -9,6 +9,7 @@ import torch
 
 from gdpo.hooks import Hooks
 from gdpo.vlcot.folder import load_model
+from gdpo.vlcot.start import initial_model
 from gdpo.vlcot.trunk import Trunk
 from tasks.__main__ import main
 from tasks.stages import vlcot_coldstart, vlcot_tokenizer
@@ -35,6 +36,18 @@ def test_a_training_goes_on_from_a_model(root: Path) -> None:
     for a, b in zip(before.trunk.parameters(), after.trunk.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
     assert after.card.label == "RealSR-R1 cold start"
+
+
+def test_the_folder_of_the_base_means_new_weights() -> None:
+    """DVC depends on what `vlcot.init` names, and there must always be a folder to compare."""
+    assert initial_model(settings()) is None
+    assert initial_model(settings(vlcot={"init": settings().model.base})) is None
+    assert initial_model(settings(vlcot={"init": "first"})) == "first"
+
+
+def test_a_training_cannot_start_from_what_it_writes() -> None:
+    with pytest.raises(ValueError, match=r"vlcot.init is models/vlcot/coldstart, .* move"):
+        settings(vlcot={"init": "models/vlcot/coldstart"})
 
 
 def test_a_model_of_another_shape_is_named(root: Path) -> None:
