@@ -78,6 +78,7 @@ SETTINGS: dict[str, Any] = {
         "checkpoint_every": 2,
     },
     "evaluate": {"metrics": ["psnr_y"], "precision": "fp32"},
+    "coldstart": {"precision": "fp32"},
 }
 
 

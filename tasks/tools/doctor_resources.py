@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 
 from gdpo.config import Config
@@ -27,6 +28,7 @@ def problems(
     """One line for each resource that the parameters ask for and this machine lacks."""
     return [
         *_gpus(config, len(machine["gpus"])),
+        *_emulated(config, len(machine["gpus"])),
         *_disk(config, root, machine["disk_free"], artefacts),
         *_bucket(root),
     ]
@@ -40,6 +42,18 @@ def _gpus(config: Config, present: int) -> Iterator[str]:
         if stage.needs_gpu and present < wanted:
             key = f"{stage.trains}.gpus asks for" if stage.shares_steps else f"{name} needs"
             yield f"{key} {wanted} GPU{'s' * (wanted > 1)}, here: {present or 'none'}"
+
+
+def _emulated(config: Config, gpus: int) -> Iterator[str]:
+    """The keys whose precision this processor emulates."""
+    if not config.allow_cpu or gpus or torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return
+    for name, section in config:
+        if getattr(section, "precision", None) == "bf16":
+            yield (
+                f"{name}.precision: bf16, which this processor lacks instructions for: expect "
+                "hours for minutes; set fp32"
+            )
 
 
 def _disk(config: Config, root: Path, free: int, artefacts: list[Artefact]) -> Iterator[str]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from gdpo.data.shards import shard_files
 from gdpo.hooks import Hooks
@@ -16,6 +17,18 @@ from tests import s3, tiny
 
 def machine(gpus: int = 0, free: int = 10**12) -> dict[str, Any]:
     return {"gpus": [{}] * gpus, "disk_free": free}
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_bf16_is_named_where_the_processor_emulates_it(
+    native: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: native)
+    config = tiny.settings(evaluate={"precision": "bf16"})
+    line = "evaluate.precision: bf16, which this processor lacks instructions for"
+    lines = [line] if not native else []
+    assert [text[: len(line)] for text in problems(config, tmp_path, machine(), [])] == lines
+    assert not problems(config, tmp_path, machine(gpus=1), [])
 
 
 def test_each_stage_that_asks_for_more_gpus_is_named(tmp_path: Path) -> None:
