@@ -19,6 +19,8 @@ from gdpo.metrics import score as metrics
 from gdpo.metrics.score import METRICS, score, unusable, versions
 from tests.gdpo.metrics import weights
 
+pytestmark = pytest.mark.usefixtures("no_initial_weights")
+
 NETWORKS = [name for name, row in METRICS.items() if row.weights and not row.per_set]
 QUICK = [name for name in NETWORKS if not name.startswith("maniqa")]
 RANGES = {

@@ -14,6 +14,8 @@ from gdpo.metrics.table import METRICS
 from tests.gdpo.metrics import weights
 from tests.gdpo.metrics.test_networks import noisy, photo
 
+pytestmark = pytest.mark.usefixtures("no_initial_weights")
+
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
