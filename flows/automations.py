@@ -3,6 +3,7 @@
 dead runs       without heartbeats: marked Crashed
 runs that never began
                 PENDING, and the worker's host has died: marked Crashed
+cancelled runs  that no worker ended: marked Cancelled
 after training  a completed flow run of gdpo-train/a100 is evaluated
 alerts          a flow run that failed, crashed or is late is reported to a web hook, or by e-mail
 """
@@ -43,8 +44,9 @@ def crash_the_dead(window: timedelta) -> Automation:
     A self-hosted server does not do this by itself. Without the automation, a flow run whose host
     failed would stay Running for ever.
     """
-    return _crash(
+    return _change(
         "gdpo: mark dead runs crashed",
+        StateType.CRASHED,
         "no sign of life from the worker",
         EventTrigger(
             after={heartbeat.EVENT},
@@ -64,8 +66,9 @@ def crash_the_unbegun(window: timedelta) -> Automation:
 
     Such a run sends no heartbeats. It would stay PENDING for ever, and keep a queue of one.
     """
-    return _crash(
+    return _change(
         "gdpo: mark runs crashed that never began",
+        StateType.CRASHED,
         "its worker took it and did not begin it",
         EventTrigger(
             after=_events("Pending"),
@@ -79,9 +82,31 @@ def crash_the_unbegun(window: timedelta) -> Automation:
     )
 
 
-def _crash(name: str, message: str, trigger: EventTrigger) -> Automation:
-    crashed = ChangeFlowRunState(state=StateType.CRASHED, name=None, message=message)
-    return Automation(name=name, trigger=trigger, actions=[crashed])
+def end_the_cancelled(window: timedelta) -> Automation:
+    """The automation that marks a flow run Cancelled that was cancelled and did not end in time.
+
+    Without it a run whose worker has died would stay Cancelling for ever: from this state the
+    server lets a run go to Cancelled only, so neither of the two above can mark it Crashed.
+    """
+    return _change(
+        "gdpo: end cancelled runs",
+        StateType.CANCELLED,
+        "its worker did not end it",
+        EventTrigger(
+            after=_events("Cancelling"),
+            expect=_ENDS,
+            match=_RUNS,
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=window,
+        ),
+    )
+
+
+def _change(name: str, state: StateType, message: str, trigger: EventTrigger) -> Automation:
+    change = ChangeFlowRunState(state=state, name=None, message=message)
+    return Automation(name=name, trigger=trigger, actions=[change])
 
 
 def evaluate_after_training(train: UUID, evaluate: RunDeployment) -> Automation:

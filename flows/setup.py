@@ -102,6 +102,7 @@ def setup(
     window = timedelta(seconds=3 * heartbeat_s)
     automations.put(automations.crash_the_dead(window))
     automations.put(automations.crash_the_unbegun(window))
+    automations.put(automations.end_the_cancelled(window))
     if notify is not None:
         automations.put(automations.alert(automations.alerts_block(notify)))
     automations.put(

@@ -10,6 +10,7 @@ float tensors in [0, 1] for models.
 """
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -33,6 +34,10 @@ __all__ = [
     "to_uint8",
     "write_png",
 ]
+
+# Columns that are resized at once: a whole picture would be in memory three times, as Pillow's,
+# as bytes and as an array.
+COLUMNS = 1024
 
 
 def read_photo(path: Path | str) -> np.ndarray:
@@ -83,14 +88,11 @@ def write_png(path: Path | str, image: np.ndarray) -> None:
 
 def resize_plane(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """uint8 or uint16 (H, W) -> the same type (*size), by the filter of `resize_bicubic`."""
-    height, width = size
+    resized, most = np.empty(size, plane.dtype), np.iinfo(plane.dtype).max
     # PIL resizes 16-bit images by the nearest pixel only; as float32 they get the same filter as
     # 8-bit ones.
-    wide = Image.fromarray(plane.astype(np.float32)).resize(
-        (width, height), Image.Resampling.BICUBIC
-    )
-    most = np.iinfo(plane.dtype).max
-    resized: np.ndarray = np.asarray(wide).round().clip(0, most).astype(plane.dtype)
+    for columns, block in _resized(Image.fromarray(plane.astype(np.float32)), size):
+        resized[:, columns] = block.round().clip(0, most)
     return resized
 
 
@@ -111,10 +113,29 @@ def to_uint8(image: torch.Tensor) -> np.ndarray:
 
 def resize_bicubic(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """uint8 (H, W, 3) -> uint8 (*size, 3) by PIL's antialiased bicubic (a = -0.5)."""
+    resized = np.empty((*size, 3), np.uint8)
+    for columns, block in _resized(Image.fromarray(_checked(image)), size):
+        resized[:, columns] = block
+    return resized
+
+
+def _resized(image: Image.Image, size: tuple[int, int]) -> Iterator[tuple[slice, np.ndarray]]:
+    """The resized image in blocks of columns, (columns, pixels); with the bits of one call.
+
+    Only an enlargement, which may be large, has more than one block.
+    """
     height, width = size
-    return np.array(
-        Image.fromarray(_checked(image)).resize((width, height), Image.Resampling.BICUBIC)
-    )
+    if height < image.height or width < image.width:
+        yield slice(None), np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+        return
+    # To enlarge, Pillow resizes the rows and then each column by itself. (It begins with the
+    # columns where they shrink and the rows grow.)
+    wide = image.resize((width, image.height), Image.Resampling.BICUBIC)
+    for left in range(0, width, COLUMNS):
+        right = min(left + COLUMNS, width)
+        block = wide.crop((left, 0, right, image.height))
+        block = block.resize((right - left, height), Image.Resampling.BICUBIC)
+        yield slice(left, right), np.asarray(block)
 
 
 def _checked(image: np.ndarray) -> np.ndarray:

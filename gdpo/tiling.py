@@ -139,4 +139,10 @@ def blend(
     on_tile: Callable[[], None] = lambda: None,
 ) -> torch.Tensor:
     """As `strips`, all at once: (B, C, rows.length * factor, columns.length * factor)."""
-    return torch.cat(list(strips(rows, columns, factor, run, on_tile)), 2)
+    whole, done = torch.empty(0), 0
+    for strip in strips(rows, columns, factor, run, on_tile):
+        if not whole.numel():
+            whole = torch.empty(*strip.shape[:2], rows.length * factor, strip.shape[3])
+        whole[:, :, done : done + strip.shape[2]] = strip
+        done += strip.shape[2]
+    return whole

@@ -70,7 +70,7 @@ def write_picture(path: Path, picture: Picture) -> None:
         if not deep:
             _write_8(part, picture)
         elif path.suffix.lower() == ".png":
-            part.write_bytes(_png_16(picture))
+            _write_png_16(part, picture)
         else:
             _write_tiff_16(part, picture)
 
@@ -92,10 +92,10 @@ def _stacked(picture: Picture) -> np.ndarray:
     return picture.rgb if picture.alpha is None else np.dstack([picture.rgb, picture.alpha])
 
 
-def _png_16(picture: Picture) -> bytes:
+def _write_png_16(path: Path, picture: Picture) -> None:
     """A 16-bit PNG; the chunks that OpenCV does not write come after the first."""
     order = [2, 1, 0, 3][: 3 if picture.alpha is None else 4]
-    data = cv2.imencode(".png", _stacked(picture)[..., order])[1].tobytes()
+    data = cv2.imencode(".png", _stacked(picture)[..., order])[1].data
     chunks = [_chunk(b"iCCP", b"sRGB\0\0" + zlib.compress(srgb_profile(), 9))]
     if picture.dpi is not None:
         per_metre = [round(value * _METRE) for value in picture.dpi]
@@ -103,7 +103,8 @@ def _png_16(picture: Picture) -> bytes:
     if picture.exif:
         chunks.append(_chunk(b"eXIf", picture.exif.removeprefix(b"Exif\0\0")))
     start = 8 + 25  # the signature and IHDR
-    return data[:start] + b"".join(chunks) + data[start:]
+    with path.open("wb") as file:
+        file.writelines([data[:start], *chunks, data[start:]])
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:

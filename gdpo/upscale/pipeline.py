@@ -209,31 +209,58 @@ def _super_resolve(
 
     Three passes over the tiles (encode, denoise, decode), with one tile on the device at a time.
     """
-    like = next(model.parameters())  # the tiles are of its type; blending is in float32
-    noise, posterior_noise = draw_noise([("upscale", seed)], model.latent_shape(*x.padded))
     prompt = model.embed([text])
     total = 3 * len(axes[0].starts) * len(axes[1].starts)
     done = iter(range(1, total + 1))
-
-    def encode(window: Window) -> torch.Tensor:
-        part = x.cut(window, model.factor) * 2 - 1
-        return model.encode(part.to(like), window.cut(posterior_noise, 1).to(like))
-
-    def denoise(window: Window) -> torch.Tensor:
-        return model.denoise(window.cut(noisy, 1).to(like), prompt)
-
-    def decode(window: Window) -> torch.Tensor:
-        return model.decode(window.cut(clean, 1).to(like))
 
     def passed() -> None:
         on_tile(next(done), total)
 
     # Each pass blends before the next begins: with all three per tile, the seams of the encoder
-    # would be denoised and decoded into the picture.
-    z = blend(*axes, 1, encode, passed)
-    noisy = model.inject(z.to(like.dtype), noise.to(like.dtype), t_add)
-    clean = blend(*axes, 1, denoise, passed)
+    # would be denoised and decoded into the picture. Memory holds the latents of one pass.
+    clean = _denoised(model, _noisy(model, x, axes, seed, t_add, passed), axes, prompt, passed)
+    like = next(model.parameters())
+
+    def decode(window: Window) -> torch.Tensor:
+        return model.decode(window.cut(clean, 1).to(like))
+
     yield from strips(*axes, model.factor, decode, passed)
+
+
+def _noisy(
+    model: NAOSD,
+    x: Enlarged,
+    axes: tuple[Axis, Axis],
+    seed: int,
+    t_add: int | None,
+    passed: Callable[[], None],
+) -> torch.Tensor:
+    """The first pass: the latent of the picture with noise."""
+    like = next(model.parameters())  # the tiles are of its type; blending is in float32
+    noise, posterior_noise = draw_noise([("upscale", seed)], model.latent_shape(*x.padded))
+
+    def encode(window: Window) -> torch.Tensor:
+        part = x.cut(window, model.factor) * 2 - 1
+        return model.encode(part.to(like), window.cut(posterior_noise, 1).to(like))
+
+    z = blend(*axes, 1, encode, passed)
+    return model.inject(z.to(like.dtype), noise.to(like.dtype), t_add)
+
+
+def _denoised(
+    model: NAOSD,
+    noisy: torch.Tensor,
+    axes: tuple[Axis, Axis],
+    prompt: torch.Tensor,
+    passed: Callable[[], None],
+) -> torch.Tensor:
+    """The second pass: the latent without noise."""
+    like = next(model.parameters())
+
+    def denoise(window: Window) -> torch.Tensor:
+        return model.denoise(window.cut(noisy, 1).to(like), prompt)
+
+    return blend(*axes, 1, denoise, passed)
 
 
 def _cropped(decoded: Iterator[torch.Tensor], height: int, width: int) -> Iterator[torch.Tensor]:
@@ -241,6 +268,6 @@ def _cropped(decoded: Iterator[torch.Tensor], height: int, width: int) -> Iterat
     left = height
     for strip in decoded:
         # Clamped before the colour correction: the blend of decoded tiles may overshoot, and AdaIN
-        # would fit its statistics to that.
-        yield (strip[:, :, :left, :width] / 2 + 0.5).clamp(0, 1)
+        # would fit its statistics to that. In place: a strip is a row of tiles.
+        yield strip[:, :, :left, :width].div_(2).add_(0.5).clamp_(0, 1)
         left -= strip.shape[2]

@@ -93,16 +93,22 @@ def fail(fleet: Fleet, stage: str) -> str:
 
 
 def test_failed_crashed_and_late_runs_are_told_to_a_hook_and_by_mail(tmp_path: Path) -> None:
-    """The crashed one: its worker took it and never began it."""
+    """The crashed one: its worker took it and never began it. Another such run is cancelled."""
     with sink() as (url, texts), mailbox() as (address, mails), Fleet(tmp_path) as fleet:
         notify(fleet, url)
         unbegun = fleet.start("gdpo-stage/a100", stage="pretrain")
         fleet.post(f"flow_runs/{unbegun}/set_state", state={"type": "PENDING"}, force=True)
+        cancelled = fleet.start("gdpo-stage/a100", stage="select")
+        fleet.post(f"flow_runs/{cancelled}/set_state", state={"type": "PENDING"}, force=True)
+        fleet.cancel(cancelled)
+        assert fleet.state(cancelled)["type"] == "CANCELLING"
         fleet.start("gdpo-stage/a100", stage="rollout@00")  # no worker takes it
         fail(fleet, "select")
         for word in ("by the test", "Late", "Crashed"):
             wait_for(partial(any_has, texts, word), 300, word)
         assert fleet.state(unbegun)["message"] == "its worker took it and did not begin it"
+        assert fleet.finished(cancelled, 300)["type"] == "CANCELLED"
+        assert fleet.state(cancelled)["message"] == "its worker did not end it"
         assert all(text.startswith("gdpo-stage ") for text in texts)
 
         notify(fleet, address)  # instead of the hook

@@ -12,7 +12,7 @@ from prefect.automations import Automation
 from prefect.server.events.schemas.automations import EventTrigger as ServerTrigger
 from ruamel.yaml import YAML
 
-from flows.automations import alert, crash_the_dead, crash_the_unbegun
+from flows.automations import alert, crash_the_dead, crash_the_unbegun, end_the_cancelled
 from flows.setup import HEARTBEAT_S, setup
 
 pytestmark = pytest.mark.processes
@@ -29,8 +29,8 @@ def as_the_server_reads_it(automation: Automation) -> ServerTrigger:
 
 def test_a_run_is_given_nine_minutes_before_it_is_called_dead() -> None:
     """Prefect's heartbeat is 180 s; its documentation's 90 s kill healthy runs."""
-    for automation in (crash_the_dead(WINDOW), crash_the_unbegun(WINDOW)):
-        assert as_the_server_reads_it(automation).within == timedelta(seconds=540)
+    for make in (crash_the_dead, crash_the_unbegun, end_the_cancelled):
+        assert as_the_server_reads_it(make(WINDOW)).within == timedelta(seconds=540)
 
 
 def test_a_run_that_was_taken_must_begin() -> None:
@@ -41,6 +41,16 @@ def test_a_run_that_was_taken_must_begin() -> None:
     for state in ("Running", "Crashed", "Cancelled", "Late", "AwaitingConcurrencySlot"):
         assert trigger.expects(f"prefect.flow-run.{state}")
     assert not trigger.expects("prefect.flow-run.Pending")
+
+
+def test_a_run_that_was_cancelled_must_end() -> None:
+    """A heartbeat is no end: the host may die after it, and then no Crashed is allowed."""
+    trigger = as_the_server_reads_it(end_the_cancelled(WINDOW))
+    assert trigger.starts_after("prefect.flow-run.Cancelling")
+    assert not trigger.starts_after("prefect.flow-run.Running")
+    for state in ("Cancelled", "Completed", "Crashed", "Failed"):
+        assert trigger.expects(f"prefect.flow-run.{state}")
+    assert not trigger.expects("prefect.flow-run.heartbeat")
 
 
 def test_an_alert_is_of_what_went_wrong_and_nothing_else() -> None:

@@ -168,6 +168,22 @@ def test_resize_bicubic_is_pils(picture):
 
 
 @pytest.mark.parametrize(
+    "size", [(20, 33), (7, 50), (12, 16), (31, 5), (1, 1), (12, 40), (40, 16), (3, 80)]
+)
+def test_blocks_of_columns_have_the_bits_of_the_whole(monkeypatch, size):
+    """Sizes that are no multiple of a block, of 8 and 16 bits; larger, smaller, and one of each."""
+    pixels = np.random.default_rng(0).integers(0, 65536, (12, 16, 3)).astype(np.uint16)
+    monkeypatch.setattr(images, "COLUMNS", 7)
+    whole = Image.fromarray((pixels >> 8).astype(np.uint8)).resize(size[::-1], Image.BICUBIC)
+    resized = images.resize_bicubic((pixels >> 8).astype(np.uint8), size)
+    np.testing.assert_array_equal(resized, np.asarray(whole))
+    deep = Image.fromarray(pixels[..., 0].astype(np.float32)).resize(size[::-1], Image.BICUBIC)
+    np.testing.assert_array_equal(
+        images.resize_plane(pixels[..., 0], size), np.asarray(deep).round().clip(0, 65535)
+    )
+
+
+@pytest.mark.parametrize(
     "bad", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8)]
 )
 def test_shapes_are_checked(bad):

@@ -1,5 +1,6 @@
 """A picture made in strips has the bits of the whole, and no plane of floats of its size."""
 
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -130,3 +131,29 @@ def test_no_tensor_of_floats_has_the_size_of_the_picture(kind: str) -> None:
     with Largest() as mode:
         made = upscale(FakeModel(), photo, tile=128, color_fix=kind)
     assert mode.numel <= made.size / 4  # a row of tiles; the noise of both latents: an eighth
+
+
+class Watched(FakeModel):
+    """Counts the latents of the passes before that are in memory while it decodes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.latents: list[weakref.ref[torch.Tensor]] = []
+        self.held = 0
+
+    def inject(
+        self, z: torch.Tensor, noise: torch.Tensor, t_add: int | None = None
+    ) -> torch.Tensor:
+        noisy = super().inject(z, noise, t_add)
+        self.latents = [weakref.ref(latent) for latent in (z, noise, noisy)]
+        return noisy
+
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        self.held = max(self.held, sum(latent() is not None for latent in self.latents))
+        return super().decode(z)
+
+
+def test_the_latents_of_a_pass_are_gone_before_the_next() -> None:
+    model = Watched()
+    upscale(model, np.zeros((40, 40, 3), np.uint8), tile=128)
+    assert len(model.latents) == 3 and model.held == 0
