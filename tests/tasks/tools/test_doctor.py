@@ -47,7 +47,8 @@ def check(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dic
 
 
 def by_name(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {Path(row["path"]).name: row for row in result["artefacts"]}
+    """The first row of each file name: those of the base model come before vlcot.init's."""
+    return {Path(row["path"]).name: row for row in reversed(result["artefacts"])}
 
 
 def complete(place: Path) -> None:
