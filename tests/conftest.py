@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 
+from tasks.run.imports import without_bitsandbytes
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("MPLBACKEND", "agg")
 
 ROOT = Path(__file__).parents[1]
+without_bitsandbytes()  # as every command does: it costs seconds of each test process
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
