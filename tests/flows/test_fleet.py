@@ -77,9 +77,11 @@ def test_setup_a_second_time_repairs_what_differs_and_changes_nothing_else(fleet
     assert before["limits"]["tag:gdpo-transfer"] == (16, True)
     dead, after = "gdpo: mark dead runs crashed", "gdpo: evaluate after training"
     unbegun = "gdpo: mark runs crashed that never began"
+    cancelled = "gdpo: end cancelled runs"
     assert {name: entry[1:] for name, entry in before["automations"].items()} == {
         dead: (True, 3.0 * HEARTBEAT_S),
         unbegun: (True, 3.0 * HEARTBEAT_S),
+        cancelled: (True, 3.0 * HEARTBEAT_S),
         after: (True, 0.0),
     }
 
