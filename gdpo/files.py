@@ -59,7 +59,7 @@ def written_aside(target: Path) -> Iterator[Path]:
     deletes it.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    _clear_left_behind(target)
+    clear_left_behind(target.parent, target.name)
     scratch, lock = _scratch(target)
     try:
         part = scratch / target.name
@@ -151,14 +151,19 @@ def _locked(scratch: Path, name: str) -> int:
     return lock
 
 
-def _clear_left_behind(target: Path) -> None:
-    """Delete the scratch folders beside `target` whose process has ended."""
-    pattern = re.compile(re.escape(f".{target.name}.") + r"\d+\.[a-z0-9_]{8}")
-    for path in target.parent.iterdir():
-        if not pattern.fullmatch(path.name):
+def clear_left_behind(folder: Path, name: str | None = None) -> None:
+    """Delete the scratch folders in `folder` whose process has ended.
+
+    name: only those of this file or folder.
+    """
+    target = re.escape(name) if name is not None else ".+"
+    pattern = re.compile(rf"\.({target})\.\d+\.[a-z0-9_]{{8}}")
+    for path in folder.iterdir():
+        match = pattern.fullmatch(path.name)
+        if match is None:
             continue
         try:
-            lock = _locked(path, target.name)
+            lock = _locked(path, match[1])
         except OSError:  # in use, already deleted, or owned by another user
             continue
         shutil.rmtree(path, ignore_errors=True)

@@ -23,7 +23,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from gdpo.files import written_aside
+from gdpo.files import clear_left_behind, written_aside
 
 INPUTS = "inputs.json"
 NAMED = 6  # at most this many differing inputs are named
@@ -85,6 +85,10 @@ class ItemStore:
         """Delete the items of these inputs; the folder too unless something else is in it."""
         for item in [*self._items(), self.folder / INPUTS]:
             _delete(item)
+        # A kill between the rename of an item and the end of its scratch folder leaves that folder,
+        # and no other writer of this item comes to delete it.
+        if self.folder.is_dir():
+            clear_left_behind(self.folder)
         if self.folder.is_dir() and not any(self.folder.iterdir()):
             self.folder.rmdir()
 

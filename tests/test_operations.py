@@ -80,6 +80,7 @@ def test_a_bucket_is_made_again_without_harm_and_a_wrong_name_is_said(
         assert [make("s3://gdpo-sr").returncode for _ in range(2)] == [0, 0]
         assert make("gdpo-sr").returncode == 2
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")  # nobody listens there
     away = make("s3://gdpo-sr")
     assert away.returncode == 1
     assert away.stderr.startswith("s3://gdpo-sr: ") and away.stderr.count("\n") == 1

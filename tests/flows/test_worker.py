@@ -199,6 +199,12 @@ def test_only_benchmarks_that_are_run_here_are_compared(
     assert "other is not in evaluate.benchmarks: not compared with run the-run" in caplog.text
 
 
+TRAINED_BOTH = {
+    "finetune@gdpo": {"outs": [{"path": "models/gdpo"}]},
+    "vlcot-grpo@vlcot": {"outs": [{"path": "models/vlcot/vlcot"}]},
+}
+
+
 def test_every_night_judges_realsr_r1_too_where_it_was_trained(
     done: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,8 +213,7 @@ def test_every_night_judges_realsr_r1_too_where_it_was_trained(
     evaluate.evaluate.fn()
     assert "repro evaluate@sample" in done and not [entry for entry in done if "vlcot" in entry]
 
-    lock = {"vlcot-grpo@vlcot": {}, "finetune@gdpo": {}}
-    monkeypatch.setattr(evaluate, "read_lock_entries", lambda root: lock)
+    monkeypatch.setattr(evaluate, "read_lock_entries", lambda root: TRAINED_BOTH)
     published: list[str] = []
     monkeypatch.setattr(
         evaluate, "publish", lambda root, *, share, kind, system: published.append(system)
@@ -233,7 +238,7 @@ def test_every_night_judges_realsr_r1_too_where_it_was_trained(
 def test_a_system_that_cannot_be_judged_does_not_hide_that_the_other_is_worse(
     done: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluate, "read_lock_entries", lambda root: {"vlcot-grpo@vlcot": {}})
+    monkeypatch.setattr(evaluate, "read_lock_entries", lambda root: TRAINED_BOTH)
 
     def judged(system: str, edges: object, after: object) -> list[str]:
         if system == "vlcot":

@@ -93,3 +93,12 @@ def test_many_differences_are_counted() -> None:
     text = differences(before, now)
     assert text.startswith("other key0 (0, now 1), ") and text.endswith(" and 3 more")
     assert differences("one run", "another run") == "other inputs"
+
+
+def test_a_kill_after_an_item_leaves_no_folder_for_ever(tmp_path: Path) -> None:
+    """The process ended between the rename and the deletion of its scratch folder."""
+    kept = store(tmp_path / "kept", inputs())
+    write(kept, "0.txt", "zero")
+    (tmp_path / "kept" / ".0.txt.12345.abcdefgh").mkdir()
+    kept.remove()
+    assert not (tmp_path / "kept").exists()
