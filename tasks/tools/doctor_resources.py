@@ -51,8 +51,8 @@ def _emulated(config: Config, gpus: int) -> Iterator[str]:
     for name, section in config:
         if getattr(section, "precision", None) == "bf16":
             yield (
-                f"{name}.precision: bf16, which this processor lacks instructions for: expect "
-                "hours for minutes; set fp32"
+                f"{name}.precision: bf16, which this processor lacks instructions for: many "
+                "times slower than fp32"
             )
 
 
