@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from gdpo.config.fields import Count, Positive, Section
+from gdpo.config.fields import Count, Noises, Positive, Section
 from gdpo.config.model import Lora
 
 
@@ -85,11 +85,7 @@ class Vlcot(Section):
     positions: Count = Field(11776, description="most tokens of a prompt and its completion")
     tokenizer: Tokenizer = Tokenizer()
     decoding: Decoding = Decoding()
-    noises: Count = Field(
-        2,
-        description="samples per image in the stage `vlcot-evaluate`; 1: without GDPO-SR's reward, "
-        "whose unit is a spread over samples",
-    )
+    noises: Noises = Field(2, description="samples per image in the stage `vlcot-evaluate`")
 
 
 class Coldstart(Section):
