@@ -43,10 +43,10 @@ test-all: .venv  ## run all tests but the fleet's: also processes, servers, a br
 	$(MAKE) test-full
 
 test-full: .venv  ## run the tests of networks of full size (minutes, 7 GB of memory)
-	python -m pytest -m full_size
+	python -m pytest -m full_size tests/gdpo
 
 fleet-test: .venv  ## run the tests against real servers and workers (a quarter of an hour)
-	python -m pytest -m orchestration
+	python -m pytest -m orchestration tests/flows
 
 chaos: .venv  ## break stages, disk, files and the bucket for a quarter of an hour: nothing may be lost
 	python -m benchmarks.chaos --minutes 13

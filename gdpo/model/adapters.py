@@ -174,13 +174,11 @@ class Roles:
         if train_full and self._role_conv is not None:
             self._role_conv.own(role)
         # Injection changes `requires_grad`, so set it again: true for the adapters of every role.
+        roles = {role for layer in self._layers.values() for role in layer.lora_A}
         for name, parameter in self.network.named_parameters():
             parameter.requires_grad_(
-                any(f".{known}" in name for known in self._known()) and self._is_adapter(name)
+                self._is_adapter(name) and any(f".{known}" in name for known in roles)
             )
-
-    def _known(self) -> set[str]:
-        return {role for layer in self._layers.values() for role in layer.lora_A}
 
     @staticmethod
     def _is_adapter(name: str) -> bool:

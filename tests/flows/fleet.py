@@ -40,11 +40,15 @@ POSTGRESQL = (
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 # The sample profile with as little work as shows every stage: seconds each.
 QUICK: dict[str, Any] = {
+    "degrade.evaluation": [
+        {"path": "assets/photos/kodak", "first": 4, "resize": None, "lr": None}
+    ],
     "pretrain.steps": 2,
     "select.count": 12,
     "rollout.noises": 1,
     "finetune.steps": 6,
     "finetune.batch": 2,
+    "finetune.validation.every": 1000,
     "evaluate.noises": 2,
 }
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pyarrow as pa
@@ -60,6 +61,12 @@ def replayed(clone: Path) -> int:
         for line in (clone / "work/finetune/gdpo/metrics.jsonl").read_text().splitlines()
     ]
     return sum("seconds" not in row for row in rows) - 1
+
+
+def seconds_per_step(clone: Path) -> float:
+    """Of the last training here; without its first step, which also validates."""
+    lines = (clone / "work/finetune/gdpo/metrics.jsonl").read_text().splitlines()
+    return median(json.loads(line)["seconds"] for line in lines[1:])
 
 
 def tool(fleet: Fleet, clone: Path, *args: str) -> subprocess.CompletedProcess[str]:

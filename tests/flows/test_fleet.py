@@ -30,6 +30,7 @@ from tests.flows.looks import (
     promote_a_better_one,
     published,
     replayed,
+    seconds_per_step,
     steps_of,
     tool,
 )
@@ -37,9 +38,7 @@ from tests.flows.processes import wait_for, working_in
 
 pytestmark = [pytest.mark.orchestration, pytest.mark.timeout(2400)]
 
-STEPS = (
-    1000  # of a training run that is long enough to be cancelled, and killed: two minutes or more
-)
+LONG_S = 150  # a training run that is long enough to be cancelled, and killed
 
 
 @pytest.fixture(scope="module")
@@ -202,10 +201,12 @@ def long_run(fleet: Fleet) -> Path:
     """
     place = fleet.clone("gpu")
     shutil.copy(fleet.folder / "head/dvc.lock", place)
-    # A step of the sample profile takes a seventh of a second and Prefect half a minute to cancel.
-    # At the profile's learning rate the policy's error explodes after 700 steps.
+    # Prefect takes half a minute to cancel; a step takes a seventh of a second, or three times as
+    # long on a slow machine. At the profile's learning rate the policy's error explodes after 700
+    # steps.
+    steps = round(LONG_S / seconds_per_step(fleet.folder / "plain"))
     slow = {"lr": 1.0e-5, "schedule": "constant", "weight_decay": 0.01, "clip": 1.0}
-    set_params(place, {"finetune.steps": STEPS, "finetune.optimizer": slow})
+    set_params(place, {"finetune.steps": steps, "finetune.optimizer": slow})
     commit(place, "longer")
     return place
 
@@ -256,7 +257,7 @@ def test_cancelled_and_killed_it_resumes_to_the_same_bytes(fleet: Fleet, long_ru
     third = fleet.start("gdpo-train/a100")
     state = fleet.finished(third)
     assert state["type"] == "COMPLETED", state["message"]
-    assert 30 <= replayed(long_run) < STEPS
+    assert 30 <= replayed(long_run) < steps_of(long_run)
 
     uninterrupted.result()
     assert replayed(straight) == 0
