@@ -38,11 +38,16 @@ POSTGRESQL = (
     else []
 )
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+
+
+def _first(count: int, folder: str) -> dict[str, Any]:
+    return {"path": folder, "first": count, "resize": None, "lr": None}
+
+
 # The sample profile with as little work as shows every stage: seconds each.
 QUICK: dict[str, Any] = {
-    "degrade.evaluation": [
-        {"path": "assets/photos/kodak", "first": 4, "resize": None, "lr": None}
-    ],
+    "degrade.train": [_first(16, "assets/photos/train")],
+    "degrade.evaluation": [_first(4, "assets/photos/kodak")],
     "pretrain.steps": 2,
     "select.count": 12,
     "rollout.noises": 1,
