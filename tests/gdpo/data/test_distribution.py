@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from ruamel.yaml import YAML
 from scipy import stats
 
@@ -21,6 +22,7 @@ from benchmarks.degrade import LABELS, cut_patches, figures_of_ours, figures_of_
 from gdpo.config import Degradation
 from gdpo.data.degrade import draw
 from gdpo.data.kernels import Draw, kernel
+from gdpo.data.operations import jpeg
 from gdpo.seeds import numpy_generator
 
 PATCHES, SIDE = 200, 128
@@ -90,6 +92,24 @@ def test_the_test_can_fail():
         _ours("released")
     )
     assert np.all(distance.max(axis=0) > 0.08)
+
+
+def test_jpeg_has_the_published_error_in_luma_and_a_smaller_one_in_chroma():
+    """libjpeg interpolates the halved colours where the released code repeats them."""
+    rng = np.random.default_rng(0)
+    to_ycc = published.TO_YCC.numpy().T
+    errors: dict[str, list[np.ndarray]] = {"ours": [], "theirs": []}
+    for patch in _patches()[:60]:
+        quality = rng.uniform(60, 95)
+        image = torch.from_numpy(patch).permute(2, 0, 1)[None]
+        theirs = published.through_jpeg(image, quality)[0].permute(1, 2, 0).numpy() * 255
+        ours = jpeg(patch * 255, round(quality))
+        for name, result in (("ours", ours), ("theirs", theirs)):
+            error = (result - patch * 255) @ to_ycc
+            errors[name].append(np.sqrt((error**2).mean(axis=(0, 1))))
+    luma, cb, cr = np.mean(errors["ours"], axis=0) / np.mean(errors["theirs"], axis=0)
+    assert abs(luma - 1) < 0.03
+    assert 0.85 < cb < 0.97 and 0.85 < cr < 0.97
 
 
 def test_kernels_are_those_of_the_recipe():
