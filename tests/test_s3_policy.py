@@ -139,7 +139,7 @@ def test_a_worker_may_do_its_work_and_may_not_promote(
     known, _ = publication.promoted(store)
     assert [
         path.read_bytes()
-        for path in publication.bring_scores(
+        for path in publication.download_scores(
             store, publication.manifest_of(store, known[0]["run"]), tmp_path
         )
     ]

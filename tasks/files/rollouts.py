@@ -29,9 +29,10 @@ from tasks.files.groups import AGAIN, check_hash, damage, opened
 from tasks.files.selection import Selected
 from tasks.run.fingerprint import model_fingerprint, prompts_of
 
-# Settings that matter for one kind of candidates only (ONLY_FOR) or for no group (NO_MATTER).
+FILE = "00000.parquet"  # of a part
+# Settings that matter for one kind of candidates only (ONLY_FOR) or for no group (NO_EFFECT).
 ONLY_FOR = {"guidance_range": "guidance", "t_add_range": "t_add", "sigma": "action"}
-NO_MATTER = {"parts", "batch"}
+NO_EFFECT = {"parts", "batch"}
 NAMES = {
     "reference": "reference (models/naosd)",
     "prompts": "text encoder or tokenizer (model.base)",
@@ -41,7 +42,7 @@ NAMES = {
 def header(config: Config, root: Path) -> dict[str, Any]:
     """{printed name: value} of everything that a rollout set depends on, except the pairs."""
     kind = config.rollout.candidates
-    settings = config.rollout.model_dump(exclude=NO_MATTER)
+    settings = config.rollout.model_dump(exclude=NO_EFFECT)
     stated = {
         "reference": model_fingerprint(root / paths.NAOSD),
         "prompts": prompts_of(root / config.model.base),
@@ -222,7 +223,7 @@ def _check_parts(folder: Path, plans: dict[Path, dict[str, Any]]) -> None:
                 "rollout stage"
             )
     there = {path.relative_to(folder).as_posix() for path in plans}
-    files = {f"{part}/00000.parquet": part for part in of_first["parts"]}
+    files = {f"{part}/{FILE}": part for part in of_first["parts"]}
     missing = [part for name, part in files.items() if name not in there]
     if missing:
         raise ValueError(

@@ -317,7 +317,7 @@ def _scores(manifest: Manifest) -> Sequence[str]:
     ]
 
 
-def bring_scores(store: Store, manifest: Manifest, folder: Path) -> list[Path]:
+def download_scores(store: Store, manifest: Manifest, folder: Path) -> list[Path]:
     """Download the run's scores to folder/<benchmark>/per_image.parquet; returns the files.
 
     ValueError if a file differs from the published one.

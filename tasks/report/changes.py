@@ -13,7 +13,7 @@ import numpy as np
 from gdpo.config.evaluation import BICUBIC
 from gdpo.evaluate.benchmark import REWARD
 from gdpo.evaluate.models import EvaluatedModels
-from gdpo.evaluate.statistics import by_photograph, finite, paired_difference, verdict
+from gdpo.evaluate.statistics import LEVEL, by_photograph, finite, paired_difference, verdict
 from tasks.files.scores import ImageMeans
 from tasks.report.tables import (
     Cell,
@@ -144,7 +144,7 @@ def changes_table(summary: Summary, changed: Changes) -> Table:
     caption = (
         f"{name} in this run minus the promoted run, paired over "
         f"{photographs_text(changed.photographs, changed.images)}: those whose bicubic enlargement "
-        "scores the same in both. A verdict needs p < 0.01."
+        f"scores the same in both. A verdict needs p < {LEVEL}."
     ) + no_published_niqe(difference["metric"] for difference in changed.rows)
     rows = [
         [

@@ -22,6 +22,7 @@ from gdpo.model.card import IDENTITIES, Identity
 from gdpo.preference.group import reward_of
 from gdpo.preference.order import group_at, training_seed
 from tasks.files.groups import read_columns
+from tasks.paths import STEP_VALUES
 from tasks.report import figures
 from tasks.report.gallery import read_text
 from tasks.report.tables import label
@@ -181,7 +182,7 @@ def _curves(
 
 
 def _log(root: Path, folder: str) -> list[dict[str, float]]:
-    return [json.loads(line) for line in read_text(root, f"{folder}/metrics.jsonl").splitlines()]
+    return [json.loads(line) for line in read_text(root, f"{folder}/{STEP_VALUES}").splitlines()]
 
 
 def read_groups(root: Path, reward: Reward) -> Groups:

@@ -19,7 +19,7 @@ import numpy as np
 from gdpo.config.evaluation import BICUBIC
 from gdpo.evaluate.benchmark import REWARD
 from gdpo.evaluate.models import EvaluatedModels
-from gdpo.evaluate.statistics import Array, summarise
+from gdpo.evaluate.statistics import LEVEL, Array, summarise
 from gdpo.images import read_photo
 from tasks.files.results import SUMMARY, read_summary
 from tasks.files.scores import SCORES, ImageScores, read_scores
@@ -143,7 +143,8 @@ def paired_table(summary: Summary) -> Table:
     spread_at = len(table.header) - 2  # a spread over noises is each system's own
     caption = (
         f"Paired over {tables.sample(summary)}, tiles and noises averaged first; Student's t "
-        "interval and two-sided p, not adjusted for the number of rows. A verdict needs p < 0.01."
+        "interval and two-sided p, not adjusted for the number of rows. A verdict needs p < "
+        f"{LEVEL}."
     ) + tables.no_published_niqe(summary["metrics"])
     return replace(
         table,

@@ -36,6 +36,7 @@ import torch
 from tqdm import tqdm
 
 from gdpo.train.world import current
+from tasks import paths
 from tasks.run.tracking import Tracking
 
 LINE_EVERY_S = 10.0
@@ -60,7 +61,7 @@ class Recorder:
         samples: int | None = None,
         track: str = "none",
     ) -> None:
-        self.path = folder / "metrics.jsonl"
+        self.path = folder / paths.STEP_VALUES
         self.name = name
         self.total = total
         self.samples = samples

@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from gdpo.errors import one_line
 from tasks.params import BadParams
+from tasks.paths import STEP_VALUES
 
 PROJECT = "gdpo-sr"
 # Timeout of W&B's upload at the end of a stage; data not uploaded by then stays in
@@ -168,6 +169,6 @@ class Tracking:
             self._tracker = None
             line = (
                 f"gdpo-sr: track: {self.kind} failed ({one_line(error)}); training continues, "
-                f"{self.folder / 'metrics.jsonl'} has every step"
+                f"{self.folder / STEP_VALUES} has every step"
             )
             tqdm.write(line, file=sys.stderr)  # keeps a progress bar intact

@@ -28,7 +28,7 @@ from gdpo.hooks import Hooks, Stopped
 from gdpo.rewards.detail import PIPELINE_GRAYSCALE, detail_share
 from tasks import paths
 from tasks.checks.tables import check_pairs
-from tasks.files.photographs import Entry, limit_of, read_list
+from tasks.files.photographs import Entry, limit_of, list_of, read_list
 from tasks.files.tags import tagged
 
 BATCH = 32  # patches per call of detail_share
@@ -49,7 +49,7 @@ def run(config: Config, root: Path, hooks: Hooks, part: str | None = None) -> No
 
 
 def _part(config: Config, root: Path, hooks: Hooks, part: str) -> None:
-    path = root / paths.PHOTOS / f"{part}.parquet"
+    path = root / list_of(part)
     entries = read_list(path, root)
     patches = _patches(config.degrade, entries, part, limit_of(path))
     pairs = _pairs(config, patches, part, hooks)
@@ -67,7 +67,7 @@ def _part(config: Config, root: Path, hooks: Hooks, part: str) -> None:
         check_pairs(aside, part, root, config.degrade)
     with written_aside(root / paths.DEGRADED / part) as folder:
         folder.mkdir()
-        (folder / "report.json").write_text(
+        (folder / paths.STAGE_REPORT).write_text(
             json.dumps({"photographs": len(entries), "pairs": count}, indent=1) + "\n"
         )
 

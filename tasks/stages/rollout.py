@@ -28,7 +28,7 @@ from gdpo.preference.group import Group, Skipped, schema
 from tasks import paths
 from tasks.checks.tables import check_rollouts
 from tasks.files.chunks import Chunks, groups, skipped
-from tasks.files.rollouts import header, plan, ranks
+from tasks.files.rollouts import FILE, header, plan, ranks
 from tasks.files.selection import Selected
 from tasks.run.fingerprint import inputs_of
 from tasks.run.training import device
@@ -92,7 +92,7 @@ def _part(config: Config, root: Path, hooks: Hooks, part: str) -> None:
     metadata = {"plan": json.dumps(plan(pairs, config.rollout)), "skipped": json.dumps(left_out)}
     with written_aside(root / paths.ROLLOUTS / part) as aside:
         aside.mkdir()
-        chunks.join(aside / "00000.parquet", metadata)
+        chunks.join(aside / FILE, metadata)
         # While still aside: a set that does not pass its expectations never appears in data/.
         check_rollouts(aside, part, root, config.rollout, mine)
     chunks.remove()

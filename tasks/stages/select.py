@@ -63,7 +63,7 @@ def run(config: Config, root: Path, hooks: Hooks) -> None:
         part.mkdir()
         pq.write_table(table, part / SCORES)
         pq.write_table(manifest(table), part / MANIFEST)
-        (part / "report.json").write_text(json.dumps(_report(table, rule), indent=1) + "\n")
+        (part / paths.STAGE_REPORT).write_text(json.dumps(_report(table, rule), indent=1) + "\n")
         # Inside the block: a selection that fails its checks never replaces the last good one.
         check_selection(part, root, rule)
     kept.remove()

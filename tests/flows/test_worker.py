@@ -193,7 +193,7 @@ def test_only_benchmarks_that_are_run_here_are_compared(
         publication, "promoted", lambda store, system: ([{"run": "the-run"}], "tag")
     )
     monkeypatch.setattr(publication, "manifest_of", lambda store, name: {"run": name})
-    monkeypatch.setattr(publication, "bring_scores", lambda store, manifest, folder: places)
+    monkeypatch.setattr(publication, "download_scores", lambda store, manifest, folder: places)
     monkeypatch.setattr(evaluate.Store, "at", lambda url: None)
     assert evaluate.promoted_scores.fn(root) == {"sample": places[1]}
     assert "other is not in evaluate.benchmarks: not compared with run the-run" in caplog.text

@@ -148,7 +148,7 @@ def test_a_file_that_is_not_the_published_one_is_not_promoted(
         Bucket="gdpo-sr", Key=f"runs/{run}/evaluate/sample/per_image.parquet", Body=b"other"
     )
     with pytest.raises(ValueError, match=r"per_image\.parquet: not the file that was published"):
-        publication.bring_scores(store, publication.manifest_of(store, run), tmp_path / "scores")
+        publication.download_scores(store, publication.manifest_of(store, run), tmp_path / "scores")
     assert not list(tmp_path.glob("scores/sample/*"))
 
 

@@ -85,7 +85,7 @@ def test_what_is_no_output_of_the_pipeline_is_not_published(
         "evaluate",
         "model",
     }
-    assert publication.bring_scores(store, manifest, tmp_path) == [
+    assert publication.download_scores(store, manifest, tmp_path) == [
         tmp_path / "sample/per_image.parquet"
     ]
 
