@@ -62,7 +62,7 @@ def unnamed(folder: Path) -> Identity:
     return Identity(kind="naosd", label=folder.name, role="baseline")
 
 
-class Entry(Section):
+class AdapterFile(Section):
     """One adapter file, in merging order, and the SHA-256 of its bytes."""
 
     file: str
@@ -93,7 +93,7 @@ class Card(Identity):
     t_add: Timestep | None
     t_diff: Timestep
     prompt: str
-    adapters: list[Entry]
+    adapters: list[AdapterFile]
 
 
 def read_card(folder: Path) -> Card:

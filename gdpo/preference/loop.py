@@ -13,8 +13,8 @@ with `rollout.input: lr` of the one that all candidates share. A step accumulate
 its groups (passes.py). In a run of several processes (gdpo.train.world), each group belongs to
 one process.
 
-    rollouts: online    A group is sampled when it is visited. In the first epoch it equals the one
-                        that the rollout stage stores; later epochs sample new ones.
+    rollouts: online    A group is sampled when a step needs it. In the first epoch it equals the
+                        one that the rollout stage stores; later epochs sample new ones.
     sampler: policy     The policy samples the group, so the objective's "old policy" is the current
                         policy.
     omega: null         The strength is set by a rule before the first step (strength.py).
@@ -312,7 +312,7 @@ class _Run:
             return source, noise
         role = "policy" if self.config.finetune.sampler == "policy" else None
         sampled = rollout(
-            self.model, [source], self.config, draw=epoch, role=role, noise_indices=[noise]
+            self.model, [source], self.config, epoch=epoch, role=role, noise_indices=[noise]
         )
         return next(sampled), 0
 

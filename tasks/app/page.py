@@ -166,10 +166,10 @@ class Page:
         try:
             # Gradio has copied what was yielded when it asks for more.
             with tempfile.TemporaryDirectory() as folder:
-                for made in upscaled(wish, Path(folder), progress, unwanted.is_set, _warn):
-                    files.append(str(made.file))
-                    enlarged.append(str(made.enlarged))
-                    records.append(made.record)
+                for result in upscaled(wish, Path(folder), progress, unwanted.is_set, _warn):
+                    files.append(str(result.file))
+                    enlarged.append(str(result.enlarged))
+                    records.append(result.record)
                     yield list(zip(files, _captions(records), strict=True)), enlarged, records
         except Cancelled:
             gr.Info("Cancelled; what was ready is kept.")

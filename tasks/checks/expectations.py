@@ -158,7 +158,7 @@ def _run(suite: Suite) -> Any:
     batch = asset.add_batch_definition_whole_dataframe("all").get_batch(
         {"dataframe": suite.table.to_pandas()}
     )
-    chosen = [getattr(expectations, one.kind)(**one.arguments) for one in suite.expectations]
+    chosen = [getattr(expectations, e.kind)(**e.arguments) for e in suite.expectations]
     detail = {
         # SUMMARY stops at SHOWN failing rows; COMPLETE would list all of 120,000.
         "result_format": "SUMMARY",

@@ -44,7 +44,7 @@ _PRIVATE = ("result.json", "features.npz")  # not copied into the results
 
 
 @dataclass(frozen=True)
-class Done:
+class FinishedImage:
     """One finished image: its entry in summary.json, its scores {model: {metric: (N,)}}, and its
     group of candidates or None.
     """
@@ -89,8 +89,8 @@ def image_entry(pair: Pair, folder: str) -> dict[str, Any]:
     }
 
 
-class Kept:
-    """The finished images of a run in progress. folder: work/evaluate/<benchmark>.
+class ImageStore:
+    """Stores the finished images of a run in progress. folder: work/evaluate/<benchmark>.
 
     inputs: text that identifies all that the images depend on (gdpo.items).
     """
@@ -100,7 +100,7 @@ class Kept:
         self._store = ItemStore(self.images, inputs, "[0-9]*")
         self._store.open()
 
-    def read(self, name: str) -> Done | None:
+    def read(self, name: str) -> FinishedImage | None:
         """A finished image, or None if it is missing or a file of it is damaged."""
         folder = self.images / name
         try:
@@ -114,11 +114,11 @@ class Kept:
             model: {m: np.array(v) for m, v in metrics.items()}
             for model, metrics in content["scores"].items()
         }
-        return Done(content["entry"], scores, content["group"])
+        return FinishedImage(content["entry"], scores, content["group"])
 
     def write(
         self,
-        done: Done,
+        done: FinishedImage,
         pair: Pair,
         result: ImageResult,
         features: dict[str, Features],
@@ -206,7 +206,7 @@ def candidates(
 
 
 def write_results(
-    out: Path, config: Config, origin: dict[str, Any], images: list[Done], kept: Kept
+    out: Path, config: Config, origin: dict[str, Any], images: list[FinishedImage], kept: ImageStore
 ) -> None:
     """Write the results of all images to `out`.
 
@@ -259,7 +259,7 @@ def write_results(
 
 
 def _sets(
-    origin: dict[str, Any], images: list[Done], kept: Kept
+    origin: dict[str, Any], images: list[FinishedImage], kept: ImageStore
 ) -> dict[str, dict[str, list[float]]]:
     """{set metric: {model: one value per noise}}; a set is all images' outputs for one noise."""
     if "fid" not in origin["metrics"]:

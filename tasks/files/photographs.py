@@ -103,7 +103,7 @@ def _remote(url: str, split: Split) -> list[Photo]:
 
 
 @dataclass(frozen=True)
-class Entry:
+class ListedPhoto:
     """One row of a list: the photograph, and the hash of its pixels at the time of indexing."""
 
     photo: Photo
@@ -173,7 +173,7 @@ def _below(path: Path | None, root: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
-def read_list(path: Path, root: Path) -> list[Entry]:
+def read_list(path: Path, root: Path) -> list[ListedPhoto]:
     """The photographs of one part; ValueError naming the list if it is missing or damaged."""
     try:
         table = pq.read_table(path, schema=pa.unify_schemas([SCHEMA, LR]))
@@ -182,7 +182,10 @@ def read_list(path: Path, root: Path) -> list[Entry]:
             f"{path}: damaged or missing list of photographs ({one_line(error)}); run the "
             "index stage"
         ) from error
-    return [Entry(_opened(row, root), row["sha256"], row["lr_sha256"]) for row in table.to_pylist()]
+    return [
+        ListedPhoto(_opened(row, root), row["sha256"], row["lr_sha256"])
+        for row in table.to_pylist()
+    ]
 
 
 def limit_of(path: Path) -> str | None:

@@ -206,9 +206,11 @@ def _check_metadata(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     # reference before its settings.
     for key in [*wanted, *(key for key in stored if key not in wanted)]:
         if stored.get(key) != wanted.get(key):
-            known, present = (_short(values.get(key)) for values in (stored, wanted))
+            stored_value, wanted_value = (_short(values.get(key)) for values in (stored, wanted))
             name = NAMES.get(key, key)
-            raise ValueError(f"{path}: made with {name} {known}, and now it is {present}; {AGAIN}")
+            raise ValueError(
+                f"{path}: made with {name} {stored_value}, and now it is {wanted_value}; {AGAIN}"
+            )
     return dict(json.loads(metadata[b"plan"]))
 
 
@@ -222,17 +224,17 @@ def _check_parts(folder: Path, plans: dict[Path, dict[str, Any]]) -> None:
                 f"{path}: of another rollout set than {first} (other {key}); run all parts of the "
                 "rollout stage"
             )
-    there = {path.relative_to(folder).as_posix() for path in plans}
+    present = {path.relative_to(folder).as_posix() for path in plans}
     files = {f"{part}/{FILE}": part for part in of_first["parts"]}
-    missing = [part for name, part in files.items() if name not in there]
+    missing = [part for name, part in files.items() if name not in present]
     if missing:
         raise ValueError(
             f"{folder}: part {missing[0]} is missing; run it: python -m tasks rollout --part "
             f"{missing[0]}"
         )
-    if odd := sorted(there - set(files)):
+    if unknown := sorted(present - set(files)):
         raise ValueError(
-            f"{folder / odd[0]}: belongs to no part ({', '.join(of_first['parts'])}); delete it"
+            f"{folder / unknown[0]}: belongs to no part ({', '.join(of_first['parts'])}); delete it"
         )
 
 

@@ -43,10 +43,10 @@ class Selected(Sequence[Pair]):
             raise ValueError(
                 f"{path}: damaged manifest ({one_line(error)}); run the select stage again"
             ) from error
-        strangers = [id_ for id_ in self.ids if id_ not in self._index]
-        if strangers:
+        unknown = [id_ for id_ in self.ids if id_ not in self._index]
+        if unknown:
             raise ValueError(
-                f"{path}: patch {strangers[0]} is not in data/shards/train; run the select stage "
+                f"{path}: patch {unknown[0]} is not in data/shards/train; run the select stage "
                 "again"
             )
         if by_id:

@@ -217,7 +217,7 @@ def batches(
     steps = [int(entry["step"]) for entry in rows]
     trained = training_seed(seed, settings.repeat)
     count = len(groups["reward"])
-    visited_SB = np.array(
+    group_SB = np.array(
         [
             [group_at(trained, step * settings.batch + i, count)[0] for i in range(settings.batch)]
             for step in steps
@@ -225,7 +225,7 @@ def batches(
     )
     spread_B = groups["reward"].std(axis=1, ddof=1)
     logged = [entry.get(f"reward{SPREAD}", np.nan) for entry in rows]
-    if not np.allclose(spread_B[visited_SB].mean(axis=1), logged, rtol=1e-4, atol=1e-6):
+    if not np.allclose(spread_B[group_SB].mean(axis=1), logged, rtol=1e-4, atol=1e-6):
         return [], (
             "The logged spread of the reward is not that of data/rollouts: the training saw other "
             "groups. Run the finetune stage again."
@@ -236,7 +236,7 @@ def batches(
         chosen_B = np.take_along_axis(values_BG, best_B[:, None], axis=1)[:, 0]
         means = {GROUP_MEAN: values_BG.mean(axis=1), PREFERRED: chosen_B}
         series = {
-            name: (steps, values_B[visited_SB].mean(axis=1)) for name, values_B in means.items()
+            name: (steps, values_B[group_SB].mean(axis=1)) for name, values_B in means.items()
         }
         plots.append(
             _curves(assets, f"batch-{index:02d}", label(metric), "of the step’s candidates", series)

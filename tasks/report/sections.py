@@ -118,8 +118,8 @@ def evidence(root: Path) -> dict[str, Any] | None:
 
 def data_docs(root: Path, names: list[str]) -> list[tuple[str, str]]:
     """(name, address) of the Great Expectations sites that exist under reports/data-docs."""
-    there = [name for name in names if (root / paths.DATA_DOCS / name / "index.html").is_file()]
-    return [(name, quote(f"data-docs/{name}/index.html")) for name in there]
+    existing = [name for name in names if (root / paths.DATA_DOCS / name / "index.html").is_file()]
+    return [(name, quote(f"data-docs/{name}/index.html")) for name in existing]
 
 
 def flat(content: Any, prefix: str = "") -> list[tuple[str, str]]:

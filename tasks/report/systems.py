@@ -63,9 +63,9 @@ def joint(root: Path, benchmark: str) -> dict[str, Any]:
 
     # Enlargements and other methods' outputs are the same in both.
     values = {
-        named(system, name): found
+        named(system, name): arrays
         for system, own in scores.items()
-        for name, found in _arrays(own, list(photographs), list(higher)).items()
+        for name, arrays in _arrays(own, list(photographs), list(higher)).items()
     }
     ours = {system: f"{system}/{own.ours}" for system, own in models.items()}
     starts = {system: f"{system}/{own.baseline}" for system, own in models.items()}
@@ -79,7 +79,7 @@ def joint(root: Path, benchmark: str) -> dict[str, Any]:
             {name: values[name] for name in [*(v for v in values if v not in cards), *cards]},
             higher,
             [
-                *((found["vlcot"], found["gdpo"]) for found in (ours, starts)),
+                *((names["vlcot"], names["gdpo"]) for names in (ours, starts)),
                 *((model, BICUBIC) for model in ours.values()),
             ],
             unit_of=starts["gdpo"],

@@ -61,18 +61,18 @@ class Copies:
 
         A store that does not answer and copies that are damaged cost a line.
         """
-        here = _steps_of(path)
+        local_steps = _steps_of(path)
         try:
             self._note(fingerprint)
-            there = sorted(self._copies(fingerprint), reverse=True)
+            newest_first = sorted(self._copies(fingerprint), reverse=True)
         # Any error: a training must not depend on its copies.
         except Exception as error:
             _say(f"the bucket was not searched for a copy of the checkpoint ({one_line(error)})")
             return
-        for step, key in there:
+        for step, key in newest_first:
             # Beyond `steps` it is of a longer training of equal inputs, which this one would not
             # reach.
-            if not here < step <= steps:
+            if not local_steps < step <= steps:
                 continue
             try:
                 with written_aside(path) as part:

@@ -95,8 +95,8 @@ class _Mlflow:
         local = f"sqlite:///{(folder / 'mlflow.db').absolute()}"
         # A client of its own: the module's functions have a run and a server for the whole process.
         self._client = mlflow.MlflowClient(os.environ.get("MLFLOW_TRACKING_URI", local))
-        there = self._client.get_experiment_by_name(PROJECT)
-        experiment = there.experiment_id if there else self._client.create_experiment(PROJECT)
+        existing = self._client.get_experiment_by_name(PROJECT)
+        experiment = existing.experiment_id if existing else self._client.create_experiment(PROJECT)
         self._run = self._client.create_run(experiment, run_name=name).info.run_id
 
     def log(self, step: int, values: dict[str, float]) -> None:

@@ -28,7 +28,7 @@ from gdpo.hooks import Hooks, Stopped
 from gdpo.rewards.detail import PIPELINE_GRAYSCALE, detail_share
 from tasks import paths
 from tasks.checks.tables import check_pairs
-from tasks.files.photographs import Entry, limit_of, list_of, read_list
+from tasks.files.photographs import ListedPhoto, limit_of, list_of, read_list
 from tasks.files.tags import tagged
 
 BATCH = 32  # patches per call of detail_share
@@ -72,7 +72,9 @@ def _part(config: Config, root: Path, hooks: Hooks, part: str) -> None:
         )
 
 
-def _patches(cut: Degrade, entries: list[Entry], part: str, limit: str | None) -> Iterator[Patch]:
+def _patches(
+    cut: Degrade, entries: list[ListedPhoto], part: str, limit: str | None
+) -> Iterator[Patch]:
     """Cut every photograph into patches: sliding windows for training, those whose ids are not
     above `limit`, centred tiles for evaluation.
     """

@@ -154,10 +154,17 @@ def needed_runs(config: Config, tables: Sequence[str], sources: dict[str, Any]) 
         for job in jobs
     ]
     trained = {job.fingerprint: job for job in every if job.kind == "finetune"}
-    made = {job.made.fingerprint: job.made for job in trained.values() if job.made is not None}
+    rollouts = {
+        job.rollouts.fingerprint: job.rollouts
+        for job in trained.values()
+        if job.rollouts is not None
+    }
     others = {job.fingerprint: job for job in every if job.kind == "pretrain"}
     return Runs(
-        reference, [*made.values(), reference, *others.values()], list(trained.values()), tables_of
+        reference,
+        [*rollouts.values(), reference, *others.values()],
+        list(trained.values()),
+        tables_of,
     )
 
 
@@ -172,13 +179,18 @@ def _runs(
     kept = {name: getattr(of.rollout, name) for name in ("input", "noise", "target")}
     made_by = largest if config.rollout.candidates == "noise" else config
     source = changed(made_by, {"rollout": kept})
-    made = replace(reference, kind="rollouts", config=source)
+    rollouts = replace(reference, kind="rollouts", config=source)
     runs: tuple[list[Job], list[Job]] = ([], [])
     for repeat in range(start.ablate.repeats):
         own = changed(config, {"finetune": {"repeat": repeat}})
         for control in (False, True):
             job = replace(
-                reference, kind="finetune", config=own, made=made, control=control, every=row.every
+                reference,
+                kind="finetune",
+                config=own,
+                rollouts=rollouts,
+                control=control,
+                every=row.every,
             )
             runs[control].append(job)
     return runs

@@ -67,14 +67,14 @@ def _write(output: Path, config: Config, photographs: list[Path]) -> None:
         save_tokenizer(part, model.tokenizer)
     card = Card.of(IDENTITIES["coldstart"], config.vlcot, config.degrade.degradation.scale)
     save_model(output, card, model.trunk.half(), tokenizer)
-    made = {
+    provenance = {
         "photographs": [path.name for path in photographs],
         "degrade": config.degrade.model_dump(include={"crop", "stride"}),
         "tokenizer": config.vlcot.tokenizer.model_dump(),
         "coldstart": config.coldstart.model_dump(),
         "seed": config.seed,
     }
-    (output / "card.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    (output / "card.json").write_text(json.dumps(provenance, indent=1) + "\n", encoding="utf-8")
 
 
 def training_photographs(folder: Path) -> list[Path]:
