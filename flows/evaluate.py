@@ -11,7 +11,7 @@ training it evaluates GDPO-SR's models in the training's lock entries instead. I
 models were made with other code or parameters than this clone has. The committed dvc.lock replaces
 the one that this clone's last run left, so at 02:00 every worker evaluates the same models.
 
-The flow promotes nothing and does not write the pointers (tasks/publish/publication.py). Without a
+The flow promotes nothing: it does not write the pointers (tasks/publish/promotion.py). Without a
 promoted run there is nothing to compare with; this is logged and is not an error. A scheduled flow
 run that no worker started before the next one was due is skipped.
 """
@@ -36,7 +36,7 @@ from flows.workplace import ROOT, read_lock_entries, replace_lock
 from tasks import paths
 from tasks.commands import evaluation_stages
 from tasks.params import load
-from tasks.publish import publication
+from tasks.publish import promotion, records
 from tasks.report import against
 from tasks.run.exit_codes import REGRESSED
 from tasks.store.s3 import Store
@@ -150,14 +150,14 @@ def promoted_scores(root: Path, system: str = "gdpo") -> dict[str, Path]:
     Only the benchmarks in evaluate.benchmarks; {} if nothing is promoted.
     """
     store = Store.at(store_url())
-    promotions, _ = publication.promoted(store, system)
+    promotions, _ = records.promoted(store, system)
     if not promotions:
         get_run_logger().warning(
             "%s: no run is promoted: nothing to compare with (gdpo-sr promote RUN)", system
         )
         return {}
-    manifest = publication.manifest_of(store, promotions[0]["run"])
-    files = publication.download_scores(store, manifest, paths.work(root, "promoted", system))
+    manifest = records.manifest_of(store, promotions[0]["run"])
+    files = promotion.download_scores(store, manifest, paths.work(root, "promoted", system))
     scores = {file.parent.name: file for file in files}
     here = load(root / "params.yaml").evaluate.benchmarks
     for benchmark in sorted(scores.keys() - here):

@@ -46,9 +46,9 @@ def rollout(
     """The groups of a few pairs of one size: len(pairs) * G candidates in one forward pass.
 
     model: NAOSD with its adapters merged. role: the role that samples the candidates; the reference
-    errors always come from the frozen model. epoch: of online training; each epoch has candidates of
-    its own, and the rollout stage stores those of epoch 0. noise_indices: those of the K noises
-    that get seeds and errors; default: all.
+    errors always come from the frozen model. epoch: of online training; each has candidates of its
+    own, and the rollout stage stores those of epoch 0. noise_indices: those of the K noises that
+    get seeds and errors; default: all.
 
     A pair with pixels, scores or errors that are not finite yields `Skipped` and does not affect
     the others. The function synchronises with the device once, at the end.

@@ -26,14 +26,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Promote the run and download its scores."""
     from tasks.paths import MODELS_PAGE
-    from tasks.publish import publication  # torch, boto3: seconds
+    from tasks.publish import promotion, records  # torch, boto3: seconds
     from tasks.store.s3 import Store
     from tasks.systems import SYSTEMS
 
-    manifest = publication.promote(args.store, args.run, datetime.now(UTC))
+    manifest = promotion.promote(args.store, args.run, datetime.now(UTC))
     store = Store.at(args.store)
-    folder = SYSTEMS[publication.system_of(manifest)].promoted
-    brought = publication.download_scores(store, manifest, Path(folder))
+    folder = SYSTEMS[records.system_of(manifest)].promoted
+    brought = promotion.download_scores(store, manifest, Path(folder))
     if args.json:
         print(json.dumps(manifest, indent=2))
     else:
