@@ -52,9 +52,8 @@ POOLS = {
 TRANSFERS = 16
 HEARTBEAT_S = 180
 HEARTBEAT_VARIABLE = "gdpo_heartbeat_s"
-AFTER = {
-    "after": {"__prefect_kind": "jinja", "template": "{{ flow_run.id }}"}
-}  # the id of the training's flow run that completed
+# The id of the training's flow run that completed.
+AFTER = {"after": {"__prefect_kind": "jinja", "template": "{{ flow_run.id }}"}}
 
 
 def setup(
@@ -95,10 +94,10 @@ def setup(
     _deploy()
     with get_client(sync_client=True) as client:
         nightly = client.read_deployment_by_name("gdpo-evaluate/nightly")
-        train = client.read_deployment_by_name(
-            "gdpo-train/a100"
-        )  # not gdpo-train/local: its outputs stay on its machine
-    # One or two lost heartbeats are a slow network; a window of one would crash healthy runs.
+        # Not gdpo-train/local: its outputs stay on its machine.
+        train = client.read_deployment_by_name("gdpo-train/a100")
+    # A slow network may lose one or two heartbeats; a window of one interval would mark healthy
+    # runs Crashed.
     window = timedelta(seconds=3 * heartbeat_s)
     automations.create_or_update(automations.mark_crashed_without_heartbeats(window))
     automations.create_or_update(automations.mark_crashed_if_never_started(window))

@@ -32,7 +32,7 @@ NAME = "model.json"
 
 
 class Identity(Section):
-    """What every card states, of whatever kind.
+    """The keys of every model card, whatever its kind.
 
     label: the printed name. role: how the model was trained: "baseline" without a reward, "reward"
     with one, "control" with its rewards shuffled, so that they teach nothing.
@@ -58,7 +58,7 @@ IDENTITIES = {
 
 
 def unnamed(folder: Path) -> Identity:
-    """The identity of a model of kind naosd of which nothing is stated: the folder's name."""
+    """The identity of a diffusers folder without a card: kind naosd, labelled by its name."""
     return Identity(kind="naosd", label=folder.name, role="baseline")
 
 

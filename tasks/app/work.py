@@ -32,12 +32,12 @@ Report = Callable[[float, str], None]
 
 
 class Cancelled(Exception):
-    """The person does not want the rest."""
+    """The user cancelled the request."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a person asked for.
+    """The input of one request.
 
     photos: uploaded files. model, device: as in `gdpo-sr upscale`. seed: the first of `count`.
     t_add: None for the model's own; of no meaning to a model without noise.

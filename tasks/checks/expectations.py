@@ -116,6 +116,7 @@ def validate(suites: Sequence[Suite], docs: Path, failed: Path, report: str) -> 
             for suite, result in zip(suites, results, strict=True)
             for line in _failures(suite, result)
         ]
+        # Pages about a failure never replace those of the last good table.
         with written_aside(failed if lines else docs) as part:
             part.mkdir()
             pages = {

@@ -67,6 +67,8 @@ class Chunks:
         """
         path = self._files[number] = self._store.path(f"{number:08d}.parquet")
         try:
+            # Damage counts as absence: making a chunk again costs seconds, and the next run would
+            # stop at the same file.
             return pq.read_table(path, page_checksum_verification=True), False
         except (OSError, pa.ArrowException):
             return self._keep(path, make()), True

@@ -128,6 +128,7 @@ class ImageStore:
         """Store a finished image. features: of its outputs by model, and of `hr`, for FID; may be
         empty.
         """
+        # One folder per image, renamed when it is complete: a kill leaves a whole image or none.
         with self._store.write(done.entry["folder"]) as part:
             part.mkdir()
             if pictures:
@@ -165,6 +166,7 @@ class ImageStore:
 
 def _sums(folder: Path, content: dict[str, Any]) -> dict[str, str]:
     """SHA-256 of what belongs to a finished image: the content of result.json, and its files."""
+    # sort_keys: the content read back from JSON must have the hash of the content that was written.
     own = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     others = {

@@ -63,6 +63,8 @@ def listed(sources: Sequence[Photographs], split: Split, root: Path) -> list[Pho
         raise ValueError(
             f"degrade.{split}: the paths of all sources but the first must end in different names"
         )
+    # The first source has no prefix, so that adding a second one renames no photograph: ids of
+    # patches, and with them degradations, follow from the names.
     all_photos: list[Photo] = []
     for source, prefix in zip(sources, prefixes, strict=False):
         photos = (

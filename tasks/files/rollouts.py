@@ -109,6 +109,8 @@ class Rollouts(Sequence[Group]):
         _check_parts(folder, plans)
         _check_metrics(files[0], plans[files[0]], config.rollout)
         self._settings = config.rollout
+        # Kept open: a step reads groups of random files, and a footer takes longer to parse than a
+        # group to read.
         self._files = {path: opened(path) for path in files}
         places: dict[str, tuple[Path, int, int]] = {}  # id -> file, row group, row in it
         for path, file in self._files.items():

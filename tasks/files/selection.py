@@ -1,6 +1,6 @@
-"""The pairs that `select` chose: data/selected/manifest.parquet, read nowhere else.
+"""The pairs that `select` chose, from data/selected/manifest.parquet; its only reader.
 
-manifest.parquet: id, score and detail share in order of rank; scores.parquet beside it has every
+The manifest has id, score and detail share in order of rank. scores.parquet beside it has every
 patch, with its reason (tasks/stages/select.py).
 """
 

@@ -34,6 +34,8 @@ def list_models(store: Store) -> None:
 
     A promoted run that was deleted gets no card.
     """
+    # The cards before the list that links to them. All of them, because a promotion takes the mark
+    # `latest` off another card.
     for run in dict.fromkeys(entry["run"] for entry in all_promoted(store)):
         if manifest_or_none(store, run):
             refresh(store, f"models/{run}.html", partial(_card, store, run))

@@ -51,8 +51,8 @@ def promote(store_url: str, run: str, when: datetime) -> Manifest:
             swap(store, pointer, to_json({"run": run, "promoted": [entry, *promotions]}), tag)
         except Conflict as error:
             raise Conflict(
-                f"{store.url(pointer)}: somebody promoted another run just now; look, and decide "
-                "again"
+                f"{store.url(pointer)}: another run was promoted at the same time; look at it, "
+                "then promote again if yours is still the one"
             ) from error
         # Read again: a gateway may answer 200 and keep nothing. Among all entries and not the
         # first: another promotion may have followed by now.

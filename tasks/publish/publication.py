@@ -93,13 +93,15 @@ def _upload(root: Path, store: Store, run: str, files: dict[str, Path], manifest
     manifest["files"] = {
         name: {"sha256": sha256(path), "bytes": path.stat().st_size} for name, path in files.items()
     }
-    # Before the first file: two publications of one second and commit must not mix their files.
+    # Before the first file: two publications of one second and commit must not mix their files. The
+    # claim holds the manifest's hash, so a repeated publication gets its own name back.
     run = _claim(store, run, to_json(manifest))
     link = address(store, f"runs/{run}/index.html")
+    # list(): `map` raises an upload's error only when its result is read.
     with ThreadPoolExecutor(CONNECTIONS) as pool:
         list(pool.map(lambda item: store.write(f"runs/{run}/{item[0]}", item[1]), files.items()))
     store.write(f"runs/{run}/{THUMBNAIL}", contents.thumbnail(root, system))
-    # Before the manifest, which says that the run is complete.
+    # Before the manifest, whose presence means that the run is complete.
     _check_arrived(store, run, manifest)
     content = to_json({"run": run, **manifest})
     store.write(f"runs/{run}/manifest.json", content)

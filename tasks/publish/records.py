@@ -63,6 +63,8 @@ def manifest_or_none(store: Store, run: str) -> Manifest | None:
     try:
         manifest = json.loads(store.read(f"runs/{run}/manifest.json"))
         return dict(manifest) if _Needed.model_validate(manifest, strict=True).run == run else None
+    # RecursionError: JSON that is nested too deeply is damage as well. Errors of the store itself,
+    # such as a missing permission, are OSErrors and pass.
     except (ValueError, RecursionError):
         return None
 

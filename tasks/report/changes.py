@@ -30,9 +30,8 @@ from tasks.report.tables import (
 )
 from tasks.report.verdict import DifferenceRow, evidence
 
-SAME_INPUT = (
-    1e-4  # relative: bicubic scores closer than this mean the same image and the same metric
-)
+# Relative difference of bicubic scores below which image and metric are the same in both runs.
+SAME_INPUT = 1e-4
 
 
 @dataclass(frozen=True)

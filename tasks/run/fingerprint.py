@@ -78,7 +78,7 @@ def prompts_of(base: Path) -> str:
     return fingerprint({}, [base / name for name in ("text_encoder", "tokenizer")])
 
 
-@cache
+@cache  # hashing the code of a stage parses a hundred modules
 def made_by(module: str) -> dict[str, str]:
     """What computes a result: the hash of the code of `module`, and the versions of libraries."""
     return {"code": code_hash(module), **versions(LIBRARIES)}

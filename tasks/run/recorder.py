@@ -81,9 +81,8 @@ class Recorder:
             | {name: value for name, value in values.items() if name != "step"}
             | self._cost()
         )
-        self.total = (
-            int(logged["of"]) if "of" in logged else None
-        )  # some stages know their total only after they start
+        # Some stages know their total only after they start, and state it with each step.
+        self.total = int(logged["of"]) if "of" in logged else None
         self._write(json.dumps(logged) + "\n")
         if self._tracking is not None:
             self._tracking.log(

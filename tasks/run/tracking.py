@@ -14,8 +14,8 @@ A resumed loop replays its history, so trackers start from scratch at each start
 once: TensorBoard discards the content of older files in the folder, the others get a new run. Only
 the values of the steps are sent: no parameters, code, git remote, environment or output (W&B itself
 adds system load, the command line and the installed packages). A tracker that does not start is an
-error, because no work is lost at that point. A tracker that fails later costs one warning and does
-not stop the training.
+error, because no work is lost at that point. A tracker that fails later is disabled with one
+warning, and the training continues.
 """
 
 import importlib
@@ -67,9 +67,8 @@ class _TensorBoard:
 
 class _Wandb:
     def __init__(self, folder: Path, name: str) -> None:
-        os.environ.setdefault(
-            "WANDB_ERROR_REPORTING", "false"
-        )  # read at import; W&B otherwise reports its own crashes
+        # Before the import, which reads it: W&B otherwise reports its own crashes to its servers.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         wandb = importlib.import_module("wandb")
         settings = wandb.Settings(
             silent=True,

@@ -62,8 +62,11 @@ def _part(config: Config, root: Path, hooks: Hooks, part: str) -> None:
             aside,
             pairs,
             config.degrade.shard_mb,
+            # A training part may be empty, and its shard then names its siblings. The held-out set
+            # has no siblings, and may be empty only if no photograph is configured.
             None if held_out and entries else config.degrade.parts,
         )
+        # Before the rename: shards that fail their checks never replace good ones.
         check_pairs(aside, part, root, config.degrade)
     with written_aside(root / paths.DEGRADED / part) as folder:
         folder.mkdir()
@@ -90,6 +93,7 @@ def _patches(
                 (id_, box)
                 for box in sliding_windows(height, width, side, cut.stride)
                 for id_ in [patch_id(photo, box)]
+                # The first 16 digits are the hash that `lowest` compared (gdpo/data/sources.py).
                 if limit is None or id_[:16] <= limit
             ]
         for name, box in named:

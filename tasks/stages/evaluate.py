@@ -108,6 +108,7 @@ def evaluate_benchmark(
     provenance = origin(stage.module, config, root, benchmark, metrics, folders)
     if keep and is_current(reports, provenance):
         return
+    # Without the code's hash, which `inputs_of` adds together with the versions of the libraries.
     made_from = {key: value for key, value in provenance.items() if key != "code"}
     kept = ImageStore(work, inputs_of(stage.module, made_from))
     upscalers: dict[str, Upscaler] = {}  # loaded only if an image is missing
@@ -196,6 +197,8 @@ def _evaluate_image(
         has_pictures(index, len(pairs.ids)),
     )
     group = None
+    # By the images finished so far: a resumed run reads them back in the same order and therefore
+    # keeps the candidates of the same images.
     new = pair.source not in {done.entry["source"] for done in before}
     if pictures and new and sum(done.group is not None for done in before) < CANDIDATE_IMAGES:
         reference = next(iter(upscalers))

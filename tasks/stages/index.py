@@ -25,9 +25,8 @@ from gdpo.hooks import Hooks, Stopped
 from tasks import paths
 from tasks.files.photographs import list_of, listed, write_list
 
-READERS = min(
-    4, os.cpu_count() or 1
-)  # photographs in memory at once; threads suffice: decoding and hashing release the GIL
+# Photographs in memory at once. Threads suffice: decoding and hashing release the GIL.
+READERS = min(4, os.cpu_count() or 1)
 AHEAD = 64  # photographs between two checks of should_stop
 
 

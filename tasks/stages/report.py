@@ -59,9 +59,8 @@ def run(config: Config, root: Path, hooks: Hooks) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    path.write_bytes(
-        text.encode("utf-8", "replace")
-    )  # a file name may hold bytes that are not UTF-8
+    # A file name may hold bytes that are not UTF-8, which Python reads as lone surrogates.
+    path.write_bytes(text.encode("utf-8", "replace"))
 
 
 def _render(pages: dict[str, Page]) -> dict[str, str]:

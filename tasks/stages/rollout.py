@@ -78,10 +78,12 @@ def _part(config: Config, root: Path, hooks: Hooks, part: str) -> None:
         left_out |= _named(table, part)
         done += len(share)
         hooks.log(done - 1, {"of": len(own_ids), **_means(table), "skipped": len(left_out)})
+        # Only after a new chunk: a resumed run that is stopped at once would otherwise make no
+        # progress at all.
         if is_new and hooks.should_stop():
             raise Stopped(done)
-    # The model or a metric is at fault, and chunks are kept by inputs: the next run would take up
-    # these and fail again.
+    # The model or a metric is at fault. Chunks are kept by inputs, so the next run would read these
+    # and fail again even after a repair that the inputs do not show.
     if own_ids and len(left_out) == len(own_ids):
         chunks.remove()
         raise ValueError(

@@ -78,6 +78,7 @@ def main(args: argparse.Namespace) -> int:
             "the CPU)\n"
         )
         return NEEDS_GPU
+    # SIGTERM as Ctrl-C: the exception unwinds `run_all`, which ends the worker processes.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         text = run(
@@ -204,6 +205,7 @@ def run(config: Config, root: Path, tables: Sequence[str], out: Path) -> str:
 
     wanted = needed_runs(config, tables, sources(config, root))
     with _Progress(len(wanted.first) + len(wanted.then)) as done:
+        # Two phases: a fine-tuning reads the rollout set of its row, which must be complete.
         run_all(wanted.first, root, config.ablate.processes, done)
         run_all(wanted.then, root, config.ablate.processes, done)
     images = _read(wanted.reference, root)["images"]

@@ -297,7 +297,7 @@ def test_of_two_who_promote_at_once_one_is_told(address: str, finished: Path) ->
     # Every run whose promotion succeeded is listed.
     assert sorted(entry["run"] for entry in entries) == sorted(won)
     assert won and all(
-        "somebody promoted another run just now" in str(results[run])
+        "another run was promoted at the same time" in str(results[run])
         for run in runs
         if run not in won
     )
