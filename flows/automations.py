@@ -32,8 +32,16 @@ def _events(*states: str) -> set[str]:
 _ENDS = _events("Completed", "Failed", "Cancelled", "Crashed")
 # What may follow Pending: the flow starts or ends, or goes back to the queue.
 _AFTER_PENDING = _ENDS | _events(
-    *("Running", "Retrying", "Resuming", "Cancelling", "Paused", "Suspended"),
-    *("Scheduled", "Late", "AwaitingRetry", "AwaitingConcurrencySlot"),
+    "Running",
+    "Retrying",
+    "Resuming",
+    "Cancelling",
+    "Paused",
+    "Suspended",
+    "Scheduled",
+    "Late",
+    "AwaitingRetry",
+    "AwaitingConcurrencySlot",
 )
 
 

@@ -1,7 +1,7 @@
-"""The changes by RealSR-R1's GRPO, metric by metric, without GDPO-SR's reward.
+"""What RealSR-R1's GRPO has changed, metric by metric; GDPO-SR's reward is no part of it.
 
-changed(summary)         whether any score changed significantly, then each with its interval
-without_reward(summary)  the summary without a reward that has no unit
+changed(summary)         whether any score has changed surely, then each with its interval
+without_reward(summary)  what a table may show
 """
 
 from dataclasses import replace
@@ -13,7 +13,9 @@ from tasks.report.verdict import evidence
 
 
 def changed(summary: Summary) -> list[str]:
-    """Whether GRPO changed a score significantly, then each difference to the cold start."""
+    """Whether GRPO has changed a score surely; then each score after it minus that of the cold
+    start.
+    """
     models = evaluated(summary)
     rows = [
         row

@@ -202,8 +202,8 @@ def _download(listing: Listing, hashes: dict[str, str], folder: Path) -> dict[st
                     path.unlink()
                     raise ValueError(f"{name} has the SHA-256 {digest}, not {wanted}")
             actual[name] = {"size": path.stat().st_size, "sha256": digest}
-            # Checked at once, since it is the first file: a base with another schedule is of no use,
-            # and gigabytes would follow.
+            # The first file, checked at once: a base with another schedule is of no use, and
+            # gigabytes would follow.
             if name == "scheduler/scheduler_config.json":
                 _or_remove(folder, lambda: check_scheduler(folder))
     _or_remove(folder, lambda: read_base(folder))

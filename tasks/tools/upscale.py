@@ -39,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="files, folders (with all their subfolders) or quoted patterns",
     )
     add(
-        *("-o", "--output"),
+        "-o",
+        "--output",
         type=Path,
         metavar="PATH",
         help="a file for one photograph, else a folder; default: beside each photograph, as "
