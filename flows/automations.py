@@ -1,9 +1,8 @@
 """The automations on the Prefect server; `flows.setup` creates or updates them.
 
-dead runs       without heartbeats: marked Crashed
-runs that never began
-                PENDING, and the worker's host has died: marked Crashed
-cancelled runs  that no worker ended: marked Cancelled
+no heartbeats   a Running flow run whose heartbeats stopped is marked Crashed
+never started   a flow run that stays Pending, as its worker's host has failed, is marked Crashed
+not ended       a cancelled flow run that its worker did not end is marked Cancelled
 after training  a completed flow run of gdpo-train/a100 is evaluated
 alerts          a flow run that failed, crashed or is late is reported to a web hook, or by e-mail
 """
@@ -31,14 +30,22 @@ def _events(*states: str) -> set[str]:
 
 
 _ENDS = _events("Completed", "Failed", "Cancelled", "Crashed")
-# What may follow PENDING: the flow begins or ends, or goes back to the queue.
+# What may follow Pending: the flow starts or ends, or goes back to the queue.
 _AFTER_PENDING = _ENDS | _events(
-    *("Running", "Retrying", "Resuming", "Cancelling", "Paused", "Suspended"),
-    *("Scheduled", "Late", "AwaitingRetry", "AwaitingConcurrencySlot"),
+    "Running",
+    "Retrying",
+    "Resuming",
+    "Cancelling",
+    "Paused",
+    "Suspended",
+    "Scheduled",
+    "Late",
+    "AwaitingRetry",
+    "AwaitingConcurrencySlot",
 )
 
 
-def crash_the_dead(window: timedelta) -> Automation:
+def mark_crashed_without_heartbeats(window: timedelta) -> Automation:
     """The automation that marks a flow run Crashed after `window` without a heartbeat.
 
     A self-hosted server does not do this by itself. Without the automation, a flow run whose host
@@ -47,10 +54,10 @@ def crash_the_dead(window: timedelta) -> Automation:
     return _change(
         "gdpo: mark dead runs crashed",
         StateType.CRASHED,
-        "no sign of life from the worker",
+        "no heartbeats from the worker",
         EventTrigger(
             after={heartbeat.EVENT},
-            # An end counts as a sign of life: no further heartbeat follows it.
+            # A final state counts too: no heartbeat follows it.
             expect={heartbeat.EVENT} | _ENDS,
             match=_RUNS,
             for_each={"prefect.resource.id"},
@@ -61,15 +68,16 @@ def crash_the_dead(window: timedelta) -> Automation:
     )
 
 
-def crash_the_unbegun(window: timedelta) -> Automation:
-    """The automation that marks a flow run Crashed that a worker took and did not begin in time.
+def mark_crashed_if_never_started(window: timedelta) -> Automation:
+    """The automation that marks a flow run Crashed if its worker did not start it in time.
 
-    Such a run sends no heartbeats. It would stay PENDING for ever, and keep a queue of one.
+    Such a run sends no heartbeats. It would stay Pending for ever, and in a queue of one run no
+    other run would start.
     """
     return _change(
         "gdpo: mark runs crashed that never began",
         StateType.CRASHED,
-        "its worker took it and did not begin it",
+        "its worker took the run and did not start it",
         EventTrigger(
             after=_events("Pending"),
             expect=_AFTER_PENDING,
@@ -82,16 +90,16 @@ def crash_the_unbegun(window: timedelta) -> Automation:
     )
 
 
-def end_the_cancelled(window: timedelta) -> Automation:
-    """The automation that marks a flow run Cancelled that was cancelled and did not end in time.
+def mark_cancelled_if_not_ended(window: timedelta) -> Automation:
+    """The automation that marks a cancelled flow run Cancelled if it did not end in time.
 
-    Without it a run whose worker has died would stay Cancelling for ever: from this state the
-    server lets a run go to Cancelled only, so neither of the two above can mark it Crashed.
+    Without it, a run whose worker has failed would stay Cancelling for ever: from this state the
+    server allows no state but Cancelled, so the other two automations cannot mark it Crashed.
     """
     return _change(
         "gdpo: end cancelled runs",
         StateType.CANCELLED,
-        "its worker did not end it",
+        "its worker did not end the run",
         EventTrigger(
             after=_events("Cancelling"),
             expect=_ENDS,
@@ -128,7 +136,7 @@ def evaluate_after_training(train: UUID, evaluate: RunDeployment) -> Automation:
 
 
 def alert(block: UUID) -> Automation:
-    """The automation that tells the block which flow run failed, crashed or is late."""
+    """The automation that notifies `block` of each flow run that failed, crashed or is late."""
     return Automation(
         name="gdpo: alerts",
         trigger=EventTrigger(
@@ -150,14 +158,14 @@ def alert(block: UUID) -> Automation:
 
 
 def alerts_block(url: str) -> UUID:
-    """Save what takes alerts, and return its id; the URL is kept as a secret.
+    """Save the notification block for alerts and return its id; the URL is stored as a secret.
 
     url: a web hook, which gets {"text": ...} by POST, as the incoming web hooks of Slack and
     Mattermost expect; or an address of e-mail in Apprise's form,
     mailtos://USER:PASSWORD@SMTP-HOST?from=ADDRESS&to=ADDRESS.
     """
     if url.startswith("mailto"):
-        # The only block of the server that hands its URL to Apprise whatever its kind.
+        # Of the server's blocks only SlackWebhook passes any URL on to Apprise, also mailto.
         mail = SlackWebhook(url=SecretStr(url))
         return cast(UUID, mail.save(f"{ALERTS_BLOCK}-mail", overwrite=True))
     block = CustomWebhookNotificationBlock(
@@ -169,14 +177,14 @@ def alerts_block(url: str) -> UUID:
     return cast(UUID, block.save(ALERTS_BLOCK, overwrite=True))
 
 
-def put(wanted: Automation) -> None:
-    """Create an automation, or make the one of its name equal to it."""
+def create_or_update(wanted: Automation) -> None:
+    """Create an automation, or update the one that has its name."""
     try:
-        there = cast(Automation, Automation.read(name=wanted.name))
+        existing = cast(Automation, Automation.read(name=wanted.name))
     except ValueError:  # there is no automation of this name
         wanted.create()
         return
-    # Updated and not made again: two of one name would both act. Enabled, also if somebody has
-    # switched it off.
-    there.trigger, there.actions, there.enabled = wanted.trigger, wanted.actions, True
-    there.update()
+    # The server allows two automations of one name, and both would act. Enabled again, in case
+    # somebody has disabled it.
+    existing.trigger, existing.actions, existing.enabled = wanted.trigger, wanted.actions, True
+    existing.update()

@@ -11,7 +11,7 @@ training it evaluates GDPO-SR's models in the training's lock entries instead. I
 models were made with other code or parameters than this clone has. The committed dvc.lock replaces
 the one that this clone's last run left, so at 02:00 every worker evaluates the same models.
 
-The flow promotes nothing and does not write the pointers (tasks/publish/publication.py). Without a
+The flow promotes nothing: it does not write the pointers (tasks/publish/promotion.py). Without a
 promoted run there is nothing to compare with; this is logged and is not an error. A scheduled flow
 run that no worker started before the next one was due is skipped.
 """
@@ -34,9 +34,9 @@ from flows.dvc.run import RETRIES, StageFailed, committed, pull, push, repro
 from flows.publish import publish
 from flows.workplace import ROOT, read_lock_entries, replace_lock
 from tasks import paths
-from tasks.commands import judged_stages
+from tasks.commands import evaluation_stages
 from tasks.params import load
-from tasks.publish import publication
+from tasks.publish import promotion, records
 from tasks.report import against
 from tasks.run.exit_codes import REGRESSED
 from tasks.store.s3 import Store
@@ -61,23 +61,23 @@ def evaluate(after: UUID | None = None) -> "State[None] | None":
     else:
         # The automation can create this flow run twice: a Prefect server that briefly loses its
         # database repeats the action.
-        if by_automation(FlowRunContext.get()) and (there := evaluation_of(str(after))):
-            return Completed(message=f"run {after} was evaluated: {there}")
+        if by_automation(FlowRunContext.get()) and (report := evaluation_of(str(after))):
+            return Completed(message=f"run {after} was already evaluated: {report}")
         fetch_lock_entries(ROOT, str(after))
     edges = graph(ROOT)
     failures = []
-    for system in ["gdpo"] if after is not None else judged(ROOT):
+    for system in ["gdpo"] if after is not None else evaluated_systems(ROOT):
         try:
             failures += regressions(system, edges, after)
-        except StageFailed as error:  # of one system: the other is judged all the same
+        except StageFailed as error:  # the other system is evaluated all the same
             failures.append(str(error))
     if failures:
         raise StageFailed("\n".join(failures))
     return None
 
 
-def judged(root: Path) -> list[str]:
-    """GDPO-SR, and the other systems whose model dvc.lock names; `make demo` makes none of them."""
+def evaluated_systems(root: Path) -> list[str]:
+    """GDPO-SR, and RealSR-R1 if dvc.lock names its model: after `make demo` alone it does not."""
     entries = read_lock_entries(root).values()
     outs = [out["path"] for entry in entries for out in entry.get("outs", [])]
     first, *others = SYSTEMS
@@ -88,10 +88,10 @@ def regressions(system: str, edges: dict[str, set[str]], after: UUID | None) -> 
     """Bring a system's evaluation and report up to date, publish them, and compare with its
     promoted run: a line for each benchmark that is worse.
     """
-    own = judged_stages(system)
-    mine = [stage for stage in edges if stage.partition("@")[0] in own]
-    pull("gdpo-evaluate", check_inputs("the evaluation", mine, edges, ROOT), ROOT)
-    for stage in mine:
+    names = evaluation_stages(system)
+    stages = [stage for stage in edges if stage.partition("@")[0] in names]
+    pull("gdpo-evaluate", check_inputs("the evaluation", stages, edges, ROOT), ROOT)
+    for stage in stages:
         repro(stage, ROOT, share=True)
         push(stage, ROOT)
     link = publish(ROOT, share=True, kind="nightly", system=system)
@@ -136,8 +136,8 @@ def restore_committed_lock(root: Path) -> None:
     content = committed("dvc.lock", root)
     if content is None:
         raise StageFailed(
-            "no dvc.lock is committed here, so no models are named: commit that of the training "
-            "to be judged"
+            "no dvc.lock is committed here, so no models are named: commit the dvc.lock of the "
+            "training to evaluate"
         )
     replace_lock(root, content)
 
@@ -150,14 +150,14 @@ def promoted_scores(root: Path, system: str = "gdpo") -> dict[str, Path]:
     Only the benchmarks in evaluate.benchmarks; {} if nothing is promoted.
     """
     store = Store.at(store_url())
-    known, _ = publication.promoted(store, system)
-    if not known:
+    promotions, _ = records.promoted(store, system)
+    if not promotions:
         get_run_logger().warning(
             "%s: no run is promoted: nothing to compare with (gdpo-sr promote RUN)", system
         )
         return {}
-    manifest = publication.manifest_of(store, known[0]["run"])
-    files = publication.bring_scores(store, manifest, paths.work(root, "promoted", system))
+    manifest = records.manifest_of(store, promotions[0]["run"])
+    files = promotion.download_scores(store, manifest, paths.work(root, "promoted", system))
     scores = {file.parent.name: file for file in files}
     here = load(root / "params.yaml").evaluate.benchmarks
     for benchmark in sorted(scores.keys() - here):

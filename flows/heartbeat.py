@@ -37,9 +37,9 @@ class Heartbeat:
         with suppress(Exception), get_client(sync_client=True) as client:
             state = client.read_flow_run(self._run).state
             if state is not None and state.is_crashed():
-                # The automation watches a run from a heartbeat on, and Crashed has ended its watch.
-                # Without this heartbeat, a host that dies before the next one leaves the run
-                # Running for ever.
+                # After a heartbeat the automation waits for the run's next event, and Crashed was
+                # one. Without a heartbeat now, a host that fails before the next one would leave
+                # the run Running for ever.
                 emit_event(EVENT, resource={"prefect.resource.id": f"prefect.flow-run.{self._run}"})
                 client.set_flow_run_state(
                     self._run,

@@ -48,7 +48,8 @@ from tasks.systems import Name
 POLL_S = 2.0
 PATIENCE_S = 600.0
 CRASHED_S = 180.0
-# How long a stage's flow run may stay where nothing happens; a running one sends heartbeats.
+# How long a stage's flow run may stay in a state in which nothing runs; a running one sends
+# heartbeats.
 LIMITS_S = {
     StateType.SCHEDULED: 24 * 3600.0,
     StateType.PENDING: 3600.0,
@@ -109,7 +110,7 @@ def _fan_out(root: Path, edges: dict[str, set[str]], commit: str, cpu: str, gpu:
         raise
     failed = [stage for stage, future in futures.items() if not future.state.is_completed()]
     if failed:
-        others = f" (not made either: {', '.join(failed[1:])})" if failed[1:] else ""
+        others = f" (not run either: {', '.join(failed[1:])})" if failed[1:] else ""
         raise StageFailed(f"{futures[failed[0]].state.message}{others}")
 
 

@@ -21,7 +21,7 @@ def last_step(root: Path, stage: str, since: float) -> tuple[int, int] | None:
 
     None if there is no such line, or the file was not written after the time `since`.
     """
-    path = paths.work(root, *stage.split("@")) / "metrics.jsonl"
+    path = paths.work(root, *stage.split("@")) / paths.STEP_VALUES
     try:
         if path.stat().st_mtime < since:
             return None

@@ -40,6 +40,7 @@ from flows import automations
 from flows.dvc.bucket import STORE_VARIABLE
 from flows.dvc.run import TRANSFER_TAG
 from flows.workplace import RESULTS_BLOCK, ROOT
+from tasks.arguments import DEFAULT_STORE
 
 POOLS = {
     "head": "one light process per pipeline run: it walks the graph and sends stages to the other "
@@ -49,12 +50,10 @@ POOLS = {
     "--limit 1",
 }
 TRANSFERS = 16
-STORE = "s3://gdpo-sr"
 HEARTBEAT_S = 180
 HEARTBEAT_VARIABLE = "gdpo_heartbeat_s"
-AFTER = {
-    "after": {"__prefect_kind": "jinja", "template": "{{ flow_run.id }}"}
-}  # the id of the training's flow run that completed
+# The id of the training's flow run that completed.
+AFTER = {"after": {"__prefect_kind": "jinja", "template": "{{ flow_run.id }}"}}
 
 
 def setup(
@@ -72,7 +71,7 @@ def setup(
             "--notify must be the http or https address of a web hook, or "
             "mailtos://USER:PASSWORD@SMTP-HOST?from=ADDRESS&to=ADDRESS"
         )
-    store = store or str(Variable.get(STORE_VARIABLE, STORE))
+    store = store or str(Variable.get(STORE_VARIABLE, DEFAULT_STORE))
     bucket = urlparse(store)
     if bucket.scheme != "s3" or not bucket.netloc or bucket.path.strip("/"):
         raise ValueError(f"--store must be s3://BUCKET, got {store}")
@@ -95,17 +94,17 @@ def setup(
     _deploy()
     with get_client(sync_client=True) as client:
         nightly = client.read_deployment_by_name("gdpo-evaluate/nightly")
-        train = client.read_deployment_by_name(
-            "gdpo-train/a100"
-        )  # not gdpo-train/local: its outputs stay on its machine
-    # One or two lost heartbeats are a slow network; a window of one would crash healthy runs.
+        # Not gdpo-train/local: its outputs stay on its machine.
+        train = client.read_deployment_by_name("gdpo-train/a100")
+    # A slow network may lose one or two heartbeats; a window of one interval would mark healthy
+    # runs Crashed.
     window = timedelta(seconds=3 * heartbeat_s)
-    automations.put(automations.crash_the_dead(window))
-    automations.put(automations.crash_the_unbegun(window))
-    automations.put(automations.end_the_cancelled(window))
+    automations.create_or_update(automations.mark_crashed_without_heartbeats(window))
+    automations.create_or_update(automations.mark_crashed_if_never_started(window))
+    automations.create_or_update(automations.mark_cancelled_if_not_ended(window))
     if notify is not None:
-        automations.put(automations.alert(automations.alerts_block(notify)))
-    automations.put(
+        automations.create_or_update(automations.alert(automations.alerts_block(notify)))
+    automations.create_or_update(
         automations.evaluate_after_training(
             train.id,
             RunDeployment(
@@ -153,7 +152,7 @@ def main() -> int:
     parser.add_argument(
         "--store",
         metavar="URL",
-        help=f"bucket of runs, models and results; at first {STORE}, then what it was",
+        help=f"bucket of runs, models and results; at first {DEFAULT_STORE}, then what it was",
     )
     parser.add_argument(
         "--heartbeat",

@@ -128,9 +128,9 @@ def check_device(name: str, device: Any) -> None:
             f"{name} must be a device of torch such as 'cpu' or 'cuda:0', got {device!r}"
         ) from error
     try:
-        there = kind != "cuda" or torch.cuda.is_available()
-        torch.empty(0, device=device if there else "cpu")
+        available = kind != "cuda" or torch.cuda.is_available()
+        torch.empty(0, device=device if available else "cpu")
     except (RuntimeError, AssertionError, NotImplementedError):
-        there = False
-    if not there:
+        available = False
+    if not available:
         raise ValueError(f"{name} is {str(device)!r}, and torch finds no such device here")

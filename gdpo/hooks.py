@@ -1,4 +1,4 @@
-"""What a long run tells its caller and asks it: progress, and whether to stop.
+"""The callbacks of a long run: logging its progress, and asking whether to stop.
 
 Stages without training use them too, so they are apart from the training loop.
 """

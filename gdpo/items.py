@@ -1,4 +1,4 @@
-"""What a stopped run keeps for the next one: finished items, and the inputs that they come from.
+"""The finished items of an interrupted run, kept for the next run with equal inputs.
 
     work/rollout/00/chunks/
       inputs.json              what the items depend on: settings, hashes of data, code, versions

@@ -11,15 +11,9 @@ tasks/commands.py has a row for every command, which names its module.
                  add_arguments(parser: argparse.ArgumentParser) -> None
                  main(args: argparse.Namespace) -> int
 
-Only the module of the chosen command is imported, so that `--help` is quick. Exit codes:
-
-    0    success
-    1    failure, reported in one line that names the file or key; GDPO_DEBUG=1 shows the traceback
-    2    wrong usage or parameters
-    3    the stage needs a GPU
-    4    a regression (evaluate --against)
-    130  a tool was stopped by Ctrl-C
-    143  stopped by SIGTERM or SIGINT after a checkpoint; the same command resumes
+Only the module of the chosen command is imported, so that `--help` is quick. A failure is reported
+in one line that names the file or key; GDPO_DEBUG=1 shows the traceback. Exit codes:
+tasks/run/exit_codes.py.
 """
 
 import argparse
@@ -221,16 +215,15 @@ def _run_here(args: argparse.Namespace, config: "Config", should_stop: Callable[
         if current().is_main:
             copied = copies(work)
     if against:
-        from tasks.report.against import check, place
+        from tasks.report.against import baseline_scores, check
 
-        place(
-            config, root, chosen, against, stage.system
-        )  # report a missing file before the stage runs
+        # Before the stage runs: a missing file would otherwise be reported after hours.
+        baseline_scores(config, root, chosen, against, stage.system)
     try:
         name = " ".join([args.command, *names])
         with Recorder(work, name, **progress) as recorder, copied as copying:
-            # Asked of all ranks: if a signal has reached some of them only, those would stop here
-            # and the others wait for them in their first collective call.
+            # All ranks decide together: if a signal has reached only some of them, those would stop
+            # here and the others would wait for them in their first collective call.
             if current().any_rank(should_stop()):
                 raise Stopped(0)
             options = {"keep": True} if against else {}

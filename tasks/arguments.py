@@ -3,6 +3,16 @@
 import argparse
 from pathlib import Path
 
+# The bucket that a new Prefect server is set up with (flows/setup.py), and that tools use.
+DEFAULT_STORE = "s3://gdpo-sr"
+
+
+def add_store(parser: argparse.ArgumentParser) -> None:
+    """--store: the bucket of published runs and promoted models."""
+    parser.add_argument(
+        "--store", default=DEFAULT_STORE, metavar="URL", help=f"default: {DEFAULT_STORE}"
+    )
+
 
 def add_params(parser: argparse.ArgumentParser) -> None:
     """--params, --profile and --set: the arguments of `tasks.params.load`."""

@@ -222,7 +222,7 @@ def trained_stages(system: str) -> tuple[str, ...]:
     return tuple(own[own.index(SYSTEMS[system].trained_from) :])
 
 
-def judged_stages(system: str) -> tuple[str, ...]:
+def evaluation_stages(system: str) -> tuple[str, ...]:
     """The stages that gdpo-evaluate runs: those that evaluate, and the one that reports."""
     own = {name: stage for name, stage in STAGES.items() if stage.system == system}
     return (*(name for name, stage in own.items() if stage.compares), reporter(system))

@@ -239,15 +239,15 @@ def _shared(document: Tree) -> set[int]:
 def _merge_into_document(document: Tree, values: Tree, shared: set[int]) -> None:
     """`_merge` on a YAML document with comments; a shared mapping changes in one place only."""
     for key, value in values.items():
-        there = document.get(key)
-        if not isinstance(value, dict) or not isinstance(there, dict):
+        present = document.get(key)
+        if not isinstance(value, dict) or not isinstance(present, dict):
             document[key] = deepcopy(value)
             continue
-        if id(there) in shared:
-            document[key] = copy = _without_anchors(deepcopy(there))
+        if id(present) in shared:
+            document[key] = copy = _without_anchors(deepcopy(present))
             _merge_into_document(copy, value, _shared(copy))
         else:
-            _merge_into_document(there, value, shared)
+            _merge_into_document(present, value, shared)
 
 
 def _without_anchors(node: Any) -> Any:

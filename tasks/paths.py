@@ -47,11 +47,17 @@ VLCOT_EVALUATED = f"{VLCOT_REPORTS}/evaluate"
 SYSTEMS = f"{REPORT_DIR}/systems"  # both systems side by side
 PROMOTED = "promoted"  # scores of promoted runs, in git (`gdpo-sr promote`)
 
-# In the bucket (tasks/publish/publication.py): what a browser starts with.
+# Names of files that several stages write, each into a folder of its own.
+STEP_VALUES = "metrics.jsonl"  # of a training: one JSON object per step
+STAGE_REPORT = "report.json"  # counts and reasons, for the report
+
+# In the bucket (tasks/publish/): the pages that a reader opens first.
 RUNS_PAGE = "runs/index.html"
 MODELS_PAGE = "models/index.html"
 
-WORK = "work"  # nobody's output: it outlives what DVC deletes before it runs a stage
+# No stage's output: DVC deletes a stage's outputs before it runs the stage, and a checkpoint has to
+# survive that.
+WORK = "work"
 
 
 def work(root: Path, command: str, *names: str) -> Path:

@@ -14,7 +14,7 @@ from uuid import uuid4
 import pytest
 import torch
 
-from tasks.publish import publication
+from tasks.publish import promotion, records
 from tasks.run.copies import Copies, forget
 from tasks.store import s3 as store_module
 from tasks.store.conditional import supports_cas
@@ -109,7 +109,7 @@ def test_a_worker_may_do_its_work_and_may_not_promote(
 ) -> None:
     store = Store.at("s3://gdpo-sr")
     # As the nightly asks, before the first promotion.
-    assert publication.promoted(store) == (
+    assert records.promoted(store) == (
         [],
         None,
     )
@@ -123,7 +123,7 @@ def test_a_worker_may_do_its_work_and_may_not_promote(
     assert set(guarded.refused) <= {"s3:PutObject arn:aws:s3:::gdpo-sr/models/index.html"}
     guarded.refused.clear()
     with pytest.raises(PermissionError):
-        publication.promote("s3://gdpo-sr", run, NOW)
+        promotion.promote("s3://gdpo-sr", run, NOW)
     assert set(guarded.refused) == {"s3:PutObject arn:aws:s3:::gdpo-sr/models/latest.json"}
     assert {
         "s3:ListBucket",
@@ -134,13 +134,13 @@ def test_a_worker_may_do_its_work_and_may_not_promote(
     guarded.become("promoter")
     guarded.refused.clear()
     supports_cas.cache_clear()
-    publication.promote("s3://gdpo-sr", run, NOW)
+    promotion.promote("s3://gdpo-sr", run, NOW)
     guarded.become("worker")
-    known, _ = publication.promoted(store)
+    known, _ = records.promoted(store)
     assert [
         path.read_bytes()
-        for path in publication.bring_scores(
-            store, publication.manifest_of(store, known[0]["run"]), tmp_path
+        for path in promotion.download_scores(
+            store, records.manifest_of(store, known[0]["run"]), tmp_path
         )
     ]
     assert not guarded.refused

@@ -21,7 +21,7 @@ from pathlib import Path
 from benchmarks.faults.stages import Outcome, Random, cut, flip
 from benchmarks.faults.world import World
 from benchmarks.record import REPO
-from tasks.publish import publication
+from tasks.publish import promotion, publication, records
 from tasks.store import s3 as store_module
 from tasks.store.conditional import supports_cas
 from tests import s3
@@ -82,7 +82,7 @@ def _publish(root: Path, hours: int = 0) -> str:
 
 
 def _promote(run: str) -> None:
-    publication.promote(f"s3://{BUCKET}", run, NOW)
+    promotion.promote(f"s3://{BUCKET}", run, NOW)
 
 
 def published(world: World, kind: str, rng: Random) -> Outcome:
@@ -135,7 +135,7 @@ def two_promoters(world: World, kind: str, rng: Random) -> Outcome:
             time.sleep(float(rng.uniform(0, 0.02)))
         for thread in threads:
             thread.join()
-        entries, _ = publication.promoted(store_module.Store.at(f"s3://{BUCKET}"))
+        entries, _ = records.promoted(store_module.Store.at(f"s3://{BUCKET}"))
         done = [run for run in runs if results[run] == "done"]
         outcome = Outcome(len(done), "; ".join(text for text in results.values() if text != "done"))
         if not done or {entry["run"] for entry in entries} != set(done):

@@ -99,7 +99,7 @@ class Rollout(Section):
 
 
 class Validation(Section):
-    """Progress of the policy on photographs that nothing is trained or judged on.
+    """Validation of the policy on photographs of neither training nor evaluation.
 
     It is logged and changes no weight.
     """

@@ -123,9 +123,9 @@ class Shards:
                 continue
             with opened(path) as file:
                 wanted = json.loads((file.schema_arrow.metadata or {}).get(PARTS_KEY, b"[]"))
-            there = {other.parent.name for other in paths}
-            if wanted and there != set(wanted):
-                missing, odd = sorted(set(wanted) - there), sorted(there - set(wanted))
+            present = {other.parent.name for other in paths}
+            if wanted and present != set(wanted):
+                missing, odd = sorted(set(wanted) - present), sorted(present - set(wanted))
                 what = (
                     f"part {missing[0]} is missing, run it"
                     if missing

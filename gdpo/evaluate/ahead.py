@@ -41,13 +41,13 @@ class Ahead(VlcotResolver):
     pairs: Pairs
     seed: int
     noises: int
-    _made: dict[Key, torch.Tensor] = field(default_factory=dict)
+    _outputs: dict[Key, torch.Tensor] = field(default_factory=dict)
 
     def batch(self, enlarged_BCHW: torch.Tensor, keys: list[Key]) -> torch.Tensor:
         """As in `SuperResolver`."""
-        if any(key not in self._made for key in keys):
+        if any(key not in self._outputs for key in keys):
             self._make(keys[0])
-        return torch.cat([self._made.pop(key) for key in keys])
+        return torch.cat([self._outputs.pop(key) for key in keys])
 
     def _make(self, key: Key) -> None:
         ids = list(self.pairs.ids)
@@ -62,5 +62,5 @@ class Ahead(VlcotResolver):
             own = noise_keys(self.seed, pair.id, self.noises)
             pictures += [enlarged] * len(own)
             keys += own
-        self._made.clear()
-        self._made.update(zip(keys, self.pictures(pictures, keys), strict=True))
+        self._outputs.clear()
+        self._outputs.update(zip(keys, self.pictures(pictures, keys), strict=True))

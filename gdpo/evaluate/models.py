@@ -1,4 +1,4 @@
-"""Which of the evaluated models is which: the one rule, from what their cards state.
+"""The roles of the evaluated models (baseline, ours, control), derived from their cards.
 
 baseline    the first; the reward has its zero and its unit from it
 ours        the first that was trained with a reward; without one, the first that is neither the

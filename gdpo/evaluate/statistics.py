@@ -120,7 +120,7 @@ def paired_difference(a_IN: Array, b_IM: Array) -> Difference:
 
 
 def verdict(difference: Difference, higher_is_better: bool) -> str:
-    """`better` or `worse` (model a against b) when p < 0.01, otherwise `not significant`."""
+    """`better` or `worse` (model a against b) when p < LEVEL, otherwise `not significant`."""
     if not difference.p < LEVEL:  # also true for NaN
         return "not significant"
     return "better" if (difference.mean > 0) == higher_is_better else "worse"

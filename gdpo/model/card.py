@@ -32,7 +32,7 @@ NAME = "model.json"
 
 
 class Identity(Section):
-    """What every card states, of whatever kind.
+    """The keys of every model card, whatever its kind.
 
     label: the printed name. role: how the model was trained: "baseline" without a reward, "reward"
     with one, "control" with its rewards shuffled, so that they teach nothing.
@@ -58,11 +58,11 @@ IDENTITIES = {
 
 
 def unnamed(folder: Path) -> Identity:
-    """The identity of a model of kind naosd of which nothing is stated: the folder's name."""
+    """The identity of a diffusers folder without a card: kind naosd, labelled by its name."""
     return Identity(kind="naosd", label=folder.name, role="baseline")
 
 
-class Entry(Section):
+class AdapterFile(Section):
     """One adapter file, in merging order, and the SHA-256 of its bytes."""
 
     file: str
@@ -93,7 +93,7 @@ class Card(Identity):
     t_add: Timestep | None
     t_diff: Timestep
     prompt: str
-    adapters: list[Entry]
+    adapters: list[AdapterFile]
 
 
 def read_card(folder: Path) -> Card:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from gdpo.config import Lora
 from gdpo.files import sha256, written_aside
 from gdpo.model.base import base_hashes, check_weight
-from gdpo.model.card import NAME, Card, Entry, Identity, base_of, read_card
+from gdpo.model.card import NAME, AdapterFile, Card, Identity, base_of, read_card
 
 Tensors = dict[str, torch.Tensor]
 Hashes = dict[str, str]  # SHA-256 of the base's weights by relative path
@@ -77,18 +77,18 @@ class ModelFolder:
         """
         for adapters in self.adapters:
             for network, modules in targets.items():
-                there = {name for name in adapters.tensors if name.startswith(f"{network}.")}
-                if not there and network == "vae":  # GDPO trains the UNet alone
+                present = {name for name in adapters.tensors if name.startswith(f"{network}.")}
+                if not present and network == "vae":  # GDPO trains the UNet alone
                     continue
                 wanted = {f"{network}.{module}.lora_{side}" for module in modules for side in "AB"}
                 # Weight and bias of conv_in are trained together. With one of them alone, the other
                 # would stay the base's.
-                if network == "unet" and there & {"unet.conv_in.weight", "unet.conv_in.bias"}:
+                if network == "unet" and present & {"unet.conv_in.weight", "unet.conv_in.bias"}:
                     wanted |= {"unet.conv_in.weight", "unet.conv_in.bias"}
-                if wanted - there:
+                if wanted - present:
                     raise ValueError(
                         f"{self.path / adapters.name}.safetensors: tensor "
-                        f"{min(wanted - there)!r} is missing; fetch or train the model again"
+                        f"{min(wanted - present)!r} is missing; fetch or train the model again"
                     )
 
 
@@ -192,7 +192,7 @@ def save_model(
         ).write(part)
 
 
-def _save_adapters(folder: Path, adapters: Adapters) -> Entry:
+def _save_adapters(folder: Path, adapters: Adapters) -> AdapterFile:
     """Write one adapter file; returns its entry in the card."""
     path = folder / f"{adapters.name}.safetensors"
     tensors = {
@@ -202,4 +202,4 @@ def _save_adapters(folder: Path, adapters: Adapters) -> Entry:
     }
     save_file(tensors, path)
     lora = adapters.lora
-    return Entry(file=path.name, rank=lora.rank, alpha=lora.alpha, sha256=sha256(path))
+    return AdapterFile(file=path.name, rank=lora.rank, alpha=lora.alpha, sha256=sha256(path))

@@ -53,8 +53,8 @@ class Variants:
             source.check_complete(base.targets)
             for adapters in source.adapters:
                 for part, tensors in adapters.parts().items():
-                    there = {key: tensor.to(device) for key, tensor in tensors.items()}
-                    steps_of = changes(getattr(base, part), there, adapters.scaling)
+                    on_device = {key: tensor.to(device) for key, tensor in tensors.items()}
+                    steps_of = changes(getattr(base, part), on_device, adapters.scaling)
                     for parameter, steps in steps_of.items():
                         own = of_layer.setdefault((part, parameter), {})
                         own.setdefault(name, []).extend(steps)

@@ -13,8 +13,8 @@ with `rollout.input: lr` of the one that all candidates share. A step accumulate
 its groups (passes.py). In a run of several processes (gdpo.train.world), each group belongs to
 one process.
 
-    rollouts: online    A group is sampled when it is visited. In the first epoch it equals the one
-                        that the rollout stage stores; later epochs sample new ones.
+    rollouts: online    A group is sampled when a step needs it. In the first epoch it equals the
+                        one that the rollout stage stores; later epochs sample new ones.
     sampler: policy     The policy samples the group, so the objective's "old policy" is the current
                         policy.
     omega: null         The strength is set by a rule before the first step (strength.py).
@@ -31,7 +31,6 @@ from pathlib import Path
 
 import torch
 
-from gdpo.checks import NotFinite
 from gdpo.config import Config
 from gdpo.data.shards import Pair
 from gdpo.hooks import Hooks
@@ -42,18 +41,20 @@ from gdpo.preference.objectives import objective_loss
 from gdpo.preference.order import group_at, noise_index, training_seed
 from gdpo.preference.passes import Passes
 from gdpo.preference.rollout import rollout
-from gdpo.preference.strength import READ, probe, strength_of, warn_of_excess
+from gdpo.preference.step_values import (
+    check_error,
+    check_reference,
+    check_values,
+    logit_and_distance,
+    named,
+)
+from gdpo.preference.strength import probe, strength_of, warn_of_excess
 from gdpo.preference.validation import PolicyValidation
 from gdpo.seeds import numpy_generator
 from gdpo.train.loop import Loop, Stateful, Tensors, cosine, grad_norm
 from gdpo.train.world import current
 
 History = list[dict[str, float]]
-# Multiple of the reference's error at which training stops: no usable learning rate comes near it.
-EXPLODED = 10.0
-# Relative difference at step 0 above which the stored errors belong to another reference. The
-# untrained policy equals the reference, and other kernels or another machine's bf16 differ by less.
-FOREIGN = 0.01
 LEARNT = (
     "loss",
     "implicit_accuracy",
@@ -108,7 +109,7 @@ def finetune(
     history = loop.run(step)
     if not control:
         first = history[: -(-len(run.source) // settings.batch)]
-        warn_of_excess([entry["loss"] for entry in first], settings, run.named())
+        warn_of_excess([entry["loss"] for entry in first], settings, named(run.strength, config))
     tensors = {
         f"unet.{name}": parameter.detach().cpu().clone() for name, parameter in run.policy.items()
     }
@@ -173,18 +174,11 @@ class _Run:
         trained = settings.batch - skipped
         values = {name: total / max(trained, 1) for name, total in totals.items()}
         values |= {"skipped": skipped, "grad_norm": norm}
-        reference = values["policy_error"] - values["error_change"]
-        values |= self._logit_and_distance(
-            values.pop("weighted_square"), values.pop("distance"), values
-        )
-        self._check(values)
-        # At step 0 the policy is the reference, so any difference lies in the stored errors.
-        if step == 0 and abs(values["error_change"]) > FOREIGN * reference:
-            raise ValueError(
-                "the rollouts' reference errors are "
-                f"{-values['error_change'] / values['policy_error']:+.1%} off those of this "
-                "model: made with other weights, precision or software; run the rollout stage again"
-            )
+        square, distance = values.pop("weighted_square"), values.pop("distance")
+        values |= logit_and_distance(square, distance, values, self.strength, self.config)
+        check_values(values, self.strength, self.config)
+        if step == 0:
+            check_reference(values)
         self._idle = 0 if trained else self._idle + settings.batch
         if self._idle >= min(len(self.source), settings.steps * settings.batch):
             raise ValueError(
@@ -195,49 +189,6 @@ class _Run:
         if trained:
             self.optimizer.step()
         return values
-
-    def _check(self, values: dict[str, float]) -> None:
-        """Raise NotFinite before the optimiser step if a value is not finite or the error exploded.
-
-        The loop then stops with its last checkpoint.
-        """
-        for name, value in values.items():
-            if not abs(value) < float("inf"):
-                raise NotFinite(f"{name} is not finite")
-        self._check_error(values["policy_error"], values["policy_error"] - values["error_change"])
-
-    def _logit_and_distance(
-        self, square: float, distance: float, values: dict[str, float]
-    ) -> dict[str, float]:
-        """Standard deviation of the logit over the groups of a step, and the distance D.
-
-        Of those that the run knows: the objective has GDPO's logit; predictions are stored.
-        """
-        logged, weighted = {}, values["weighted_error_difference"]
-        scale = {"gdpo": self.strength.omega / 2, "dgpo": self.strength.beta}
-        scale["dgpo"] /= self.config.rollout.group
-        if (objective := self.config.finetune.objective) in scale:
-            logged["logit_std"] = scale[objective] * max(square - weighted**2, 0.0) ** 0.5
-        if self.config.rollout.input == "lr":
-            reference = values["policy_error"] - values["error_change"]
-            logged["distance"] = (distance / reference) ** 0.5 if reference > 0 else 0.0
-        return logged
-
-    def named(self) -> str:
-        """The strengths that the objective reads, with their values."""
-        names = READ[self.config.finetune.objective]
-        return ", ".join(f"finetune.{name} {getattr(self.strength, name):.4g}" for name in names)
-
-    def _check_error(self, policy: float, reference: float) -> None:
-        """Raise NotFinite unless the policy's error is a number, at most `EXPLODED` times the
-        reference's.
-        """
-        if not policy <= EXPLODED * reference:
-            times = f"{policy / reference:.0f} times" if reference else "beyond"
-            raise NotFinite(
-                f"the policy's error exploded to {times} the reference's with {self.named()} and "
-                f"finetune.optimizer.lr {self.config.finetune.optimizer.lr:g}"
-            )
 
     @torch.no_grad()
     def verify(self) -> None:
@@ -251,7 +202,7 @@ class _Run:
             errors["policy"] = float(self.passes.errors(group, noise)[0].mean())
             errors["reference"] = sum(group.reference_error[noise]) / len(group.seeds)
         totals = self.world.add(errors)
-        self._check_error(totals["policy"], totals["reference"])
+        check_error(totals["policy"], totals["reference"], self.strength, self.config)
 
     def _names(self) -> list[str]:
         """Names of a row's values: first those computed on the device, then those of the group."""
@@ -283,8 +234,8 @@ class _Run:
             dtype=torch.float64,
         )
         spread = torch.stack([scores.mean(1), scores.std(1)], 1).flatten().tolist()
-        known = torch.tensor([*spread, float(not any(advantage)), 0.0], dtype=torch.float64)
-        return torch.cat([learnt, known.to(self.device, non_blocking=True)])
+        of_group = torch.tensor([*spread, float(not any(advantage)), 0.0], dtype=torch.float64)
+        return torch.cat([learnt, of_group.to(self.device, non_blocking=True)])
 
     def _scored(self, position: int) -> tuple[Group, int, list[float], list[float]] | None:
         """(group, noise index, rewards, advantages) at a position; None if it is left out."""
@@ -312,7 +263,7 @@ class _Run:
             return source, noise
         role = "policy" if self.config.finetune.sampler == "policy" else None
         sampled = rollout(
-            self.model, [source], self.config, draw=epoch, role=role, noise_indices=[noise]
+            self.model, [source], self.config, epoch=epoch, role=role, noise_indices=[noise]
         )
         return next(sampled), 0
 

@@ -1,4 +1,4 @@
-"""The order in which fine-tuning visits its groups, and which stored noise each visit uses.
+"""The order in which fine-tuning uses its groups, and the stored noise of each epoch.
 
 The order is infinite and shuffled anew in each epoch. Epoch e uses stored noise e mod K, so K
 stored noises give K different epochs. Everything follows from the training seed and the position,

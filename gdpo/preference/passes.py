@@ -62,8 +62,8 @@ class Passes:
 
     def _given(self, group: Group, noise_index: int) -> tuple[NoiseTarget, torch.Tensor]:
         # The stored group stays on the CPU; only the one in use takes memory of the device.
-        there = Group(**{**vars(group), "latents": group.latents.to(self.device)})
-        batch = noise_target(self.model, there, self.config.rollout, noise_index)
+        on_device = Group(**{**vars(group), "latents": group.latents.to(self.device)})
+        batch = noise_target(self.model, on_device, self.config.rollout, noise_index)
         return batch, self._prompt(group.prompt)
 
     def _errors(

@@ -39,28 +39,28 @@ def rollout(
     pairs: list[Pair],
     config: Config,
     *,
-    draw: int = 0,
+    epoch: int = 0,
     role: str | None = None,
     noise_indices: Sequence[int] | None = None,
 ) -> Iterator[Group | Skipped]:
     """The groups of a few pairs of one size: len(pairs) * G candidates in one forward pass.
 
     model: NAOSD with its adapters merged. role: the role that samples the candidates; the reference
-    errors always come from the frozen model. draw: number of the set of candidates; the rollout
-    stage stores draw 0, and later epochs of online training use other draws. noise_indices: those
-    of the K noises that get seeds and errors; default: all.
+    errors always come from the frozen model. epoch: of online training; each has candidates of its
+    own, and the rollout stage stores those of epoch 0. noise_indices: those of the K noises that
+    get seeds and errors; default: all.
 
     A pair with pixels, scores or errors that are not finite yields `Skipped` and does not affect
     the others. The function synchronises with the device once, at the end.
     """
     size = config.rollout.group
-    groups, whole, metrics, errors = _computed(model, pairs, config, draw, role, noise_indices)
+    groups, whole, metrics, errors = _computed(model, pairs, config, epoch, role, noise_indices)
     values = torch.stack(
         [value.double().view(len(pairs), size).to(errors.device) for value in metrics.values()], 1
     )
     # One copy for all values: each copy to the CPU waits for the device.
-    known = torch.cat([whole[:, None].double(), values.flatten(1), errors.flatten(1)], 1).tolist()
-    for group, (is_whole, *numbers) in zip(groups, known, strict=True):
+    copied = torch.cat([whole[:, None].double(), values.flatten(1), errors.flatten(1)], 1).tolist()
+    for group, (is_whole, *numbers) in zip(groups, copied, strict=True):
         lists = [numbers[i : i + size] for i in range(0, len(numbers), size)]
         # The metrics come first, the K lists of errors after them; hence not strict.
         raw = dict(zip(metrics, lists, strict=False))
@@ -69,15 +69,17 @@ def rollout(
         if bad:
             yield Skipped(group.id, f"{bad[-1]} of its candidates is not finite")
             continue
-        there = group.latents.to(torch.device("cpu"))
-        yield _finite(replace(group, metrics=raw, latents=there, reference_error=lists[len(raw) :]))
+        latents = group.latents.to(torch.device("cpu"))
+        yield _finite(
+            replace(group, metrics=raw, latents=latents, reference_error=lists[len(raw) :])
+        )
 
 
 def _computed(
     model: NAOSD,
     pairs: list[Pair],
     config: Config,
-    draw: int,
+    epoch: int,
     role: str | None,
     noise_indices: Sequence[int] | None,
 ) -> tuple[list[Group], torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
@@ -93,7 +95,7 @@ def _computed(
     hr = torch.stack([to_tensor(p.hr) for p in pairs])
     prompts = [compose(p.tags, config.model.training_prompt) for p in pairs]
     # By pair and candidate, not by position: neither parts, batches nor workers change a candidate.
-    seeds = [[_seed(config.seed, "rollout", p.id, i, draw) for i in range(size)] for p in pairs]
+    seeds = [[_seed(config.seed, "rollout", p.id, i, epoch) for i in range(size)] for p in pairs]
     with model.unet_roles.use(role):
         sampled = candidates(model, lr, [seed for own in seeds for seed in own], prompts, config)
     whole = sampled.image.isfinite().unflatten(0, (len(pairs), size)).flatten(1).all(1)
@@ -109,7 +111,7 @@ def _computed(
         # Other keys than those of the candidates: the errors are compared at noises from which no
         # candidate was made.
         noise_seeds = [
-            [_seed(config.seed, f"noise {k}", pair.id, i, draw) for i in range(size)] for k in kept
+            [_seed(config.seed, f"noise {k}", pair.id, i, epoch) for i in range(size)] for k in kept
         ]
         lr_id = hashlib.sha256(pair.lr.tobytes()).hexdigest()
         groups.append(
@@ -163,10 +165,10 @@ def _finite(group: Group) -> Group | Skipped:
     return group
 
 
-def _seed(seed: int, what: str, pair: str, candidate: int, draw: int) -> int:
-    # Draw 0 leaves the key as the rollout stage has it, so the first epoch of online training
-    # visits the stored groups.
-    return seed_of(seed, what, pair, candidate, *([draw] if draw else []))
+def _seed(seed: int, what: str, pair: str, candidate: int, epoch: int) -> int:
+    # Epoch 0 leaves the key as the rollout stage has it, so the first epoch of online training uses
+    # the same groups as cached rollouts.
+    return seed_of(seed, what, pair, candidate, *([epoch] if epoch else []))
 
 
 def _scores(

@@ -1,4 +1,4 @@
-"""The policy on photographs that nothing is trained or judged on, while it trains.
+"""Validation of the policy during fine-tuning, on photographs of neither training nor evaluation.
 
     every N steps    K super-resolutions of each validation pair, by the policy that enters the step
     validation_M     their mean metric M

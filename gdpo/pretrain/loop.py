@@ -144,7 +144,7 @@ class _Run:
         """One step of the generator and one of the fake score; return the values to log."""
         self._schedule(step)
         logged: list[tuple[dict[str, torch.Tensor], float]] = []
-        made: list[tuple[torch.Tensor, torch.Tensor, list[Key]]] = []
+        outputs: list[tuple[torch.Tensor, torch.Tensor, list[Key]]] = []
         with self.world.collective():
             self.optimizer.zero_grad(set_to_none=True)
             for part in self.parts:
@@ -152,14 +152,14 @@ class _Run:
                 z, prompt, values = self._losses(step, part, keys)
                 self._backward(values["loss"], part)
                 logged.append(({n: v.detach() for n, v in values.items()}, self._weight(part)))
-                made.append((z.detach().float(), prompt, keys))
+                outputs.append((z.detach().float(), prompt, keys))
                 del z, values  # the graph, which may be large
         norm = self._update(self.policy, self.optimizer)
         with self.world.collective():
             # On the z_SR of before the policy's update, as released; that of after it would need
             # another forward pass.
             self.optimizer_fake.zero_grad(set_to_none=True)
-            for part, (z, prompt, keys) in zip(self.parts, made, strict=True):
+            for part, (z, prompt, keys) in zip(self.parts, outputs, strict=True):
                 loss = self._fake_loss(z, prompt, keys)
                 self._backward(loss, part)
                 logged.append(({"fake_loss": loss.detach()}, self._weight(part)))

@@ -23,11 +23,11 @@ Keep = Callable[[int, Weights], None]
 
 
 def held_out(pairs: Shards, settings: Pretrain) -> tuple[set[int], list[int]]:
-    """(left out of the training, judged): indices of pairs.
+    """(held out of the training, used for validation): indices of pairs.
 
     Photographs are held out in the order of the hashes of their names, until they have
-    `pretrain.validate_pairs` pairs; that number is judged. Without `pretrain.validate_every` none
-    is held out.
+    `pretrain.validate_pairs` pairs; that many are used for validation. Without
+    `pretrain.validate_every` none is held out.
     Errors: ValueError if no pair is left to train on.
     """
     if settings.validate_every is None:
@@ -85,9 +85,10 @@ class Result:
         """Copies of the best weights if there was a validation, else the current ones."""
         return dict(self.best) if self.best else self.current()
 
-    def judged(self, loss: Callable[[], float]) -> float:
-        """`loss` of the current weights, which are in the model while it is called; the weights
-        become the best if it is the lowest so far.
+    def validated(self, loss: Callable[[], float]) -> float:
+        """The `loss` of the current weights, which the model has while `loss` is called.
+
+        They become the best weights if their loss is the lowest so far.
         """
         before = self._copies(self.policy)
         self._load(self.average or before)
@@ -139,7 +140,7 @@ class AfterStep:
         every = self.settings.validate_every
         logged = {}
         if every is not None and done % every == 0:
-            logged = {"validation": self.result.judged(self.loss)}
+            logged = {"validation": self.result.validated(self.loss)}
         if self.settings.keep_every is not None and done % self.settings.keep_every == 0:
             with self.world.collective():
                 if self.world.is_main:

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 from gdpo.files import check_writable, sha256, written_aside
 from gdpo.model.base import base_hashes
-from gdpo.model.card import NAME, Card, Entry, Identity, read_card, read_json, unnamed
+from gdpo.model.card import NAME, AdapterFile, Card, Identity, read_card, read_json, unnamed
 from gdpo.model.checkpoints import Hashes, Tensors, read_adapters, read_folder
 from gdpo.model.naosd import NAOSD
 
@@ -33,14 +33,14 @@ PEFT_CONFIG, PEFT_FILE = "adapter_config.json", "adapter_model.safetensors"
 INDEX = "model_index.json"
 
 
-def lineage(base_sha256: Hashes, adapters: list[tuple[str, Entry]]) -> str:
+def lineage(base_sha256: Hashes, adapters: list[tuple[str, AdapterFile]]) -> str:
     """The hash of a model: of its base's weights and its adapters, (SHA-256, entry) in order."""
     # The scaling as well as the bytes: the same file merged with another alpha is another model.
     merged = [[digest, entry.alpha / entry.rank] for digest, entry in adapters]
     return hashlib.sha256(json.dumps([sorted(base_sha256.items()), merged]).encode()).hexdigest()
 
 
-def _of_folder(folder: Path, card: Card, entries: list[Entry]) -> str:
+def _of_folder(folder: Path, card: Card, entries: list[AdapterFile]) -> str:
     hashed = [(sha256(folder / entry.file), entry) for entry in entries]
     return lineage(card.base_sha256, hashed)
 

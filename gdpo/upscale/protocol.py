@@ -1,4 +1,4 @@
-"""What both systems answer to: pictures in, pictures out, with a seed."""
+"""The interface of a super-resolver of either system: pictures in, pictures out, with a seed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

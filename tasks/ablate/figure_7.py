@@ -96,11 +96,11 @@ def _claims(results: Mapping[str, RowScores], names: Mapping[str, str]) -> Itera
         metric = names.get(column)
         if metric is None:
             continue
-        here, there = (results[settings[i]].scores[metric] for i in (setting, against))
+        own, other = (results[settings[i]].scores[metric] for i in (setting, against))
         plain: Record = {"metric": metric, "row": settings[setting], "against": settings[against]}
         if what == "range":
-            of_images = effect(np.ptp(here, axis=2)[..., None], np.ptp(there, axis=2)[..., None])
-            of_the_set = over_repeats(_ranges(here)[0], _ranges(there)[0])
+            of_images = effect(np.ptp(own, axis=2)[..., None], np.ptp(other, axis=2)[..., None])
+            of_the_set = over_repeats(_ranges(own)[0], _ranges(other)[0])
             for kind, gain in (("of the set's mean", of_the_set), ("of single images", of_images)):
                 verdict = sign(gain, True, 1.0, True)
                 yield {
@@ -111,7 +111,7 @@ def _claims(results: Mapping[str, RowScores], names: Mapping[str, str]) -> Itera
                     "sign": verdict,
                 }
         else:
-            change = effect(here, there)
+            change = effect(own, other)
             verdict = sign(change, higher_is_better(metric), 1.0 if what == "rises" else -1.0, True)
             yield {
                 **plain,

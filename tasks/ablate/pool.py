@@ -48,7 +48,8 @@ def run_all(
             )
             worker.start()
             workers.append(worker)
-            # Or this process would hold the worker's end open, and never see it close.
+            # Closed here, because the parent would otherwise hold the worker's end open too, and
+            # `recv` would not fail when the worker ends.
             theirs.close()
             busy[ours] = waiting.popleft()
             ours.send(busy[ours])
@@ -97,9 +98,8 @@ def serve(pipe: Connection, root: Path, place: str | None, parent: int) -> None:
     """Worker loop: perform each job received through the pipe; answer None, or the error in one
     line.
     """
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches the whole process group; the parent ends its workers
+    # Ctrl-C reaches the whole process group; the parent ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Before torch is imported: CUDA reads the variable once.
     if place is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = place
@@ -109,7 +109,10 @@ def serve(pipe: Connection, root: Path, place: str | None, parent: int) -> None:
     from gdpo.train.loop import Hooks, Stopped
     from tasks.ablate.runs import perform
 
+    # One thread per worker, whatever their number: the order of sums, and with it the last bits,
+    # depends on the number of threads.
     torch.set_num_threads(1)
+    # An orphan gets another parent. No signal tells a process that its parent was killed.
     hooks = Hooks(should_stop=lambda: os.getppid() != parent)
     while True:
         try:

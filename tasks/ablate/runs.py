@@ -57,15 +57,16 @@ class Job:
     """One unit of work: `rollouts`, `naosd` (its evaluation), `finetune` or `pretrain`.
 
     config: of this run. sources: `sources()`, part of every fingerprint. noise_seed: of the
-    evaluation, the same for all runs whatever their training seed. For `finetune`, made: the job of
-    its rollouts; control: shuffle their advantages; every: train on every n-th group.
+    evaluation, the same for all runs whatever their training seed. Of `finetune` jobs only:
+    rollouts: the job that makes the groups; control: shuffle their advantages; every: train on
+    every n-th group.
     """
 
     kind: str
     config: Config
     sources: dict[str, Any]
     noise_seed: int
-    made: "Job | None" = None
+    rollouts: "Job | None" = None
     control: bool = False
     every: int = 1
 
@@ -88,7 +89,7 @@ class Job:
                 "noises": config.ablate.noises
             }
             settings["noise_seed"] = self.noise_seed
-        rollouts = self.made and self.made.fingerprint
+        rollouts = self.rollouts and self.rollouts.fingerprint
         plain = {
             "kind": self.kind,
             "seed": config.seed,
@@ -277,10 +278,10 @@ def _groups(job: Job, root: Path, model: NAOSD) -> list[Group]:
     Recomputes the reference's errors if the run's noise or target differs from that of the rollout
     set.
     """
-    assert job.made is not None
-    stored, wanted = job.made.config.rollout, job.config.rollout
-    made = read_groups(root / job.made.output, job.every)
-    groups = [subset(group, wanted.group) for group in made]
+    assert job.rollouts is not None
+    stored, wanted = job.rollouts.config.rollout, job.config.rollout
+    rollouts = read_groups(root / job.rollouts.output, job.every)
+    groups = [subset(group, wanted.group) for group in rollouts]
     # Candidates and scores depend on neither, so one set serves rows with other noise or target.
     if (stored.noise, stored.target) == (wanted.noise, wanted.target):
         return groups
@@ -290,6 +291,6 @@ def _groups(job: Job, root: Path, model: NAOSD) -> list[Group]:
 @torch.no_grad()
 def _with_errors(model: NAOSD, group: Group, config: Config) -> Group:
     """The same candidates, with the reference's errors under `config`'s noise and target."""
-    there = replace(group, latents=group.latents.to(next(model.parameters()).device))
-    _, errors = by_reference(model, there, config)
+    on_device = replace(group, latents=group.latents.to(next(model.parameters()).device))
+    _, errors = by_reference(model, on_device, config)
     return replace(group, reference_error=errors.tolist())

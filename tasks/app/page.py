@@ -2,8 +2,8 @@
 
     with served(Path.cwd(), "cpu", "127.0.0.1", None) as address: ...
 
-One event does the work and is the API, `/upscale` (gradio_client); the others only show what it
-made. The module imports Gradio, the extra `app`, and is imported by nothing but the command.
+One event does the work and is the API, `/upscale` (gradio_client); the others only show its
+results. The module imports Gradio, the extra `app`, and is imported by nothing but the command.
 """
 
 import html
@@ -57,7 +57,7 @@ class Page:
     models: dict[str, Path]
     device: str
     examples: list[Path]
-    # Of the tabs that have asked for work: set when it is not wanted any more.
+    # By browser tab (session): set when the tab cancels its request or is closed.
     _unwanted: dict[str, threading.Event] = field(default_factory=dict)
 
     def blocks(self) -> gr.Blocks:
@@ -164,12 +164,13 @@ class Page:
             count=int(count),
         )
         try:
-            # Gradio has copied what was yielded when it asks for more.
+            # The folder may go at the end: Gradio copies yielded files before it resumes this
+            # generator.
             with tempfile.TemporaryDirectory() as folder:
-                for made in upscaled(wish, Path(folder), progress, unwanted.is_set, _warn):
-                    files.append(str(made.file))
-                    enlarged.append(str(made.enlarged))
-                    records.append(made.record)
+                for result in upscaled(wish, Path(folder), progress, unwanted.is_set, _warn):
+                    files.append(str(result.file))
+                    enlarged.append(str(result.enlarged))
+                    records.append(result.record)
                     yield list(zip(files, _captions(records), strict=True)), enlarged, records
         except Cancelled:
             gr.Info("Cancelled; what was ready is kept.")
@@ -269,7 +270,7 @@ def served(folder: Path, device: str, host: str, port: int | None) -> Iterator[s
     first that is free from 7860 on. Errors: OSError if the port is taken.
     """
     with tempfile.TemporaryDirectory(prefix="gdpo-sr-app-") as scratch:
-        # What Gradio takes over must lie beside its folder, or it would not copy it.
+        # Gradio copies a file into its own folder only if the file lies outside of it.
         work, uploads = Path(scratch) / "work", Path(scratch) / "uploads"
         work.mkdir()
         tempfile.tempdir, os.environ["GRADIO_TEMP_DIR"] = str(work), str(uploads)

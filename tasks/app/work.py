@@ -32,12 +32,12 @@ Report = Callable[[float, str], None]
 
 
 class Cancelled(Exception):
-    """The person does not want the rest."""
+    """The user cancelled the request."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a person asked for.
+    """The input of one request.
 
     photos: uploaded files. model, device: as in `gdpo-sr upscale`. seed: the first of `count`.
     t_add: None for the model's own; of no meaning to a model without noise.
@@ -63,7 +63,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Made:
+class Result:
     """One result: the file, the bicubic enlargement that it stands beside, and its record."""
 
     file: Path
@@ -77,7 +77,7 @@ def upscaled(
     report: Report,
     is_cancelled: Callable[[], bool],
     on_bad: Callable[[str], None],
-) -> Iterator[Made]:
+) -> Iterator[Result]:
     """The results of all photographs, photograph by photograph, in files below `folder`.
 
     report: called with the share that is done and what is being done. on_bad: called with one line
@@ -113,7 +113,7 @@ def upscaled(
                 file = place / f"{photo.stem}_x{request.scale:g}_seed{one.seed}.png"
                 write_picture(file, _with(picture, one.photo.image, size))
                 record = _record(request, t_add, number, photo, one, size)
-                yield Made(file, enlarged, record | {"kind": model.identity.kind})
+                yield Result(file, enlarged, record | {"kind": model.identity.kind})
         except ValueError as error:
             if len(request.photos) == 1:
                 raise

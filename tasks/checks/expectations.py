@@ -116,6 +116,7 @@ def validate(suites: Sequence[Suite], docs: Path, failed: Path, report: str) -> 
             for suite, result in zip(suites, results, strict=True)
             for line in _failures(suite, result)
         ]
+        # Pages about a failure never replace those of the last good table.
         with written_aside(failed if lines else docs) as part:
             part.mkdir()
             pages = {
@@ -158,7 +159,7 @@ def _run(suite: Suite) -> Any:
     batch = asset.add_batch_definition_whole_dataframe("all").get_batch(
         {"dataframe": suite.table.to_pandas()}
     )
-    chosen = [getattr(expectations, one.kind)(**one.arguments) for one in suite.expectations]
+    chosen = [getattr(expectations, e.kind)(**e.arguments) for e in suite.expectations]
     detail = {
         # SUMMARY stops at SHOWN failing rows; COMPLETE would list all of 120,000.
         "result_format": "SUMMARY",

@@ -30,7 +30,7 @@ ROW_GROUP = 2
 
 # Dictionaries and statistics do not help: latents never repeat and are never searched by value.
 # Statistics also sit in page headers, which have no checksum.
-HOW: dict[str, Any] = {
+PARQUET_OPTIONS: dict[str, Any] = {
     "compression": "zstd",
     "use_dictionary": False,
     "write_statistics": False,
@@ -44,17 +44,17 @@ def groups(model: NAOSD, pairs: list[Pair], config: Config) -> Iterator[Group | 
         yield from rollout(model, list(same), config)
 
 
-def skipped(described: pa.Schema) -> dict[str, str]:
+def skipped(schema: pa.Schema) -> dict[str, str]:
     """{pair id: why it gave no group} of a chunk or a file of rollouts."""
-    reasons: dict[str, str] = json.loads(described.metadata[b"skipped"])
+    reasons: dict[str, str] = json.loads(schema.metadata[b"skipped"])
     return reasons
 
 
 class Chunks:
     """Chunks of one rollout set below `folder`; inputs: text that identifies all they depend on."""
 
-    def __init__(self, folder: Path, inputs: str, described: pa.Schema) -> None:
-        self._described = described
+    def __init__(self, folder: Path, inputs: str, schema: pa.Schema) -> None:
+        self._schema = schema
         self._files: dict[int, Path] = {}
         self._store = ItemStore(folder, inputs, "*.parquet")
         self._store.open()
@@ -67,32 +67,34 @@ class Chunks:
         """
         path = self._files[number] = self._store.path(f"{number:08d}.parquet")
         try:
+            # Damage counts as absence: making a chunk again costs seconds, and the next run would
+            # stop at the same file.
             return pq.read_table(path, page_checksum_verification=True), False
         except (OSError, pa.ArrowException):
             return self._keep(path, make()), True
 
     def _keep(self, path: Path, outcomes: Iterable[Group | Skipped]) -> pa.Table:
         rows, without = [], {}
-        for one in outcomes:
-            if isinstance(one, Skipped):
-                without[one.id] = one.reason
+        for outcome in outcomes:
+            if isinstance(outcome, Skipped):
+                without[outcome.id] = outcome.reason
             else:
-                rows.append(to_row(one))
-        metadata = {**(self._described.metadata or {}), "skipped": json.dumps(without)}
-        table = pa.Table.from_pylist(rows, schema=self._described.with_metadata(metadata))
+                rows.append(to_row(outcome))
+        metadata = {**(self._schema.metadata or {}), "skipped": json.dumps(without)}
+        table = pa.Table.from_pylist(rows, schema=self._schema.with_metadata(metadata))
         with self._store.write(path.name) as aside:
-            pq.write_table(table, aside, **HOW)
+            pq.write_table(table, aside, **PARQUET_OPTIONS)
         return table
 
     def join(self, path: Path, metadata: dict[str, str]) -> None:
         """Write all requested chunks to one file, in the order of the requests, with `metadata`
         added to the schema's.
         """
-        described = self._described.with_metadata({**(self._described.metadata or {}), **metadata})
-        with pq.ParquetWriter(path, described, **HOW) as writer:
+        schema = self._schema.with_metadata({**(self._schema.metadata or {}), **metadata})
+        with pq.ParquetWriter(path, schema, **PARQUET_OPTIONS) as writer:
             waiting: list[pa.Table] = []  # a few chunks in memory at a time
             for index, file in enumerate(self._files.values()):
-                waiting.append(pq.read_table(file).replace_schema_metadata(described.metadata))
+                waiting.append(pq.read_table(file).replace_schema_metadata(schema.metadata))
                 if index == len(self._files) - 1 or sum(map(len, waiting)) >= ROW_GROUP:
                     writer.write_table(pa.concat_tables(waiting))
                     waiting = []

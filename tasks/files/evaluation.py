@@ -44,7 +44,7 @@ _PRIVATE = ("result.json", "features.npz")  # not copied into the results
 
 
 @dataclass(frozen=True)
-class Done:
+class FinishedImage:
     """One finished image: its entry in summary.json, its scores {model: {metric: (N,)}}, and its
     group of candidates or None.
     """
@@ -89,8 +89,8 @@ def image_entry(pair: Pair, folder: str) -> dict[str, Any]:
     }
 
 
-class Kept:
-    """The finished images of a run in progress. folder: work/evaluate/<benchmark>.
+class ImageStore:
+    """Stores the finished images of a run in progress. folder: work/evaluate/<benchmark>.
 
     inputs: text that identifies all that the images depend on (gdpo.items).
     """
@@ -100,7 +100,7 @@ class Kept:
         self._store = ItemStore(self.images, inputs, "[0-9]*")
         self._store.open()
 
-    def read(self, name: str) -> Done | None:
+    def read(self, name: str) -> FinishedImage | None:
         """A finished image, or None if it is missing or a file of it is damaged."""
         folder = self.images / name
         try:
@@ -114,11 +114,11 @@ class Kept:
             model: {m: np.array(v) for m, v in metrics.items()}
             for model, metrics in content["scores"].items()
         }
-        return Done(content["entry"], scores, content["group"])
+        return FinishedImage(content["entry"], scores, content["group"])
 
     def write(
         self,
-        done: Done,
+        done: FinishedImage,
         pair: Pair,
         result: ImageResult,
         features: dict[str, Features],
@@ -128,6 +128,7 @@ class Kept:
         """Store a finished image. features: of its outputs by model, and of `hr`, for FID; may be
         empty.
         """
+        # One folder per image, renamed when it is complete: a kill leaves a whole image or none.
         with self._store.write(done.entry["folder"]) as part:
             part.mkdir()
             if pictures:
@@ -165,6 +166,7 @@ class Kept:
 
 def _sums(folder: Path, content: dict[str, Any]) -> dict[str, str]:
     """SHA-256 of what belongs to a finished image: the content of result.json, and its files."""
+    # sort_keys: the content read back from JSON must have the hash of the content that was written.
     own = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     others = {
@@ -206,7 +208,7 @@ def candidates(
 
 
 def write_results(
-    out: Path, config: Config, origin: dict[str, Any], images: list[Done], kept: Kept
+    out: Path, config: Config, origin: dict[str, Any], images: list[FinishedImage], kept: ImageStore
 ) -> None:
     """Write the results of all images to `out`.
 
@@ -259,7 +261,7 @@ def write_results(
 
 
 def _sets(
-    origin: dict[str, Any], images: list[Done], kept: Kept
+    origin: dict[str, Any], images: list[FinishedImage], kept: ImageStore
 ) -> dict[str, dict[str, list[float]]]:
     """{set metric: {model: one value per noise}}; a set is all images' outputs for one noise."""
     if "fid" not in origin["metrics"]:

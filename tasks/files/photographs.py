@@ -28,6 +28,7 @@ from gdpo.data.sources import Photo, Split, named, photographs, place
 from gdpo.errors import one_line
 from gdpo.files import written_aside
 from gdpo.images import read_photo
+from tasks import paths
 
 SCHEMA = pa.schema(
     [
@@ -46,6 +47,11 @@ LR = pa.schema([pa.field("lr", pa.string()), pa.field("lr_sha256", pa.string())]
 LIMIT = b"gdpo-limit"
 
 
+def list_of(part: str) -> str:
+    """The file of a part's list, relative to the root of a run; `*` for the lists of all parts."""
+    return f"{paths.PHOTOS}/{part}.parquet"
+
+
 def listed(sources: Sequence[Photographs], split: Split, root: Path) -> list[Photo]:
     """Every photograph of `sources` (those of `degrade.<split>`), sorted by name.
 
@@ -57,6 +63,8 @@ def listed(sources: Sequence[Photographs], split: Split, root: Path) -> list[Pho
         raise ValueError(
             f"degrade.{split}: the paths of all sources but the first must end in different names"
         )
+    # The first source has no prefix, so that adding a second one renames no photograph: ids of
+    # patches, and with them degradations, follow from the names.
     all_photos: list[Photo] = []
     for source, prefix in zip(sources, prefixes, strict=False):
         photos = (
@@ -97,7 +105,7 @@ def _remote(url: str, split: Split) -> list[Photo]:
 
 
 @dataclass(frozen=True)
-class Entry:
+class ListedPhoto:
     """One row of a list: the photograph, and the hash of its pixels at the time of indexing."""
 
     photo: Photo
@@ -167,7 +175,7 @@ def _below(path: Path | None, root: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
-def read_list(path: Path, root: Path) -> list[Entry]:
+def read_list(path: Path, root: Path) -> list[ListedPhoto]:
     """The photographs of one part; ValueError naming the list if it is missing or damaged."""
     try:
         table = pq.read_table(path, schema=pa.unify_schemas([SCHEMA, LR]))
@@ -176,7 +184,10 @@ def read_list(path: Path, root: Path) -> list[Entry]:
             f"{path}: damaged or missing list of photographs ({one_line(error)}); run the "
             "index stage"
         ) from error
-    return [Entry(_opened(row, root), row["sha256"], row["lr_sha256"]) for row in table.to_pylist()]
+    return [
+        ListedPhoto(_opened(row, root), row["sha256"], row["lr_sha256"])
+        for row in table.to_pylist()
+    ]
 
 
 def limit_of(path: Path) -> str | None:

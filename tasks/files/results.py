@@ -1,4 +1,4 @@
-"""What the stages that evaluate write about a benchmark, for everyone who reads it. Without torch.
+"""Reading the results of an evaluated benchmark, without importing torch.
 
 summary.json       means, standard errors, paired differences (tasks/files/evaluation.py)
 candidates.json    groups of the reference's outputs, as training scores them

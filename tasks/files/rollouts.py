@@ -29,9 +29,10 @@ from tasks.files.groups import AGAIN, check_hash, damage, opened
 from tasks.files.selection import Selected
 from tasks.run.fingerprint import model_fingerprint, prompts_of
 
-# Settings that matter for one kind of candidates only (ONLY_FOR) or for no group (NO_MATTER).
+FILE = "00000.parquet"  # of a part
+# Settings that matter for one kind of candidates only (ONLY_FOR) or for no group (NO_EFFECT).
 ONLY_FOR = {"guidance_range": "guidance", "t_add_range": "t_add", "sigma": "action"}
-NO_MATTER = {"parts", "batch"}
+NO_EFFECT = {"parts", "batch"}
 NAMES = {
     "reference": "reference (models/naosd)",
     "prompts": "text encoder or tokenizer (model.base)",
@@ -41,7 +42,7 @@ NAMES = {
 def header(config: Config, root: Path) -> dict[str, Any]:
     """{printed name: value} of everything that a rollout set depends on, except the pairs."""
     kind = config.rollout.candidates
-    settings = config.rollout.model_dump(exclude=NO_MATTER)
+    settings = config.rollout.model_dump(exclude=NO_EFFECT)
     stated = {
         "reference": model_fingerprint(root / paths.NAOSD),
         "prompts": prompts_of(root / config.model.base),
@@ -108,6 +109,8 @@ class Rollouts(Sequence[Group]):
         _check_parts(folder, plans)
         _check_metrics(files[0], plans[files[0]], config.rollout)
         self._settings = config.rollout
+        # Kept open: a step reads groups of random files, and a footer takes longer to parse than a
+        # group to read.
         self._files = {path: opened(path) for path in files}
         places: dict[str, tuple[Path, int, int]] = {}  # id -> file, row group, row in it
         for path, file in self._files.items():
@@ -205,9 +208,11 @@ def _check_metadata(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     # reference before its settings.
     for key in [*wanted, *(key for key in stored if key not in wanted)]:
         if stored.get(key) != wanted.get(key):
-            known, present = (_short(values.get(key)) for values in (stored, wanted))
+            stored_value, wanted_value = (_short(values.get(key)) for values in (stored, wanted))
             name = NAMES.get(key, key)
-            raise ValueError(f"{path}: made with {name} {known}, and now it is {present}; {AGAIN}")
+            raise ValueError(
+                f"{path}: made with {name} {stored_value}, and now it is {wanted_value}; {AGAIN}"
+            )
     return dict(json.loads(metadata[b"plan"]))
 
 
@@ -221,17 +226,17 @@ def _check_parts(folder: Path, plans: dict[Path, dict[str, Any]]) -> None:
                 f"{path}: of another rollout set than {first} (other {key}); run all parts of the "
                 "rollout stage"
             )
-    there = {path.relative_to(folder).as_posix() for path in plans}
-    files = {f"{part}/00000.parquet": part for part in of_first["parts"]}
-    missing = [part for name, part in files.items() if name not in there]
+    present = {path.relative_to(folder).as_posix() for path in plans}
+    files = {f"{part}/{FILE}": part for part in of_first["parts"]}
+    missing = [part for name, part in files.items() if name not in present]
     if missing:
         raise ValueError(
             f"{folder}: part {missing[0]} is missing; run it: python -m tasks rollout --part "
             f"{missing[0]}"
         )
-    if odd := sorted(there - set(files)):
+    if unknown := sorted(present - set(files)):
         raise ValueError(
-            f"{folder / odd[0]}: belongs to no part ({', '.join(of_first['parts'])}); delete it"
+            f"{folder / unknown[0]}: belongs to no part ({', '.join(of_first['parts'])}); delete it"
         )
 
 

@@ -1,6 +1,6 @@
-"""The pairs that `select` chose: data/selected/manifest.parquet, read nowhere else.
+"""The pairs that `select` chose, from data/selected/manifest.parquet; its only reader.
 
-manifest.parquet: id, score and detail share in order of rank; scores.parquet beside it has every
+The manifest has id, score and detail share in order of rank. scores.parquet beside it has every
 patch, with its reason (tasks/stages/select.py).
 """
 
@@ -43,10 +43,10 @@ class Selected(Sequence[Pair]):
             raise ValueError(
                 f"{path}: damaged manifest ({one_line(error)}); run the select stage again"
             ) from error
-        strangers = [id_ for id_ in self.ids if id_ not in self._index]
-        if strangers:
+        unknown = [id_ for id_ in self.ids if id_ not in self._index]
+        if unknown:
             raise ValueError(
-                f"{path}: patch {strangers[0]} is not in data/shards/train; run the select stage "
+                f"{path}: patch {unknown[0]} is not in data/shards/train; run the select stage "
                 "again"
             )
         if by_id:

@@ -11,29 +11,29 @@ import json
 from datetime import UTC, datetime
 from pathlib import Path
 
-EXAMPLE = "gdpo-sr promote 20261121T020000Z-1a2b3c4d --store s3://gdpo-sr"
+from tasks.arguments import DEFAULT_STORE, add_store
+
+EXAMPLE = f"gdpo-sr promote 20261121T020000Z-1a2b3c4d --store {DEFAULT_STORE}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The run and the bucket."""
     parser.add_argument("run", help="its name in runs/index.html")
-    parser.add_argument(
-        "--store", default="s3://gdpo-sr", metavar="URL", help="default: s3://gdpo-sr"
-    )
+    add_store(parser)
     parser.add_argument("--json", action="store_true", help="print the run's manifest")
 
 
 def main(args: argparse.Namespace) -> int:
     """Promote the run and download its scores."""
     from tasks.paths import MODELS_PAGE
-    from tasks.publish import publication  # torch, boto3: seconds
+    from tasks.publish import promotion, records  # torch, boto3: seconds
     from tasks.store.s3 import Store
     from tasks.systems import SYSTEMS
 
-    manifest = publication.promote(args.store, args.run, datetime.now(UTC))
+    manifest = promotion.promote(args.store, args.run, datetime.now(UTC))
     store = Store.at(args.store)
-    folder = SYSTEMS[publication.system_of(manifest)].promoted
-    brought = publication.bring_scores(store, manifest, Path(folder))
+    folder = SYSTEMS[records.system_of(manifest)].promoted
+    brought = promotion.download_scores(store, manifest, Path(folder))
     if args.json:
         print(json.dumps(manifest, indent=2))
     else:

@@ -45,12 +45,12 @@ def check(
     config: Config, root: Path, benchmark: str | None, against: str, system: str = "gdpo"
 ) -> int:
     """Compare with an earlier run and report; returns 0, or 4 after a regression. Errors: those of
-    `place` and `compare`.
+    `baseline_scores` and `compare`.
 
     system: whose evaluation, a key of `SYSTEMS`.
     """
     benchmark = benchmark or config.evaluate.benchmarks[0]
-    before = place(config, root, benchmark, against, system)
+    before = baseline_scores(config, root, benchmark, against, system)
     now = root / SYSTEMS[system].evaluations / benchmark / SCORES
     scores = read_scores(now)
     models = EvaluatedModels.of_origin(scores.origin, str(now))
@@ -87,7 +87,7 @@ def comparison(benchmark: str, system: str) -> str:
     return "/".join([paths.AGAINST, *own, f"{benchmark}.json"])
 
 
-def place(
+def baseline_scores(
     config: Config, root: Path, benchmark: str | None, against: str, system: str = "gdpo"
 ) -> Path:
     """The file of the run to compare with. Errors: ValueError naming it if it is missing."""
@@ -137,6 +137,8 @@ def compare(scores: ImageScores, before: Path, model: str) -> tuple[Changes, dic
     a, b = (run.image_means(shared, noises) for run in (scores, old_scores))
     higher = {metric: higher_is_better(metric) for metric in shared}
     changed = changes(a, b, higher, model, scores.photographs)
+    # Every image of both runs must take part: a comparison over the images that happen to be shared
+    # could hide a regression on the others.
     if not changed.rows or changed.images < max(changed.of, len(b.get(model, {}))):
         raise ValueError(
             f"{before}: of other images, models or metrics than this run; evaluate the earlier "

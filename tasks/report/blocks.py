@@ -99,9 +99,8 @@ def _cell(
     rivals = [other[column] for _, origin, other in block if origin == source and column in other]
     best = min(rivals) if column in paper.LOWER_IS_BETTER else max(rivals)
     value = values[column]
-    printed = (
-        len(repr(value).partition(".")[2]) if source == PAPER else 0
-    )  # the paper prints 8.654 in a column of two decimals
+    # The paper prints 8.654 in a column of two decimals.
+    printed = len(repr(value).partition(".")[2]) if source == PAPER else 0
     return Cell(
         number(value, max(DECIMALS.get(column, 4), printed)),
         value,

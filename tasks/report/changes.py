@@ -13,7 +13,7 @@ import numpy as np
 from gdpo.config.evaluation import BICUBIC
 from gdpo.evaluate.benchmark import REWARD
 from gdpo.evaluate.models import EvaluatedModels
-from gdpo.evaluate.statistics import by_photograph, finite, paired_difference, verdict
+from gdpo.evaluate.statistics import LEVEL, by_photograph, finite, paired_difference, verdict
 from tasks.files.scores import ImageMeans
 from tasks.report.tables import (
     Cell,
@@ -30,9 +30,8 @@ from tasks.report.tables import (
 )
 from tasks.report.verdict import DifferenceRow, evidence
 
-SAME_INPUT = (
-    1e-4  # relative: bicubic scores closer than this mean the same image and the same metric
-)
+# Relative difference of bicubic scores below which image and metric are the same in both runs.
+SAME_INPUT = 1e-4
 
 
 @dataclass(frozen=True)
@@ -144,7 +143,7 @@ def changes_table(summary: Summary, changed: Changes) -> Table:
     caption = (
         f"{name} in this run minus the promoted run, paired over "
         f"{photographs_text(changed.photographs, changed.images)}: those whose bicubic enlargement "
-        "scores the same in both. A verdict needs p < 0.01."
+        f"scores the same in both. A verdict needs p < {LEVEL}."
     ) + no_published_niqe(difference["metric"] for difference in changed.rows)
     rows = [
         [

@@ -22,6 +22,7 @@ from gdpo.model.card import IDENTITIES, Identity
 from gdpo.preference.group import reward_of
 from gdpo.preference.order import group_at, training_seed
 from tasks.files.groups import read_columns
+from tasks.paths import STEP_VALUES
 from tasks.report import figures
 from tasks.report.gallery import read_text
 from tasks.report.tables import label
@@ -181,7 +182,7 @@ def _curves(
 
 
 def _log(root: Path, folder: str) -> list[dict[str, float]]:
-    return [json.loads(line) for line in read_text(root, f"{folder}/metrics.jsonl").splitlines()]
+    return [json.loads(line) for line in read_text(root, f"{folder}/{STEP_VALUES}").splitlines()]
 
 
 def read_groups(root: Path, reward: Reward) -> Groups:
@@ -216,7 +217,7 @@ def batches(
     steps = [int(entry["step"]) for entry in rows]
     trained = training_seed(seed, settings.repeat)
     count = len(groups["reward"])
-    visited_SB = np.array(
+    group_SB = np.array(
         [
             [group_at(trained, step * settings.batch + i, count)[0] for i in range(settings.batch)]
             for step in steps
@@ -224,7 +225,7 @@ def batches(
     )
     spread_B = groups["reward"].std(axis=1, ddof=1)
     logged = [entry.get(f"reward{SPREAD}", np.nan) for entry in rows]
-    if not np.allclose(spread_B[visited_SB].mean(axis=1), logged, rtol=1e-4, atol=1e-6):
+    if not np.allclose(spread_B[group_SB].mean(axis=1), logged, rtol=1e-4, atol=1e-6):
         return [], (
             "The logged spread of the reward is not that of data/rollouts: the training saw other "
             "groups. Run the finetune stage again."
@@ -235,7 +236,7 @@ def batches(
         chosen_B = np.take_along_axis(values_BG, best_B[:, None], axis=1)[:, 0]
         means = {GROUP_MEAN: values_BG.mean(axis=1), PREFERRED: chosen_B}
         series = {
-            name: (steps, values_B[visited_SB].mean(axis=1)) for name, values_B in means.items()
+            name: (steps, values_B[group_SB].mean(axis=1)) for name, values_B in means.items()
         }
         plots.append(
             _curves(assets, f"batch-{index:02d}", label(metric), "of the step’s candidates", series)

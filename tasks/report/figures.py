@@ -23,9 +23,8 @@ STYLE = (
     ":root{--ink:#3a4049;--grid:#e3e6ea}@media(prefers-color-scheme:dark){:root{--ink:#b9c0ca;--grid:#333a44}}"
     "text{font-family:system-ui,sans-serif!important}"
 )
-Series = Mapping[
-    str, tuple[Sequence[float], Sequence[float] | np.ndarray]
-]  # {label: (steps, values)}
+# {label: (steps, values)}
+Series = Mapping[str, tuple[Sequence[float], Sequence[float] | np.ndarray]]
 Roles = Mapping[str, str]  # label -> role of the model (gdpo.model.card)
 
 SETTINGS: Any = {  # Any: matplotlib types the keys of rc_context as literals

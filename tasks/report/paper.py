@@ -6,6 +6,8 @@ Each line of a table below is a line of the paper's table, below its dataset.
 
 from dataclasses import dataclass
 
+from gdpo.metrics import table
+
 # Column of the paper -> our metric of the same definition (docs/fidelity.md). The paper's tables
 # use MANIQA with the PIPAL weights.
 METRICS = {
@@ -19,7 +21,9 @@ METRICS = {
     "CLIPIQA": "clipiqa",
     "AFINE": "afine",
 }
-LOWER_IS_BETTER = frozenset({"LPIPS", "FID", "DISTS", "AFINE"})
+LOWER_IS_BETTER = frozenset(
+    column for column, metric in METRICS.items() if not table.METRICS[metric].higher_is_better
+)
 # Dataset of the paper -> name of its benchmark in `evaluate.pairs`.
 BENCHMARKS = {"DRealSR": "drealsr", "RealSR": "realsr", "DIV2K-val": "div2k_val"}
 NAOSD, OURS = "NAOSD", "GDPO-SR"

@@ -37,7 +37,7 @@ def since(
 
     None if no run of the benchmark is promoted.
     """
-    promoted = root / "promoted" / benchmark / SCORES
+    promoted = root / paths.PROMOTED / benchmark / SCORES
     if not promoted.is_file():
         return None
     higher = {
@@ -77,7 +77,7 @@ def photographs(root: Path) -> list[dict[str, Any]]:
     """For the training and the held-out photographs: the number used, the number skipped by reason,
     and the skipped ones.
     """
-    content = json.loads(read_text(root, f"{paths.PHOTOGRAPHS}/report.json"))
+    content = json.loads(read_text(root, f"{paths.PHOTOGRAPHS}/{paths.STAGE_REPORT}"))
     return [
         {
             "title": {"train": "Training", "evaluation": "Held out"}[split],
@@ -92,7 +92,7 @@ def photographs(root: Path) -> list[dict[str, Any]]:
 def parts(root: Path, names: list[str]) -> list[tuple[str, int, int]]:
     """(part, photographs, pairs) of each part of degrade."""
     reports = [
-        (name, json.loads(read_text(root, f"{paths.DEGRADED}/{name}/report.json")))
+        (name, json.loads(read_text(root, f"{paths.DEGRADED}/{name}/{paths.STAGE_REPORT}")))
         for name in names
     ]
     return [(name, report["photographs"], report["pairs"]) for name, report in reports]
@@ -118,8 +118,8 @@ def evidence(root: Path) -> dict[str, Any] | None:
 
 def data_docs(root: Path, names: list[str]) -> list[tuple[str, str]]:
     """(name, address) of the Great Expectations sites that exist under reports/data-docs."""
-    there = [name for name in names if (root / paths.DATA_DOCS / name / "index.html").is_file()]
-    return [(name, quote(f"data-docs/{name}/index.html")) for name in there]
+    existing = [name for name in names if (root / paths.DATA_DOCS / name / "index.html").is_file()]
+    return [(name, quote(f"data-docs/{name}/index.html")) for name in existing]
 
 
 def flat(content: Any, prefix: str = "") -> list[tuple[str, str]]:

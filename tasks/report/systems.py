@@ -19,7 +19,7 @@ import numpy as np
 from gdpo.config.evaluation import BICUBIC
 from gdpo.evaluate.benchmark import REWARD
 from gdpo.evaluate.models import EvaluatedModels
-from gdpo.evaluate.statistics import Array, summarise
+from gdpo.evaluate.statistics import LEVEL, Array, summarise
 from gdpo.images import read_photo
 from tasks.files.results import SUMMARY, read_summary
 from tasks.files.scores import SCORES, ImageScores, read_scores
@@ -63,9 +63,9 @@ def joint(root: Path, benchmark: str) -> dict[str, Any]:
 
     # Enlargements and other methods' outputs are the same in both.
     values = {
-        named(system, name): found
+        named(system, name): arrays
         for system, own in scores.items()
-        for name, found in _arrays(own, list(photographs), list(higher)).items()
+        for name, arrays in _arrays(own, list(photographs), list(higher)).items()
     }
     ours = {system: f"{system}/{own.ours}" for system, own in models.items()}
     starts = {system: f"{system}/{own.baseline}" for system, own in models.items()}
@@ -79,7 +79,7 @@ def joint(root: Path, benchmark: str) -> dict[str, Any]:
             {name: values[name] for name in [*(v for v in values if v not in cards), *cards]},
             higher,
             [
-                *((found["vlcot"], found["gdpo"]) for found in (ours, starts)),
+                *((names["vlcot"], names["gdpo"]) for names in (ours, starts)),
                 *((model, BICUBIC) for model in ours.values()),
             ],
             unit_of=starts["gdpo"],
@@ -143,7 +143,8 @@ def paired_table(summary: Summary) -> Table:
     spread_at = len(table.header) - 2  # a spread over noises is each system's own
     caption = (
         f"Paired over {tables.sample(summary)}, tiles and noises averaged first; Student's t "
-        "interval and two-sided p, not adjusted for the number of rows. A verdict needs p < 0.01."
+        "interval and two-sided p, not adjusted for the number of rows. A verdict needs p < "
+        f"{LEVEL}."
     ) + tables.no_published_niqe(summary["metrics"])
     return replace(
         table,

@@ -18,6 +18,7 @@ from typing import Any
 
 from gdpo.evaluate.benchmark import REWARD
 from gdpo.evaluate.models import EvaluatedModels
+from gdpo.evaluate.statistics import LEVEL
 from gdpo.metrics.table import METRICS
 
 Summary = Mapping[str, Any]
@@ -205,8 +206,8 @@ def differences_table(summary: Summary) -> Table:
 
     caption = (
         f"Paired over {sample(summary)}, tiles and noises averaged first; Student's t interval "
-        "and two-sided p, not adjusted for the number of rows. A verdict needs p < 0.01. Spread: "
-        "within-image standard deviation over noises; the reward is in that unit already."
+        f"and two-sided p, not adjusted for the number of rows. A verdict needs p < {LEVEL}. "
+        "Spread: within-image standard deviation over noises; the reward is in that unit already."
     ) + no_published_niqe(summary["metrics"])
     header = [
         "Comparison",

@@ -25,10 +25,10 @@ STAGES = "tasks.stages"
 # Modules left out of every hash, with the reason. A name covers everything below it.
 LEFT_OUT = {
     "gdpo.config": "params.yaml states every key, and DVC compares the values themselves",
-    "tasks.store": "S3: where bytes lie changes no byte",
+    "tasks.store": "S3: the place of a file does not change its content",
     "gdpo.tagger": "optional: only runs where model.tagger names a folder",
     "tasks.paths": "names of files: DVC compares a stage's dependencies and outputs",
-    "tasks.systems": "the same, by system",
+    "tasks.systems": "names of files of each system, as tasks.paths",
     "tasks.run.code": "this module",
 }
 # Optional branches: (module, what it imports for them) -> the reason. A stage that imports the same
@@ -41,7 +41,7 @@ OPTIONAL = {
 
 
 def closure(module: str, repository: Path = REPOSITORY) -> list[Path]:
-    """The files of ours that `module` imports anywhere, itself first in line, sorted by path.
+    """The files of `module` and of all modules of ours that it imports, sorted by path.
 
     Errors: ValueError if there is no such module.
     """

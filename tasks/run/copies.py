@@ -1,16 +1,17 @@
-"""Copies of a training's checkpoint in a bucket, so that it can go on on another host.
+"""Copies of a training's checkpoint in a bucket, from which another host can resume.
 
     GDPO_CHECKPOINTS=s3://BUCKET/results/checkpoints    where; without it nothing is copied
     GDPO_CHECKPOINT_MINUTES=5                           the least time between two copies
 
     results/checkpoints/<SHA-256 of the inputs>/<steps>.pt
 
-A copy is made in the background, of the latest checkpoint in work/, and at once when the stage is
-asked to stop. It never delays a step: while one copy is under way only the latest checkpoint waits,
-and what goes wrong costs a line. An older copy is deleted after a newer one is complete.
+A thread uploads the latest checkpoint in work/; on a stop request it does so at once. Uploading
+never delays a step: checkpoints that are written during an upload replace each other, so only the
+latest is uploaded next. A failed upload is reported in one line and tried again. An older copy is
+deleted after a newer one is complete.
 
-A start fetches the copy with the most steps, if that has more than the checkpoint in work/. Every
-copy is checked against its SHA-256, the inputs and the steps that it should have.
+At its start a training fetches the copy with the most steps, if that has more than the checkpoint
+in work/. Every copy is checked against its SHA-256 and against the expected inputs and steps.
 
     python -m tasks.run.copies work/finetune/gdpo       deletes the copies of a training whose
                                                         outputs are pushed; the flows do it too
@@ -52,27 +53,29 @@ class Copies:
         # Under `_changed`: the newest checkpoint that is not copied yet, as an open file.
         self._waiting: tuple[str, int, BinaryIO] | None = None
         self._next = 0.0
-        self._last = False
+        self._last = False  # set by `close`: the thread ends after the checkpoint that waits
+        # A daemon: an upload that hangs must not keep the process from ending.
         self._thread = threading.Thread(target=self._copy_all, name=THREAD, daemon=True)
 
     def fetch(self, fingerprint: str, steps: int, path: Path) -> None:
         """Replace the checkpoint at `path` by the copy with the most steps, up to `steps`, if that
         has more than the checkpoint.
 
-        A store that does not answer and copies that are damaged cost a line.
+        If the store does not answer or a copy is damaged, one line says so and the training starts
+        without it.
         """
-        here = _steps_of(path)
+        local_steps = _steps_of(path)
         try:
             self._note(fingerprint)
-            there = sorted(self._copies(fingerprint), reverse=True)
+            newest_first = sorted(self._copies(fingerprint), reverse=True)
         # Any error: a training must not depend on its copies.
         except Exception as error:
             _say(f"the bucket was not searched for a copy of the checkpoint ({one_line(error)})")
             return
-        for step, key in there:
-            # Beyond `steps` it is of a longer training of equal inputs, which this one would not
-            # reach.
-            if not here < step <= steps:
+        for step, key in newest_first:
+            # A copy beyond `steps` is of a longer training with equal inputs; `Loop.resume` refuses
+            # a checkpoint beyond its last step.
+            if not local_steps < step <= steps:
                 continue
             try:
                 with written_aside(path) as part:
@@ -86,7 +89,7 @@ class Copies:
 
     def saved(self, fingerprint: str, step: int, path: Path) -> None:
         """Copy the checkpoint at `path` when its turn comes. Returns at once."""
-        # Open, it stays what it is when the next checkpoint is renamed over it.
+        # The open file keeps its content when the next checkpoint is renamed over its path.
         file = path.open("rb")
         with self._changed:
             if self._waiting is not None:
@@ -126,8 +129,8 @@ class Copies:
         with self._changed:
             while not self._last and (pause := self._pause()) != 0:
                 self._changed.wait(pause)
-            # Out of the lock's reach from here on, so that `saved` can put the next one there while
-            # this one is uploaded.
+            # Taken out of `_waiting`: the upload runs without the lock, and `saved` can store the
+            # next checkpoint there meanwhile.
             taken, self._waiting = self._waiting, None
             self._next = time.monotonic() + self.every_s
             return taken
@@ -137,7 +140,7 @@ class Copies:
         return None if self._waiting is None else max(0.0, self._next - time.monotonic())
 
     def _put_back(self, taken: tuple[str, int, BinaryIO]) -> None:
-        """Try again the next time, unless there is a newer checkpoint or this was the last try."""
+        """Upload it at the next turn, unless there is a newer checkpoint or `close` was called."""
         with self._changed:
             if self._waiting is None and not self._last:
                 self._waiting = taken
@@ -145,10 +148,11 @@ class Copies:
         taken[2].close()
 
     def _copy(self, fingerprint: str, step: int, file: BinaryIO) -> None:
-        # A path to the open file: the checkpoint's own leads to the newer one by now.
+        # boto3 takes a path. The checkpoint's own path may lead to a newer checkpoint by now, so
+        # this is the path of the open file (Linux).
         content = Path(f"/proc/self/fd/{file.fileno()}")
         self.store.write(f"{_place(fingerprint)}{step:08d}.pt", content, threads=False)
-        # Only now: until the newer copy is complete, the older one is the only one.
+        # After the upload: until then the older copy is the only complete one.
         for older, key in list(self._copies(fingerprint)):
             if older < step:
                 self.store.delete(key)
@@ -178,7 +182,7 @@ def copies(work: Path) -> Iterator[dict[str, Any]]:
         yield {}
         return
     running = Copies(url, 60.0 * _minutes(), work)
-    # A training that finished needs no copy; one that stopped or failed goes on from its last.
+    # A finished training needs no copy; one that stopped or failed resumes from its last.
     finished = False
     try:
         yield {"saved": running.saved, "fetch": running.fetch}
@@ -236,7 +240,7 @@ def _check(path: Path, fingerprint: str, step: int) -> None:
 def _load(path: Path) -> dict[str, Any]:
     import torch
 
-    # Mapped, so that its tensors are not read.
+    # Memory-mapped: only the fingerprint and the step are needed, so no tensor is read.
     loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     return loaded
 

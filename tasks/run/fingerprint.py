@@ -30,7 +30,7 @@ LIBRARIES = (
 # versions `gdpo.metrics.score.versions` tells.
 REPORTED = (*LIBRARIES, "pyiqa")
 # Keys of a training section that change no byte of the result but rounding (gpus, nodes).
-NO_MATTER = {"checkpoint_every", "gpus", "nodes", "keep_every"}
+NO_EFFECT = {"checkpoint_every", "gpus", "nodes", "keep_every"}
 
 
 def fingerprint(
@@ -78,7 +78,7 @@ def prompts_of(base: Path) -> str:
     return fingerprint({}, [base / name for name in ("text_encoder", "tokenizer")])
 
 
-@cache
+@cache  # hashing the code of a stage parses a hundred modules
 def made_by(module: str) -> dict[str, str]:
     """What computes a result: the hash of the code of `module`, and the versions of libraries."""
     return {"code": code_hash(module), **versions(LIBRARIES)}
@@ -100,7 +100,7 @@ def training(section: Any) -> dict[str, Any]:
     rate may go on to more steps.
     """
     constant = section.optimizer.schedule == "constant"
-    return dict(section.model_dump(exclude=NO_MATTER | ({"steps"} if constant else set())))
+    return dict(section.model_dump(exclude=NO_EFFECT | ({"steps"} if constant else set())))
 
 
 def versions(libraries: Iterable[str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What a process does not import."""
+"""Keeps bitsandbytes from being imported."""
 
 import sys
 from typing import Any

@@ -36,6 +36,7 @@ import torch
 from tqdm import tqdm
 
 from gdpo.train.world import current
+from tasks import paths
 from tasks.run.tracking import Tracking
 
 LINE_EVERY_S = 10.0
@@ -60,7 +61,7 @@ class Recorder:
         samples: int | None = None,
         track: str = "none",
     ) -> None:
-        self.path = folder / "metrics.jsonl"
+        self.path = folder / paths.STEP_VALUES
         self.name = name
         self.total = total
         self.samples = samples
@@ -80,9 +81,8 @@ class Recorder:
             | {name: value for name, value in values.items() if name != "step"}
             | self._cost()
         )
-        self.total = (
-            int(logged["of"]) if "of" in logged else None
-        )  # some stages know their total only after they start
+        # Some stages know their total only after they start, and state it with each step.
+        self.total = int(logged["of"]) if "of" in logged else None
         self._write(json.dumps(logged) + "\n")
         if self._tracking is not None:
             self._tracking.log(

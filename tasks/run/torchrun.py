@@ -111,6 +111,7 @@ def start(
         threads = str(max(1, (os.cpu_count() or 1) // count))
         environment = {"OMP_NUM_THREADS": threads, **os.environ, FOLDER: name}
         with (folder / "lock").open("w") as lock:
+            # Before torchrun starts: a rank that found the lock free would end at once.
             fcntl.flock(lock, fcntl.LOCK_EX)
             process = subprocess.Popen(
                 [sys.executable, "-m", "tasks.run.torchrun", *options, *arguments],
@@ -122,6 +123,7 @@ def start(
                 # Touched again in each round: that is harmless, and needs no state here.
                 if should_stop():
                     (folder / "stop").touch()
+                    # A rank that has not joined blocks in the rendezvous and reads no stop request.
                     if not all((folder / f"joined-{rank}").exists() for rank in ranks):
                         ended_early = True
                         _end(process)
@@ -208,6 +210,7 @@ def _share_the_folder(world: "World") -> None:
 
     # A new name each time: a file that an earlier start left behind would prove nothing.
     name = world.from_main(mark)
+    # Polled: NFS clients cache the listing of a folder for up to a minute.
     try:
         with world.collective():
             end = time.monotonic() + SEEN_S

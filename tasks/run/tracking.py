@@ -14,8 +14,8 @@ A resumed loop replays its history, so trackers start from scratch at each start
 once: TensorBoard discards the content of older files in the folder, the others get a new run. Only
 the values of the steps are sent: no parameters, code, git remote, environment or output (W&B itself
 adds system load, the command line and the installed packages). A tracker that does not start is an
-error, because no work is lost at that point. A tracker that fails later costs one warning and does
-not stop the training.
+error, because no work is lost at that point. A tracker that fails later is disabled with one
+warning, and the training continues.
 """
 
 import importlib
@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from gdpo.errors import one_line
 from tasks.params import BadParams
+from tasks.paths import STEP_VALUES
 
 PROJECT = "gdpo-sr"
 # Timeout of W&B's upload at the end of a stage; data not uploaded by then stays in
@@ -66,9 +67,8 @@ class _TensorBoard:
 
 class _Wandb:
     def __init__(self, folder: Path, name: str) -> None:
-        os.environ.setdefault(
-            "WANDB_ERROR_REPORTING", "false"
-        )  # read at import; W&B otherwise reports its own crashes
+        # Before the import, which reads it: W&B otherwise reports its own crashes to its servers.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         wandb = importlib.import_module("wandb")
         settings = wandb.Settings(
             silent=True,
@@ -94,8 +94,8 @@ class _Mlflow:
         local = f"sqlite:///{(folder / 'mlflow.db').absolute()}"
         # A client of its own: the module's functions have a run and a server for the whole process.
         self._client = mlflow.MlflowClient(os.environ.get("MLFLOW_TRACKING_URI", local))
-        there = self._client.get_experiment_by_name(PROJECT)
-        experiment = there.experiment_id if there else self._client.create_experiment(PROJECT)
+        existing = self._client.get_experiment_by_name(PROJECT)
+        experiment = existing.experiment_id if existing else self._client.create_experiment(PROJECT)
         self._run = self._client.create_run(experiment, run_name=name).info.run_id
 
     def log(self, step: int, values: dict[str, float]) -> None:
@@ -168,6 +168,6 @@ class Tracking:
             self._tracker = None
             line = (
                 f"gdpo-sr: track: {self.kind} failed ({one_line(error)}); training continues, "
-                f"{self.folder / 'metrics.jsonl'} has every step"
+                f"{self.folder / STEP_VALUES} has every step"
             )
             tqdm.write(line, file=sys.stderr)  # keeps a progress bar intact

@@ -7,6 +7,7 @@ import torch
 
 from gdpo.files import written_aside
 from gdpo.train.world import current
+from tasks.paths import STEP_VALUES
 
 
 def device() -> torch.device:
@@ -25,4 +26,4 @@ def write_history(folder: Path, history: list[dict[str, float]]) -> None:
     with written_aside(folder) as part:
         part.mkdir()
         lines = (json.dumps({**values, "step": int(values["step"])}) for values in history)
-        (part / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
+        (part / STEP_VALUES).write_text("".join(f"{line}\n" for line in lines))

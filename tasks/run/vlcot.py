@@ -1,4 +1,4 @@
-"""What the stages of RealSR-R1 share: which tokenizer and stages their tokens belong to."""
+"""Shared by the stages of RealSR-R1: the tokenizer and the stages that their tokens belong to."""
 
 import json
 from pathlib import Path

@@ -28,7 +28,7 @@ from gdpo.hooks import Hooks, Stopped
 from gdpo.rewards.detail import PIPELINE_GRAYSCALE, detail_share
 from tasks import paths
 from tasks.checks.tables import check_pairs
-from tasks.files.photographs import Entry, limit_of, read_list
+from tasks.files.photographs import ListedPhoto, limit_of, list_of, read_list
 from tasks.files.tags import tagged
 
 BATCH = 32  # patches per call of detail_share
@@ -49,7 +49,7 @@ def run(config: Config, root: Path, hooks: Hooks, part: str | None = None) -> No
 
 
 def _part(config: Config, root: Path, hooks: Hooks, part: str) -> None:
-    path = root / paths.PHOTOS / f"{part}.parquet"
+    path = root / list_of(part)
     entries = read_list(path, root)
     patches = _patches(config.degrade, entries, part, limit_of(path))
     pairs = _pairs(config, patches, part, hooks)
@@ -62,17 +62,22 @@ def _part(config: Config, root: Path, hooks: Hooks, part: str) -> None:
             aside,
             pairs,
             config.degrade.shard_mb,
+            # A training part may be empty, and its shard then names its siblings. The held-out set
+            # has no siblings, and may be empty only if no photograph is configured.
             None if held_out and entries else config.degrade.parts,
         )
+        # Before the rename: shards that fail their checks never replace good ones.
         check_pairs(aside, part, root, config.degrade)
     with written_aside(root / paths.DEGRADED / part) as folder:
         folder.mkdir()
-        (folder / "report.json").write_text(
+        (folder / paths.STAGE_REPORT).write_text(
             json.dumps({"photographs": len(entries), "pairs": count}, indent=1) + "\n"
         )
 
 
-def _patches(cut: Degrade, entries: list[Entry], part: str, limit: str | None) -> Iterator[Patch]:
+def _patches(
+    cut: Degrade, entries: list[ListedPhoto], part: str, limit: str | None
+) -> Iterator[Patch]:
     """Cut every photograph into patches: sliding windows for training, those whose ids are not
     above `limit`, centred tiles for evaluation.
     """
@@ -88,6 +93,7 @@ def _patches(cut: Degrade, entries: list[Entry], part: str, limit: str | None) -
                 (id_, box)
                 for box in sliding_windows(height, width, side, cut.stride)
                 for id_ in [patch_id(photo, box)]
+                # The first 16 digits are the hash that `lowest` compared (gdpo/data/sources.py).
                 if limit is None or id_[:16] <= limit
             ]
         for name, box in named:

@@ -35,8 +35,8 @@ from gdpo.upscale.resolver import NAOSDResolver, load_super_resolvers
 from tasks import paths
 from tasks.files import tags
 from tasks.files.evaluation import (
-    Done,
-    Kept,
+    FinishedImage,
+    ImageStore,
     candidates,
     folder_name,
     has_pictures,
@@ -108,10 +108,11 @@ def evaluate_benchmark(
     provenance = origin(stage.module, config, root, benchmark, metrics, folders)
     if keep and is_current(reports, provenance):
         return
+    # Without the code's hash, which `inputs_of` adds together with the versions of the libraries.
     made_from = {key: value for key, value in provenance.items() if key != "code"}
-    kept = Kept(work, inputs_of(stage.module, made_from))
+    kept = ImageStore(work, inputs_of(stage.module, made_from))
     upscalers: dict[str, Upscaler] = {}  # loaded only if an image is missing
-    images: list[Done] = []
+    images: list[FinishedImage] = []
     ours = EvaluatedModels.of_origin(provenance, benchmark).ours  # its means are logged
     for index, image in enumerate(pairs.ids):
         done = kept.read(folder_name(index, image))
@@ -167,9 +168,9 @@ def _evaluate_image(
     index: int,
     upscalers: dict[str, Upscaler],
     provenance: dict[str, Any],
-    before: list[Done],
-    kept: Kept,
-) -> Done:
+    before: list[FinishedImage],
+    kept: ImageStore,
+) -> FinishedImage:
     """Compute and store the outputs and scores of one image; FID features and candidates where
     needed.
 
@@ -196,11 +197,13 @@ def _evaluate_image(
         has_pictures(index, len(pairs.ids)),
     )
     group = None
+    # By the images finished so far: a resumed run reads them back in the same order and therefore
+    # keeps the candidates of the same images.
     new = pair.source not in {done.entry["source"] for done in before}
     if pictures and new and sum(done.group is not None for done in before) < CANDIDATE_IMAGES:
         reference = next(iter(upscalers))
         group = candidates(pair, entry["folder"], reference, result.scores[reference], config)
-    done = Done(entry, result.scores, group)
+    done = FinishedImage(entry, result.scores, group)
     kept.write(done, pair, result, features, pictures=pictures)
     return done
 

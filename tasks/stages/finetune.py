@@ -34,6 +34,7 @@ def run(config: Config, root: Path, hooks: Hooks, name: str = paths.FINETUNE_RUN
     """
     groups: Rollouts | None = None
     pairs: Selected | None = None
+    # Before anything slow: an unusable photograph is reported at once.
     validation = validation_pairs(config, root)
     world = current()
     # Rank 0 hashes the files and tells the others: N ranks would read gigabytes N times.
@@ -42,6 +43,7 @@ def run(config: Config, root: Path, hooks: Hooks, name: str = paths.FINETUNE_RUN
         pairs = _selected(root)
     else:
         groups = Rollouts(config, root, made_from)
+    # Each rank reads the weights, but only rank 0 hashes the base: `from_main` hands the hashes on.
     naosd = read_folder(
         root / paths.NAOSD,
         root / config.model.base,
@@ -50,6 +52,7 @@ def run(config: Config, root: Path, hooks: Hooks, name: str = paths.FINETUNE_RUN
     model = NAOSD.from_folder(naosd).to(device(), base_dtype(config.rollout.precision))
     work = paths.work(root, "finetune", name)
 
+    # A function, because rank 0 alone calls it: reading the hashes of all groups takes minutes.
     def depends_on() -> str:
         data: dict[str, Any] = {}
         if groups is not None:
@@ -98,7 +101,7 @@ def run(config: Config, root: Path, hooks: Hooks, name: str = paths.FINETUNE_RUN
         t_diff=model.t_diff,
         prompt=model.prompt,
     )
-    # Last: killed before it, the same command finds all steps done and only writes again.
+    # Last: a run that is killed before it finds all steps done and only writes the outputs again.
     checkpoints(work, inputs).remove()
 
 

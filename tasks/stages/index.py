@@ -23,11 +23,10 @@ from gdpo.data.sources import Photo, Split, lowest, part_of, patch_id, sliding_w
 from gdpo.files import written_aside
 from gdpo.hooks import Hooks, Stopped
 from tasks import paths
-from tasks.files.photographs import listed, write_list
+from tasks.files.photographs import list_of, listed, write_list
 
-READERS = min(
-    4, os.cpu_count() or 1
-)  # photographs in memory at once; threads suffice: decoding and hashing release the GIL
+# Photographs in memory at once. Threads suffice: decoding and hashing release the GIL.
+READERS = min(4, os.cpu_count() or 1)
 AHEAD = 64  # photographs between two checks of should_stop
 
 
@@ -46,9 +45,9 @@ def run(config: Config, root: Path, hooks: Hooks) -> None:
     below = _limit(config.degrade, trained.used)
     with written_aside(root / paths.PHOTOS) as folder:
         folder.mkdir()
-        for name, findings in [*parts.items(), (EVALUATION, held_out.used)]:
-            limit = None if name == EVALUATION else below
-            write_list(folder / f"{name}.parquet", findings, root, limit)
+        for part, findings in [*parts.items(), (EVALUATION, held_out.used)]:
+            limit = None if part == EVALUATION else below
+            write_list(folder / Path(list_of(part)).name, findings, root, limit)
     report = {
         "evaluation": _described(held_out, config.degrade.evaluation, root),
         "train": {
@@ -58,7 +57,7 @@ def run(config: Config, root: Path, hooks: Hooks) -> None:
     }
     with written_aside(root / paths.PHOTOGRAPHS) as folder:
         folder.mkdir()
-        (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+        (folder / paths.STAGE_REPORT).write_text(json.dumps(report, indent=1) + "\n")
 
 
 def _limit(cut: Degrade, photographs: Sequence[Finding]) -> str | None:

@@ -43,6 +43,7 @@ def run(config: Config, root: Path, hooks: Hooks) -> None:
         return _take(config, root, init)
     work, world = paths.work(root, "pretrain"), current()
 
+    # Only rank 0 reads gigabytes to hash them; the others get its result.
     def hashes() -> tuple[dict[str, str], str]:
         base_sha256 = base_hashes(base)
         init_sha256 = None if start is None else fingerprint({}, [root / start])
@@ -57,7 +58,7 @@ def run(config: Config, root: Path, hooks: Hooks) -> None:
         return base_sha256, inputs_of(__name__, values)
 
     base_sha256, inputs = world.from_main(hashes)
-    # Those of another run, which has other inputs, stay apart.
+    # Named by the inputs, so that the models of a run with other inputs are not overwritten.
     kept = work / f"kept-{hashlib.sha256(inputs.encode()).hexdigest()[:8]}"
     adapters, history = pretrain(
         NAOSD.from_base(base).to(device()),
@@ -75,6 +76,7 @@ def run(config: Config, root: Path, hooks: Hooks) -> None:
         return
     write_history(root / paths.PRETRAINED, history)
     _save(config, root, root / paths.NAOSD, adapters, base_sha256)
+    # Last: a run that is killed before it finds all steps done and only writes the outputs again.
     checkpoints(work, inputs).remove()
 
 

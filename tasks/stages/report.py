@@ -21,7 +21,6 @@ equal bytes. Names are HTML-escaped.
 import json
 import platform
 import re
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ from tasks.files.scores import SCORES, read_scores
 from tasks.report import curves, sections, tables
 from tasks.report.benchmark_page import Page, asset, benchmark_page, html_of
 from tasks.report.gallery import read_text
-from tasks.report.html import TEMPLATES, environment
+from tasks.report.html import copy_assets, environment
 from tasks.report.paper_tables import paper_tables, write
 from tasks.run.fingerprint import REPORTED, versions
 
@@ -48,8 +47,7 @@ def run(config: Config, root: Path, hooks: Hooks) -> None:
     """
     with written_aside(root / paths.ASSETS) as assets:
         (assets / "figures").mkdir(parents=True)
-        for name in ("style.css", "report.js"):
-            shutil.copyfile(TEMPLATES / name, assets / name)
+        copy_assets(assets)
         texts = _render(_pages(config, root, assets))
     with written_aside(root / paths.PAGES) as folder:
         folder.mkdir()
@@ -61,9 +59,8 @@ def run(config: Config, root: Path, hooks: Hooks) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    path.write_bytes(
-        text.encode("utf-8", "replace")
-    )  # a file name may hold bytes that are not UTF-8
+    # A file name may hold bytes that are not UTF-8, which Python reads as lone surrogates.
+    path.write_bytes(text.encode("utf-8", "replace"))
 
 
 def _render(pages: dict[str, Page]) -> dict[str, str]:
@@ -151,7 +148,7 @@ def _data(config: Config, root: Path) -> Page:
         "select",
         *(f"rollout/{part}" for part in config.rollout.parts),
     ]
-    select = json.loads(read_text(root, f"{paths.SELECTED}/report.json"))
+    select = json.loads(read_text(root, f"{paths.SELECTED}/{paths.STAGE_REPORT}"))
     return {
         "template": "data",
         "title": "Data",

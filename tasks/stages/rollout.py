@@ -28,7 +28,7 @@ from gdpo.preference.group import Group, Skipped, schema
 from tasks import paths
 from tasks.checks.tables import check_rollouts
 from tasks.files.chunks import Chunks, groups, skipped
-from tasks.files.rollouts import header, plan, ranks
+from tasks.files.rollouts import FILE, header, plan, ranks
 from tasks.files.selection import Selected
 from tasks.run.fingerprint import inputs_of
 from tasks.run.training import device
@@ -50,9 +50,9 @@ def run(config: Config, root: Path, hooks: Hooks, part: str | None = None) -> No
 
 def _part(config: Config, root: Path, hooks: Hooks, part: str) -> None:
     pairs, made_from = Selected(root), header(config, root)
-    described = schema(config.rollout, json.dumps(made_from, sort_keys=True))
+    part_schema = schema(config.rollout, json.dumps(made_from, sort_keys=True))
     shares = ranks(len(pairs), config.rollout, part)
-    mine = [pairs.ids[rank] for share in shares.values() for rank in share]
+    own_ids = [pairs.ids[rank] for share in shares.values() for rank in share]
     settings = {
         **made_from,
         "metrics": versions(config.rollout.metrics),
@@ -60,7 +60,7 @@ def _part(config: Config, root: Path, hooks: Hooks, part: str) -> None:
         paths.SELECTED: pairs.fingerprint(),
     }
     chunks = Chunks(
-        paths.work(root, "rollout", part) / "chunks", inputs_of(__name__, settings), described
+        paths.work(root, "rollout", part) / "chunks", inputs_of(__name__, settings), part_schema
     )
 
     @cache
@@ -77,24 +77,26 @@ def _part(config: Config, root: Path, hooks: Hooks, part: str) -> None:
         table, is_new = chunks.get(chunk, partial(make, share))
         left_out |= _named(table, part)
         done += len(share)
-        hooks.log(done - 1, {"of": len(mine), **_means(table), "skipped": len(left_out)})
+        hooks.log(done - 1, {"of": len(own_ids), **_means(table), "skipped": len(left_out)})
+        # Only after a new chunk: a resumed run that is stopped at once would otherwise make no
+        # progress at all.
         if is_new and hooks.should_stop():
             raise Stopped(done)
-    # The model or a metric is at fault, and chunks are kept by inputs: the next run would take up
-    # these and fail again.
-    if mine and len(left_out) == len(mine):
+    # The model or a metric is at fault. Chunks are kept by inputs, so the next run would read these
+    # and fail again even after a repair that the inputs do not show.
+    if own_ids and len(left_out) == len(own_ids):
         chunks.remove()
         raise ValueError(
-            f"rollout {part}: all of its {len(mine)} pairs were left out; {mine[0]}: "
-            f"{left_out[mine[0]]}; "
+            f"rollout {part}: all of its {len(own_ids)} pairs were left out; {own_ids[0]}: "
+            f"{left_out[own_ids[0]]}; "
             f"check models/naosd, rollout.metrics and rollout.precision"
         )
     metadata = {"plan": json.dumps(plan(pairs, config.rollout)), "skipped": json.dumps(left_out)}
     with written_aside(root / paths.ROLLOUTS / part) as aside:
         aside.mkdir()
-        chunks.join(aside / "00000.parquet", metadata)
+        chunks.join(aside / FILE, metadata)
         # While still aside: a set that does not pass its expectations never appears in data/.
-        check_rollouts(aside, part, root, config.rollout, mine)
+        check_rollouts(aside, part, root, config.rollout, own_ids)
     chunks.remove()
 
 

@@ -63,7 +63,7 @@ def run(config: Config, root: Path, hooks: Hooks) -> None:
         part.mkdir()
         pq.write_table(table, part / SCORES)
         pq.write_table(manifest(table), part / MANIFEST)
-        (part / "report.json").write_text(json.dumps(_report(table, rule), indent=1) + "\n")
+        (part / paths.STAGE_REPORT).write_text(json.dumps(_report(table, rule), indent=1) + "\n")
         # Inside the block: a selection that fails its checks never replaces the last good one.
         check_selection(part, root, rule)
     kept.remove()
@@ -77,6 +77,8 @@ def _scored(shards: Shards, config: Config, root: Path, kept: ItemStore, hooks: 
     scores_of = _scorer(config, root)
     rows: dict[str, list[object]] = {name: [] for name in SCORED.names}
     for start in range(done, len(shards), BATCH):
+        # At the start of a batch, when the rows are those of whole batches: the name of a stored
+        # table is the index of its first patch, and the next run continues after its last.
         stop = hooks.should_stop()
         if stop or len(rows["hash"]) >= KEEP_EVERY:
             tables += _keep(kept, done, pa.table(rows, schema=SCORED))

@@ -7,7 +7,6 @@ and a row of pictures per photograph (tasks/report/systems.py). Reads the evalua
 Equal inputs give equal bytes; names are HTML-escaped.
 """
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from gdpo.hooks import Hooks
 from tasks import paths
 from tasks.report import systems
 from tasks.report.benchmark_page import html_of
-from tasks.report.html import TEMPLATES, environment
+from tasks.report.html import copy_assets, environment
 
 
 def run(config: Config, root: Path, hooks: Hooks) -> None:
@@ -27,8 +26,7 @@ def run(config: Config, root: Path, hooks: Hooks) -> None:
     with written_aside(root / paths.SYSTEMS) as out:
         assets = out / "assets"
         assets.mkdir(parents=True)
-        for name in ("style.css", "report.js"):
-            shutil.copyfile(TEMPLATES / name, assets / name)
+        copy_assets(assets)
         benchmarks = [_benchmark(root, assets, name) for name in config.evaluate.benchmarks]
         text = (
             environment()

@@ -45,7 +45,7 @@ def swap_or_look(store: Store, key: str, data: bytes, tag: str | None) -> None:
     elif store.tag(key) == tag or store.tag_if_holds(key, data):
         store.write(key, data)
     else:
-        raise Conflict(f"{store.url(key)}: somebody else wrote it first")
+        raise Conflict(f"{store.url(key)}: another process wrote it first")
 
 
 def refresh(store: Store, key: str, make: Callable[[], bytes]) -> None:
@@ -68,7 +68,8 @@ def refresh(store: Store, key: str, make: Callable[[], bytes]) -> None:
             if supports_cas(store):
                 return
     raise Conflict(
-        f"{store.url(key)}: others wrote it {TRIES} times while it was made; run the same again"
+        f"{store.url(key)}: others wrote it {TRIES} times while it was generated; run the command "
+        "again"
     )
 
 
@@ -92,8 +93,8 @@ def supports_cas(store: Store) -> bool:
         # Every write has different bytes, because `put_if` does not report a conflict if the object
         # already holds the same bytes.
         tag = store.put_if(probe, b"created", _condition(None))
-        # A server that ignores the conditions accepts all; one that refuses every condition would
-        # make each promotion fail. So both answers are asked for.
+        # Both directions are tested: a server that ignores conditions accepts all three writes, and
+        # one that refuses every condition would make each promotion fail.
         return (
             refused(b"created again", None)
             and not refused(b"swapped", tag)

@@ -41,9 +41,8 @@ CHECKSUMS = {
     "GetObject": READ,
 }
 CONFLICT = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
-USER = re.compile(
-    "//.*(@|%40)"
-)  # user and password in an address: everything before the last @, as the address may be malformed
+# User and password in an address: everything before the last @, as the address may be malformed.
+USER = re.compile("//.*(@|%40)")
 
 
 class Conflict(ValueError):

@@ -239,7 +239,7 @@ class Store:
         # failed because of our own object.
         tag = self.tag_if_holds(key, data)
         if tag is None:
-            raise Conflict(f"{self.url(key)}: somebody else wrote it first") from refused
+            raise Conflict(f"{self.url(key)}: another process wrote it first") from refused
         return tag
 
     def delete(self, key: str) -> None:

@@ -78,6 +78,7 @@ def main(args: argparse.Namespace) -> int:
             "the CPU)\n"
         )
         return NEEDS_GPU
+    # SIGTERM as Ctrl-C: the exception unwinds `run_all`, which ends the worker processes.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         text = run(
@@ -154,10 +155,17 @@ def needed_runs(config: Config, tables: Sequence[str], sources: dict[str, Any]) 
         for job in jobs
     ]
     trained = {job.fingerprint: job for job in every if job.kind == "finetune"}
-    made = {job.made.fingerprint: job.made for job in trained.values() if job.made is not None}
+    rollouts = {
+        job.rollouts.fingerprint: job.rollouts
+        for job in trained.values()
+        if job.rollouts is not None
+    }
     others = {job.fingerprint: job for job in every if job.kind == "pretrain"}
     return Runs(
-        reference, [*made.values(), reference, *others.values()], list(trained.values()), tables_of
+        reference,
+        [*rollouts.values(), reference, *others.values()],
+        list(trained.values()),
+        tables_of,
     )
 
 
@@ -172,13 +180,18 @@ def _runs(
     kept = {name: getattr(of.rollout, name) for name in ("input", "noise", "target")}
     made_by = largest if config.rollout.candidates == "noise" else config
     source = changed(made_by, {"rollout": kept})
-    made = replace(reference, kind="rollouts", config=source)
+    rollouts = replace(reference, kind="rollouts", config=source)
     runs: tuple[list[Job], list[Job]] = ([], [])
     for repeat in range(start.ablate.repeats):
         own = changed(config, {"finetune": {"repeat": repeat}})
         for control in (False, True):
             job = replace(
-                reference, kind="finetune", config=own, made=made, control=control, every=row.every
+                reference,
+                kind="finetune",
+                config=own,
+                rollouts=rollouts,
+                control=control,
+                every=row.every,
             )
             runs[control].append(job)
     return runs
@@ -192,6 +205,7 @@ def run(config: Config, root: Path, tables: Sequence[str], out: Path) -> str:
 
     wanted = needed_runs(config, tables, sources(config, root))
     with _Progress(len(wanted.first) + len(wanted.then)) as done:
+        # Two phases: a fine-tuning reads the rollout set of its row, which must be complete.
         run_all(wanted.first, root, config.ablate.processes, done)
         run_all(wanted.then, root, config.ablate.processes, done)
     images = _read(wanted.reference, root)["images"]

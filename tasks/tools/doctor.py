@@ -152,8 +152,10 @@ def _base(config: "Config", root: Path) -> Iterator[Artefact]:
                 artefact = replace(artefact, state=BAD, problem=f"damaged or cut short ({error})")
         yield artefact
     vocabulary = [folder / "tokenizer" / name for name in ("tokenizer.json", "vocab.json")]
-    there = next((path for path in vocabulary if path.is_file()), vocabulary[0])
-    yield _file("model.base", there, root, Source(0 if ours else VOCABULARY, licence, where))
+    tokenizer_file = next((path for path in vocabulary if path.is_file()), vocabulary[0])
+    yield _file(
+        "model.base", tokenizer_file, root, Source(0 if ours else VOCABULARY, licence, where)
+    )
 
 
 def _init(folder: Path, root: Path) -> Iterator[Artefact]:

@@ -170,6 +170,7 @@ def fetch(
             reasons.append(f"{source}: {one_line(error)}")
             note(reasons[-1])
             continue
+        # By way of a scratch folder: `work` may be on another file system, where a move copies.
         with written_aside(target) as part:
             shutil.move(folder, part)
         return {"source": source, "files": files}
@@ -201,6 +202,8 @@ def _download(listing: Listing, hashes: dict[str, str], folder: Path) -> dict[st
                     path.unlink()
                     raise ValueError(f"{name} has the SHA-256 {digest}, not {wanted}")
             actual[name] = {"size": path.stat().st_size, "sha256": digest}
+            # The first file, checked at once: a base with another schedule is of no use, and
+            # gigabytes would follow.
             if name == "scheduler/scheduler_config.json":
                 _or_remove(folder, lambda: check_scheduler(folder))
     _or_remove(folder, lambda: read_base(folder))
@@ -216,7 +219,7 @@ def _or_remove(folder: Path, check: Callable[[], object]) -> None:
         raise ValueError(str(error).replace(f"{folder}/", "")) from error
 
 
-def _needed(there: set[str]) -> list[str]:
+def _needed(available: set[str]) -> list[str]:
     """The files to fetch, the schedule first and the weights last.
 
     ValueError naming the first file that the source lacks.
@@ -225,21 +228,21 @@ def _needed(there: set[str]) -> list[str]:
 
     for name in BASE_FILES:
         stem, _, kind = name.rpartition(".")
-        if name not in there and f"{stem}.fp16.{kind}" in there:
+        if name not in available and f"{stem}.fp16.{kind}" in available:
             raise ValueError(
                 f"has {stem}.fp16.{kind} and no {name}; NAOSD is trained on fp32 weights"
             )
-        if name not in there:
+        if name not in available:
             raise ValueError(
                 f"has no {name}"
                 + ("; pickled weights are not read" if kind == "safetensors" else "")
             )
     # Only files directly in that folder: a name with ".." in a bucket or hub must not be written to
     # another place.
-    tokenizer = {name for name in there if re.fullmatch(r"tokenizer/[^/\\]+\.(json|txt)", name)}
+    tokenizer = {name for name in available if re.fullmatch(r"tokenizer/[^/\\]+\.(json|txt)", name)}
     if (
-        "tokenizer/tokenizer.json" not in there
-        and not {"tokenizer/vocab.json", "tokenizer/merges.txt"} <= there
+        "tokenizer/tokenizer.json" not in available
+        and not {"tokenizer/vocab.json", "tokenizer/merges.txt"} <= available
     ):
         raise ValueError("has no tokenizer/vocab.json and tokenizer/merges.txt")
     return sorted(

@@ -7,8 +7,8 @@ folder ($TORCH_HOME/hub), each file from the first source that has it.
                       whole one in HASHES, must be met
     <file>.source     where the file came from, its SHA-256, its licence
 
-A file that is there is left alone. A source that does not answer costs one line and is not asked
-again; the next one is tried.
+A file that already exists is not fetched. A source that does not answer is reported in one line
+and skipped from then on.
 """
 
 import json
@@ -102,7 +102,7 @@ def _first(
         try:
             with written_aside(target) as part:
                 _read(source, listings.get(source), name, part)
-                # Before it gets its name: a file of a wrong hash is never found by a metric.
+                # Before the rename: no metric can read a file with a wrong hash.
                 _check_hash(target.name, sha256(part))
             return source
         except (ValueError, OSError, HTTPException) as error:

@@ -43,8 +43,8 @@ from tasks import paths
 from tasks.params import load
 from tasks.run.fingerprint import fingerprint, inputs_of
 from tasks.run.recorder import Recorder
+from tasks.tools.training_photos import SUFFIXES, link_with_grey_copies
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 AUTOENCODER: dict[str, Any] = {"steps": 4000, "batch": 8, "size": 64, "lr": 8e-4, "kl_weight": 2e-4}
 DENOISER: dict[str, Any] = {"steps": 1200, "batch": 16, "lr": 1.2e-3}
 DECODER: dict[str, Any] = {"steps": 1200, "batch": 8, "size": 64, "lr": 6e-4, "adversarial": 0.5}
@@ -248,7 +248,7 @@ def _train_naosd(output: Path, photos: list[Path]) -> None:
     root = paths.work(Path(), "prior", "naosd")
     full, light = _settings(output, root / "photos")
     if not (root / paths.TRAIN).is_dir():
-        _link(root / "photos", photos)
+        link_with_grey_copies(root / "photos", photos)
         index.run(full, root, Hooks())
         for part in full.degrade.parts:
             degrade.run(light if part == LIGHT else full, root, Hooks(), part)
@@ -288,19 +288,6 @@ def _settings(output: Path, photos: Path) -> tuple[Config, Config]:
     light = {**plain["degrade"], "degradation": {"second_prob": 0.0, "final_sinc_prob": 0.0}}
     light["degradation"].update(first=order, second=order)
     return Config.model_validate(plain), Config.model_validate({**plain, "degrade": light})
-
-
-def _link(folder: Path, photos: list[Path]) -> None:
-    """Link the photographs, and write a grey copy of every sixteenth, so that grey stays grey."""
-    import cv2
-
-    folder.mkdir(parents=True, exist_ok=True)
-    for i, path in enumerate(photos):
-        (folder / path.name).unlink(missing_ok=True)
-        (folder / path.name).symlink_to(path.resolve())
-        if i % 16 == 0:
-            grey = cv2.cvtColor(read_photo(path), cv2.COLOR_RGB2GRAY)
-            cv2.imwrite(str(folder / f"grey-{path.stem}.png"), grey)
 
 
 def held_out_figures(folder: Path, photos: list[np.ndarray]) -> dict[str, float]:

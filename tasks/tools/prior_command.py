@@ -3,9 +3,10 @@
 import argparse
 from pathlib import Path
 
+from tasks.tools.training_photos import KODAK, VALIDATION
+
 EXAMPLE = "gdpo-sr prior photos/ -o assets/tiny-sd"
-# What choices and figures are made on: a prior trained on them would be judged on what it knows.
-LEFT_OUT = (Path("assets/photos/validation"), Path("assets/photos/kodak"))
+LEFT_OUT = (Path(VALIDATION), Path(KODAK))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The folders, the metrics, and where the numbers go."""
     parser.add_argument("sr", type=Path, metavar="SR_DIR", help="folder of a method's images")
     parser.add_argument(
-        *("hr",),
+        "hr",
         type=Path,
         nargs="?",
         metavar="HR_DIR",

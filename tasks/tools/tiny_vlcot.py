@@ -15,19 +15,15 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import cv2
-
 from gdpo.config import Config
 from gdpo.files import check_writable, shipped, written_aside
 from gdpo.hooks import Hooks
 from gdpo.walk import walk
 from tasks import paths
 from tasks.params import load
+from tasks.tools.training_photos import KODAK, SUFFIXES, VALIDATION, link_with_grey_copies
 
 EXAMPLE = "gdpo-sr tiny-vlcot photos/ -o assets/tiny-vlcot"
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-HELD_OUT = ("assets/photos/kodak", "assets/photos/validation")
-GREY = 16  # every 16th photograph is added in grey
 ROOT = Path(paths.WORK, "tiny-vlcot")
 
 
@@ -47,7 +43,7 @@ def main(args: argparse.Namespace) -> int:
     photographs = training_photographs(args.photos)
     config = settings(ROOT / "photos")
     if not (ROOT / paths.PHOTOS).is_dir():
-        _link(ROOT / "photos", photographs)
+        link_with_grey_copies(ROOT / "photos", photographs)
     for name, output, run in _parts(config):
         if not (ROOT / output).is_dir():
             with Recorder(ROOT / "log" / name, name) as recorder:
@@ -67,14 +63,14 @@ def _write(output: Path, config: Config, photographs: list[Path]) -> None:
         save_tokenizer(part, model.tokenizer)
     card = Card.of(IDENTITIES["coldstart"], config.vlcot, config.degrade.degradation.scale)
     save_model(output, card, model.trunk.half(), tokenizer)
-    made = {
+    provenance = {
         "photographs": [path.name for path in photographs],
         "degrade": config.degrade.model_dump(include={"crop", "stride"}),
         "tokenizer": config.vlcot.tokenizer.model_dump(),
         "coldstart": config.coldstart.model_dump(),
         "seed": config.seed,
     }
-    (output / "card.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    (output / "card.json").write_text(json.dumps(provenance, indent=1) + "\n", encoding="utf-8")
 
 
 def training_photographs(folder: Path) -> list[Path]:
@@ -82,7 +78,7 @@ def training_photographs(folder: Path) -> list[Path]:
 
     Errors: ValueError if there are none.
     """
-    held_out = {path.name for name in HELD_OUT for path in walk(shipped(name)).files}
+    held_out = {path.name for name in (KODAK, VALIDATION) for path in walk(shipped(name)).files}
     photographs = {
         path.name: path for path in walk(folder).files if path.suffix.lower() in SUFFIXES
     }
@@ -96,7 +92,7 @@ def settings(photographs: Path) -> Config:
     """The values of profiles/tiny-vlcot.yaml, on a folder of photographs."""
     plain = load(Path("params.yaml"), profile="tiny-vlcot").model_dump()
     plain["degrade"]["train"] = [{"path": str(photographs.resolve())}]
-    plain["degrade"]["evaluation"] = [{"path": str(shipped(HELD_OUT[1]).resolve())}]
+    plain["degrade"]["evaluation"] = [{"path": str(shipped(VALIDATION).resolve())}]
     plain["model"]["base"] = str(shipped(plain["model"]["base"]).resolve())
     return Config.model_validate(plain)
 
@@ -119,16 +115,3 @@ def _parts(config: Config) -> list[tuple[str, str, Callable[[Config, Path, Hooks
         ),
         ("coldstart", paths.COLDSTART, vlcot_coldstart.run),
     ]
-
-
-def _link(folder: Path, photographs: list[Path]) -> None:
-    """Link the photographs, and write a grey copy of every sixteenth, so that grey stays grey."""
-    from gdpo.images import read_photo
-
-    folder.mkdir(parents=True, exist_ok=True)
-    for i, path in enumerate(photographs):
-        (folder / path.name).unlink(missing_ok=True)
-        (folder / path.name).symlink_to(path.resolve())
-        if i % GREY == 0:
-            grey = cv2.cvtColor(read_photo(path), cv2.COLOR_RGB2GRAY)
-            cv2.imwrite(str(folder / f"grey-{path.stem}.png"), grey)

@@ -39,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="files, folders (with all their subfolders) or quoted patterns",
     )
     add(
-        *("-o", "--output"),
+        "-o",
+        "--output",
         type=Path,
         metavar="PATH",
         help="a file for one photograph, else a folder; default: beside each photograph, as "
@@ -48,11 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--suffix", metavar="TEXT", help="appended to the name; default: none with -o FOLDER")
     add("--format", choices=KINDS, default="png", help="of names made here; default: png")
     add("--bits", type=int, choices=[8, 16], default=8, help="16 for .png and .tif; default: 8")
-    there = parser.add_mutually_exclusive_group()
-    there.add_argument(
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument(
         "--skip-existing", action="store_true", help="keep results that already exist"
     )
-    there.add_argument(
+    existing.add_argument(
         "--overwrite", action="store_true", help="overwrite results that already exist"
     )
     add(

@@ -97,10 +97,10 @@ class Upscaling:
         side = ceil(self.args.tile / scale)
         piece = picture.rgb[:side, :side]
         start = time.perf_counter()
-        made = self.model.photo(piece, scale=scale).image
+        result = self.model.photo(piece, scale=scale).image
         seconds = time.perf_counter() - start
         # Neighbouring tiles share a quarter of a side, so a pixel is in (4 / 3) ** 2 tiles.
-        tiles = pixels / (made.shape[0] * made.shape[1]) * 16 / 9
+        tiles = pixels / (result.shape[0] * result.shape[1]) * 16 / 9
         minutes = seconds * tiles * self.args.best_of / 60
         text = f"{size[1]}x{size[0]} pixels take about {minutes:.0f} minutes"
         if self.model.identity.kind != "naosd":

@@ -270,7 +270,7 @@ class Fleet:
         """Mark a run as crashed, as the automation does to a run without heartbeats, and wait until
         the run's next heartbeat marks it as running again.
         """
-        crashed = {"type": "CRASHED", "message": "no sign of life from the worker"}
+        crashed = {"type": "CRASHED", "message": "no heartbeats from the worker"}
         self.post(f"flow_runs/{run}/set_state", state=crashed, force=True)
         wait_for(lambda: self.state(run)["type"] == "RUNNING", 60, "a heartbeat of the run")
 

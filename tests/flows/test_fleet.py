@@ -245,7 +245,7 @@ def test_cancelled_and_killed_it_resumes_to_the_same_bytes(fleet: Fleet, long_ru
         uninterrupted = beside.submit(_train_without_a_break, fleet, long_run, straight)
         died = fleet.finished(second, 600)
     assert died["type"] == "CRASHED"
-    assert "no sign of life" in died["message"]
+    assert "no heartbeats" in died["message"]
 
     # From here on a host of its own does the evaluations: it has the commit, and a dvc.lock without
     # this training.

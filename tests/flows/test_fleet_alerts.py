@@ -106,9 +106,9 @@ def test_failed_crashed_and_late_runs_are_told_to_a_hook_and_by_mail(tmp_path: P
         fail(fleet, "select")
         for word in ("by the test", "Late", "Crashed"):
             wait_for(partial(any_has, texts, word), 300, word)
-        assert fleet.state(unbegun)["message"] == "its worker took it and did not begin it"
+        assert fleet.state(unbegun)["message"] == "its worker took the run and did not start it"
         assert fleet.finished(cancelled, 300)["type"] == "CANCELLED"
-        assert fleet.state(cancelled)["message"] == "its worker did not end it"
+        assert fleet.state(cancelled)["message"] == "its worker did not end the run"
         assert all(text.startswith("gdpo-stage ") for text in texts)
 
         notify(fleet, address)  # instead of the hook

@@ -12,7 +12,12 @@ from prefect.automations import Automation
 from prefect.server.events.schemas.automations import EventTrigger as ServerTrigger
 from ruamel.yaml import YAML
 
-from flows.automations import alert, crash_the_dead, crash_the_unbegun, end_the_cancelled
+from flows.automations import (
+    alert,
+    mark_cancelled_if_not_ended,
+    mark_crashed_if_never_started,
+    mark_crashed_without_heartbeats,
+)
 from flows.setup import HEARTBEAT_S, setup
 
 pytestmark = pytest.mark.processes
@@ -29,13 +34,17 @@ def as_the_server_reads_it(automation: Automation) -> ServerTrigger:
 
 def test_a_run_is_given_nine_minutes_before_it_is_called_dead() -> None:
     """Prefect's heartbeat is 180 s; its documentation's 90 s kill healthy runs."""
-    for make in (crash_the_dead, crash_the_unbegun, end_the_cancelled):
+    for make in (
+        mark_crashed_without_heartbeats,
+        mark_crashed_if_never_started,
+        mark_cancelled_if_not_ended,
+    ):
         assert as_the_server_reads_it(make(WINDOW)).within == timedelta(seconds=540)
 
 
 def test_a_run_that_was_taken_must_begin() -> None:
     """From PENDING on it is watched; whatever state comes next ends the watch."""
-    trigger = as_the_server_reads_it(crash_the_unbegun(WINDOW))
+    trigger = as_the_server_reads_it(mark_crashed_if_never_started(WINDOW))
     assert trigger.starts_after("prefect.flow-run.Pending")
     assert not trigger.starts_after("prefect.flow-run.Scheduled")
     for state in ("Running", "Crashed", "Cancelled", "Late", "AwaitingConcurrencySlot"):
@@ -45,7 +54,7 @@ def test_a_run_that_was_taken_must_begin() -> None:
 
 def test_a_run_that_was_cancelled_must_end() -> None:
     """A heartbeat is no end: the host may die after it, and then no Crashed is allowed."""
-    trigger = as_the_server_reads_it(end_the_cancelled(WINDOW))
+    trigger = as_the_server_reads_it(mark_cancelled_if_not_ended(WINDOW))
     assert trigger.starts_after("prefect.flow-run.Cancelling")
     assert not trigger.starts_after("prefect.flow-run.Running")
     for state in ("Cancelled", "Completed", "Crashed", "Failed"):

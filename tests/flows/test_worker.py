@@ -14,7 +14,7 @@ import pytest
 
 from flows import evaluate, stage, train
 from flows.dvc.run import StageFailed
-from tasks.publish import publication
+from tasks.publish import promotion, records
 
 pytestmark = pytest.mark.processes
 
@@ -189,11 +189,9 @@ def test_only_benchmarks_that_are_run_here_are_compared(
     places = [Path("work/promoted") / name / "per_image.parquet" for name in ("other", "sample")]
     monkeypatch.setattr(evaluate, "store_url", lambda: "s3://gdpo-sr")
     monkeypatch.setattr(evaluate, "get_run_logger", lambda: logging.getLogger("test"))
-    monkeypatch.setattr(
-        publication, "promoted", lambda store, system: ([{"run": "the-run"}], "tag")
-    )
-    monkeypatch.setattr(publication, "manifest_of", lambda store, name: {"run": name})
-    monkeypatch.setattr(publication, "bring_scores", lambda store, manifest, folder: places)
+    monkeypatch.setattr(records, "promoted", lambda store, system: ([{"run": "the-run"}], "tag"))
+    monkeypatch.setattr(records, "manifest_of", lambda store, name: {"run": name})
+    monkeypatch.setattr(promotion, "download_scores", lambda store, manifest, folder: places)
     monkeypatch.setattr(evaluate.Store, "at", lambda url: None)
     assert evaluate.promoted_scores.fn(root) == {"sample": places[1]}
     assert "other is not in evaluate.benchmarks: not compared with run the-run" in caplog.text

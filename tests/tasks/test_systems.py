@@ -2,7 +2,7 @@
 
 from typing import get_args
 
-from tasks.commands import STAGES, judged_stages, reporter
+from tasks.commands import STAGES, evaluation_stages, reporter
 from tasks.systems import SYSTEMS, Name
 
 
@@ -12,6 +12,6 @@ def test_the_flows_take_every_system_and_no_other() -> None:
 
 def test_the_stages_of_a_flow_are_of_its_system_and_end_with_its_report() -> None:
     for system in SYSTEMS:
-        judged = judged_stages(system)
-        assert {STAGES[stage].system for stage in judged} == {system}
-        assert judged[-1] == reporter(system) and STAGES[judged[0]].compares
+        stages = evaluation_stages(system)
+        assert {STAGES[stage].system for stage in stages} == {system}
+        assert stages[-1] == reporter(system) and STAGES[stages[0]].compares

@@ -11,7 +11,7 @@ import pytest
 
 from flows.dvc.graph import ancestors, check_inputs, graph, outdated, stages_of
 from flows.dvc.run import StageFailed, run_dvc
-from flows.evaluate import judged
+from flows.evaluate import evaluated_systems
 from flows.workplace import LockEntries, read_lock_entries, write_lock_entries
 from tasks import commands
 from tasks.systems import SYSTEMS
@@ -61,12 +61,12 @@ def test_a_training_on_a_worker_runs_every_stage_of_realsr_r1() -> None:
 def test_the_nightly_evaluation_judges_realsr_r1_when_the_lock_names_its_model(
     tmp_path: Path,
 ) -> None:
-    assert judged(tmp_path) == ["gdpo"]
+    assert evaluated_systems(tmp_path) == ["gdpo"]
     entries: LockEntries = {"vlcot-grpo@control": {"outs": [{"path": "models/vlcot/control"}]}}
     write_lock_entries(tmp_path, entries)
-    assert judged(tmp_path) == ["gdpo"]
+    assert evaluated_systems(tmp_path) == ["gdpo"]
     write_lock_entries(tmp_path, {"vlcot-grpo@vlcot": {"outs": [{"path": SYSTEMS["vlcot"].model}]}})
-    assert judged(tmp_path) == ["gdpo", "vlcot"]
+    assert evaluated_systems(tmp_path) == ["gdpo", "vlcot"]
 
 
 STAGES = ["made", "after@x", "after@y", "part", "all"]

@@ -106,7 +106,7 @@ def test_a_group_does_not_depend_on_its_neighbours(model: NAOSD, groups: list[Gr
 
 
 def test_seeds_and_draws_change_the_candidates(model: NAOSD, groups: list[Group]) -> None:
-    others = made(model, [0], CONFIG.model_copy(update={"seed": 1})), made(model, [0], draw=1)
+    others = made(model, [0], CONFIG.model_copy(update={"seed": 1})), made(model, [0], epoch=1)
     values = [group.metrics["psnr_y"] for group in (groups[0], others[0][0], others[1][0])]
     for i, a in enumerate(values):
         assert all(a != pytest.approx(b, rel=1e-4) for b in values[i + 1 :])

@@ -159,10 +159,10 @@ def test_the_references_errors_are_made_anew_for_other_noises(root: Path) -> Non
             needed.rows["options"][name][0][0]
             for name in ("GDPO", "noise: shared", "target: consistent")
         )
-        assert gdpo.made == shared.made == consistent.made
+        assert gdpo.rollouts == shared.rollouts == consistent.rollouts
         model = NAOSD.from_pretrained(root / "models/naosd", base=root / "base")
-        made = [ablation_runs._groups(job, root, model) for job in (gdpo, shared, consistent)]
-    for own, same, other in zip(*made, strict=True):
+        rollouts = [ablation_runs._groups(job, root, model) for job in (gdpo, shared, consistent)]
+    for own, same, other in zip(*rollouts, strict=True):
         assert own.metrics == same.metrics and own.seeds == same.seeds and len(own.seeds) == 3
         first = [errors[0] for errors in own.reference_error]
         assert [errors[0] for errors in same.reference_error] == pytest.approx(first, rel=1e-4)
@@ -181,10 +181,10 @@ def test_rollouts_go_on_with_the_chunk_they_were_at(
         for job in ablate.needed_runs(config, ["9"], ablation_runs.sources(config, root)).first
         if job.kind == "rollouts"
     )
-    rollout, made = rollout_chunks.rollout, list[str]()
+    rollout, rollouts = rollout_chunks.rollout, list[str]()
 
     def noted(model: Any, pairs: Any, config: Config) -> Any:
-        made.extend(pair.id for pair in pairs)
+        rollouts.extend(pair.id for pair in pairs)
         return rollout(model, pairs, config)
 
     monkeypatch.setattr(rollout_chunks, "rollout", noted)
@@ -194,5 +194,5 @@ def test_rollouts_go_on_with_the_chunk_they_were_at(
         assert not (root / job.output).exists()
     perform(job, root, Hooks())
     ids = [row["id"] for row in pq.read_table(root / job.output).to_pylist()]
-    assert made == ids == [pair.id for pair in ablation_runs._selected(config, root)]
+    assert rollouts == ids == [pair.id for pair in ablation_runs._selected(config, root)]
     assert not (root / "work/ablate/checkpoints" / job.fingerprint).exists()

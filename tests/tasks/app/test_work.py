@@ -15,7 +15,7 @@ from gdpo.upscale import resolver
 from tasks.app import models
 from tasks.app.examples import PHOTOS, write_examples
 from tasks.app.models import local_models
-from tasks.app.work import MOST_PHOTOS, Cancelled, Made, Request, best, upscaled
+from tasks.app.work import MOST_PHOTOS, Cancelled, Request, Result, best, upscaled
 from tests.gdpo.upscale.fake_model import FakeModel
 
 
@@ -58,7 +58,7 @@ def request_(network: FakeModel, tmp_path: Path) -> Request:
     )
 
 
-def run(request: Request, folder: Path, **how: Any) -> tuple[list[Made], list[str], list[float]]:
+def run(request: Request, folder: Path, **how: Any) -> tuple[list[Result], list[str], list[float]]:
     """The results, what was said about bad files, and the shares that were reported."""
     folder.mkdir()
     said: list[str] = []
@@ -139,7 +139,7 @@ def test_limits_are_said(
 
 def test_cancelling_keeps_what_is_ready(request_: Request, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    ready: list[Made] = []
+    ready: list[Result] = []
     with pytest.raises(Cancelled):
         for made in upscaled(
             replace(request_, count=3),

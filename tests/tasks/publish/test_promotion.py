@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tasks import __main__ as cli
-from tasks.publish import publication
+from tasks.publish import promotion, records
 from tasks.store.errors import Conflict
 from tasks.store.s3 import Store
 from tests import s3
@@ -24,7 +24,7 @@ def test_the_models_page_is_there_before_the_first_promotion(address: str, finis
     run = publish(finished)
     store = Store.at("s3://gdpo-sr")
     assert "No run has been promoted yet" in page(store, "models/index.html")
-    publication.promote("s3://gdpo-sr", run, NOW)
+    promotion.promote("s3://gdpo-sr", run, NOW)
     publish(finished, hours=1)
     assert run in page(store, "models/index.html")
 
@@ -54,7 +54,7 @@ def test_promotion_moves_the_pointer_and_lists_the_models(
     for run in runs:
         assert cli.main(["promote", run]) == 0
     store = Store.at("s3://gdpo-sr")
-    entries, _ = publication.promoted(store)
+    entries, _ = records.promoted(store)
     assert [entry["run"] for entry in entries] == runs[::-1]
     assert json.loads(store.read("models/latest.json"))["run"] == runs[1]
     models, card = page(store, "models/index.html"), page(store, f"models/{runs[1]}.html")
@@ -84,21 +84,21 @@ def test_promoting_again_completes_what_is_missing_and_writes_nothing_else(
     with s3.proxy(address, fail) as url:
         s3.use(monkeypatch, url)
         with pytest.raises(PermissionError, match=re.escape(missing)):
-            publication.promote("s3://gdpo-sr", run, NOW)
+            promotion.promote("s3://gdpo-sr", run, NOW)
     store = Store.at("s3://gdpo-sr")
     with s3.proxy(address, note) as url:
         s3.use(monkeypatch, url)
         for hours in (1, 2):
             assert (
-                publication.promote("s3://gdpo-sr", run, NOW + timedelta(hours=hours))["run"] == run
+                promotion.promote("s3://gdpo-sr", run, NOW + timedelta(hours=hours))["run"] == run
             )
         assert len([path for path in writes(requests) if path.endswith(missing)]) == 1
         assert run in page(store, "models/index.html")
         assert "GDPO-SR is better than NAOSD" in page(store, f"models/{run}.html")
-        entries, _ = publication.promoted(store)
+        entries, _ = records.promoted(store)
         assert [entry["promoted"] for entry in entries] == [NOW.isoformat(timespec="seconds")]
         requests.clear()
-        publication.promote("s3://gdpo-sr", run, NOW + timedelta(hours=3))
+        promotion.promote("s3://gdpo-sr", run, NOW + timedelta(hours=3))
     assert writes(requests) == []
     assert not [path for _, path in requests if "safetensors" in path]
 
@@ -115,11 +115,11 @@ def test_a_card_goes_with_the_run_that_is_promoted_meanwhile(
     def fault(method: str, path: str) -> None:
         if method == "PUT" and path.endswith(f"/models/{runs[0]}.html") and not came:
             came.append(path)
-            publication.promote("s3://gdpo-sr", runs[1], NOW)
+            promotion.promote("s3://gdpo-sr", runs[1], NOW)
 
     with s3.proxy(address, fault) as url:
         s3.use(monkeypatch, url)
-        publication.promote("s3://gdpo-sr", runs[0], NOW)
+        promotion.promote("s3://gdpo-sr", runs[0], NOW)
     store = Store.at("s3://gdpo-sr")
     assert came
     assert 'class="latest"' not in page(store, f"models/{runs[0]}.html")
@@ -143,12 +143,12 @@ def test_a_file_that_is_not_the_published_one_is_not_promoted(
     stderr = capsys.readouterr().err
     assert f"s3://gdpo-sr/runs/{run}/{name}: not the file that was published" in stderr
     assert stderr.count("\n") == 1
-    assert publication.promoted(store) == ([], None)
+    assert records.promoted(store) == ([], None)
     s3.client(address).put_object(
         Bucket="gdpo-sr", Key=f"runs/{run}/evaluate/sample/per_image.parquet", Body=b"other"
     )
     with pytest.raises(ValueError, match=r"per_image\.parquet: not the file that was published"):
-        publication.bring_scores(store, publication.manifest_of(store, run), tmp_path / "scores")
+        promotion.download_scores(store, records.manifest_of(store, run), tmp_path / "scores")
     assert not list(tmp_path.glob("scores/sample/*"))
 
 
@@ -167,7 +167,7 @@ def test_a_run_that_is_not_whole_is_not_promoted(
     )
     assert cli.main(["promote", run]) == 1
     assert "adapters.safetensors: damaged" in capsys.readouterr().err
-    assert publication.promoted(Store.at("s3://gdpo-sr")) == ([], None)
+    assert records.promoted(Store.at("s3://gdpo-sr")) == ([], None)
 
 
 def delete(store: Store, under: str) -> None:
@@ -179,11 +179,11 @@ def test_a_promoted_run_that_is_gone_is_said_to_be_and_stops_nothing(
     address: str, finished: Path
 ) -> None:
     gone, run = publish(finished, commit="abcdef0123456789"), publish(finished, hours=1)
-    publication.promote("s3://gdpo-sr", gone, NOW)
+    promotion.promote("s3://gdpo-sr", gone, NOW)
     store = Store.at("s3://gdpo-sr")
     delete(store, f"runs/{gone}/")
     delete(store, f"models/{gone}.html")
-    publication.promote("s3://gdpo-sr", run, NOW)
+    promotion.promote("s3://gdpo-sr", run, NOW)
     text = page(store, "models/index.html")
     first, second = re.findall(r"<li>.*?</li>", text, flags=re.DOTALL)
     assert f'href="{run}.html"' in first and 'class="latest"' in first
@@ -197,7 +197,7 @@ def test_a_promoted_run_that_is_gone_is_said_to_be_and_stops_nothing(
     publish(finished, hours=2)
     assert page(store, "models/index.html").count("gone") == 2
     with pytest.raises(ValueError, match="no complete run named"):
-        publication.promote("s3://gdpo-sr", gone, NOW)
+        promotion.promote("s3://gdpo-sr", gone, NOW)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_a_run_of_another_version_is_listed_with_what_it_has(
     address: str, finished: Path, without: Sequence[str]
 ) -> None:
     old, store = publish(finished, commit="abcdef0123456789"), Store.at("s3://gdpo-sr")
-    manifest = publication.manifest_of(store, old)
+    manifest = records.manifest_of(store, old)
     shown = {
         "commit": "abcdef012345",
         "profile": "profile sample",
@@ -233,7 +233,7 @@ def test_a_run_of_another_version_is_listed_with_what_it_has(
         name: name not in without for name in shown
     }
     for promoted in (old, run):
-        publication.promote("s3://gdpo-sr", promoted, NOW)
+        promotion.promote("s3://gdpo-sr", promoted, NOW)
     assert f'href="{old}.html"' in page(store, "models/index.html")
     assert "adapters.safetensors" in page(store, f"models/{old}.html")
     for name in ("runs/index.html", "models/index.html", f"models/{old}.html"):
@@ -269,10 +269,10 @@ def test_a_run_whose_manifest_lacks_what_every_reader_needs_is_in_no_list(
     store, broken = Store.at("s3://gdpo-sr"), "20991231T000000Z-broken"
     store.write(f"runs/{broken}/manifest.json", content.replace(b"RUN", broken.encode()))
     run = publish(finished)
-    assert [manifest["run"] for manifest in publication.manifests(store)] == [run]
+    assert [manifest["run"] for manifest in records.manifests(store)] == [run]
     assert broken not in page(store, "runs/index.html")
     with pytest.raises(ValueError, match="no complete run named"):
-        publication.promote("s3://gdpo-sr", broken, NOW)
+        promotion.promote("s3://gdpo-sr", broken, NOW)
 
 
 def test_of_two_who_promote_at_once_one_is_told(address: str, finished: Path) -> None:
@@ -283,7 +283,7 @@ def test_of_two_who_promote_at_once_one_is_told(address: str, finished: Path) ->
     def attempt(run: str) -> None:
         start.wait()
         try:
-            results[run] = publication.promote("s3://gdpo-sr", run, NOW)["run"]
+            results[run] = promotion.promote("s3://gdpo-sr", run, NOW)["run"]
         except Conflict as conflict:
             results[run] = conflict
 
@@ -293,11 +293,11 @@ def test_of_two_who_promote_at_once_one_is_told(address: str, finished: Path) ->
     for thread in threads:
         thread.join()
     won = [run for run in runs if results[run] == run]
-    entries, _ = publication.promoted(Store.at("s3://gdpo-sr"))
+    entries, _ = records.promoted(Store.at("s3://gdpo-sr"))
     # Every run whose promotion succeeded is listed.
     assert sorted(entry["run"] for entry in entries) == sorted(won)
     assert won and all(
-        "somebody promoted another run just now" in str(results[run])
+        "another run was promoted at the same time" in str(results[run])
         for run in runs
         if run not in won
     )
@@ -310,5 +310,5 @@ def test_a_pointer_that_is_no_list_of_runs_is_named(address: str, content: bytes
     store = Store.at("s3://gdpo-sr")
     store.write("models/latest.json", content)
     with pytest.raises(ValueError, match=r"latest\.json: not a list of promoted runs") as caught:
-        publication.promoted(store)
+        records.promoted(store)
     assert "\n" not in str(caught.value)

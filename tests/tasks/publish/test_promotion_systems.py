@@ -11,7 +11,7 @@ from gdpo.evaluate.models import EvaluatedModels
 from gdpo.images import write_png
 from gdpo.vlcot.folder import IDENTITIES as VLCOT
 from tasks import __main__ as cli
-from tasks.publish import publication
+from tasks.publish import promotion, records
 from tasks.store.s3 import Store
 from tests.tasks.published import NOW, SUMMARY, page, publish
 
@@ -51,9 +51,9 @@ def test_each_system_has_its_own_promoted_run(
         assert cli.main(["promote", run]) == 0
     store = Store.at("s3://gdpo-sr")
     for system, run in (("gdpo", first), ("vlcot", second)):
-        assert [entry["run"] for entry in publication.promoted(store, system)[0]] == [run]
+        assert [entry["run"] for entry in records.promoted(store, system)[0]] == [run]
     assert json.loads(store.read("models/vlcot/latest.json"))["run"] == second
-    names = set(publication.manifest_of(store, second)["files"])
+    names = set(records.manifest_of(store, second)["files"])
     assert {"index.html", "evaluate/sample/per_image.parquet", "model/trunk.safetensors"} <= names
     assert not [name for name in names if "vlcot" in name and not name.endswith("vlcot.png")]
     kept = {
@@ -69,9 +69,9 @@ def test_each_system_has_its_own_promoted_run(
     assert "RealSR-R1 is better than RealSR-R1 cold start" in card and "--explain" in card
     # The next promotion of one leaves that of the other.
     third = publish(both, hours=2, outs=VLCOT_OUTS, system="vlcot")
-    publication.promote("s3://gdpo-sr", third, NOW)
-    assert [entry["run"] for entry in publication.promoted(store, "vlcot")[0]] == [third, second]
-    assert [entry["run"] for entry in publication.promoted(store)[0]] == [first]
+    promotion.promote("s3://gdpo-sr", third, NOW)
+    assert [entry["run"] for entry in records.promoted(store, "vlcot")[0]] == [third, second]
+    assert [entry["run"] for entry in records.promoted(store)[0]] == [first]
 
 
 def test_an_output_of_one_system_is_no_part_of_the_others_run(address: str, both: Path) -> None:
@@ -84,7 +84,7 @@ def test_an_output_of_one_system_is_no_part_of_the_others_run(address: str, both
 def test_a_run_of_a_system_that_is_unknown_is_not_promoted(address: str, finished: Path) -> None:
     run = publish(finished)
     store = Store.at("s3://gdpo-sr")
-    manifest = {**publication.manifest_of(store, run), "system": "another"}
+    manifest = {**records.manifest_of(store, run), "system": "another"}
     store.write(f"runs/{run}/manifest.json", json.dumps(manifest).encode())
     with pytest.raises(ValueError, match=f"runs/{run}: of a system 'another' that is unknown"):
-        publication.promote("s3://gdpo-sr", run, NOW)
+        promotion.promote("s3://gdpo-sr", run, NOW)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.publish import publication
+from tasks.publish import pages, promotion, publication, records
 from tasks.store import conditional
 from tasks.store import s3 as store_module
 from tasks.store.errors import Conflict
@@ -20,7 +20,7 @@ def test_a_run_is_its_report_its_model_and_a_manifest_of_both(address: str, fini
     store = Store.at("s3://gdpo-sr")
     assert page(store, f"runs/{run}/index.html") == "<title>the report</title>"
     assert store.read(f"runs/{run}/model/adapters.safetensors") == b"weights"
-    manifest = publication.manifest_of(store, run)
+    manifest = records.manifest_of(store, run)
     assert manifest["profile"] == "sample"
     assert manifest["kind"] == "train"
     assert "GDPO-SR is better than NAOSD" in manifest["verdict"]
@@ -47,7 +47,7 @@ def test_the_list_has_the_newest_first_and_only_whole_runs(address: str, finishe
     )
     store = Store.at("s3://gdpo-sr")
     store.write("runs/20991231T000000Z-broken/index.html", b"no manifest")
-    publication.list_runs(store)
+    pages.list_runs(store)
     text = page(store, "runs/index.html")
     assert text.index(second) < text.index(first)
     assert "broken" not in text
@@ -79,13 +79,13 @@ def test_what_is_no_output_of_the_pipeline_is_not_published(
     run = publish(finished)
     store = Store.at("s3://gdpo-sr")
     assert [key for key in store.keys("runs/") if "against" in key or "old" in key] == []
-    manifest = publication.promote("s3://gdpo-sr", run, NOW)
+    manifest = promotion.promote("s3://gdpo-sr", run, NOW)
     assert {name.partition("/")[0] for name in manifest["files"]} == {
         "index.html",
         "evaluate",
         "model",
     }
-    assert publication.bring_scores(store, manifest, tmp_path) == [
+    assert promotion.download_scores(store, manifest, tmp_path) == [
         tmp_path / "sample/per_image.parquet"
     ]
 
@@ -108,11 +108,9 @@ def test_an_interrupted_upload_is_in_no_list(
         with pytest.raises(OSError, match=r"adapters\.safetensors: the upload was interrupted"):
             publish(finished)
     s3.use(monkeypatch, address)
-    assert publication.manifests(Store.at("s3://gdpo-sr")) == []
+    assert records.manifests(Store.at("s3://gdpo-sr")) == []
     run = publish(finished)
-    assert [manifest["run"] for manifest in publication.manifests(Store.at("s3://gdpo-sr"))] == [
-        run
-    ]
+    assert [manifest["run"] for manifest in records.manifests(Store.at("s3://gdpo-sr"))] == [run]
 
 
 def test_the_address_holds_no_credentials(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +182,7 @@ def test_two_publications_of_one_name_are_two_runs(
         assert second == f"{first}-2"
         assert publish(finished) == second  # the same again, as after a failure
     store = Store.at("s3://gdpo-sr")
-    assert [manifest["run"] for manifest in publication.manifests(store)] == [second, first]
+    assert [manifest["run"] for manifest in records.manifests(store)] == [second, first]
     assert store.read(f"runs/{first}/model/adapters.safetensors") == b"weights"
     assert store.read(f"runs/{second}/model/adapters.safetensors") == b"other weights"
 
@@ -239,9 +237,9 @@ def test_a_file_that_the_store_took_and_lost_is_named_and_the_run_is_not_listed(
         with pytest.raises(OSError, match=rf"{lost}: the store took it without an error"):
             publish(finished)
     s3.use(monkeypatch, address)
-    assert publication.manifests(Store.at("s3://gdpo-sr")) == []
+    assert records.manifests(Store.at("s3://gdpo-sr")) == []
     run = publish(finished)
-    assert publication.manifest_of(Store.at("s3://gdpo-sr"), run)["files"]
+    assert records.manifest_of(Store.at("s3://gdpo-sr"), run)["files"]
 
 
 def test_a_pointer_that_the_store_took_and_lost_is_no_promotion(
@@ -251,7 +249,7 @@ def test_a_pointer_that_the_store_took_and_lost_is_no_promotion(
     with s3.proxy(address, loses("/models/latest.json")) as url:
         s3.use(monkeypatch, url)
         with pytest.raises(OSError, match=r"models/latest\.json: the store took it"):
-            publication.promote("s3://gdpo-sr", run, NOW)
+            promotion.promote("s3://gdpo-sr", run, NOW)
     s3.use(monkeypatch, address)
-    assert publication.promoted(Store.at("s3://gdpo-sr")) == ([], None)
-    assert publication.promote("s3://gdpo-sr", run, NOW)["run"] == run
+    assert records.promoted(Store.at("s3://gdpo-sr")) == ([], None)
+    assert promotion.promote("s3://gdpo-sr", run, NOW)["run"] == run

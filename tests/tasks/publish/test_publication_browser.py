@@ -20,7 +20,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from gdpo.hooks import Hooks
 from tasks.params import load
-from tasks.publish import browse, publication
+from tasks.publish import browse, promotion, publication
 from tasks.stages import report
 from tasks.store import s3 as store_module
 from tasks.store.s3 import Store
@@ -60,7 +60,7 @@ def base(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Iterator[str]:
             publication.publish(
                 place, "s3://gdpo-sr", run, outs=outs, kind="train", commit=HOSTILE, when=when
             )
-        publication.promote("s3://gdpo-sr", RUNS[0], when)
+        promotion.promote("s3://gdpo-sr", RUNS[0], when)
         with browse.server(Store.at("s3://gdpo-sr"), 0) as server, s3.serving(server):
             yield f"http://127.0.0.1:{server.server_port}"
     store_module._client.cache_clear()

@@ -14,7 +14,7 @@ from tests import s3
 def test_only_the_first_creates_and_only_the_last_reader_replaces(address: str) -> None:
     store = Store.at("s3://bucket")
     swap(store, "pointer", b"one", None)
-    with pytest.raises(Conflict, match="s3://bucket/pointer: somebody else wrote it first"):
+    with pytest.raises(Conflict, match="s3://bucket/pointer: another process wrote it first"):
         swap(store, "pointer", b"two", None)
     _, tag = store.fetch("pointer")
     swap(store, "pointer", b"three", tag)

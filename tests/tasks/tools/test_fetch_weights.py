@@ -39,7 +39,7 @@ def run(*sources: str, names: tuple[str, ...] = ("lpips_alex",)) -> int:
 def test_the_next_source_is_asked_when_one_is_away(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A hub whose host answers nothing costs one line, and no traceback."""
+    """A hub whose host answers nothing is reported in one line, without a traceback."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{unused.getsockname()[1]}")
