@@ -1,4 +1,4 @@
-"""The text of an error on one line, for messages that a person reads."""
+"""Text for messages that a person reads: on one line, and safe on a terminal."""
 
 
 def one_line(error: BaseException, *, first: bool = False) -> str:
@@ -10,3 +10,10 @@ def one_line(error: BaseException, *, first: bool = False) -> str:
     """
     lines = str(error).strip().splitlines()
     return " ".join(" ".join(lines[:1] if first else lines).split()) or type(error).__name__
+
+
+def shown(text: object) -> str:
+    """Text that is safe on a terminal: control characters and undecodable bytes are escaped."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text)
+    )

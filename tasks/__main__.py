@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tasks import paths
 from tasks.arguments import add_params
@@ -55,9 +55,17 @@ EXTRAS = {
 }
 
 
+class _Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line: its own begin with up to ten of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Report wrong usage and exit with code 2."""
+        self.exit(USAGE, f"{self.prog}: {message}; see `{self.prog} --help`\n")
+
+
 def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
     """The parser of all commands. Only the chosen tool's module is imported for its arguments."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="gdpo-sr",
         description=_overview(),
         epilog="example: gdpo-sr upscale photo.jpg",

@@ -128,6 +128,11 @@ def read(path: Path) -> Tree:
         raise BadParams(f"{path.name}: not YAML: {_problem(error)}") from error
     except UnicodeDecodeError as error:
         raise BadParams(f"{path.name}: not UTF-8 text: {error}") from error
+    except FileNotFoundError as error:
+        raise BadParams(
+            f"{path}: no such file; go to the folder that has one, or `gdpo-sr profile NAME` makes "
+            "one from that which ships"
+        ) from error
     except OSError as error:
         raise BadParams(f"{path}: {error.strerror}") from error
     if not isinstance(tree, dict):

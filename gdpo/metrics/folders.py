@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from gdpo.data.sources import SUFFIXES
+from gdpo.errors import shown
 from gdpo.images import read_photo, to_tensor
 from gdpo.metrics.score import score
 
@@ -34,13 +35,6 @@ class MethodImage:
     image: Path
     reference: Path | None
     size: tuple[int, int]
-
-
-def shown(text: object) -> str:
-    """Text that is safe on a terminal: control characters and undecodable bytes are escaped."""
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text)
-    )
 
 
 def method_images(sr: Path, hr: Path | None) -> list[MethodImage]:

@@ -51,10 +51,11 @@ def check_format(path: Path, height: int, width: int, *, deep: bool = False) -> 
     kind = FORMATS[suffix]["format"]
     if kind == "HEIF" and not can_heif():
         raise ValueError(f"{path}: {MISSING}")
-    if max(height, width) > LONGEST.get(kind, 2**31):
+    longest = LONGEST.get(kind, 2**31 - 1)
+    if max(height, width) > longest:
         raise ValueError(
-            f"{path}: {kind} holds at most {LONGEST[kind]} pixels a side, and the result has "
-            f"{width}x{height}; use .png or .tif"
+            f"{path}: {kind} holds at most {longest} pixels a side, and the result has "
+            f"{width}x{height}; {'use .png or .tif' if kind in LONGEST else 'make it smaller'}"
         )
 
 

@@ -13,12 +13,12 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gdpo.errors import one_line
+from gdpo.errors import one_line, shown
 from gdpo.metrics.table import METRICS
 from tasks.paths import GDPO
 
@@ -99,7 +99,13 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="try N seeds from --seed on, keep the best by --by",
     )
-    add("--by", choices=JUDGES, default="niqe", help="metric that chooses; default: niqe")
+    add(
+        "--by",
+        choices=JUDGES,
+        default="niqe",
+        metavar="METRIC",
+        help=f"metric that chooses: {', '.join(JUDGES)}; default: niqe",
+    )
     add(
         "--t-add",
         type=_whole(0, 999),
@@ -153,10 +159,10 @@ def _whole(low: int, high: int | None) -> Callable[[str], int]:
 
 def _positive(text: str) -> float:
     """An argument type: a number above 0."""
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError("must be a number above 0")
-    return value
+    with suppress(ValueError):
+        if 0 < (value := float(text)) < float("inf"):
+            return value
+    raise argparse.ArgumentTypeError("must be a number above 0")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -173,7 +179,12 @@ def main(args: argparse.Namespace) -> int:
         ready = []
         for job in work:
             with failures.of_one():
-                check(job, overwrite=args.overwrite, skip=args.skip_existing)
+                check(
+                    job,
+                    overwrite=args.overwrite,
+                    skip=args.skip_existing,
+                    deep=args.bits == 16,
+                )
                 ready.append(job)
         todo = [job for job in ready if not (args.skip_existing and job.output.exists())]
         for job in ready:
@@ -182,7 +193,10 @@ def main(args: argparse.Namespace) -> int:
         upscaling = Upscaling.of(args) if todo else None
         for number, job in enumerate(todo, 1):
             assert upscaling is not None
-            with failures.of_one(), _bar(f"{job.photo.name} ({number}/{len(todo)})") as on_tile:
+            with (
+                failures.of_one(),
+                _bar(f"{shown(job.photo.name)} ({number}/{len(todo)})") as on_tile,
+            ):
                 _tell(args, upscaling.run(job, on_tile))
     return 0
 
@@ -203,7 +217,7 @@ class _Failures:
             if self.total == 1:
                 raise
             self.count += 1
-            sys.stderr.write(f"gdpo-sr: {one_line(error)}\n")
+            sys.stderr.write(f"gdpo-sr: {shown(one_line(error))}\n")
 
     def __enter__(self) -> "_Failures":
         return self
@@ -225,11 +239,11 @@ def _tell(args: argparse.Namespace, result: dict[str, Any]) -> None:
 
 def _line(result: dict[str, Any]) -> str:
     if "skipped" in result:
-        return f"{result['output']}: already exists"
+        return f"{shown(result['output'])}: already exists"
     width, height = result["size"]
     notes = [f"{name}: {result[name]}" for name in ("seed", "note") if name in result]
     notes += [f"prompt: {result['prompt']}"] if result["tagged"] else []
-    took = f"{result['output']}: {width}x{height} in {result['seconds']} s"
+    took = f"{shown(result['output'])}: {width}x{height} in {result['seconds']} s"
     return "; ".join([took, *notes])
 
 

@@ -11,7 +11,7 @@ from glob import glob
 from pathlib import Path
 
 from gdpo.files import check_writable
-from gdpo.pictures.write import FORMATS
+from gdpo.pictures.write import FORMATS, check_format
 from gdpo.walk import is_hidden, walk
 
 # What is looked for in folders. A file that is named is tried whatever its extension is.
@@ -26,9 +26,10 @@ class PhotoJob:
     output: Path
 
 
-def check(job: PhotoJob, *, overwrite: bool, skip: bool) -> None:
-    """Check before the work that the photograph is there and the result can be written.
+def check(job: PhotoJob, *, overwrite: bool, skip: bool, deep: bool) -> None:
+    """Check before the model is loaded that the photograph is there and the result can be written.
 
+    deep: with 16 bits.
     Errors: ValueError naming the file and what to do.
     """
     photo, output = job.photo, job.output
@@ -41,6 +42,7 @@ def check(job: PhotoJob, *, overwrite: bool, skip: bool) -> None:
             raise ValueError(f"{output}: is the photograph itself; choose another --output")
         if not overwrite and not skip:
             raise ValueError(f"{output}: already exists; --overwrite or --skip-existing")
+    check_format(output, 1, 1, deep=deep)
     check_writable(output)
 
 

@@ -1,6 +1,7 @@
 """What `gdpo-sr upscale` does with one photograph: read, upscale (with several seeds), write."""
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -76,6 +77,7 @@ class Upscaling:
         picture = read_picture(job.photo, deep=deep)
         size = self._size(picture.rgb.shape[0], picture.rgb.shape[1])
         check_format(job.output, *size, deep=deep)
+        self._check_memory(job, picture, size)
         if size[0] * size[1] > LARGE:
             sys.stderr.write(f"{job.photo}: {self._forecast(picture, size)}\n")
         rgb, details = self._best(picture, size, on_tile)
@@ -90,6 +92,16 @@ class Upscaling:
             "tagged": self.args.tagger is not None,
             "seconds": round(time.perf_counter() - start, 3),
         }
+
+    def _check_memory(self, job: PhotoJob, picture: Picture, size: tuple[int, int]) -> None:
+        """ValueError if the result cannot fit: the system would end the process, or stand still."""
+        need = bytes_needed(size, picture.rgb.dtype, self.args.color_fix)
+        have = _memory()
+        if have is not None and need > have:
+            raise ValueError(
+                f"{job.photo}: {size[1]}x{size[0]} pixels need {need / 1e9:.0f} GB of memory, and "
+                f"this machine has {have / 1e9:.0f}; make the result smaller: --scale, --width"
+            )
 
     def _forecast(self, picture: Picture, size: tuple[int, int]) -> str:
         """What a large result takes; the time is that of a piece as large as a tile."""
@@ -146,3 +158,10 @@ def _named(model: Path | None) -> Path | None:
         return model
     ours = shipped(f"assets/{model}")
     return ours if ours.is_dir() else model
+
+
+def _memory() -> int | None:
+    """The bytes of this machine's memory; None where the system does not say (Windows)."""
+    if not hasattr(os, "sysconf"):
+        return None
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

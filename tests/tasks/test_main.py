@@ -94,10 +94,14 @@ def test_bad_parameters_exit_2_with_one_line(
 @pytest.mark.parametrize(
     "argv", [[], ["nothing"], ["select", "--nothing"], ["finetune", "--run", "both"]]
 )
-def test_usage_errors_exit_2(argv: list[str]) -> None:
+def test_usage_errors_exit_2_with_one_line(
+    argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(argv)
     assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and re.search("see `gdpo-sr.* --help`$", error)
 
 
 @pytest.mark.parametrize(

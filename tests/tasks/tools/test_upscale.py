@@ -12,7 +12,6 @@ import pytest
 import torch
 from PIL import Image
 
-from gdpo.model.card import IDENTITIES, Card
 from gdpo.pictures.read import read_picture
 from gdpo.released.tagger import import_tagger
 from gdpo.upscale import resolver
@@ -20,30 +19,7 @@ from tasks import __main__ as cli
 from tests.gdpo.pictures.icc import managed, profile
 from tests.gdpo.tagger import released_tagger
 from tests.gdpo.upscale.fake_model import FakeModel
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with a photograph and a model folder whose model is a fake."""
-    photo = np.random.default_rng(0).integers(0, 256, (9, 14, 3), dtype=np.uint8)
-    Image.fromarray(photo).save(tmp_path / "photo.jpg")
-    (tmp_path / "models/gdpo").mkdir(parents=True)
-    identity = IDENTITIES["gdpo"].model_dump()
-    settings: dict[str, Any] = {"t_add": 250, "t_diff": 100, "prompt": "sharp", "adapters": []}
-    card = Card(**identity, format=1, base="..", base_sha256={}, **settings)
-    card.write(tmp_path / "models/gdpo")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        resolver, "load_models", lambda folders, *_: dict.fromkeys(folders, lambda: FakeModel())
-    )
-    return tmp_path
-
-
-def _fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
-    assert cli.main(["upscale", *argv]) == 1
-    error = capsys.readouterr().err
-    assert error.startswith("gdpo-sr: ") and error.count("\n") == 1
-    return error
+from tests.tasks.tools.upscaling import fails
 
 
 @pytest.mark.parametrize("name", ["out.png", "deep/er/out.webp", "OUT.JPG"])
@@ -71,13 +47,13 @@ def test_the_prompt_is_of_the_users_words_or_of_a_tagger(
     monkeypatch.setattr(FakeModel, "embed", lambda self, texts: torch.zeros(1, 2, 4))
     assert cli.main(["upscale", "photo.jpg", "-o", "a.png", "--prompt", "two boats", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["prompt"] == "two boats, sharp"
-    assert f"{Path('no')}/tags.json: no such file; `gdpo-sr import-weights" in _fails(
+    assert f"{Path('no')}/tags.json: no such file; `gdpo-sr import-weights" in fails(
         capsys, "photo.jpg", "-o", "b.png", "--tagger", "no"
     )
     source = released_tagger.write(folder / "ckp")
     (folder / "ckp/ram_tag_list_threshold.txt").write_text("0\n" * 6)
     import_tagger(source, folder / "plain")
-    assert "plain/dape.safetensors: no such file" in _fails(
+    assert "plain/dape.safetensors: no such file" in fails(
         capsys, "photo.jpg", "-o", "b.png", "--tagger", "plain"
     )
     import_tagger(source, folder / "tagger", dape=folder / "ckp/DAPE.pth")
@@ -99,50 +75,6 @@ def test_seed_decides_the_bytes(folder: Path) -> None:
         )
     assert (folder / "a.png").read_bytes() == (folder / "b.png").read_bytes()
     assert (folder / "a.png").read_bytes() != (folder / "c.png").read_bytes()
-
-
-def test_what_is_wrong_is_said_in_one_line(
-    folder: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (folder / "broken.jpg").write_bytes(b"no photograph")
-    assert "nothing.jpg: no such photograph" in _fails(capsys, "nothing.jpg", "-o", "out.png")
-    assert "broken.jpg" in _fails(capsys, "broken.jpg", "-o", "out.png")
-    (folder / "folder.png").mkdir()
-    assert "folder.png: is a folder" in _fails(capsys, "photo.jpg", "-o", "folder.png")
-    assert list((folder / "folder.png").iterdir()) == []
-    (folder / "old.png").write_bytes(b"old")
-    assert "old.png: already exists; --overwrite or --skip-existing" in _fails(
-        capsys, "photo.jpg", "-o", "old.png"
-    )
-    assert (folder / "old.png").read_bytes() == b"old"
-    assert "old.png is not a folder" in _fails(capsys, "photo.jpg", "-o", "old.png/new.png")
-    assert "out.webp: WEBP holds at most" in _fails(
-        capsys, "photo.jpg", "-o", "out.webp", "--scale", "2000"
-    )
-    assert "out.gif: unknown extension; use one of .png" in _fails(
-        capsys, "photo.jpg", "-o", "out.gif"
-    )
-    assert "photograph itself" in _fails(capsys, "photo.jpg", "-o", "photo.jpg")
-    assert "tile must be at least 32" in _fails(capsys, "photo.jpg", "-o", "out.png", "--tile", "8")
-    missing = _fails(capsys, "photo.jpg", "-o", "out.png", "--model", "models/none")
-    assert "models/none: no such model folder; without --model, the one that ships" in missing
-    (folder / "base").symlink_to(tiny_base)
-    bare = _fails(capsys, "photo.jpg", "-o", "out.png", "--model", "base")
-    assert "base/model.json: no such file, so this is no model for super-resolution" in bare
-    assert not (folder / "out.png").exists()
-
-
-@pytest.mark.parametrize(
-    "extra",
-    [
-        *(["--t-add", "1000"], ["--t-add", "x"], ["--seed", "-1"], ["--color-fix", "lab"]),
-        *(["--scale", "0"], ["--skip-existing", "--overwrite"], ["--by", "psnr_y"]),
-    ],
-)
-def test_wrong_usage_exits_2(folder: Path, extra: list[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        cli.main(["upscale", "photo.jpg", "-o", "out.png", *extra])
-    assert caught.value.code == 2
 
 
 def test_without_an_output_it_goes_beside_the_photograph(folder: Path) -> None:
@@ -201,10 +133,10 @@ def test_patterns_and_a_second_run_over_the_same_folder(
     results = [name for name in _files(album / "album") if "_x4" in name]
     assert results == ["a_x4.png", "sea/b_x4.png", "sea/c_x4.png"]
     capsys.readouterr()
-    assert "none*: no file matches" in _fails(capsys, "none*")
+    assert "none*: no file matches" in fails(capsys, "none*")
     (album / "empty").mkdir()
-    assert "empty: no photographs in this folder" in _fails(capsys, "empty", "-o", "x")
-    assert "out.png: must be a folder, because there are several" in _fails(
+    assert "empty: no photographs in this folder" in fails(capsys, "empty", "-o", "x")
+    assert "out.png: must be a folder, because there are several" in fails(
         capsys, "album", "-o", "out.png"
     )
 
@@ -217,7 +149,7 @@ def test_photographs_of_one_name_do_not_replace_each_other(
         Image.new("RGB", (8, 8)).save(folder / name)
     assert cli.main(["upscale", "one", "-o", "out"]) == 0
     assert _files(folder / "out") == ["a.png", "a.png.png"]
-    message = _fails(capsys, "one/a.png", "one/a.jpg", "two/a.jpg", "-o", "new")
+    message = fails(capsys, "one/a.png", "one/a.jpg", "two/a.jpg", "-o", "new")
     assert "two/a.jpg and one/a.jpg: both results would be new/a.jpg.png" in message
 
 
