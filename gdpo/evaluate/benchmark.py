@@ -26,6 +26,7 @@ import torch
 
 from gdpo.config import Reward
 from gdpo.config.evaluation import BICUBIC
+from gdpo.data.operations import INFERENCE_MODE
 from gdpo.data.shards import Pair, enlarge
 from gdpo.evaluate.statistics import Array, Scores, within_image_std
 from gdpo.images import to_tensor
@@ -102,7 +103,7 @@ def evaluate_image(
     height, width = pair.hr.shape[:2]
     # Bicubic for every image, whatever mode its degradation drew: at test time a user's image has
     # no such mode.
-    bicubic = enlarge(pair.lr, (height, width), "bicubic")
+    bicubic = enlarge(pair.lr, (height, width), INFERENCE_MODE)
     keys = noise_keys(seed, pair.id, noises)
     outputs = {
         BICUBIC: bicubic[None],
