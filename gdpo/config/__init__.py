@@ -24,7 +24,7 @@ from gdpo.config.data import (
     SecondOrder,
     Select,
 )
-from gdpo.config.evaluation import Ablate, Evaluate, Pairs
+from gdpo.config.evaluation import Ablate, BenchmarkFolders, Evaluate
 from gdpo.config.fields import Section
 from gdpo.config.model import Fetch, Lora, Model, Optimizer, Pretrain, SharedSteps
 from gdpo.config.preference import Finetune, Reward, Rollout, Validation
@@ -32,6 +32,7 @@ from gdpo.config.vlcot import Coldstart, Grpo, Vlcot
 
 __all__ = [
     "Ablate",
+    "BenchmarkFolders",
     "Coldstart",
     "Config",
     "Degradation",
@@ -44,7 +45,6 @@ __all__ = [
     "Lora",
     "Model",
     "Optimizer",
-    "Pairs",
     "Photographs",
     "Pretrain",
     "Reward",
