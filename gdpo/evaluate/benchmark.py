@@ -141,7 +141,7 @@ def rewards(
 
     def normalised(model: str, metric: str) -> Array:
         reference_IN = scores[reference][metric]
-        # The reference's own spread, so that the unit does not depend on the model that is judged.
+        # The reference's own spread, so that the unit does not depend on the evaluated model.
         unit = within_image_std(reference_IN)
         if unit == 0:
             return np.zeros_like(scores[model][metric])

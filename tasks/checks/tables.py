@@ -153,7 +153,7 @@ def _manifest(
     evaluation = read_columns(root / paths.HELD_OUT, ["id"])["id"]
     counts = source.value_counts()
     of_photo = counts.field("counts").take(pc.index_in(source, value_set=counts.field("values")))
-    # Element-wise comparison needs equal lengths; if they differ, no row is in its place.
+    # Element-wise comparison needs equal lengths; if they differ, all rows fail.
     as_scored = np.zeros(len(manifest), bool)
     if len(manifest) == len(ranked):
         as_scored = np.array(pc.equal(manifest["id"], ranked["id"]))

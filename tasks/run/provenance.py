@@ -1,8 +1,8 @@
 """Provenance of an evaluation: the hash of its code, hashes of weights and data, versions of the
 metrics.
 
-No commit: which one the code is of cannot be told in a shallow clone, and two workers at one commit
-have to write the same bytes. `git log -S HASH -- code` finds it.
+No commit: a shallow clone does not have the commit that last changed the code, and two workers have
+to write the same bytes. `git log -S HASH -- code` finds the commit.
 """
 
 from pathlib import Path
