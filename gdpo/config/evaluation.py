@@ -48,7 +48,7 @@ class Evaluate(Section):
     precision: Precision = "bf16"
 
     @model_validator(mode="after")
-    def _names_fit(self) -> "Evaluate":
+    def _check_names(self) -> "Evaluate":
         unknown = [name for name in self.benchmarks if name != SAMPLE and name not in self.pairs]
         if unknown:
             raise ValueError(
