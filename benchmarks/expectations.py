@@ -53,11 +53,9 @@ def fabricate(root: Path, rows: int, rule: Select, settings: Rollout) -> None:
     rng = np.random.default_rng(0)
     photos = -(-rows // PER_PHOTO)
     names = np.char.add("photo", np.arange(photos).astype(str))
-    write(
-        root / f"{paths.PHOTOS}/00.parquet", name=names, sha256=[f"{i:064x}" for i in range(photos)]
-    )
-    write(root / f"{paths.PHOTOS}/evaluation.parquet", name=["held"], sha256=["f" * 64])
-    write(root / f"{paths.EVALUATION}/00000.parquet", id=ids(1000, "held"))
+    write(root / paths.photo_list("00"), name=names, sha256=[f"{i:064x}" for i in range(photos)])
+    write(root / paths.photo_list("evaluation"), name=["held"], sha256=["f" * 64])
+    write(root / f"{paths.HELD_OUT}/00000.parquet", id=ids(1000, "held"))
     patches = pa.table(
         {
             "id": ids(rows),

@@ -25,7 +25,7 @@ from gdpo.metrics.score import METRICS
 from gdpo.model.naosd import NAOSD
 from tasks.params import load
 from tasks.report import paper
-from tasks.run.provenance import evaluated, origin
+from tasks.run.provenance import evaluated_models, origin
 from tasks.run.training import device
 from tasks.stages.evaluate import make_upscalers, open_pairs
 
@@ -45,7 +45,7 @@ def main() -> int:
     config = load(REPO / "params.yaml", args.profile)
     metrics = [metric for metric in config.evaluate.metrics if not METRICS[metric].per_set]
     pairs, folders = open_pairs(config, REPO, args.benchmark, metrics)
-    variants, names = settings(), evaluated(config, REPO)
+    variants, names = settings(), evaluated_models(config, REPO)
     by_role = {"ours": names.ours, "baseline": names.baseline}
     models = {
         role: NAOSD.from_pretrained(REPO / config.evaluate.models[name], device=str(device()))

@@ -3,7 +3,7 @@
     python -m flows.setup [--store s3://BUCKET] [--heartbeat S] [--notify URL]
 
 An option that is left out keeps the server's value. On a new server that is s3://gdpo-sr and 180,
-and nobody is notified.
+and alerts are off.
 The command can be repeated at any time.
 
     work pools      head, cpu, a100: process workers

@@ -50,8 +50,8 @@ def sha256(path: Path) -> str:
 def written_aside(target: Path) -> Iterator[Path]:
     """A temporary path beside `target` (file or folder) that replaces `target` on success.
 
-    The files get the mode that the umask gives to new files, whoever wrote them: safetensors makes
-    files that only their owner can read, whatever the umask is.
+    The files get the mode that the umask gives to new files, whichever library wrote them:
+    safetensors makes files that only their owner can read, whatever the umask is.
 
     If the body raises, the temporary path is deleted and `target` is unchanged. A full disk is an
     OSError naming `target`, whatever the library that wrote makes of it. After a SIGKILL the
@@ -87,7 +87,7 @@ def written_aside(target: Path) -> Iterator[Path]:
 def check_writable(target: Path) -> None:
     """Check before the work that a file or folder can be written at `target`.
 
-    Errors: ValueError naming `target` and the folder that stands in the way.
+    Errors: ValueError naming `target` and the folder in which it cannot be created.
     """
     above = next(folder for folder in target.absolute().parents if os.path.lexists(folder))
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):

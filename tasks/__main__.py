@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from tasks import paths
 from tasks.arguments import add_params
-from tasks.commands import STAGES, TOOLS, Stage, gpus_of, groups, nodes_of, section_of
+from tasks.commands import STAGES, TOOLS, Stage, commands_by_heading, gpus_of, nodes_of, section_of
 from tasks.run import torchrun
 from tasks.run.exit_codes import FAILED, INTERRUPTED, NEEDS_GPU, STOPPED, USAGE
 from tasks.run.imports import without_bitsandbytes
@@ -94,7 +94,7 @@ def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
 def _overview() -> str:
     """What the program is, and its commands by groups; argparse cannot group subcommands."""
     lines = ["One-step diffusion super-resolution post-trained with GDPO."]
-    for heading, rows in groups().items():
+    for heading, rows in commands_by_heading().items():
         lines += ["", f"{heading}:", *(f"  {name:<16} {text}" for name, text in rows.items())]
     return "\n".join(lines)
 

@@ -291,7 +291,7 @@ TOOLS = {
 }
 
 
-def groups() -> dict[str, dict[str, str]]:
+def commands_by_heading() -> dict[str, dict[str, str]]:
     """The commands and what they do, by the headings of `gdpo-sr --help`."""
     by_group: dict[str, dict[str, str]] = {}
     for name, tool in TOOLS.items():

@@ -60,6 +60,11 @@ MODELS_PAGE = "models/index.html"
 WORK = "work"
 
 
+def photo_list(part: str) -> str:
+    """The file that lists the photographs of a part of `degrade`; `*`: the files of all parts."""
+    return f"{PHOTOS}/{part}.parquet"
+
+
 def work(root: Path, command: str, *names: str) -> Path:
     """The folder of a command's unfinished work. names: part, run or benchmark."""
     return root.joinpath(WORK, command, *names)

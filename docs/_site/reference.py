@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 from gdpo.config import Config
 from tasks.__main__ import build_parser
-from tasks.commands import groups
+from tasks.commands import commands_by_heading
 from tasks.params import load
 
 SIMPLE: dict[Any, str] = {int: "whole number", float: "number", str: "text", bool: "true or false"}
@@ -48,7 +48,7 @@ def command_line() -> str:
     """The help of every command, under the headings of `gdpo-sr --help`."""
     os.environ["COLUMNS"] = "100"
     lines = ["# Command line", "", "What `gdpo-sr COMMAND --help` prints.", ""]
-    for heading, commands in groups().items():
+    for heading, commands in commands_by_heading().items():
         lines += [f"## {heading[:1].upper()}{heading[1:]}", ""]
         for name in commands:
             lines += [f"### {name}", "", "```text", _help(name), "```", ""]

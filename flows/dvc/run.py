@@ -241,8 +241,8 @@ RETRIES: dict[str, Any] = {
 @task(task_run_name="pull for {stage}", tags=[TRANSFER_TAG], cache_policy=NO_CACHE, **RETRIES)
 def pull(stage: str, inputs: Sequence[str], root: Path) -> None:
     """Pull the outputs of the stages `inputs`, as dvc.lock names them, from cache or DVC remote."""
-    # Without names `dvc pull` would pull everything. --force: what another run left here is
-    # replaced without a question, which nobody would answer.
+    # Without names `dvc pull` would pull everything. --force: without it, dvc would ask before it
+    # replaces what another run left here, and there is no terminal to answer at.
     if inputs:
         run_dvc(["pull", "--force", *inputs], root, get_run_logger().info, Heartbeat().update)
 

@@ -24,7 +24,7 @@ from gdpo.config.data import (
     SecondOrder,
     Select,
 )
-from gdpo.config.evaluation import Ablate, Evaluate, Pairs
+from gdpo.config.evaluation import Ablate, BenchmarkFolders, Evaluate
 from gdpo.config.fields import Section
 from gdpo.config.model import Fetch, Lora, Model, Optimizer, Pretrain, SharedSteps
 from gdpo.config.preference import Finetune, Reward, Rollout, Validation
@@ -32,6 +32,7 @@ from gdpo.config.vlcot import Coldstart, Grpo, Vlcot
 
 __all__ = [
     "Ablate",
+    "BenchmarkFolders",
     "Coldstart",
     "Config",
     "Degradation",
@@ -44,7 +45,6 @@ __all__ = [
     "Lora",
     "Model",
     "Optimizer",
-    "Pairs",
     "Photographs",
     "Pretrain",
     "Reward",
@@ -83,7 +83,7 @@ class Config(Section):
     ablate: Ablate = Ablate()
 
     @model_validator(mode="after")
-    def _tags_have_a_tagger(self) -> "Config":
+    def _check_tagger(self) -> "Config":
         if self.degrade.tags != "none" and self.model.tagger is None:
             raise ValueError(
                 f"degrade.tags is {self.degrade.tags}, which needs the folder of a tagger in "
@@ -92,7 +92,7 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _there_is_something_to_evaluate(self) -> "Config":
+    def _check_benchmark_sample(self) -> "Config":
         if not self.degrade.evaluation and "sample" in self.evaluate.benchmarks:
             raise ValueError(
                 "evaluate.benchmarks has sample, the photographs of degrade.evaluation, which is "
@@ -101,7 +101,7 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _every_gpu_has_work(self) -> "Config":
+    def _check_batches(self) -> "Config":
         for name, section in self:
             if not isinstance(section, SharedSteps):
                 continue
@@ -114,7 +114,7 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _pretraining_makes_a_model(self) -> "Config":
+    def _check_pretrain_init(self) -> "Config":
         init = self.pretrain.init
         if self.pretrain.steps == 0 and init in (None, self.model.base):
             raise ValueError(
@@ -128,7 +128,7 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _the_second_system_starts_elsewhere(self) -> "Config":
+    def _check_vlcot_init(self) -> "Config":
         init = self.vlcot.init
         if init is not None and init.startswith("models/vlcot/"):
             raise ValueError(
@@ -138,7 +138,7 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _preferences_fit(self) -> "Config":
+    def _check_preferences(self) -> "Config":
         for name in (*self.reward.fidelity, *self.reward.perception):
             if name not in self.rollout.metrics:
                 raise ValueError(
@@ -158,7 +158,7 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _sizes_fit(self) -> "Config":
+    def _check_sizes(self) -> "Config":
         sides = {
             "degrade.crop": self.degrade.crop,
             "degrade.evaluation_crop": self.degrade.evaluation_crop,

@@ -105,7 +105,7 @@ class Photographs(Section):
     )
 
     @model_validator(mode="after")
-    def _pairs_are_in_folders(self) -> "Photographs":
+    def _check_lr(self) -> "Photographs":
         if self.lr is not None and (
             self.resize or self.path == "scikit-image" or self.path.startswith("s3://")
         ):
@@ -153,7 +153,7 @@ class Degrade(Section):
     degradation: Degradation = Degradation()
 
     @model_validator(mode="after")
-    def _windows_are_in_both_images(self) -> "Degrade":
+    def _check_stride(self) -> "Degrade":
         scale = self.degradation.scale
         if self.stride % scale and any(source.lr is not None for source in self.train):
             raise ValueError(

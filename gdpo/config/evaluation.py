@@ -10,7 +10,7 @@ BICUBIC = "bicubic"  # the name of the bicubic enlargement among the models
 SAMPLE = "sample"  # the benchmark of the held-out shards
 
 
-class Pairs(Section):
+class BenchmarkFolders(Section):
     """A benchmark of ready-made LR-HR pairs: two folders, paired by file name."""
 
     lr: str = Field(
@@ -33,7 +33,7 @@ class Evaluate(Section):
         description="sample: the held-out shards; others by their name in evaluate.pairs; the "
         "first is the main one",
     )
-    pairs: dict[Name, Pairs] = Field({}, description="benchmark -> its folders")
+    pairs: dict[Name, BenchmarkFolders] = Field({}, description="benchmark -> its folders")
     models: Annotated[dict[Name, str], Field(min_length=1)] = Field(
         {"naosd": "models/naosd", "gdpo": "models/gdpo", "control": "models/control"},
         description="name -> model folder; the first is the reference: it gives the reward its "
@@ -48,7 +48,7 @@ class Evaluate(Section):
     precision: Precision = "bf16"
 
     @model_validator(mode="after")
-    def _names_fit(self) -> "Evaluate":
+    def _check_names(self) -> "Evaluate":
         unknown = [name for name in self.benchmarks if name != SAMPLE and name not in self.pairs]
         if unknown:
             raise ValueError(

@@ -153,7 +153,7 @@ class Pretrain(SharedSteps):
     checkpoint_every: Count = 500
 
     @model_validator(mode="after")
-    def _a_validation_comes(self) -> "Pretrain":
+    def _check_validate_every(self) -> "Pretrain":
         if self.validate_every is not None and self.validate_every > self.steps:
             raise ValueError(
                 f"validate_every is {self.validate_every}, more than steps, {self.steps}; lower it"

@@ -30,7 +30,7 @@ class Reward(Section):
     )
 
     @model_validator(mode="after")
-    def _has_a_metric(self) -> "Reward":
+    def _check_metrics(self) -> "Reward":
         if not self.fidelity and not self.perception:
             raise ValueError("fidelity and perception are both empty; name at least one metric")
         return self
@@ -84,7 +84,7 @@ class Rollout(Section):
     )
 
     @model_validator(mode="after")
-    def _one_input_for_a_group(self) -> "Rollout":
+    def _check_input(self) -> "Rollout":
         if self.input == "lr" and self.candidates == "action":
             raise ValueError(
                 "input lr does not go with candidates action, which are compared where each was "
@@ -170,7 +170,7 @@ class Finetune(SharedSteps):
     checkpoint_every: Count = 10
 
     @model_validator(mode="after")
-    def _fits_together(self) -> "Finetune":
+    def _check_sampler(self) -> "Finetune":
         if self.sampler == "policy" and self.rollouts == "cached":
             raise ValueError(
                 "sampler policy makes candidates while it trains; set rollouts: online"

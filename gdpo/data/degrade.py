@@ -22,6 +22,7 @@ from gdpo.checks import check_picture
 from gdpo.config import Degradation, DegradationOrder
 from gdpo.data.kernels import Draw, between, draw_final_sinc, draw_kernel, kernel, pick
 from gdpo.data.operations import (
+    INFERENCE_MODE,
     MODES,
     blur,
     gaussian_noise,
@@ -55,6 +56,20 @@ def patch_generator(version: int, patch: str, epoch: int = 0) -> np.random.Gener
     made before epochs existed are epoch 0 of their version.
     """
     return numpy_generator(version, "degrade", patch, *([epoch] if epoch else []))
+
+
+def degrade_patch(
+    hr: np.ndarray, config: Degradation, rng: np.random.Generator, *, held_out: bool = False
+) -> tuple[np.ndarray, Draw]:
+    """(LR image, drawn parameters) of uint8 (H, W, 3); the LR image has the type of the HR patch.
+
+    held_out: enlarged later as at inference, instead of by a drawn mode.
+    """
+    drawn = draw(config, rng)
+    if held_out:
+        # After the draw, so that the other parameters are those of any patch of this id.
+        drawn["enlarge"] = INFERENCE_MODE
+    return low_resolution(hr.astype(np.float32) / 255, drawn), drawn
 
 
 def draw(config: Degradation, rng: np.random.Generator) -> Draw:

@@ -20,6 +20,8 @@ from gdpo.images import decode_image
 from gdpo.seeds import numpy_generator, torch_generator
 
 MODES = ("area", "bilinear", "bicubic")
+# How an LR image is enlarged where no mode is drawn: at inference, and so in held-out pairs.
+INFERENCE_MODE = "bicubic"
 # OpenCV's bicubic has a = -0.75, as torch's.
 _INTERPOLATION = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 _LUMA = np.array([[0.2989, 0.587, 0.114]], dtype=np.float32)

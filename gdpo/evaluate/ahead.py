@@ -12,6 +12,7 @@ from typing import Protocol
 
 import torch
 
+from gdpo.data.operations import INFERENCE_MODE
 from gdpo.data.shards import Pair, enlarge
 from gdpo.evaluate.benchmark import noise_keys
 from gdpo.images import to_tensor
@@ -58,7 +59,7 @@ class Ahead(VlcotResolver):
         pictures, keys = list[torch.Tensor](), list[Key]()
         for place in range(first, min(first + PICTURES, len(ids))):
             pair = self.pairs[place]
-            enlarged = to_tensor(enlarge(pair.lr, pair.hr.shape[:2], "bicubic"))[None]
+            enlarged = to_tensor(enlarge(pair.lr, pair.hr.shape[:2], INFERENCE_MODE))[None]
             own = noise_keys(self.seed, pair.id, self.noises)
             pictures += [enlarged] * len(own)
             keys += own

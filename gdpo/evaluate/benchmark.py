@@ -26,6 +26,7 @@ import torch
 
 from gdpo.config import Reward
 from gdpo.config.evaluation import BICUBIC
+from gdpo.data.operations import INFERENCE_MODE
 from gdpo.data.shards import Pair, enlarge
 from gdpo.evaluate.statistics import Array, Scores, within_image_std
 from gdpo.images import to_tensor
@@ -102,7 +103,7 @@ def evaluate_image(
     height, width = pair.hr.shape[:2]
     # Bicubic for every image, whatever mode its degradation drew: at test time a user's image has
     # no such mode.
-    bicubic = enlarge(pair.lr, (height, width), "bicubic")
+    bicubic = enlarge(pair.lr, (height, width), INFERENCE_MODE)
     keys = noise_keys(seed, pair.id, noises)
     outputs = {
         BICUBIC: bicubic[None],
@@ -140,7 +141,7 @@ def rewards(
 
     def normalised(model: str, metric: str) -> Array:
         reference_IN = scores[reference][metric]
-        # The reference's own spread, so that the unit does not depend on the model that is judged.
+        # The reference's own spread, so that the unit does not depend on the evaluated model.
         unit = within_image_std(reference_IN)
         if unit == 0:
             return np.zeros_like(scores[model][metric])

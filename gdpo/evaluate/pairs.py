@@ -54,8 +54,8 @@ class BenchmarkPairs:
         """
         folders = {method: images_by_name(folder) for method, folder in baselines.items()}
         unchecked = cls([], images_by_name(lr), images_by_name(hr), folders)
-        # From all folders: an image that only one of them has is a problem to be told, not to be
-        # passed over.
+        # From all folders: an image that only one of them has is a problem to report, not to
+        # skip.
         names = sorted(
             {
                 *unchecked.hr,

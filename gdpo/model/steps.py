@@ -11,7 +11,7 @@ import torch
 from gdpo.model.schedule import add_noise, predict_x0
 
 
-class Network(Protocol):
+class OneStepNetwork(Protocol):
     """What a step needs of `NAOSD`. scaling: s, the VAE's latent unit."""
 
     vae: Any
@@ -26,13 +26,13 @@ class Network(Protocol):
         """e of Eq. 4."""
 
 
-def posterior(model: Network, x_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def posterior(model: OneStepNetwork, x_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(mean, std) of the VAE posterior of x_BCHW in [-1, 1], scaled, each (B, c, h, w)."""
     distribution = model.vae.encode(x_BCHW).latent_dist
     return model.scaling * distribution.mean, model.scaling * distribution.std
 
 
-def encode(model: Network, x_BCHW: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+def encode(model: OneStepNetwork, x_BCHW: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     """z_LR (B, c, h, w): a sample of the posterior; noise is standard normal (B, c, h, w)."""
     # A sample and not the mean, as released: rollouts and evaluation draw its noise from seeds.
     mean, std = posterior(model, x_BCHW)
@@ -40,7 +40,7 @@ def encode(model: Network, x_BCHW: torch.Tensor, noise: torch.Tensor) -> torch.T
 
 
 def inject(
-    model: Network,
+    model: OneStepNetwork,
     z: torch.Tensor,
     noise: torch.Tensor,
     t_add: int | torch.Tensor | None = None,
@@ -50,13 +50,13 @@ def inject(
     return z if t_add is None else add_noise(z, noise.to(z), t_add)
 
 
-def denoise(model: Network, z: torch.Tensor, prompt_BLD: torch.Tensor) -> torch.Tensor:
+def denoise(model: OneStepNetwork, z: torch.Tensor, prompt_BLD: torch.Tensor) -> torch.Tensor:
     """z_SR from z~ (Eq. 4)."""
     # Under autocast the network answers in bf16; Eq. 4 is computed in the precision of z.
     return predict_x0(z, model.predict_noise(z, prompt_BLD).to(z.dtype), model.t_diff)
 
 
-def decode(model: Network, z: torch.Tensor) -> torch.Tensor:
+def decode(model: OneStepNetwork, z: torch.Tensor) -> torch.Tensor:
     """image_BCHW in [-1, 1]."""
     # The base's VAE was trained on latents of its own unit; s makes their variance about 1.
     image: torch.Tensor = model.vae.decode(z / model.scaling).sample

@@ -128,14 +128,14 @@ def _computed(
                 [],
             )
         )
-    # Always without a role: r is the reference's error, whoever sampled the candidates.
+    # Always without a role: r is the reference's error, whichever model sampled the candidates.
     with model.unet_roles.use(None):
-        judged = [by_reference(model, group, config) for group in groups]
+        with_errors = [by_reference(model, group, config) for group in groups]
     return (
-        [group for group, _ in judged],
+        [group for group, _ in with_errors],
         whole,
         metrics,
-        torch.stack([errors for _, errors in judged]),
+        torch.stack([errors for _, errors in with_errors]),
     )
 
 

@@ -68,8 +68,8 @@ def attribute_aware_reward(
         raise ValueError("detail_share_B must lie in [0, 1]")
     if fidelity_BGF.shape[2] + perception_BGN.shape[2] == 0:
         raise ValueError("fidelity_BGF and perception_BGN have no metric at all")
-    # The share of the HR patch and not of the candidate: a candidate must not choose the weights by
-    # which it is judged.
+    # The share of the HR patch and not of the candidate: a candidate must not choose the weights of
+    # its own reward.
     detail = share[:, None].to(fidelity_BGF)
     reward = torch.zeros_like(detail).expand(*fidelity_BGF.shape[:2])
     if fidelity_BGF.shape[2]:

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from gdpo.metrics.table import METRICS
-from gdpo.upscale.protocol import Photo, SuperResolver
+from gdpo.upscale.protocol import SuperResolver, UpscaledPhoto
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Candidate:
     """
 
     seed: int
-    photo: Photo
+    photo: UpscaledPhoto
     score: float | None
     rank: float
 

@@ -16,7 +16,7 @@ from gdpo.color import color_fix as fix_color
 from gdpo.model.card import Identity
 from gdpo.seeds import Key
 from gdpo.upscale.pipeline import as_image, as_photo, enlarge, size_of
-from gdpo.upscale.protocol import Photo, Settings, SuperResolver
+from gdpo.upscale.protocol import Settings, SuperResolver, UpscaledPhoto
 from gdpo.vlcot.folder import Model, load_model
 from gdpo.vlcot.upscale import upscale
 
@@ -58,7 +58,7 @@ class VlcotResolver:
         size: tuple[int, int] | None = None,
         seed: int = 0,
         on_tile: Callable[[int, int], None] = lambda done, total: None,
-    ) -> Photo:
+    ) -> UpscaledPhoto:
         """As in `SuperResolver`."""
         settings = self.settings
         given = {"words": settings.words, "tagger": settings.tagger}
@@ -70,7 +70,7 @@ class VlcotResolver:
         enlarged = as_image(enlarge(photo, size_of(photo, factor, size)))
         images, texts = upscale(self.model, [enlarged], [("upscale", seed)], on_tile)
         result = fix_color(settings.color_fix, images[0], enlarged)[0]
-        return Photo(as_photo(result, photo.dtype), texts[0])
+        return UpscaledPhoto(as_photo(result, photo.dtype), texts[0])
 
 
 def load_chains(

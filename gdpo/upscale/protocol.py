@@ -34,7 +34,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Photo:
+class UpscaledPhoto:
     """A super-resolved photograph, HWC RGB, and the text that the model was given or has written:
     the prompt, for NAOSD; the chain of thought, for RealSR-R1.
     """
@@ -68,7 +68,7 @@ class SuperResolver(Protocol):
         size: tuple[int, int] | None = None,
         seed: int = 0,
         on_tile: Callable[[int, int], None] = lambda done, total: None,
-    ) -> Photo:
+    ) -> UpscaledPhoto:
         """The photograph, HWC RGB of uint8 or uint16, enlarged; same type.
 
         scale: None: the model's own. size: (height, width) of the result; replaces `scale`.

@@ -24,7 +24,7 @@ from gdpo.model.sampling import super_resolve
 from gdpo.model.variants import load_models
 from gdpo.seeds import Key
 from gdpo.upscale.pipeline import upscale
-from gdpo.upscale.protocol import Photo, Settings, SuperResolver
+from gdpo.upscale.protocol import Settings, SuperResolver, UpscaledPhoto
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class NAOSDResolver:
         size: tuple[int, int] | None = None,
         seed: int = 0,
         on_tile: Callable[[int, int], None] = lambda done, total: None,
-    ) -> Photo:
+    ) -> UpscaledPhoto:
         """As in `SuperResolver`."""
         prompts: list[str] = []
         image = upscale(
@@ -77,7 +77,7 @@ class NAOSDResolver:
             on_prompt=prompts.append,
             on_tile=on_tile,
         )
-        return Photo(image, prompts[0])
+        return UpscaledPhoto(image, prompts[0])
 
 
 def load_super_resolver(

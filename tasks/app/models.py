@@ -18,8 +18,8 @@ from tasks.tools.upscale_work import SHIPPED
 def local_models(folder: Path) -> dict[str, Path]:
     """Names and folders of the models below `folder`/models, then the one that ships.
 
-    The first is what `gdpo-sr upscale` takes without --model. A card that cannot be read is told on
-    stderr, and its model left out.
+    The first is the default of `gdpo-sr upscale` without --model. A card that cannot be read is
+    reported on stderr, and its model left out.
     """
     cards = [path for depth in ("*", "*/*") for path in folder.glob(f"{MODEL_DIR}/{depth}/{NAME}")]
     trained = folder / GDPO

@@ -139,7 +139,7 @@ def _read(photo: Path, scale: float) -> Picture:
         pass  # a 16-bit file that only OpenCV opens, or none: `read_picture` says which
     try:
         picture = read_picture(photo)
-    except ValueError as error:  # where the server keeps uploads is nobody's business
+    except ValueError as error:  # the server's folder of uploads is not shown
         raise ValueError(str(error).replace(str(photo), photo.name)) from error
     _check_size(photo, picture.rgb.shape[:2], scale)
     return picture

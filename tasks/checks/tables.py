@@ -36,12 +36,11 @@ from tasks.checks.columns import (
     with_columns,
 )
 from tasks.checks.expectations import Expectation, Suite, expect, expect_rows, validate
-from tasks.files.photographs import list_of
 from tasks.files.selection import MANIFEST, SCORES
 
 SHA256 = "^[0-9a-f]{64}$"
 LARGEST = 1e6  # bound on the absolute value of any metric
-HELD_OUT_LIST = list_of(EVALUATION)
+HELD_OUT_LIST = paths.photo_list(EVALUATION)
 NAMED = 20  # skipped pairs listed on the page
 
 
@@ -52,7 +51,7 @@ def check_pairs(folder: Path, part: str, root: Path, settings: Degrade) -> None:
     damaged file.
     """
     table = read_columns(folder, ["id", "source", "box", "detail_share", "tags", "sha256"])
-    photos = read_columns(root, ["name", "height", "width"], list_of(part))
+    photos = read_columns(root, ["name", "height", "width"], paths.photo_list(part))
     top, left, height, width = (pc.list_element(table["box"], i) for i in range(4))
     # The row of each patch's photograph in the list; null, and so a failure, if it is not listed.
     row = pc.index_in(table["source"], value_set=photos["name"].combine_chunks())
@@ -103,7 +102,9 @@ def check_selection(folder: Path, root: Path, rule: Select) -> None:
         folder, ["id", "source", "score", "detail_share", "reason", "rank"], SCORES
     )
     manifest = read_columns(folder, ["id", "score", "detail_share"], MANIFEST)
-    photos = read_columns(root, ["name", "sha256"], list_of("*"), but=Path(HELD_OUT_LIST).name)
+    photos = read_columns(
+        root, ["name", "sha256"], paths.photo_list("*"), but=Path(HELD_OUT_LIST).name
+    )
     suites = [
         _scores(scores, photos),
         _manifest(manifest, scores, photos, root, rule),
@@ -152,7 +153,7 @@ def _manifest(
     evaluation = read_columns(root / paths.HELD_OUT, ["id"])["id"]
     counts = source.value_counts()
     of_photo = counts.field("counts").take(pc.index_in(source, value_set=counts.field("values")))
-    # Element-wise comparison needs equal lengths; if they differ, no row is in its place.
+    # Element-wise comparison needs equal lengths; if they differ, all rows fail.
     as_scored = np.zeros(len(manifest), bool)
     if len(manifest) == len(ranked):
         as_scored = np.array(pc.equal(manifest["id"], ranked["id"]))

@@ -185,7 +185,7 @@ def _write_images(folder: Path, pair: Pair, result: ImageResult) -> None:
         write_png(folder / f"{model}.png", outputs[0])
 
 
-def candidates(
+def candidate_group(
     pair: Pair, folder: str, reference: str, values: dict[str, Array], config: Config
 ) -> dict[str, Any]:
     """All outputs of the reference for one image as a training group: their metrics, rewards and

@@ -20,7 +20,7 @@ from tasks import paths
 AGAIN = "run the rollout stage again"
 
 
-def read_columns(root: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
+def read_group_columns(root: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
     """These columns of every stored group, a dict per group, sorted by pair id as in `Rollouts`.
 
     Errors: ValueError if there are no rollouts, or naming a damaged file.

@@ -28,7 +28,6 @@ from gdpo.data.sources import Photo, Split, named, photographs, place
 from gdpo.errors import one_line
 from gdpo.files import written_aside
 from gdpo.images import read_photo
-from tasks import paths
 
 SCHEMA = pa.schema(
     [
@@ -45,11 +44,6 @@ SCHEMA = pa.schema(
 # Columns that only lists with ready-made LR images have: the path, and the hash of the pixels.
 LR = pa.schema([pa.field("lr", pa.string()), pa.field("lr_sha256", pa.string())])
 LIMIT = b"gdpo-limit"
-
-
-def list_of(part: str) -> str:
-    """The file of a part's list, relative to the root of a run; `*` for the lists of all parts."""
-    return f"{paths.PHOTOS}/{part}.parquet"
 
 
 def listed(sources: Sequence[Photographs], split: Split, root: Path) -> list[Photo]:

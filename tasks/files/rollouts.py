@@ -66,7 +66,7 @@ def pairs_at_once(settings: Rollout) -> int:
     return max(1, settings.batch // settings.group)
 
 
-def ranks(count: int, settings: Rollout, part: str) -> dict[int, range]:
+def chunk_ranks(count: int, settings: Rollout, part: str) -> dict[int, range]:
     """{chunk number: ranks of its pairs} of one part: of n parts, part k has the chunks c with c %
     n == k.
 

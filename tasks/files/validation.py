@@ -6,11 +6,10 @@ Made when a training starts: the photographs are few, and read by this stage alo
 
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from gdpo.config import Config
-from gdpo.data.degrade import draw, low_resolution, patch_generator
+from gdpo.data.degrade import degrade_patch, patch_generator
 from gdpo.data.shards import Pair
 from gdpo.data.sources import centred_tiles, named
 from gdpo.images import read_photo
@@ -46,13 +45,9 @@ def _pair(name: str, path: Path, side: int, config: Config) -> Pair:
     tiles = centred_tiles(height, width, side)
     _, box = tiles[len(tiles) // 2]
     hr = pixels[box.top : box.top + side, box.left : box.left + side]
-    drawn = draw(
-        config.degrade.degradation,
-        patch_generator(config.degrade.version, f"validation/{name}"),
-    )
-    drawn["enlarge"] = "bicubic"
+    generator = patch_generator(config.degrade.version, f"validation/{name}")
+    lr, drawn = degrade_patch(hr, config.degrade.degradation, generator, held_out=True)
     share = detail_share(
         torch.from_numpy(hr).movedim(-1, 0)[None].float() / 255, PIPELINE_GRAYSCALE
     )
-    lr = low_resolution(hr.astype(np.float32) / 255, drawn)
     return Pair(f"validation-{name}", name, box, hr, lr, drawn, float(share))

@@ -31,7 +31,7 @@ NAMED = 5  # links that a warning names
 def self_contained(root: Path, scratch: Path, system: str = "gdpo") -> Path:
     """The model folder as it is published: merged, with its adapters in the folder `adapters`.
 
-    models/gdpo names its base by a path of this machine, so whoever downloads it could not load it.
+    models/gdpo names its base by a path of this machine, so it cannot be loaded elsewhere.
     The merged folder is made below `scratch`. A folder that needs no base, or is no model of ours,
     is returned as it is. Errors: ValueError naming the file that is missing or wrong.
     """
@@ -108,8 +108,8 @@ def _link(path: Path, root: Path) -> Path:
 def _is_of_the_run(path: Path, root: Path) -> bool:
     """Whether `path` is a file that a stage wrote, in its place or in DVC's cache.
 
-    Any other link may lead to what nobody wants to publish. A file of the cache has the MD5 of its
-    content for a name. Errors: ValueError naming one with other content.
+    Any other link may lead to a file that must not be published. A file of the cache is named by
+    the MD5 of its content. Errors: ValueError naming one with other content.
     """
     folders = path.relative_to(root).parents
     if not path.is_file() or any((root / folder).is_symlink() for folder in folders):

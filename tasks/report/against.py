@@ -7,8 +7,8 @@ nightly run does.
 
 Compares our model (gdpo/evaluate/models.py) in this run with the model of that name in the earlier
 run, paired by photograph, over the noises that both runs have. A metric regressed if its 95 %
-interval lies entirely on the worse side of 0. Each metric is judged by itself: of twenty unchanged
-metrics, one regresses by chance. The regressed metrics come first on stderr and in
+interval lies entirely on the worse side of 0. Metrics are not adjusted for each other: of
+twenty unchanged metrics, one regresses by chance. The regressed metrics come first on stderr and in
 reports/against/<benchmark>.json, of RealSR-R1 reports/against/vlcot/<benchmark>.json (not a DVC
 output: it depends on what is promoted). After a
 regression the exit code is 4.

@@ -21,7 +21,7 @@ from gdpo.evaluate.benchmark import REWARD, VALIDATION
 from gdpo.model.card import IDENTITIES, Identity
 from gdpo.preference.group import reward_of
 from gdpo.preference.order import group_at, training_seed
-from tasks.files.groups import read_columns
+from tasks.files.groups import read_group_columns
 from tasks.paths import STEP_VALUES
 from tasks.report import figures
 from tasks.report.gallery import read_text
@@ -185,9 +185,9 @@ def _log(root: Path, folder: str) -> list[dict[str, float]]:
     return [json.loads(line) for line in read_text(root, f"{folder}/{STEP_VALUES}").splitlines()]
 
 
-def read_groups(root: Path, reward: Reward) -> Groups:
+def group_values(root: Path, reward: Reward) -> Groups:
     """Reward and metrics of all candidates; the groups are sorted by id, as in finetune."""
-    rows = read_columns(root, ["id", "detail_share", "metrics"])
+    rows = read_group_columns(root, ["id", "detail_share", "metrics"])
     metrics = {
         metric: np.array([group["metrics"][metric] for group in rows], dtype=np.float64)
         for metric in rows[0]["metrics"]

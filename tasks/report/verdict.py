@@ -101,11 +101,11 @@ def claims(summary: Summary) -> list[Claim]:
     """The project's claims about our model with this run's numbers. Each holds only if it does so
     against the baseline and, if it was evaluated, against the control.
     """
-    judged = []
+    all_claims = []
     if rows := both(summary, REWARD):
         holds = agreed(summary, REWARD) == "better" and rows[0]["mean"] >= LEAST_GAIN
         text = f"The reward rises by at least {LEAST_GAIN}, and by more than the control’s"
-        judged.append(Claim(text, holds, _against(summary, REWARD)))
+        all_claims.append(Claim(text, holds, _against(summary, REWARD)))
     perception = [m for m in summary["reward"]["perception"] if both(summary, m)]
     rewarded = {REWARD, *summary["reward"]["perception"], *summary["reward"].get("fidelity", [])}
     others = [m for m in _compared(summary) if m not in rewarded]
@@ -116,7 +116,7 @@ def claims(summary: Summary) -> list[Claim]:
         won = [metric for metric in metrics if agreed(summary, metric) == "better"]
         numbers = ". ".join(f"{label(m)}: {_against(summary, m)}" for m in won or metrics)
         if metrics:
-            judged.append(Claim(text, bool(won), numbers))
+            all_claims.append(Claim(text, bool(won), numbers))
     if rows := both(summary, "psnr_y"):
         text = f"PSNR falls by no more than {MOST_PSNR_LOSS} dB"
         # Use the interval's lower end: a mean near 0 with a wide interval proves nothing.
@@ -124,8 +124,8 @@ def claims(summary: Summary) -> list[Claim]:
             difference["mean"] if difference["low"] is None else difference["low"]
             for difference in rows
         )
-        judged.append(Claim(text, least >= -MOST_PSNR_LOSS, _against(summary, "psnr_y", " dB")))
-    return judged
+        all_claims.append(Claim(text, least >= -MOST_PSNR_LOSS, _against(summary, "psnr_y", " dB")))
+    return all_claims
 
 
 def headline(summary: Summary) -> str:

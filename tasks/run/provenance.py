@@ -1,8 +1,8 @@
 """Provenance of an evaluation: the hash of its code, hashes of weights and data, versions of the
 metrics.
 
-No commit: which one the code is of cannot be told in a shallow clone, and two workers at one commit
-have to write the same bytes. `git log -S HASH -- code` finds it.
+No commit: a shallow clone does not have the commit that last changed the code, and two workers have
+to write the same bytes. `git log -S HASH -- code` finds the commit.
 """
 
 from pathlib import Path
@@ -36,7 +36,7 @@ def origin(
         "weights": {
             name: model_fingerprint(root / folder) for name, folder in settings.models.items()
         },
-        "models": evaluated(config, root).to_origin(),
+        "models": evaluated_models(config, root).to_origin(),
         "tagger": None
         if config.model.tagger is None
         else fingerprint({}, [root / config.model.tagger]),
@@ -53,7 +53,7 @@ def origin(
     }
 
 
-def evaluated(config: Config, root: Path) -> EvaluatedModels:
+def evaluated_models(config: Config, root: Path) -> EvaluatedModels:
     """The models of evaluate.models. Errors: ValueError naming a folder or card."""
     folders = config.evaluate.models.items()
     return EvaluatedModels({name: read_identity(root / folder) for name, folder in folders})

@@ -71,7 +71,7 @@ class Recorder:
         self._file: FileIO | None = None
         self._bar: tqdm[Any] | None = None  # no iterable: updated by hand
         self._next_line = 0.0  # the first step is shown at once
-        self._unshown = ""  # the line of the last step, if nobody has seen it
+        self._unshown = ""  # the line of the last step, if it was not written yet
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Record the values of one step (0-based)."""

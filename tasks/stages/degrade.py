@@ -20,7 +20,8 @@ import torch
 
 from gdpo.config import Config, Degrade
 from gdpo.config.fields import EVALUATION
-from gdpo.data.degrade import draw, low_resolution, patch_generator
+from gdpo.data.degrade import degrade_patch, patch_generator
+from gdpo.data.operations import INFERENCE_MODE
 from gdpo.data.shards import Box, Pair, write_shards
 from gdpo.data.sources import centred_tiles, patch_id, sliding_windows
 from gdpo.files import written_aside
@@ -28,7 +29,7 @@ from gdpo.hooks import Hooks, Stopped
 from gdpo.rewards.detail import PIPELINE_GRAYSCALE, detail_share
 from tasks import paths
 from tasks.checks.tables import check_pairs
-from tasks.files.photographs import ListedPhoto, limit_of, list_of, read_list
+from tasks.files.photographs import ListedPhoto, limit_of, read_list
 from tasks.files.tags import tagged
 
 BATCH = 32  # patches per call of detail_share
@@ -49,7 +50,7 @@ def run(config: Config, root: Path, hooks: Hooks, part: str | None = None) -> No
 
 
 def _part(config: Config, root: Path, hooks: Hooks, part: str) -> None:
-    path = root / list_of(part)
+    path = root / paths.photo_list(part)
     entries = read_list(path, root)
     patches = _patches(config.degrade, entries, part, limit_of(path))
     pairs = _pairs(config, patches, part, hooks)
@@ -118,17 +119,15 @@ def _pairs(config: Config, patches: Iterator[Patch], part: str, hooks: Hooks) ->
         ).tolist()
         for (name, source, box, hr, ready), share in zip(batch, shares, strict=True):
             if ready is not None:
-                drawn = {"scale": config.degrade.degradation.scale, "enlarge": "bicubic"}
+                drawn = {"scale": config.degrade.degradation.scale, "enlarge": INFERENCE_MODE}
                 yield Pair(name, source, box, hr, ready, drawn, share)
                 continue
-            drawn = draw(
+            lr, drawn = degrade_patch(
+                hr,
                 config.degrade.degradation,
                 patch_generator(config.degrade.version, name, config.degrade.epoch),
+                held_out=part == EVALUATION,
             )
-            if part == EVALUATION:
-                # After the draw, so that the other parameters are those of any patch of this id.
-                drawn["enlarge"] = "bicubic"
-            lr = low_resolution(hr.astype(np.float32) / 255, drawn)
             yield Pair(name, source, box, hr, lr, drawn, share)
         done += len(batch)
         hooks.log(done, {"pairs": float(done)})

@@ -37,7 +37,7 @@ from tasks.files import tags
 from tasks.files.evaluation import (
     FinishedImage,
     ImageStore,
-    candidates,
+    candidate_group,
     folder_name,
     has_pictures,
     image_entry,
@@ -202,7 +202,7 @@ def _evaluate_image(
     new = pair.source not in {done.entry["source"] for done in before}
     if pictures and new and sum(done.group is not None for done in before) < CANDIDATE_IMAGES:
         reference = next(iter(upscalers))
-        group = candidates(pair, entry["folder"], reference, result.scores[reference], config)
+        group = candidate_group(pair, entry["folder"], reference, result.scores[reference], config)
     done = FinishedImage(entry, result.scores, group)
     kept.write(done, pair, result, features, pictures=pictures)
     return done

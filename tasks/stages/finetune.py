@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gdpo.config import Config
+from gdpo.data.shards import Pair
 from gdpo.hooks import Hooks
 from gdpo.metrics.score import versions
 from gdpo.model.base import base_hashes
@@ -52,30 +53,8 @@ def run(config: Config, root: Path, hooks: Hooks, name: str = paths.FINETUNE_RUN
     model = NAOSD.from_folder(naosd).to(device(), base_dtype(config.rollout.precision))
     work = paths.work(root, "finetune", name)
 
-    # A function, because rank 0 alone calls it: reading the hashes of all groups takes minutes.
-    def depends_on() -> str:
-        data: dict[str, Any] = {}
-        if groups is not None:
-            data = {paths.ROLLOUTS: groups.fingerprint()}
-        elif pairs is not None:
-            data = {
-                paths.SELECTED: pairs.fingerprint(),
-                # The size of a batch changes the rounding of what is made in it.
-                "rollout.batch": config.rollout.batch,
-                "metrics": versions(config.rollout.metrics),
-            }
-        settings = {
-            "run": name,
-            "finetune": training(config.finetune),
-            "reward": config.reward.model_dump(),
-            # Pixels and no paths: DVC does not see what is in the folder of these photographs.
-            "validation": [hashlib.sha256(pair.hr.tobytes()).hexdigest() for pair in validation],
-            **made_from,
-            **data,
-        }
-        return inputs_of(__name__, settings)
-
-    inputs = world.from_main(depends_on)
+    # Rank 0 alone: the hashes of all groups take minutes to read.
+    inputs = world.from_main(partial(_inputs, config, name, made_from, groups or pairs, validation))
     adapters, history = finetune(
         model,
         groups or [],
@@ -103,6 +82,36 @@ def run(config: Config, root: Path, hooks: Hooks, name: str = paths.FINETUNE_RUN
     )
     # Last: a run that is killed before it finds all steps done and only writes the outputs again.
     checkpoints(work, inputs).remove()
+
+
+def _inputs(
+    config: Config,
+    name: str,
+    made_from: dict[str, Any],
+    source: Rollouts | Selected | None,
+    validation: list[Pair],
+) -> str:
+    """Everything that the checkpoint depends on."""
+    data: dict[str, Any] = {}
+    if isinstance(source, Rollouts):
+        data = {paths.ROLLOUTS: source.fingerprint()}
+    elif source is not None:
+        data = {
+            paths.SELECTED: source.fingerprint(),
+            # The size of a batch changes the rounding of what is computed in it.
+            "rollout.batch": config.rollout.batch,
+            "metrics": versions(config.rollout.metrics),
+        }
+    settings = {
+        "run": name,
+        "finetune": training(config.finetune),
+        "reward": config.reward.model_dump(),
+        # Pixels and no paths: DVC does not see what is in the folder of these photographs.
+        "validation": [hashlib.sha256(pair.hr.tobytes()).hexdigest() for pair in validation],
+        **made_from,
+        **data,
+    }
+    return inputs_of(__name__, settings)
 
 
 def _selected(root: Path) -> Selected:

@@ -23,7 +23,7 @@ from gdpo.data.sources import Photo, Split, lowest, part_of, patch_id, sliding_w
 from gdpo.files import written_aside
 from gdpo.hooks import Hooks, Stopped
 from tasks import paths
-from tasks.files.photographs import list_of, listed, write_list
+from tasks.files.photographs import listed, write_list
 
 # Photographs in memory at once. Threads suffice: decoding and hashing release the GIL.
 READERS = min(4, os.cpu_count() or 1)
@@ -47,7 +47,7 @@ def run(config: Config, root: Path, hooks: Hooks) -> None:
         folder.mkdir()
         for part, findings in [*parts.items(), (EVALUATION, held_out.used)]:
             limit = None if part == EVALUATION else below
-            write_list(folder / Path(list_of(part)).name, findings, root, limit)
+            write_list(folder / Path(paths.photo_list(part)).name, findings, root, limit)
     report = {
         "evaluation": _described(held_out, config.degrade.evaluation, root),
         "train": {

@@ -123,7 +123,7 @@ def _paper(root: Path, assets: Path) -> Page:
 
 
 def _training(config: Config, root: Path, assets: Path) -> Page:
-    groups = curves.read_groups(root, config.reward)
+    groups = curves.group_values(root, config.reward)
     runs = {name: f"{paths.FINETUNED}/{name}" for name in paths.FINETUNE_RUNS}
     rewarded = next(iter(runs.values()))
     batches, no_batches = curves.batches(

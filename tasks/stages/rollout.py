@@ -28,7 +28,7 @@ from gdpo.preference.group import Group, Skipped, schema
 from tasks import paths
 from tasks.checks.tables import check_rollouts
 from tasks.files.chunks import Chunks, groups, skipped
-from tasks.files.rollouts import FILE, header, plan, ranks
+from tasks.files.rollouts import FILE, chunk_ranks, header, plan
 from tasks.files.selection import Selected
 from tasks.run.fingerprint import inputs_of
 from tasks.run.training import device
@@ -51,7 +51,7 @@ def run(config: Config, root: Path, hooks: Hooks, part: str | None = None) -> No
 def _part(config: Config, root: Path, hooks: Hooks, part: str) -> None:
     pairs, made_from = Selected(root), header(config, root)
     part_schema = schema(config.rollout, json.dumps(made_from, sort_keys=True))
-    shares = ranks(len(pairs), config.rollout, part)
+    shares = chunk_ranks(len(pairs), config.rollout, part)
     own_ids = [pairs.ids[rank] for share in shares.values() for rank in share]
     settings = {
         **made_from,

@@ -9,7 +9,7 @@
 The tool starts from the outputs of `dvc repro select`. A row that several tables share is trained
 once. Finished runs stay in work/ablate, so the same command resumes after a stop or a kill. Results
 depend on the section `ablate` of params.yaml, and on everything that a pipeline run depends on.
-tasks/ablate/findings.py defines how differences and signs are judged.
+tasks/ablate/findings.py defines the differences, their intervals and signs.
 """
 
 import argparse

@@ -19,7 +19,7 @@ from tasks.tools.artefact import MISSING, Artefact
 # A pair of lossless WebP images, per pixel of the HR patch (benchmarks/results/shards.json:
 # 353,517 bytes at 512 x 512).
 BYTES_PER_PIXEL = 353_517 / 512**2
-SAMPLE = 200  # photographs whose size is read; the others are taken to be like them
+SAMPLE = 200  # photographs whose size is read; the others are assumed to have the mean size
 
 
 def problems(

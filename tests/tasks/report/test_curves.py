@@ -25,7 +25,7 @@ REWARD = Reward(fidelity=["psnr_y"], perception=["niqe"])
 def logged(root: Path, seed: int = SEED) -> Path:
     """A made-up run whose log has the spread of the groups that finetune's loop visits."""
     fabricated.outputs(root)
-    spread = curves.read_groups(root, REWARD)["reward"].std(axis=1, ddof=1)
+    spread = curves.group_values(root, REWARD)["reward"].std(axis=1, ddof=1)
     rows = [
         {
             "step": s,
@@ -46,7 +46,7 @@ def shown(root: Path, seed: int = SEED, **settings: Any) -> tuple[list[curves.Fi
     return curves.batches(
         root,
         root / "assets",
-        curves.read_groups(root, REWARD),
+        curves.group_values(root, REWARD),
         seed,
         finetune,
         "reports/finetune/gdpo",
@@ -55,7 +55,7 @@ def shown(root: Path, seed: int = SEED, **settings: Any) -> tuple[list[curves.Fi
 
 def test_groups_are_those_of_all_parts_in_the_order_of_their_ids(tmp_path: Path) -> None:
     fabricated.outputs(tmp_path)
-    groups = curves.read_groups(tmp_path, REWARD)
+    groups = curves.group_values(tmp_path, REWARD)
     assert list(groups) == ["reward", "psnr_y", "niqe"] and {
         values.shape for values in groups.values()
     } == {(30, 6)}
@@ -142,7 +142,7 @@ def test_ranks_say_what_the_reward_pays_for(tmp_path: Path) -> None:
 
 def test_no_rollouts_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data/rollouts: no rollouts"):
-        curves.read_groups(tmp_path, REWARD)
+        curves.group_values(tmp_path, REWARD)
 
 
 def _write(root: Path, rows: dict[str, list[dict[str, float]]]) -> dict[str, str]:

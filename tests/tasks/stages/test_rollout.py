@@ -23,7 +23,7 @@ from gdpo.metrics.score import score
 from gdpo.preference import rollout as core
 from gdpo.preference.group import Group
 from tasks.files import chunks as rollout_chunks
-from tasks.files.rollouts import ranks
+from tasks.files.rollouts import chunk_ranks
 from tasks.files.selection import Selected
 from tasks.stages import rollout
 from tests import tiny
@@ -98,8 +98,8 @@ def test_every_rank_is_in_one_part_and_a_chunk_fills_a_forward_pass(
     count: int, batch: int, parts: int
 ) -> None:
     settings = parted(parts, batch=batch).rollout
-    whole = ranks(count, parted(1, batch=batch).rollout, "00")
-    shares = [ranks(count, settings, part) for part in settings.parts]
+    whole = chunk_ranks(count, parted(1, batch=batch).rollout, "00")
+    shares = [chunk_ranks(count, settings, part) for part in settings.parts]
     assert sorted(rank for share in shares for chunk in share.values() for rank in chunk) == list(
         range(count)
     )

@@ -12,7 +12,7 @@ from gdpo.config import Config
 from gdpo.data.shards import write_shards
 from gdpo.hooks import Hooks, Stopped
 from gdpo.preference.group import row_hash
-from tasks.files.chunks import HOW
+from tasks.files.chunks import PARQUET_OPTIONS
 from tasks.run.fingerprint import made_by
 from tasks.stages import finetune, pretrain
 from tests import tiny
@@ -74,7 +74,7 @@ def test_a_checkpoint_of_other_parameters_or_inputs_is_not_resumed(root: Path, s
     rows = table.to_pylist()
     rows[0]["seeds"][0] += 1
     rows[0]["sha256"] = row_hash(rows[0])
-    pq.write_table(pa.Table.from_pylist(rows, table.schema), groups, **HOW)
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), groups, **PARQUET_OPTIONS)
     assert first_step(config) == 0
 
 
