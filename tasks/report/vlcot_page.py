@@ -92,7 +92,7 @@ def words_table(
     seen = share_right(probe([lr for lr, _ in known], terms, [one.lr for one in cuts]), true)
     rows = [
         _row("Constant: each place’s most frequent term", constant, constant),
-        _row("Probe of the LR pixels: what can be seen", seen, constant),
+        _row("Probe of the LR pixels: at least this can be seen", seen, constant),
     ]
     for label, model in models.values():
         for temperature in TEMPERATURES:
