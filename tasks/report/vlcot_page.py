@@ -2,7 +2,7 @@
 
 thoughts     the centre of a few held-out pictures: LR, the words with right and wrong marked,
              the three images growing, HR; before and after GRPO
-words        the constant answer, what a probe can see, and the models at several temperatures
+words_table  the constant answer, what a probe can see, and the models at several temperatures
 """
 
 from collections.abc import Sequence
@@ -21,6 +21,8 @@ from gdpo.vlcot.rewards import understanding_reward
 from gdpo.vlcot.spoken import Cut, constant_terms, said, scores, share_right
 from gdpo.vlcot.upscale import chains
 from gdpo.vlcot.visible import probe
+from tasks.report import tables
+from tasks.report.tables import Cell, Table
 
 PICTURES = 6
 TEMPERATURES = (0.0, 0.7, 1.0)
@@ -72,24 +74,25 @@ def _marked(one: Cut, chain: Parsed) -> dict[str, Any]:
     }
 
 
-def word_rows(
+def words_table(
     cuts: Sequence[Cut],
     models: dict[str, tuple[str, Model]],
     known: Sequence[tuple[np.ndarray, list[str]]],
     seed: int,
-) -> list[dict[str, Any]]:
-    """The table of the words: who answers, the share of right terms, of named tags, whole chains.
+) -> Table:
+    """Who answers, the share of right terms and of named tags, and the difference to the constant
+    answer.
 
     known: LR images and terms of training pairs, for the constant answer and the probe of what is
-    visible. Shares are means over the cuts, with the paired difference to the constant answer.
+    visible. Shares are means over the cuts; the difference is paired by cut.
     """
     true = [one.terms for one in cuts]
     terms = [one for _, one in known]
     constant = share_right([constant_terms(terms)] * len(cuts), true)
     seen = share_right(probe([lr for lr, _ in known], terms, [one.lr for one in cuts]), true)
     rows = [
-        _row("the most frequent term of each place", constant, constant),
-        _row("a probe of the LR pixels: what can be seen", seen, constant),
+        _row("Constant: each place’s most frequent term", constant, constant),
+        _row("Probe of the LR pixels: at least this can be seen", seen, constant),
     ]
     for label, model in models.values():
         for temperature in TEMPERATURES:
@@ -97,21 +100,26 @@ def word_rows(
             by_reward = scores(chains, cuts)
             name = f"{label}, " + ("greedy" if temperature == 0 else f"temperature {temperature}")
             rows.append(_row(name, by_reward["degradation"], constant, by_reward["understanding"]))
-    return rows
+    caption = (
+        f"Shares, means over {len(cuts)} pictures. Minus constant: paired by picture, with "
+        "two-sided p of Student's t, not adjusted for the number of rows."
+    )
+    header = ["Answer", "Terms right", "Minus constant", "p", "Tags named"]
+    return Table(caption, header, rows)
 
 
 def _row(
     name: str, right: np.ndarray, constant: np.ndarray, tags: np.ndarray | None = None
-) -> dict[str, Any]:
+) -> list[Cell]:
     difference = paired_difference(right[:, None], constant[:, None])
     same = right is constant
-    return {
-        "name": name,
-        "right": float(right.mean()),
-        "tags": None if tags is None else float(tags.mean()),
-        "more": None if same else difference.mean,
-        "p": None if same else difference.p,
-    }
+    return [
+        Cell(name),
+        Cell(tables.number(float(right.mean()), 3)),
+        Cell(tables.number(None if same else difference.mean, 3, sign=True)),
+        Cell(tables.p_text(None if same else difference.p)),
+        Cell(tables.number(None if tags is None else float(tags.mean()), 3)),
+    ]
 
 
 def _decoded(model: Model, codes: np.ndarray) -> np.ndarray:

@@ -8,8 +8,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
 from gdpo.config import Config
 from gdpo.data.shards import Shards
 from gdpo.files import written_aside
@@ -21,6 +19,7 @@ from gdpo.vlcot.words import degradation_words
 from tasks import paths
 from tasks.files.results import read_summary
 from tasks.report import by_metric, curves, tables, vlcot_page
+from tasks.report.benchmark_page import html_of
 from tasks.report.gallery import evenly, read_text
 from tasks.report.html import TEMPLATES, environment
 from tasks.run.training import device
@@ -76,20 +75,19 @@ def _page(config: Config, root: Path, assets: Path) -> dict[str, Any]:
     coldstart = {Path(paths.COLDSTART).name: paths.COLDSTART_REPORTS}
     return {
         "title": card.label,
-        "side": card.stages[-1],
+        "stages": card.stages,
         "pictures": vlcot_page.thoughts(cuts, models, assets, config.seed),
-        "words": vlcot_page.word_rows(held_out, models, known, config.seed),
+        "words": html_of(vlcot_page.words_table(held_out, models, known, config.seed)),
         "summary": summary,
         "changed": by_metric.changed(summary),
+        "enlarged": by_metric.enlarged(summary),
         "steps": {
             "coldstart": _steps(root, paths.COLDSTART_REPORTS),
             "grpo": _steps(root, runs[paths.GRPO_RUNS[0]]),
         },
         "init": initial_model(config),
-        "models": Markup(tables.to_html(by_metric.scores_table(summary))),
-        "differences": Markup(
-            tables.to_html(tables.differences_table(by_metric.without_reward(summary)))
-        ),
+        "models": html_of(by_metric.scores_table(summary)),
+        "differences": html_of(by_metric.differences_table(summary)),
         "grpo": curves.trainings(root, assets, "grpo", runs, IDENTITIES),
         "coldstart": curves.trainings(root, assets, "coldstart", coldstart, IDENTITIES),
     }

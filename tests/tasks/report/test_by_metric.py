@@ -1,6 +1,12 @@
 """What GRPO has changed, metric by metric, and tables without a reward that has no unit."""
 
-from tasks.report.by_metric import changed, scores_table, without_reward
+from tasks.report.by_metric import (
+    changed,
+    differences_table,
+    enlarged,
+    scores_table,
+    without_reward,
+)
 from tasks.report.summary import artifact
 from tests.tasks.fabricated import SMALL
 
@@ -32,6 +38,14 @@ def test_what_grpo_has_changed_is_said_with_its_interval() -> None:
     assert "none of these" in first
 
 
+def test_the_cold_start_against_bicubic_in_one_sentence() -> None:
+    rows = [{**row, "a": "naosd", "b": "bicubic"} for row in ROWS]
+    text = enlarged({**SMALL, "differences": rows})
+    assert text.startswith("NAOSD minus bicubic: ") and "+0.300 (better); " in text
+    assert "reward" not in text.lower()
+    assert enlarged({**SMALL, "differences": ROWS}) == ""
+
+
 def test_with_one_sample_no_reward_is_shown() -> None:
     value = {"mean": 20.0, "standard_error": 0.1}
     one = {
@@ -48,3 +62,15 @@ def test_with_one_sample_no_reward_is_shown() -> None:
     assert "PSNR" in text and "Reward" not in text
     two = {**one, "noises": 2}
     assert without_reward(two) == two and len(scores_table(two).header) == 3
+    assert "2 samples" in scores_table(two).caption and "four" in scores_table(two).caption
+
+
+def test_chains_have_samples_not_noises() -> None:
+    rows = [{**row, "effect": 0.1} for row in ROWS]
+    summary = {
+        **SMALL,
+        "metrics": {name: {"higher_is_better": True} for name in ("psnr_y", "niqe", "reward")},
+        "differences": rows,
+    }
+    table = differences_table(summary)
+    assert "samples averaged" in table.caption and "noises" not in table.caption

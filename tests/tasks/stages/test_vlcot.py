@@ -148,6 +148,10 @@ def test_the_page_shows_chains_words_and_curves(finished: Path) -> None:
     assert {name for name in names if name.startswith("grpo-")}
     assert all((finished / "reports/vlcot" / source).is_file() for source in sources)
     assert "RealSR-R1 cold start" in text and text.count("<h4>") == 4
+    # Tables turn into lists on a phone, or scroll: none makes the page wider than its screen.
+    assert text.count('<table class="cells">') == text.count("<table") == 3
+    assert text.count('<div class="scroll"') == 3
+    assert "RealSR-R1 cold start minus bicubic: " in text
 
 
 def test_the_page_has_the_same_bytes_again(root: Path) -> None:
