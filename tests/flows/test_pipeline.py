@@ -21,7 +21,6 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import Artifact, FlowRun
-from prefect.testing.utilities import prefect_test_harness
 
 from flows import pipeline as module
 from flows.dvc.run import StageFailed
@@ -38,6 +37,9 @@ SUMMARY = SMALL
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[None]:
+    # It imports the server: CPU seconds that no quick test needs.
+    from prefect.testing.utilities import prefect_test_harness
+
     with prefect_test_harness(server_startup_timeout=150):
         yield
 
