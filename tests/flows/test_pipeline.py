@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -45,10 +44,9 @@ def server() -> Iterator[None]:
 
 
 @pytest.fixture
-def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def repository(initialised: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("DVC_STAGE", raising=False)
-    for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
-        subprocess.run(command, cwd=tmp_path, check=True)
+    shutil.copytree(initialised, tmp_path, dirs_exist_ok=True)
     (tmp_path / "made.json").write_text(json.dumps(SUMMARY))
     shutil.copy(Path(__file__).parents[2] / "tests/params.yaml", tmp_path)
     (tmp_path / "dvc.yaml").write_text("""
