@@ -1,5 +1,6 @@
 """What every test may use: no network, one device, the sample configuration."""
 
+import gc
 import os
 import shutil
 import socket
@@ -16,6 +17,7 @@ os.environ.setdefault("MPLBACKEND", "agg")
 
 ROOT = Path(__file__).parents[1]
 without_bitsandbytes()  # as every command does: it costs seconds of each test process
+gc.disable()  # while everything is imported and collected; see pytest_collection_finish
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -24,6 +26,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="cpu",
         help="run the tests that use the `device` fixture there, e.g. cuda",
     )
+
+
+def pytest_collection_finish() -> None:
+    """Modules and tests stay to the end: no search for garbage looks at them again."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import special
 
 Array = npt.NDArray[np.float64]
 Scores = dict[str, dict[str, Array]]  # model -> metric -> (I, N)
@@ -114,8 +114,8 @@ def paired_difference(a_IN: Array, b_IM: Array) -> Difference:
         return Difference(mean, 0.0, mean, mean, 0.0 if mean else 1.0)
     # Student's t and not 1.96: with 24 photographs the interval is 6 % wider, with three twice as
     # wide.
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * error
-    p = 2 * float(stats.t.sf(abs(mean) / error, count - 1))
+    half = float(special.stdtrit(count - 1, (1 + CONFIDENCE) / 2)) * error
+    p = 2 * float(special.stdtr(count - 1, -abs(mean) / error))
     return Difference(mean, error, mean - half, mean + half, p)
 
 

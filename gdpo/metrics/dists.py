@@ -15,7 +15,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-import torchvision
 from torch import nn
 from torch.nn import functional
 
@@ -43,8 +42,11 @@ class Dists(nn.Module):
     """DISTS."""
 
     def __init__(self) -> None:
+        # It imports torch._dynamo: CPU seconds that only this network needs.
+        from torchvision.models import vgg16
+
         super().__init__()
-        self.features = torchvision.models.vgg16(weights=None).features
+        self.features = vgg16(weights=None).features
         layers = [L2Pool() if isinstance(part, nn.MaxPool2d) else part for part in self.features]
         for part in layers:
             if isinstance(part, nn.ReLU):

@@ -12,7 +12,6 @@ Shapes: BCHW, RGB in [0, 1].
 from pathlib import Path
 
 import torch
-import torchvision
 from torch import nn
 
 from gdpo.metrics.networks import hub, read_backbone, read_weights
@@ -29,8 +28,11 @@ class Lpips(nn.Module):
     """LPIPS; `kind` is "alex" or "vgg"."""
 
     def __init__(self, kind: str) -> None:
+        # It imports torch._dynamo: CPU seconds that only this network needs.
+        from torchvision.models import alexnet, vgg16
+
         super().__init__()
-        create = torchvision.models.alexnet if kind == "alex" else torchvision.models.vgg16
+        create = alexnet if kind == "alex" else vgg16
         features = create(weights=None).features
         # Activations in place would change what the layer before gave.
         for part in features.modules():

@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from gdpo.checks import check_image, check_same_shape
 from gdpo.files import sha256, shipped
-from gdpo.metrics import clipiqa, dists, inception, lpips, networks
+from gdpo.metrics import clipiqa, dists, lpips, networks
 from gdpo.metrics.maniqa import maniqa
 from gdpo.metrics.niqe import Pristine, niqe, read_niqe
 from gdpo.metrics.table import METRICS, metric
@@ -45,12 +45,21 @@ __all__ = [
 NIQE_FILE = shipped("assets/tiny-sd/niqe.mat")
 AFINE_MULTIPLE = 32
 PYIQA_MISSING = "pyiqa is not installed; `pip install 'gdpo-sr[metrics]'` does"
+
+
+def _inception(device: torch.device | str) -> torch.nn.Module:
+    # It imports torchvision: CPU seconds that only FID needs.
+    from gdpo.metrics import inception
+
+    return inception.build(device)
+
+
 # Networks of ours that read published weights.
 OWN: dict[str, Callable[[torch.device | str], torch.nn.Module]] = {
     "lpips_alex": partial(lpips.build, "alex"),
     "dists": dists.build,
     "clipiqa": clipiqa.build,
-    "fid": inception.build,
+    "fid": _inception,
 }
 
 

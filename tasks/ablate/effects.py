@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from gdpo.evaluate.statistics import CONFIDENCE, Array
 
@@ -81,8 +81,8 @@ def _student(mean: float, error: float, freedom: float) -> Record:
     """
     half, p = 0.0, 0.0 if mean else 1.0
     if error > 0:
-        half = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * error
-        p = 2 * float(stats.t.sf(abs(mean) / error, freedom))
+        half = float(special.stdtrit(freedom, (1 + CONFIDENCE) / 2)) * error
+        p = 2 * float(special.stdtr(freedom, -abs(mean) / error))
     low, high = mean - half, mean + half
     return {
         "low": low,

@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -21,7 +20,6 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import Artifact, FlowRun
-from prefect.testing.utilities import prefect_test_harness
 
 from flows import pipeline as module
 from flows.dvc.run import StageFailed
@@ -38,15 +36,17 @@ SUMMARY = SMALL
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[None]:
+    # It imports the server: CPU seconds that no quick test needs.
+    from prefect.testing.utilities import prefect_test_harness
+
     with prefect_test_harness(server_startup_timeout=150):
         yield
 
 
 @pytest.fixture
-def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def repository(initialised: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("DVC_STAGE", raising=False)
-    for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
-        subprocess.run(command, cwd=tmp_path, check=True)
+    shutil.copytree(initialised, tmp_path, dirs_exist_ok=True)
     (tmp_path / "made.json").write_text(json.dumps(SUMMARY))
     shutil.copy(Path(__file__).parents[2] / "tests/params.yaml", tmp_path)
     (tmp_path / "dvc.yaml").write_text("""

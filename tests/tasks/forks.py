@@ -1,9 +1,9 @@
 """Real `python -m tasks ...` processes without paying for `import torch` in each: one process
 imports, and forks the others.
 
-forks.py    reads [folder, argument, ...] as JSON per line; forks, runs the command line there;
-            writes the process id, and its exit code when it ends (negative: the signal that killed
-            it)
+forks.py    reads [environment, folder, argument, ...] as JSON per line; forks, runs the command
+            line there with these variables besides its own; writes the process id, and its exit
+            code when it ends (negative: the signal that killed it)
 """
 
 import importlib
@@ -33,10 +33,10 @@ class Forks:
             env=environment,
         )
 
-    def start(self, folder: Path, *arguments: str) -> int:
+    def start(self, folder: Path, *arguments: str, **environment: str) -> int:
         """The id of the new process."""
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps([str(folder), *arguments]) + "\n")
+        self._process.stdin.write(json.dumps([environment, str(folder), *arguments]) + "\n")
         self._process.stdin.flush()
         return self._read()
 
@@ -62,9 +62,10 @@ def serve() -> None:
     for name in ("great_expectations", "pyarrow.dataset", *modules):
         importlib.import_module(name)
     for line in sys.stdin:
-        folder, *arguments = json.loads(line)
+        environment, folder, *arguments = json.loads(line)
         process = os.fork()
         if process == 0:
+            os.environ.update(environment)
             os.chdir(folder)
             sys.argv[1:] = arguments
             with Path("stderr.txt").open("a") as log:

@@ -3,8 +3,6 @@ of git and DVC.
 """
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -73,11 +71,9 @@ STAGES = ["made", "after@x", "after@y", "part", "all"]
 
 
 @pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def template(initialised: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository in which everything ran once; its DVC cache holds the outputs."""
-    folder = tmp_path_factory.mktemp("template")
-    for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
-        subprocess.run(command, cwd=folder, check=True)
+    folder = shutil.copytree(initialised, tmp_path_factory.mktemp("template"), dirs_exist_ok=True)
     (folder / "code.txt").write_text("code\n")
     (folder / "dvc.yaml").write_text(DVC_YAML)
     (folder / "params.yaml").write_text("number: 1\n")

@@ -3,6 +3,7 @@ checkpoint.
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -61,14 +62,13 @@ def wait_for(happens: Callable[[], object], seconds: float = 30.0) -> None:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder(initialised: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A repository with a stage `slow`; what is started there finds our modules, and is gone with
     the test.
     """
     monkeypatch.delenv("DVC_STAGE", raising=False)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
-        subprocess.run(command, cwd=tmp_path, check=True)
+    shutil.copytree(initialised, tmp_path, dirs_exist_ok=True)
     (tmp_path / "stage.py").write_text(STAGE)
     (tmp_path / "dvc.yaml").write_text(
         "stages: {slow: {cmd: python stage.py, deps: [stage.py], outs: [slow]}}\n"

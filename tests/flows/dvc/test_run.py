@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -58,11 +57,9 @@ stages:
 
 
 @pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def template(initialised: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository that nothing ran in."""
-    folder = tmp_path_factory.mktemp("template")
-    for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
-        subprocess.run(command, cwd=folder, check=True)
+    folder = shutil.copytree(initialised, tmp_path_factory.mktemp("template"), dirs_exist_ok=True)
     (folder / "slow.py").write_text(SLOW)
     (folder / "dvc.yaml").write_text(DVC_YAML)
     (folder / "params.yaml").write_text("number: 1\n")

@@ -64,8 +64,9 @@ def test_every_objective_learns_to_prefer_the_better(objective: str, tmp_path: P
         "rollout_": action,
         "objective": objective,
         "clip": 0.2,
-        "steps": 12,
+        "steps": 8,
         "batch": 5,
+        "checkpoint_every": 8,
     }
     _, history = train(stored(configured(action, objective=objective)), tmp_path, **options)
     assert np.mean([row["implicit_accuracy"] for row in history[-4:]]) > 0.7

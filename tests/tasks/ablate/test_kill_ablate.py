@@ -3,8 +3,6 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,8 +11,7 @@ import pytest
 from tasks import __main__ as cli
 from tasks.ablate.runs import Job
 from tests.tasks.ablate.runs import in_this_process, really, reports, runs
-
-REPO = Path(__file__).parents[3]
+from tests.tasks.forks import Forks
 
 
 @pytest.fixture
@@ -25,41 +22,29 @@ def root(selected: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     return root
 
 
-def start(root: Path) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "2"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "tasks", "ablate", "7"],
-        cwd=root,
-        env=environment,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def stopped(root: Path, number: signal.Signals, after: int) -> tuple[int, str]:
+def stopped(root: Path, forks: Forks, number: signal.Signals, after: int) -> tuple[int, str]:
     """Start it, send a signal after so many finished runs; its exit code and what it said."""
-    process = start(root)
+    process = forks.start(root, "ablate", "7")
+    said = root / "stderr.txt"
     deadline = time.monotonic() + 240
     while runs(root) < after:
-        assert process.poll() is None and time.monotonic() < deadline, (
-            "it ended, or did not get there in time"
-        )
+        assert time.monotonic() < deadline, f"it ended, or did not get there: {said.read_text()}"
         time.sleep(0.01)
-    process.send_signal(number)
-    return process.wait(), process.communicate()[1]
+    os.kill(process, number)
+    return forks.wait(), said.read_text()
 
 
 @pytest.mark.processes
 @pytest.mark.timeout(900)
 def test_terminated_and_killed_it_ends_in_the_bytes_of_a_run_left_in_peace(
-    root: Path, straight: tuple[Path, list[Job]]
+    root: Path, straight: tuple[Path, list[Job]], forks: Forks
 ) -> None:
-    code, stderr = stopped(root, signal.SIGTERM, 1)
+    code, stderr = stopped(root, forks, signal.SIGTERM, 1)
     assert (
         code == 143
         and "finished runs are kept in work/ablate, the same command continues" in stderr
     )
-    code, _ = stopped(root, signal.SIGKILL, runs(root) + 3)
+    code, _ = stopped(root, forks, signal.SIGKILL, runs(root) + 3)
     assert code == -signal.SIGKILL and not (root / "reports/ablate").exists() and runs(root) < 19
     with in_this_process(really) as did:
         assert cli.main(["ablate", "7"]) == 0

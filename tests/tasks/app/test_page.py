@@ -1,5 +1,6 @@
 """The page of `gdpo-sr app` in a real browser, and as an API."""
 
+import importlib.util
 import json
 import re
 import signal
@@ -14,7 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytest.importorskip("gradio", reason="the package gradio is not installed (extra `app`)")
+# The app runs in a process of its own: here gradio's import would be CPU seconds for nothing.
+if importlib.util.find_spec("gradio") is None:
+    pytest.skip("the package gradio is not installed (extra `app`)", allow_module_level=True)
 pytest.importorskip("selenium", reason="the package selenium is not installed (extra `dev`)")
 
 from selenium.webdriver.common.action_chains import ActionChains

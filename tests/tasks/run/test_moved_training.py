@@ -22,7 +22,7 @@ from tests.tasks.forks import Forks
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(600)]
 
-LONG = {"steps": 120, "checkpoint_every": 3}
+LONG = {"steps": 40, "checkpoint_every": 3}
 GDPO = tiny.settings(pretrain=LONG, finetune=LONG)
 VLCOT = vlcot_root.settings(
     vlcot={
@@ -49,18 +49,9 @@ def bucket() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def hosts(bucket: str) -> Iterator[Forks]:
-    """Processes that keep copies of checkpoints."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            **s3.environment(bucket),
-            URL: "s3://bucket/copies",
-            MINUTES: "0",
-        }.items():
-            patch.setenv(name, value)
-        forks = Forks()
-    yield forks
-    forks.close()
+def copying(bucket: str) -> dict[str, str]:
+    """The environment of a process that keeps copies of checkpoints."""
+    return {**s3.environment(bucket), URL: "s3://bucket/copies", MINUTES: "0"}
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +78,7 @@ def test_a_killed_training_goes_on_elsewhere(
     request: pytest.FixtureRequest,
     tmp_path: Path,
     bucket: str,
-    hosts: Forks,
+    copying: dict[str, str],
     forks: Forks,
 ) -> None:
     config, model = STAGES[stage]
@@ -100,17 +91,17 @@ def test_a_killed_training_goes_on_elsewhere(
         (root / "params.yaml").write_text(json.dumps(config.model_dump()))
         shutil.rmtree(root / "work", ignore_errors=True)
     before = set(copies(bucket))
-    process = hosts.start(one, stage)
+    process = forks.start(one, stage, **copying)
     deadline = time.monotonic() + 300
     while not set(copies(bucket)) - before:
         assert time.monotonic() < deadline, (one / "stderr.txt").read_text()
         time.sleep(0.05)
     os.kill(process, signal.SIGKILL)
-    assert hosts.wait() == -signal.SIGKILL, "it was over before it could be killed"
+    assert forks.wait() == -signal.SIGKILL, "it was over before it could be killed"
     shutil.rmtree(one)
 
-    hosts.start(two, stage)
-    assert hosts.wait() == 0
+    forks.start(two, stage, **copying)
+    assert forks.wait() == 0
     said = (two / "stderr.txt").read_text()
     assert "gdpo-sr: going on from step " in said
 

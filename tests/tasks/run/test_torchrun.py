@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.processes, pytest.mark.timeout(600)]
 
 SHARED = {"batch": 3, "optimizer": {"lr": 1e-4}}  # three over two processes: shares of one and two
 CONFIG = tiny.settings(
-    pretrain={"steps": 4, **SHARED}, finetune={"steps": 60, "checkpoint_every": 7, **SHARED}
+    pretrain={"steps": 4, **SHARED}, finetune={"steps": 30, "checkpoint_every": 7, **SHARED}
 )
 TWO = ("--set", "pretrain.gpus=2", "--set", "finetune.gpus=2")
 CHECKPOINT = "work/finetune/gdpo/checkpoint.pt"
@@ -133,7 +133,7 @@ def test_stopped_on_its_way_it_ends_in_the_same_bytes(
     os.kill(process, signal.SIGTERM)
     assert forks.wait() == 143
     steps = torch.load(root / CHECKPOINT, weights_only=True)["step"]
-    assert 3 <= steps < 60
+    assert 3 <= steps < CONFIG.finetune.steps
     line = (
         f"gdpo-sr: stopped at step {steps}, checkpoint in {CHECKPOINT}; the same command resumes\n"
     )
