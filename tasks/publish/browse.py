@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from tasks.arguments import port
 from tasks.paths import MODELS_PAGE, RUNS_PAGE
 from tasks.store.s3 import Store, content_type
 
@@ -28,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--store", default="s3://gdpo-sr", metavar="URL", help="default: s3://gdpo-sr"
     )
-    parser.add_argument("--port", type=int, default=8484, help="default: 8484; 0 takes a free one")
+    parser.add_argument("--port", type=port, default=8484, help="default: 8484; 0 takes a free one")
     parser.add_argument("--open", action="store_true", help="open the page in the default browser")
 
 
