@@ -57,7 +57,7 @@ lint: .venv  ## style, formatting, types
 	mypy gdpo tasks flows
 
 docs: .venv  ## build the documentation into site/ (site/index.html); warnings are errors
-	python -m mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 python -m mkdocs build --quiet --strict
 
 flow: .venv  ## run the same stages as a Prefect flow
 	python -m flows.pipeline
@@ -91,6 +91,7 @@ clean:  ## remove .venv and the tools' caches; keep data, models, reports and DV
 .venv/installed: $(LOCK) pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 12) else \
 	    "needs Python 3.11 or 3.12, found %d.%d; name one with: make PYTHON=python3.12" % v)'
+	@echo "installing into .venv: minutes, and about 7 GB of disk (without CUDA: docs/tutorials/first-picture.md)"
 	$(PYTHON) -m venv .venv
 	$(VENV)/python -m pip install --quiet --disable-pip-version-check uv
 	$(VENV)/uv pip install --quiet --python $(VENV)/python --compile-bytecode --require-hashes -r $(LOCK)

@@ -29,3 +29,10 @@ def add_params(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="override one value, as YAML",
     )
+
+
+def port(text: str) -> int:
+    """An argument type: a port that a page can be served at; 0: any that is free."""
+    if text.isascii() and text.isdecimal() and int(text) < 2**16:
+        return int(text)
+    raise argparse.ArgumentTypeError("must be a whole number from 0 to 65535")

@@ -94,3 +94,4 @@ def test_the_wheel_works_in_an_empty_folder(installed: Path, tmp_path: Path) -> 
     run("profile", "paper")
     assert "models/sd2.1-base" in (tmp_path / "params.yaml").read_text()
     assert (installed / "gdpo/py.typed").is_file()
+    assert (installed / "gdpo/shipped/assets/tiny-vlcot/model.json").is_file()

@@ -14,6 +14,8 @@ import sys
 import threading
 from pathlib import Path
 
+from tasks.arguments import port
+
 EXAMPLE = "gdpo-sr app"
 
 
@@ -22,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--host", default="127.0.0.1", help="0.0.0.0 for other machines, too; default: 127.0.0.1"
     )
-    parser.add_argument("--port", type=int, help="default: the first that is free from 7860 on")
+    parser.add_argument("--port", type=port, help="default: the first that is free from 7860 on")
     parser.add_argument(
         "--device", choices=["cpu", "cuda", "mps"], help="default: cuda if there is one, else cpu"
     )

@@ -92,7 +92,11 @@ def test_bad_parameters_exit_2_with_one_line(
 
 
 @pytest.mark.parametrize(
-    "argv", [[], ["nothing"], ["select", "--nothing"], ["finetune", "--run", "both"]]
+    "argv",
+    [
+        *([], ["nothing"], ["select", "--nothing"], ["finetune", "--run", "both"]),
+        *(["app", "--port", "99999"], ["app", "--port", "x"], ["browse", "--port", "-1"]),
+    ],
 )
 def test_usage_errors_exit_2_with_one_line(
     argv: list[str], capsys: pytest.CaptureFixture[str]
