@@ -15,11 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-<<<<<<< HEAD
-from tasks.arguments import DEFAULT_STORE, add_store
-=======
-from tasks.arguments import port
->>>>>>> product
+from tasks.arguments import DEFAULT_STORE, add_store, port
 from tasks.paths import MODELS_PAGE, RUNS_PAGE
 from tasks.store.s3 import Store, content_type
 
@@ -30,15 +26,8 @@ LINK_S = 600
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The bucket, the port, and whether to open a browser."""
-<<<<<<< HEAD
     add_store(parser)
-    parser.add_argument("--port", type=int, default=8484, help="default: 8484; 0 takes a free one")
-=======
-    parser.add_argument(
-        "--store", default="s3://gdpo-sr", metavar="URL", help="default: s3://gdpo-sr"
-    )
     parser.add_argument("--port", type=port, default=8484, help="default: 8484; 0 takes a free one")
->>>>>>> product
     parser.add_argument("--open", action="store_true", help="open the page in the default browser")
 
 

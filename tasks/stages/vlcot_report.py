@@ -4,7 +4,6 @@ Reads the outputs of its other stages. Links are relative; equal inputs give equ
 HTML-escaped.
 """
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from tasks.files.results import read_summary
 from tasks.report import by_metric, curves, tables, vlcot_page
 from tasks.report.benchmark_page import html_of
 from tasks.report.gallery import evenly, read_text
-from tasks.report.html import TEMPLATES, environment
+from tasks.report.html import copy_assets, environment
 from tasks.run.training import device
 
 KNOWN = 1000  # training pairs that the probe of the page is fitted on
@@ -31,8 +30,7 @@ def run(config: Config, root: Path, hooks: Hooks) -> None:
     """Write the page. Errors: ValueError naming a missing input."""
     with written_aside(root / f"{paths.VLCOT_REPORTS}/assets") as assets:
         (assets / "figures").mkdir(parents=True)
-        for name in ("style.css", "report.js"):
-            shutil.copyfile(TEMPLATES / name, assets / name)
+        copy_assets(assets)
         text = _render(_page(config, root, assets))
     with written_aside(root / f"{paths.VLCOT_REPORTS}/index.html") as part:
         part.write_bytes(text.encode("utf-8", "replace"))
