@@ -26,10 +26,10 @@ def test_t_add_is_drawn_per_sample_from_its_range(pairs: Shards, monkeypatch: An
         return inject(model, z, noise, t_add)
 
     monkeypatch.setattr(loop.steps, "inject", spy)
-    for step in range(8):
+    for step in range(20):
         run.step(step)
     timesteps = torch.stack(drawn)
-    assert timesteps.shape == (8, 3) and len(timesteps.unique()) > 16
+    assert timesteps.shape == (20, 3) and len(timesteps.unique()) > 40
     assert int(timesteps.min()) >= 50 and int(timesteps.max()) < 400
     keys: list[Any] = [(run.config.seed, "pretrain", 7, i) for i in (2, 0)]
     assert torch.equal(run._t_add(keys), timesteps[7, [2, 0]])
