@@ -5,11 +5,11 @@ import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
 from prefect.automations import Automation
-from prefect.server.events.schemas.automations import EventTrigger as ServerTrigger
 from ruamel.yaml import YAML
 
 from flows.automations import (
@@ -28,7 +28,10 @@ ROOT = Path(__file__).parents[2]
 WINDOW = timedelta(seconds=3 * HEARTBEAT_S)
 
 
-def as_the_server_reads_it(automation: Automation) -> ServerTrigger:
+def as_the_server_reads_it(automation: Automation) -> Any:
+    # Importing the server takes seconds of every process that collects tests.
+    from prefect.server.events.schemas.automations import EventTrigger as ServerTrigger
+
     return ServerTrigger.model_validate(automation.trigger.model_dump(mode="json"))
 
 
