@@ -13,7 +13,7 @@ from tests.flows.processes import wait_for
 
 pytestmark = [pytest.mark.orchestration, pytest.mark.timeout(2400)]
 
-LONG = {"pretrain.steps": 80, "pretrain.batch": 4, "pretrain.checkpoint_every": 2}
+LONG = {"pretrain.steps": 40, "pretrain.batch": 4, "pretrain.checkpoint_every": 2}
 AT_ONCE = {"GDPO_CHECKPOINT_MINUTES": "0"}
 
 
