@@ -127,6 +127,7 @@ def _table(path: Path, made_from: str) -> pa.Table:
     stored = (table.schema.metadata or {}).get(MADE_FROM, b"").decode()
     if not table.schema.equals(SCHEMA) or stored != made_from:
         raise ValueError(
-            f"{path}: made with another tokenizer or other stages; run the stage vlcot-data again"
+            f"{path}: made with another tokenizer or other stages; run the stage vlcot-data again, "
+            f"or `dvc checkout {paths.TOKENIZER}` if codebook.safetensors or its vae are damaged"
         )
     return table

@@ -57,6 +57,17 @@ def test_a_codebook_of_another_size_is_named(root: Path) -> None:
         load_super_resolver(sealed(model))
 
 
+@pytest.mark.parametrize(
+    "name", ["codebook.safetensors", "vae/diffusion_pytorch_model.safetensors"]
+)
+def test_a_tokenizer_that_is_cut_off_is_named_and_not_the_tokens(root: Path, name: str) -> None:
+    path = root / "models/vlcot/tokenizer" / name
+    path.write_bytes(path.read_bytes()[:-5])
+    for stage in ("coldstart", "grpo"):
+        with pytest.raises(ValueError, match=f"{name}: damaged .*vlcot-tokenizer again"):
+            STAGES[stage](settings(), root, Hooks())
+
+
 def test_damaged_files_are_named_in_one_line(root: Path) -> None:
     model = root / "models/vlcot/vlcot"
     state = load_file(model / "trunk.safetensors")
