@@ -1,6 +1,6 @@
 """Applies each mutation of benchmarks/mutations.txt to a copy of the code; its test must fail.
 
-    python benchmarks/mutations.py             # all of them: a quarter of an hour on one core
+    python benchmarks/mutations.py             # all of them: three minutes on one core
     python benchmarks/mutations.py VSD DAPE    # those whose name or test has one of these words
     python benchmarks/mutations.py --write     # and marks them in benchmarks/results/mutations.md
 
