@@ -35,7 +35,8 @@ ROW = re.compile(r"== (?P<test>.+)|@ (?P<file>\S+): (?P<name>.+)\n- (?P<old>.+)\
 HEADER = """# Mutations and the tests that fail
 
 Rows with "yes" were applied to the code by `benchmarks/mutations.py`, and the named test was seen
-to fail: {yes} of {all}, last at commit {commit}. The others were checked by reading only.
+to fail: {yes} of {all}, last at commit {commit}.
+The others were checked by reading only.
 
 | mutation | test that fails | run |
 |---|---|---|
@@ -128,17 +129,17 @@ def outcome(mutation: Mutation, log: Path) -> str:
     return f"ERROR: pytest ended with {status}: {said}"
 
 
-def table(rows: Sequence[Mutation], killed: set[str], present: str, commit: str) -> str:
-    """The table: the listed rows, marked if killed now or before, and the other present ones."""
+def table(rows: Sequence[Mutation], killed: dict[str, bool], present: str, commit: str) -> str:
+    """The table: the listed rows, then the other present ones; those not run keep their mark."""
     before = {
         name: (test, ran)
         for name, test, ran in re.findall(r"^\| (.+?) \| (\S+) \| ?(.*?) ?\|$", present, re.M)
         if test.count("::")
     }
-    marks = {
-        row.name: (row.test, "yes" if row.name in killed else before.get(row.name, ("", ""))[1])
-        for row in rows
-    }
+    marks = {row.name: (row.test, before.get(row.name, ("", ""))[1]) for row in rows}
+    for row in rows:
+        if row.name in killed:
+            marks[row.name] = (row.test, "yes" if killed[row.name] else "survives")
     marks |= {name: mark for name, mark in before.items() if name not in marks}
     yes = sum(ran == "yes" for _, ran in marks.values())
     lines = [f"| {name} | {test} | {ran} |\n" for name, (test, ran) in marks.items()]
@@ -170,14 +171,14 @@ def main() -> int:
             outcomes[row.name] = outcome(row, log)
             print(f"{row.name}: {outcomes[row.name]}", flush=True)
         os.chdir(REPO)
-    killed = {name for name, what in outcomes.items() if what.startswith("killed")}
-    print(f"{len(killed)} of {len(outcomes)} killed")
+    killed = {name: what.startswith("killed") for name, what in outcomes.items()}
+    print(f"{sum(killed.values())} of {len(killed)} killed")
     if args.write:
         sys.path.insert(0, str(REPO))
         from benchmarks.record import commit
 
         TABLE.write_text(table(rows, killed, TABLE.read_text(), commit()))
-    return int(len(killed) < len(outcomes))
+    return int(not all(killed.values()))
 
 
 if __name__ == "__main__":
