@@ -52,9 +52,12 @@ def test_every_model_gets_the_same_input_and_noises_whatever_the_batch(pair: Pai
     assert found.scores["bicubic"]["psnr_y"].shape == (1,)
 
 
-def test_scores_are_of_the_eight_bit_output(pair: Pair) -> None:
+@pytest.mark.parametrize("levels", [-0.4, 0.4])
+def test_scores_are_of_the_eight_bit_output(pair: Pair, levels: float) -> None:
+    """The nearest level, from below and from above."""
+
     def almost(lr_up_BCHW: torch.Tensor, keys: list[Key]) -> torch.Tensor:
-        return lr_up_BCHW + 0.4 / 255
+        return lr_up_BCHW + levels / 255
 
     found = evaluate_image(pair, {"naosd": almost}, ["psnr_y"], seed=0, noises=2, batch=2)
     assert found.scores["naosd"]["psnr_y"][0] == found.scores["bicubic"]["psnr_y"][0]

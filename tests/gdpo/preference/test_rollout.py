@@ -192,6 +192,11 @@ def test_candidates_by_guidance_share_the_noise_and_start_unguided(
     )
     assert group.metrics["psnr_y"][0] == pytest.approx(groups[0].metrics["psnr_y"][0], rel=1e-4)
     assert len(set(group.metrics["psnr_y"])) == 3
+    (alike,) = made(
+        model, [0], tiny.settings(rollout={"candidates": "guidance", "guidance_range": [2.0, 2.0]})
+    )
+    first, *others = alike.metrics["psnr_y"]
+    assert others == pytest.approx([first] * 2, rel=1e-6)
 
 
 def test_rows_survive_parquet_and_give_the_same_errors_to_the_bit(
