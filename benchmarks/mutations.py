@@ -150,7 +150,7 @@ def main() -> int:
     """Run the command line; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("words", nargs="*", help="only mutations with one of these words")
-    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--write", action="store_true", help="mark those killed in the results")
     args = parser.parse_args()
     rows = listed(LIST.read_text())
     chosen = [
@@ -158,6 +158,8 @@ def main() -> int:
         for row in rows
         if not args.words or any(word in f"{row.name} {row.test}" for word in args.words)
     ]
+    if not chosen:
+        parser.error(f"no mutation or test in {LIST.name} has one of: {' '.join(args.words)}")
     outcomes: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="mutations-") as folder:
         place, log = Path(folder) / "repository", Path(folder) / "log"
